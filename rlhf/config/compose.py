@@ -1,0 +1,119 @@
+"""From what the user typed to a typed configuration. Hydra composes; this makes it strict.
+
+Hydra alone accepts any `+key=value`; merging the composed values into the schema does not.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, ValidationError
+
+from rlhf.config.errors import ConfigError
+from rlhf.config.schema import Config, leaf_keys
+
+
+def config_root() -> Path:
+    """The directory that holds conf/, experiments/ and sweeps/: the repository, or the package in an installed wheel."""
+    package = Path(__file__).resolve().parents[1]
+    return package.parent if (package.parent / "conf" / "config.yaml").exists() else package
+
+
+def register() -> None:
+    """Tell Hydra where the presets are, and that every model can be a reward model too."""
+    root = config_root()
+    OmegaConf.register_new_resolver("rlhf_root", lambda: str(root), replace=True)
+    for path in (root / "conf" / "model").glob("*.yaml"):
+        node = {"defaults": [{"/model@_here_": path.stem}, "_self_"]}
+        ConfigStore.instance().store(group="reward_model", name=path.stem, node=node, provider="conf/model")
+
+
+def quoted(arguments: list[str]) -> list[str]:
+    """Command-line arguments in which `zero=3` names an option; Hydra would read a number."""
+    pattern = re.compile(r"^(\+?zero(?:@[\w.]+)?)=([\d,]+)$")
+    return [
+        f"{match[1]}=" + ",".join(f"'{number}'" for number in match[2].split(",")) if (match := pattern.match(argument)) else argument
+        for argument in arguments
+    ]
+
+
+def typed(composed: DictConfig) -> Config:
+    """The composed values as a `Config`; raises ConfigError for a key or a type that the schema does not have."""
+    schema = OmegaConf.structured(Config)
+    values: Any = None
+    try:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        return cast(Config, OmegaConf.to_object(OmegaConf.merge(schema, values)))
+    except ConfigKeyError as error:
+        raise unknown_key(str(error.full_key), lookup(values, str(error.full_key))) from error
+    except ValidationError as error:
+        raise wrong_type(error, composed) from error
+    except MissingMandatoryValue as error:
+        key = str(error.full_key)
+        raise ConfigError(key, "???", "it has no default", f"give it: {key}=...") from error
+    except InterpolationResolutionError as error:
+        key = str(error.full_key)
+        text = OmegaConf.to_container(composed, resolve=False)
+        raise ConfigError(key, lookup(text, key), first_line(error), "correct the reference") from error
+
+
+def lookup(values: Any, key: str) -> Any:
+    """The value at a dotted key of nested dicts, or None."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def unknown_key(key: str, value: Any = "...") -> ConfigError:
+    """An error that names the nearest keys there are."""
+    keys = leaf_keys()
+    groups = sorted({".".join(k.split(".")[:i]) for k in keys for i in range(1, k.count(".") + 1)})
+    near = difflib.get_close_matches(key, [*keys, *groups, "experiments", "sweeps"], n=1, cutoff=0.5)
+    if not near:
+        leaf = key.rsplit(".", 1)[-1]
+        near = difflib.get_close_matches(leaf, [k.rsplit(".", 1)[-1] for k in keys], n=1, cutoff=0.6)
+        near = [k for k in keys if near and k.endswith("." + near[0])][:1]
+    fix = f"did you mean {near[0]}?" if near else "`python -m rlhf --cfg job` lists the keys"
+    return ConfigError(key, value, "there is no such key", fix)
+
+
+def wrong_type(error: ValidationError, composed: DictConfig) -> ConfigError:
+    """An error that names the type a key takes."""
+    key = str(error.full_key)
+    expected = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
+    match = re.search(r"could not be converted to (\w+)", first_line(error))
+    kind = expected.get(match[1], match[1]) if match else None
+    value = lookup(OmegaConf.to_container(composed, resolve=False), re.sub(r"\[\d+\]$", "", key))
+    fix = f"give {kind}" if kind else "`python -m rlhf --cfg job` shows a working value"
+    return ConfigError(key, value, first_line(error) if kind is None else "wrong type", fix)
+
+
+def from_hydra(error: Exception, overrides: list[str]) -> ConfigError:
+    """Hydra's complaint about an override, in one line of ours."""
+    text = str(error)
+    if isinstance(error, MissingConfigException) and (match := re.search(r"Could not find '([\w@/-]+)/([^/']+)'", text)):
+        group, option = match[1], match[2]
+        options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
+        near = difflib.get_close_matches(option, options, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return ConfigError(group, option, "there is no such option", f"{hint}choose one of {', '.join(options) or 'none'}")
+    if match := re.search(r"Could not (?:override|delete)[^']*'([^']+)'", text):
+        key = match[1]
+        value = next((o.split("=", 1)[1] for o in overrides if o.lstrip("+~").startswith(key + "=")), "...")
+        return unknown_key(key, value)
+    if isinstance(error, OverrideParseException):
+        return ConfigError("override", error.override, first_line(error), "write key=value, quoted if it has spaces")
+    cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
+    if isinstance(cause, ValidationError):
+        key = str(getattr(cause, "full_key", "") or "override")
+        return ConfigError(key, " ".join(overrides), first_line(cause), "see `python -m rlhf --cfg job`")
+    return ConfigError("override", " ".join(overrides), first_line(cause), "see `python -m rlhf --help`")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,70 @@
+"""The identity of a stage's result: a hash of everything that decides it and of nothing else."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rlhf.config.schema import PLACE_KEYS, RESULT_KEYS, SCHEMA_VERSION, Config, covered, leaf_keys
+
+MIB = 2**20
+
+
+def fingerprint(config: Config, stage: str, inputs: dict[str, str]) -> str:
+    """64 hexadecimal digits; `inputs` are the identities of the stage's input models."""
+    content = {"schema": SCHEMA_VERSION, "stage": stage, "config": deciding(config, stage), "inputs": inputs}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def deciding(config: Config, stage: str) -> dict[str, Any]:
+    """The dotted keys that decide the stage's result, with their values; paths by what they hold."""
+    values = asdict(config)
+    keys = [k for k in leaf_keys() if covered(k, RESULT_KEYS[stage]) and not covered(k, PLACE_KEYS)]
+    chosen = {key: at(values, key) for key in keys}
+    for key, value in chosen.items():
+        if key.endswith(".path") or key.startswith("data.files."):
+            chosen[key] = identity(value)
+    return chosen
+
+
+def at(values: dict[str, Any], key: str) -> Any:
+    """The value at a dotted key."""
+    for part in key.split("."):
+        values = values[part]
+    return values
+
+
+def identity(path: str | None) -> str | None:
+    """What a path stands for: a stage's fingerprint, a hash of the files there, or, for a hub id, the id."""
+    if path is None:
+        return None
+    place = Path(path).expanduser()
+    if not place.exists():
+        return path
+    for result in (place / "result.json", place.parent / "result.json"):
+        if result.is_file():
+            return str(json.loads(result.read_text())["fingerprint"])
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+        digest.update(ends(file))
+    return digest.hexdigest()
+
+
+def ends(file: Path) -> bytes:
+    """The first and last MiB: enough to tell two weight files apart without reading gigabytes."""
+    with file.open("rb") as stream:
+        head = stream.read(MIB)
+        stream.seek(max(MIB, file.stat().st_size - MIB))
+        return head + stream.read(MIB)
+
+
+def code_hash() -> str:
+    """A hash of the package's source, so that a worker can tell whether it is the code that launched it."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return digest.hexdigest()

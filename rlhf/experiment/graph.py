@@ -1,0 +1,62 @@
+"""An experiment as a graph of stages: which there are, what each needs, where its result is."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rlhf.config.errors import ConfigError
+from rlhf.config.schema import Config
+from rlhf.experiment.fingerprint import fingerprint, identity
+from rlhf.experiment.store import StageDirectory
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage of a configuration: its identity, its directory, and the models it starts from (name: directory or id)."""
+
+    stage: str
+    fingerprint: str
+    directory: StageDirectory
+    inputs: dict[str, str] = field(default_factory=dict)
+
+
+def nodes(config: Config) -> list[Node]:
+    """The stages that the configuration asks for, in the order they run.
+
+    Raises ConfigError where a stage needs another one that is neither asked for nor done.
+    """
+    sft = node(config, "sft", {}, {})
+    reward = node(config, "reward", {}, {})
+    asked = {"sft": sft, "reward": reward}
+    if "ppo" in config.stages:
+        asked["ppo"] = ppo_node(config, sft, reward)
+    return [asked[stage] for stage in ("sft", "reward", "ppo") if stage in config.stages]
+
+
+def ppo_node(config: Config, sft: Node, reward: Node) -> Node:
+    """The PPO stage with its two inputs: given by path, or found by fingerprint."""
+    identities: dict[str, str] = {}
+    places: dict[str, str] = {}
+    for name, given, parent in (("actor", config.ppo.actor, sft), ("reward", config.ppo.reward, reward)):
+        if given is not None:
+            identities[name], places[name] = str(identity(given)), model_place(given)
+            continue
+        if parent.stage not in config.stages and not parent.directory.done:
+            raise ConfigError(
+                f"ppo.{name}", "null", f"this configuration's {parent.stage} stage ({parent.directory.path.name}) is not done",
+                f"run stage={parent.stage} or stage=all first, or give ppo.{name}=<directory or hub id>",
+            )  # fmt: skip
+        identities[name], places[name] = parent.fingerprint, str(parent.directory.model)
+    return node(config, "ppo", identities, places)
+
+
+def model_place(given: str) -> str:
+    """The directory that `transformers` loads: of a stage's directory its model/, else what was given."""
+    place = Path(given).expanduser()
+    return str(place / "model") if (place / "result.json").is_file() else (str(place) if place.exists() else given)
+
+
+def node(config: Config, stage: str, identities: dict[str, str], places: dict[str, str]) -> Node:
+    """One stage of the graph."""
+    digest = fingerprint(config, stage, identities)
+    directory = StageDirectory(Path(config.output_root) / "stages" / f"{stage}-{digest[:12]}")
+    return Node(stage, digest, directory, places)

@@ -1,0 +1,170 @@
+"""The directory of a stage: what is in it, when it is done, and who may write it.
+
+A file appears whole or not at all. A stage is done if and only if result.json is there.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a file's content in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one step."""
+    write_atomic(path, json.dumps(value, indent=2, allow_nan=True) + "\n")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished stage says of itself; `seconds` is the wall time of the run that finished it."""
+
+    stage: str
+    fingerprint: str
+    seconds: float
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class StageDirectory:
+    """One stage's artifact, `outputs/stages/<stage>-<first 12 of the fingerprint>/`."""
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        """What `transformers` loads."""
+        return self.path / "model"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Prompts with responses, one JSON object per line."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def done(self) -> bool:
+        """Whether the stage has finished."""
+        return (self.path / "result.json").is_file()
+
+    def result(self) -> Result:
+        """The finished stage's result."""
+        return Result(**json.loads((self.path / "result.json").read_text()))
+
+    def finish(self, result: Result) -> None:
+        """Declare the stage done; the last thing that is written."""
+        write_json(self.path / "result.json", result.__dict__)
+
+    def status(self) -> dict[str, Any]:
+        """The last known state, or an empty dict."""
+        file = self.path / "status.json"
+        return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+    def set_status(self, **changes: Any) -> None:
+        """Change some fields of status.json and renew its heartbeat."""
+        write_json(self.path / "status.json", {**self.status(), **changes, "heartbeat": time.time()})
+
+    def clear(self) -> None:
+        """Remove what an unfinished attempt left, all but the status and the log."""
+        for name in ("metrics.jsonl", "samples.jsonl", "tensorboard", "wandb", "model", "model.partial"):
+            place = self.path / name
+            if place.is_dir():
+                shutil.rmtree(place)
+            else:
+                place.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(directory: StageDirectory, timeout_s: float, waiting: Callable[[str], None]) -> Iterator[None]:
+    """Hold the stage's lock. Waits for a living holder; takes over from one that is dead or silent for `timeout_s`.
+
+    The lock is a file made exclusively, whose modification time is its holder's heartbeat, so a shared file system is
+    all that is needed. `waiting` is told once who holds it.
+    """
+    file = directory.path / "lock"
+    directory.path.mkdir(parents=True, exist_ok=True)
+    told = False
+    while not acquire(file):
+        holder = read_lock(file)
+        if holder is not None and stale(file, holder, timeout_s):
+            remove_stale(file, holder)
+            continue
+        if holder is not None and not told:
+            waiting(f"{directory.path.name} is being trained by process {holder['pid']} on {holder['host']}; waiting for it")
+            told = True
+        time.sleep(1.0)
+    stop = threading.Event()
+    threading.Thread(target=beat, args=(file, stop, timeout_s / 6), daemon=True).start()
+    try:
+        yield
+    finally:
+        stop.set()
+        file.unlink(missing_ok=True)
+
+
+def acquire(file: Path) -> bool:
+    """Make the lock file; false if another process has it."""
+    try:
+        handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+        return False
+    with os.fdopen(handle, "w") as stream:
+        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}, stream)
+    return True
+
+
+def read_lock(file: Path) -> dict[str, Any] | None:
+    """The holder, or None if the lock has gone or is just being written."""
+    try:
+        return dict(json.loads(file.read_text()))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def stale(file: Path, holder: dict[str, Any], timeout_s: float) -> bool:
+    """Whether the holder is dead (same host) or silent."""
+    if holder["host"] == socket.gethostname():
+        return not Path(f"/proc/{holder['pid']}").exists() if Path("/proc").exists() else False
+    try:
+        return time.time() - file.stat().st_mtime > timeout_s
+    except FileNotFoundError:
+        return False
+
+
+def remove_stale(file: Path, holder: dict[str, Any]) -> None:
+    """Remove exactly the stale lock that was seen; one that someone made meanwhile is put back."""
+    aside = file.with_name(f".lock.{uuid.uuid4().hex[:8]}")
+    try:
+        os.rename(file, aside)
+    except FileNotFoundError:
+        return
+    seen = read_lock(aside)
+    if seen is not None and seen["token"] != holder["token"]:
+        os.link(aside, file)
+    aside.unlink()
+
+
+def beat(file: Path, stop: threading.Event, period_s: float) -> None:
+    """Renew the lock's heartbeat until told to stop."""
+    while not stop.wait(period_s):
+        if file.exists():
+            os.utime(file)

@@ -1,0 +1,58 @@
+"""A stage frozen for its workers: what was launched is what runs, whatever is edited meanwhile."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+from omegaconf import OmegaConf
+
+from rlhf.config.errors import ConfigError
+from rlhf.config.schema import Config
+from rlhf.experiment.fingerprint import code_hash
+from rlhf.experiment.graph import Node
+from rlhf.experiment.store import StageDirectory, write_atomic, write_json
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that a worker reads: the stage, its identity, its inputs and the resolved configuration."""
+
+    stage: str
+    fingerprint: str
+    directory: str
+    inputs: dict[str, str]
+    config: Config
+    code: str
+
+    @property
+    def file(self) -> Path:
+        """Where the spec is stored."""
+        return Path(self.directory) / "spec.json"
+
+
+def freeze(node: Node, config: Config) -> Spec:
+    """Write a stage's spec.json and config.yaml, and clear what an unfinished attempt left."""
+    directory = node.directory
+    directory.clear()
+    spec = Spec(node.stage, node.fingerprint, str(directory.path), node.inputs, config, code_hash())
+    write_json(spec.file, asdict(spec))
+    write_atomic(directory.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+    attempts = int(directory.status().get("attempts", 0)) + 1
+    directory.set_status(state="starting", stage=node.stage, fingerprint=node.fingerprint, attempts=attempts, reason=None)
+    return spec
+
+
+def thaw(file: Path) -> Spec:
+    """Read a spec; refuses one that was launched by other code, unless launcher.allow_code_change."""
+    values = json.loads(file.read_text())
+    merged = OmegaConf.merge(OmegaConf.structured(Config), values.pop("config"))
+    spec = Spec(**values, config=cast(Config, OmegaConf.to_object(merged)))
+    if spec.code != code_hash() and not spec.config.launcher.allow_code_change:
+        raise ConfigError("launcher.allow_code_change", False, "the package has changed since this stage was launched", "launch it again or set it true")
+    return spec
+
+
+def stage_directory(spec: Spec) -> StageDirectory:
+    """The directory that the spec's stage writes."""
+    return StageDirectory(Path(spec.directory))
