@@ -150,6 +150,8 @@ def check_ranges(config: Config) -> None:
     infinity = float("inf")
     between("seed", config.seed, 0, 2**63 - 1)
     between("lora.rank", config.lora.rank, 0, infinity)
+    between("sft.dropout", config.sft.dropout, 0, 1)
+    between("reward.dropout", config.reward.dropout, 0, 1)
     between("lora.dropout", config.lora.dropout, 0, 1)
     between("data.demo.label_noise", config.data.demo.label_noise, 0, infinity)
     between("data.demo.answers_per_prompt", config.data.demo.answers_per_prompt, 2, infinity)
@@ -161,7 +163,6 @@ def check_ranges(config: Config) -> None:
         between(f"{stage}.learning_rate", training.learning_rate, 0, infinity)
         between(f"{stage}.warmup_steps", training.warmup_steps, 0, infinity)
         between(f"{stage}.max_grad_norm", training.max_grad_norm, 0, infinity, open_low=True)
-        between(f"{stage}.dropout", training.dropout, 0, 1)
         for key in ("max_steps", "eval_every"):
             if getattr(training, key) is not None:
                 between(f"{stage}.{key}", getattr(training, key), 1, infinity)

@@ -152,7 +152,6 @@ class Training:
     betas: list[float] = MISSING
     eps: float = MISSING
     max_grad_norm: float = MISSING
-    dropout: float = MISSING
     gradient_checkpointing: bool = MISSING
     eval_every: int | None = MISSING
 
@@ -161,6 +160,7 @@ class Training:
 class Sft(Training):
     """Supervised fine-tuning."""
 
+    dropout: float = MISSING
     loss_on: str = MISSING
 
 
@@ -168,13 +168,14 @@ class Sft(Training):
 class Reward(Training):
     """Reward modelling."""
 
+    dropout: float = MISSING
     grouped: bool = MISSING
     normalize: str = MISSING
 
 
 @dataclass
 class Ppo(Training):
-    """PPO. KL is in nats; `learning_rate` is the actor's."""
+    """PPO. KL is in nats; `learning_rate` is the actor's. Dropout is off in all four models."""
 
     actor: str | None = MISSING
     reward: str | None = MISSING

@@ -1,0 +1,22 @@
+"""Generation engines behind one small protocol: `generate(engine, prompts, uniforms, tokenizer, rollout) -> Responses`."""
+
+from typing import Any
+
+import numpy as np
+
+from rlhf.config.schema import Rollout
+from rlhf.data.tokens import PromptBatch, Tokenizer
+from rlhf.rollout.base import Generate, Responses
+from rlhf.rollout.hf import generate as hf_generate
+
+ENGINES: dict[str, Generate] = {"hf": hf_generate}
+
+
+def generate(engine: Any, prompts: PromptBatch, uniforms: np.ndarray, tokenizer: Tokenizer, rollout: Rollout) -> Responses:
+    """Answer a batch of prompts with the weights of a DeepSpeed engine.
+
+    `uniforms` [B, max_new_tokens] are the numbers that decide each sample's tokens, so that the same sample gets the same
+    response in whatever batch, engine or rank.
+    """
+    engine.eval()
+    return ENGINES[rollout.engine](engine, prompts, uniforms, tokenizer, rollout)

@@ -1,0 +1,31 @@
+"""The three stages. Each is `run(config, inputs, context) -> final metrics` and leaves a model in its directory."""
+
+import time
+from collections.abc import Callable
+
+from rlhf.config.schema import Config
+from rlhf.engine.distributed import barrier, is_main
+from rlhf.experiment.store import Result
+from rlhf.launch.spec import Spec, stage_directory
+from rlhf.stages import ppo, reward, sft
+from rlhf.stages.context import Context
+from rlhf.track.tracker import Tracker
+
+RUN: dict[str, Callable[[Config, dict[str, str], Context], dict[str, float]]] = {"sft": sft.run, "reward": reward.run, "ppo": ppo.run}
+
+
+def run_stage(spec: Spec) -> None:
+    """Run a frozen stage on this rank; rank 0 declares it done."""
+    started = time.time()
+    directory = stage_directory(spec)
+    if is_main():
+        directory.set_status(state="running", reason=None)
+    tracker = Tracker(spec.config, spec.stage, spec.fingerprint, directory, is_main())
+    try:
+        metrics = RUN[spec.stage](spec.config, spec.inputs, Context(directory, tracker))
+    finally:
+        tracker.close()
+    if is_main():
+        directory.finish(Result(spec.stage, spec.fingerprint, time.time() - started, metrics))
+        directory.set_status(state="done")
+    barrier()

@@ -1,0 +1,62 @@
+"""KL divergence: estimators from samples, and the controllers of its coefficient."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+def k1(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """The unbiased estimator of KL(policy || reference) per token: the difference of log-probabilities, in nats."""
+    return logprobs - reference_logprobs
+
+
+def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """The unbiased estimator that is never negative: exp(-k1) - 1 + k1 (J. Schulman, Approximating KL Divergence)."""
+    difference = (reference_logprobs - logprobs).clamp(-20.0, 20.0)
+    return difference.exp() - 1 - difference
+
+
+class KLController(Protocol):
+    """What the trainer asks of a controller."""
+
+    coef: float
+
+    def update(self, kl_sequence: float, sequences: int) -> None:
+        """Learn the mean KL per sequence, in nats, of a rollout of so many sequences (over all ranks)."""
+
+    def state_dict(self) -> dict[str, float]:
+        """What can change."""
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from a saved state."""
+
+
+class FixedKL:
+    """A coefficient that stays."""
+
+    def __init__(self, coef: float) -> None:
+        self.coef = coef
+
+    def update(self, kl_sequence: float, sequences: int) -> None:
+        """Nothing to learn."""
+
+    def state_dict(self) -> dict[str, float]:
+        """The coefficient."""
+        return {"coef": self.coef}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restore the coefficient."""
+        self.coef = state["coef"]
+
+
+class AdaptiveKL(FixedKL):
+    """Moves the coefficient so that the KL per *sequence* nears its target (arXiv 1909.08593, section 2.2)."""
+
+    def __init__(self, coef: float, target: float, horizon: float) -> None:
+        super().__init__(coef)
+        self.target, self.horizon = target, horizon
+
+    def update(self, kl_sequence: float, sequences: int) -> None:
+        """Multiply by 1 + error * sequences / horizon, the error being cut to 20 % of the target."""
+        error = min(max(kl_sequence / self.target - 1.0, -0.2), 0.2)
+        self.coef *= 1.0 + error * sequences / self.horizon

@@ -1,0 +1,47 @@
+"""Statistics over the tokens that count. Masks are 1 for a real token and 0 for padding, of the values' shape."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """Sum of `values` where `mask` is 1; a scalar. Padding may hold anything, NaN included."""
+    return torch.where(mask.bool(), values, torch.zeros_like(values)).sum()
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` where `mask` is 1; a scalar, 0 for an empty mask."""
+    return masked_sum(values, mask) / mask.sum().clamp(min=1)
+
+
+def all_ranks_sum(values: Tensor) -> Tensor:
+    """Elementwise sum of a tensor over all ranks."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def global_moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (n - 1) of the masked values of all ranks; two float64 scalars.
+
+    The variance is summed around the global mean, in a second pass, so that it does not cancel.
+    """
+    wide = values.double()
+    total, count = all_ranks_sum(torch.stack([masked_sum(wide, mask), mask.sum().double()]))
+    mean = total / count.clamp(min=1)
+    squares = all_ranks_sum(masked_sum((wide - mean) ** 2, mask))
+    return mean, (squares / (count - 1).clamp(min=1)).sqrt()
+
+
+def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+    """Scale masked values to standard deviation 1 over all ranks, and to mean 0 unless `shift_mean` is false.
+
+    Shape and dtype of `values` are kept; padding becomes 0.
+    """
+    mean, std = global_moments(values, mask)
+    whitened = (values.double() - mean) / (std + 1e-8)
+    if not shift_mean:
+        whitened = whitened + mean
+    return (whitened * mask).to(values.dtype)

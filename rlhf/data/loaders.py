@@ -1,0 +1,82 @@
+"""Which records are in which batch. The global batch of a step is the same whatever the number of ranks; a rank takes its
+contiguous share of it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from rlhf.config.derive import Batches, ranks
+from rlhf.config.errors import ConfigError
+from rlhf.config.schema import Config
+from rlhf.data.records import load_dataset
+from rlhf.data.streams import stream
+from rlhf.data.tokens import PromptBatch, Tokenizer, encode_prompt, prompt_batch
+
+
+def steps_per_epoch(records: int, batch_size: int, key: str) -> int:
+    """Whole batches in one pass; the few records left over sit out, different ones each time."""
+    if records < batch_size:
+        raise ConfigError(key, batch_size, f"there are only {records} records to take a batch from", f"try {records}")
+    return records // batch_size
+
+
+def epoch_batches(records: int, batch_size: int, seed: int, purpose: str, epoch: int) -> list[list[int]]:
+    """The global batches of one pass, in an order of its own for each (seed, purpose, epoch)."""
+    order = stream(seed, purpose, epoch).permutation(records).tolist()
+    return [order[start : start + batch_size] for start in range(0, records - batch_size + 1, batch_size)]
+
+
+def all_batches(records: int, batch_size: int, seed: int, purpose: str, steps: int) -> Iterator[list[int]]:
+    """`steps` global batches, pass after pass."""
+    per_epoch = steps_per_epoch(records, batch_size, purpose)
+    for epoch in range(-(-steps // per_epoch)):
+        yield from epoch_batches(records, batch_size, seed, purpose, epoch)[: steps - epoch * per_epoch]
+
+
+def total_steps(records: int, batch_size: int, epochs: int, max_steps: int | None, key: str) -> int:
+    """Batches in `epochs` passes, or `max_steps` if that is less."""
+    steps = epochs * steps_per_epoch(records, batch_size, key)
+    return steps if max_steps is None else min(steps, max_steps)
+
+
+def share(batch: list[Any], rank: int, world: int) -> list[Any]:
+    """A rank's share of a global batch."""
+    per_rank = len(batch) // world
+    return batch[rank * per_rank : (rank + 1) * per_rank]
+
+
+def even_shares(items: list[Any], plan: Batches, rank: int) -> list[list[Any]]:
+    """This rank's micro-batches of held-out items. Ranks run forward passes together under ZeRO stage 3, so the few items
+    that they cannot share evenly are left out."""
+    own = share(items[: len(items) - len(items) % plan.ranks], rank, plan.ranks)
+    return [own[start : start + plan.micro] for start in range(0, len(own), plan.micro)]
+
+
+class PromptLoader:
+    """The prompts of step 3: iterating gives one PromptBatch per rollout, this rank's share of the global one.
+
+    Its length is the number of rollouts: `ppo.epochs` passes over the prompts, or `ppo.max_steps`.
+    """
+
+    def __init__(self, config: Config, prompts: list[list[int]], pad: int, rank: int = 0, device: torch.device | None = None) -> None:
+        self.config, self.prompts, self.pad, self.rank = config, prompts, pad, rank
+        self.device = device or torch.device("cpu")
+        ppo = config.ppo
+        self.steps = total_steps(len(prompts), ppo.rollout_batch_size, ppo.epochs, ppo.max_steps, "ppo.rollout_batch_size")
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        size, world = self.config.ppo.rollout_batch_size, ranks(self.config)
+        for batch in all_batches(len(self.prompts), size, self.config.seed, "ppo.rollout_batch_size", self.steps):
+            chosen = [self.prompts[i] for i in share(batch, self.rank, world)]
+            samples = share(list(range(size)), self.rank, world)
+            yield prompt_batch(chosen, samples, self.pad, self.device)
+
+
+def create_prompt_dataloader(args: Config, tokenizer: Tokenizer, rank: int = 0, device: torch.device | None = None) -> PromptLoader:
+    """The training prompts of `args.data`, encoded; those too long for it are left out (data.truncation)."""
+    encoded = [encode_prompt(prompt, tokenizer, args.data) for prompt in load_dataset(args).train.prompts]
+    return PromptLoader(args, [ids for ids in encoded if ids is not None], tokenizer.pad_token_id, rank, device)

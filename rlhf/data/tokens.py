@@ -1,0 +1,155 @@
+"""From text to token ids and padded batches.
+
+Prompts end where responses begin: the response has a leading space and ends with end-of-text. Padding is described by
+lengths; nothing here or later compares ids with the padding token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.config.schema import Data
+from rlhf.data.records import Comparison, Demonstration
+
+Tokenizer = Any  # transformers.PreTrainedTokenizerBase, which is slow to import
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a prompt and of a response to it."""
+
+    prompt: list[int]
+    response: list[int]
+
+
+@dataclass(frozen=True)
+class SequenceBatch:
+    """Right-padded sequences: `ids` [B, T], `lengths` [B], and where each response starts, `starts` [B]."""
+
+    ids: Tensor
+    lengths: Tensor
+    starts: Tensor
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Left-padded prompts: `ids` [B, Q], `lengths` [B], and the number of each among all prompts of the step, `samples`
+    (B), from which its random stream derives."""
+
+    ids: Tensor
+    lengths: Tensor
+    samples: list[int]
+
+
+@dataclass(frozen=True)
+class ComparisonBatch:
+    """Answers, each once (`rows`), and pairs of them: row numbers of the preferred and the other one, [P], with
+    weights [P] that sum to 1 per comparison element."""
+
+    rows: SequenceBatch
+    chosen: Tensor
+    rejected: Tensor
+    weights: Tensor
+
+
+def encode_prompt(prompt: str, tokenizer: Tokenizer, data: Data) -> list[int] | None:
+    """A formatted prompt's ids, shortened to data.max_prompt_tokens; None where data.truncation leaves it out."""
+    ids = prompt_ids(prompt, tokenizer, data)
+    if len(ids) <= data.max_prompt_tokens:
+        return ids
+    if data.truncation == "left":
+        return ids[-data.max_prompt_tokens :]
+    paragraphs = prompt.split("\n") if data.truncation == "paragraphs" else []
+    for start in range(1, len(paragraphs)):
+        ids = prompt_ids("\n".join(paragraphs[start:]), tokenizer, data)
+        if len(ids) <= data.max_prompt_tokens:
+            return ids
+    return None
+
+
+def prompt_ids(prompt: str, tokenizer: Tokenizer, data: Data) -> list[int]:
+    """Ids of a formatted prompt, with whatever the tokenizer puts before a text."""
+    return list(tokenizer(data.prompt_format.format(prompt=prompt))["input_ids"])
+
+
+def encode_response(response: str, tokenizer: Tokenizer, data: Data) -> list[int]:
+    """Ids of a response: a leading space, at the end end-of-text; cut to data.max_response_tokens."""
+    ids = list(tokenizer(" " + response.strip(), add_special_tokens=False)["input_ids"])
+    return ids[: data.max_response_tokens - 1] + [tokenizer.eos_token_id]
+
+
+def encode_demonstrations(records: Sequence[Demonstration], tokenizer: Tokenizer, data: Data) -> list[Encoded]:
+    """Demonstrations as ids, without those whose prompt does not fit."""
+    pairs = [(encode_prompt(r.prompt, tokenizer, data), encode_response(r.response, tokenizer, data)) for r in records]
+    return [Encoded(prompt, response) for prompt, response in pairs if prompt is not None]
+
+
+def encode_comparisons(
+    records: Sequence[Comparison], tokenizer: Tokenizer, data: Data, grouped: bool
+) -> list[list[tuple[Encoded, Encoded]]]:
+    """Comparison elements: each pair by itself, or all pairs of a prompt together if `grouped`."""
+    groups: dict[str, list[tuple[Encoded, Encoded]]] = {}
+    for number, record in enumerate(records):
+        prompt = encode_prompt(record.prompt, tokenizer, data)
+        if prompt is None:
+            continue
+        pair = tuple(Encoded(prompt, encode_response(text, tokenizer, data)) for text in (record.chosen, record.rejected))
+        groups.setdefault(record.prompt if grouped else str(number), []).append((pair[0], pair[1]))
+    return list(groups.values())
+
+
+def sequence_batch(items: Sequence[Encoded], pad: int, device: torch.device) -> SequenceBatch:
+    """Prompts and responses as one right-padded batch."""
+    rows = [item.prompt + item.response for item in items]
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    starts = torch.tensor([len(item.prompt) for item in items], device=device)
+    return SequenceBatch(ids, lengths, starts)
+
+
+def comparison_batch(
+    elements: Sequence[Sequence[tuple[Encoded, Encoded]]], pad: int, device: torch.device
+) -> ComparisonBatch:
+    """Comparison elements as one batch in which every distinct answer of an element is one row."""
+    rows: list[Encoded] = []
+    chosen, rejected, weights = [], [], []
+    for element in elements:
+        places: dict[tuple[int, ...], int] = {}
+        for pair in element:
+            for answer in pair:
+                if places.setdefault(tuple(answer.response), len(rows)) == len(rows):
+                    rows.append(answer)
+            chosen.append(places[tuple(pair[0].response)])
+            rejected.append(places[tuple(pair[1].response)])
+            weights.append(1.0 / len(element))
+    batch = sequence_batch(rows, pad, device)
+    return ComparisonBatch(
+        batch, torch.tensor(chosen, device=device), torch.tensor(rejected, device=device), torch.tensor(weights, device=device)
+    )
+
+
+def prompt_batch(prompts: Sequence[list[int]], samples: list[int], pad: int, device: torch.device) -> PromptBatch:
+    """Prompts as one left-padded batch."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    return PromptBatch(ids, torch.tensor([len(prompt) for prompt in prompts], device=device), samples)
+
+
+def right_mask(lengths: Tensor, width: int) -> Tensor:
+    """[B, width] mask of right-padded rows: 1 for the first `lengths` tokens."""
+    return (torch.arange(width, device=lengths.device) < lengths[:, None]).long()
+
+
+def left_mask(lengths: Tensor, width: int) -> Tensor:
+    """[B, width] mask of left-padded rows: 1 for the last `lengths` tokens."""
+    return right_mask(lengths, width).flip(1)
+
+
+def response_mask(batch: SequenceBatch) -> Tensor:
+    """[B, T] mask of the response tokens, end-of-text included."""
+    width = batch.ids.size(1)
+    return right_mask(batch.lengths, width) * (1 - right_mask(batch.starts, width))

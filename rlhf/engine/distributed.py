@@ -1,0 +1,98 @@
+"""Processes: starting them as one group, and what they tell each other."""
+
+import logging
+import os
+import warnings
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rlhf.config.errors import ConfigError
+from rlhf.config.schema import Config
+
+
+def start(config: Config) -> None:
+    """Join the process group that the environment describes (one process if it describes none), once."""
+    if dist.is_initialized():
+        return
+    os.environ["DS_ACCELERATOR"] = config.hardware.device
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0")):
+        os.environ.setdefault(name, value)
+    quiet()
+    import deepspeed
+
+    if config.hardware.device == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError("hardware.device", "cuda", "torch sees no GPU here", "try hardware=cpu")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:
+        if config.launcher.threads is not None:
+            torch.set_num_threads(config.launcher.threads)
+        # DeepSpeed would compile a shared-memory all-reduce for the CPU, which takes a minute; gloo does without.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if config.hardware.device == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(minutes=30), verbose=False)
+
+
+def quiet() -> None:
+    """Silence what libraries say of themselves; warnings about the user's input stay."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*|deepspeed\..*")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.distributed.*")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+def rank() -> int:
+    """This process's number among all."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and shows progress."""
+    return rank() == 0
+
+
+def device(config: Config) -> torch.device:
+    """This process's device."""
+    if config.hardware.device == "cuda":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world() > 1:
+        dist.barrier()
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's picklable value, in rank order, on every rank."""
+    values: list[Any] = [None] * world()
+    if world() == 1:
+        return [value]
+    dist.all_gather_object(values, value)
+    return values
+
+
+def total(*values: float) -> list[float]:
+    """Each number summed over all ranks, in double precision."""
+    if world() == 1:
+        return [float(value) for value in values]
+    on = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    tensor = torch.tensor(values, dtype=torch.float64, device=on)
+    dist.all_reduce(tensor)
+    return [float(value) for value in tensor.tolist()]
+
+
+def maximum(value: float) -> float:
+    """The largest of the ranks' numbers."""
+    return max(gather(value))

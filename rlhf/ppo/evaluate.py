@@ -1,0 +1,128 @@
+"""Held-out evaluation of step 3: the policy's answers, their scores, their gold rewards, and how far it has moved."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlhf.algo.kl import k1
+from rlhf.algo.masked import masked_sum
+from rlhf.config.schema import Config
+from rlhf.data.loaders import share
+from rlhf.data.records import Dataset
+from rlhf.data.streams import uniforms
+from rlhf.data.tokens import Tokenizer, encode_prompt, left_mask, prompt_batch, right_mask
+from rlhf.engine.distributed import gather, rank, world
+from rlhf.ppo.engine import DeepSpeedRLHFEngine
+from rlhf.ppo.forward import response_logprobs, response_scores
+from rlhf.rollout import generate
+
+SAMPLES_KEPT = 16
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A held-out prompt, as text and as ids."""
+
+    text: str
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One response to a held-out prompt; `kl` is the summed k1 estimate against the reference, in nats."""
+
+    prompt: str
+    response: str
+    score: float
+    gold: float | None
+    kl: float
+    length: int
+
+
+def heldout_prompts(config: Config, dataset: Dataset, tokenizer: Tokenizer) -> list[Prompt]:
+    """The held-out prompts that fit data.max_prompt_tokens."""
+    pairs = [(text, encode_prompt(text, tokenizer, config.data)) for text in dataset.heldout.prompts]
+    return [Prompt(text, ids) for text, ids in pairs if ids is not None]
+
+
+class Evaluation:
+    """Answers every held-out prompt once, with the sampling settings of the rollouts and the same random numbers each
+    time, so that two policies differ by their weights alone."""
+
+    def __init__(
+        self, engine: DeepSpeedRLHFEngine, config: Config, gold: Callable[[str, str], float] | None, prompts: list[Prompt]
+    ) -> None:
+        self.engine, self.config, self.gold = engine, config, gold
+        self.prompts = prompts[: len(prompts) - len(prompts) % world()]
+
+    @torch.no_grad()
+    def answers(self, policy: Any) -> list[Answer]:
+        """The answers of a policy (an engine), in the prompts' order, on every rank."""
+        numbers = share(list(range(len(self.prompts))), rank(), world())
+        size = max(self.engine.batches.micro, 1)
+        own = [answer for start in range(0, len(numbers), size) for answer in self.part(policy, numbers[start : start + size])]
+        return [answer for part in gather(own) for answer in part]
+
+    def part(self, policy: Any, numbers: list[int]) -> list[Answer]:
+        """Answers to some of the prompts."""
+        engine, rollout = self.engine, self.config.rollout
+        pad = int(engine.tokenizer.pad_token_id)
+        prompts = [self.prompts[i] for i in numbers]
+        batch = prompt_batch([prompt.ids for prompt in prompts], numbers, pad, engine.device)
+        random = uniforms(self.config.seed, "evaluation", 0, numbers, rollout.max_new_tokens)
+        responses = generate(policy, batch, random, engine.tokenizer, rollout)
+        actions = right_mask(responses.lengths, responses.tokens.size(1))
+        ids = torch.cat([batch.ids, responses.tokens], 1)
+        mask = torch.cat([left_mask(batch.lengths, batch.ids.size(1)), actions], 1)
+        logprobs, reference = (
+            response_logprobs(model, ids, mask, actions.size(1), rollout.temperature)[0] for model in (policy, engine.ref)
+        )
+        scores = response_scores(engine.reward, ids, mask, engine.reward_bias).tolist()
+        lengths = responses.lengths.tolist()
+        texts = [
+            engine.tokenizer.decode(tokens[:length], skip_special_tokens=True).strip()
+            for tokens, length in zip(responses.tokens.tolist(), lengths, strict=True)
+        ]
+        kl = [float(masked_sum(k1(p, q), m)) for p, q, m in zip(logprobs, reference, actions, strict=True)]
+        gold = [self.gold(prompt.text, text) if self.gold else None for prompt, text in zip(prompts, texts, strict=True)]
+        columns = zip([prompt.text for prompt in prompts], texts, scores, gold, kl, lengths, strict=True)
+        return [Answer(*column) for column in columns]
+
+    def samples(self, before: list[Answer], after: list[Answer]) -> list[dict[str, Any]]:
+        """Some answers side by side, for samples.jsonl."""
+        rows = []
+        for old, new in list(zip(before, after, strict=True))[:SAMPLES_KEPT]:
+            row: dict[str, Any] = {"prompt": old.prompt, "sft": old.response, "ppo": new.response}
+            row |= {"sft_score": old.score, "ppo_score": new.score}
+            if old.gold is not None and new.gold is not None:
+                row |= {"sft_gold": old.gold, "ppo_gold": new.gold}
+            rows.append(row)
+        return rows
+
+
+def compare(before: list[Answer], after: list[Answer]) -> dict[str, float]:
+    """Mean figures of the policy and of the model it started from."""
+    figures = {
+        "eval/reward": mean([a.score for a in after]),
+        "eval/reward_sft": mean([a.score for a in before]),
+        "eval/kl_sequence": mean([a.kl for a in after]),
+        "eval/length": mean([a.length for a in after]),
+        "eval/length_sft": mean([a.length for a in before]),
+    }
+    gold_before = [a.gold for a in before if a.gold is not None]
+    gold_after = [a.gold for a in after if a.gold is not None]
+    if gold_before:
+        figures |= {
+            "eval/gold": mean(gold_after),
+            "eval/gold_sft": mean(gold_before),
+            "eval/gold_sft_std": float(np.std(gold_before, ddof=1)),
+        }
+    return figures
+
+
+def mean(values: list[float] | list[int]) -> float:
+    """Arithmetic mean."""
+    return float(np.mean(values))

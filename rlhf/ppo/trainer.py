@@ -1,0 +1,124 @@
+"""PPO: from prompts to experience, from experience to updates."""
+
+import torch
+from torch import Tensor
+
+from rlhf.algo.advantages import advantages_and_returns, shape_scores, token_rewards
+from rlhf.algo.kl import AdaptiveKL, FixedKL, k1
+from rlhf.algo.masked import whiten
+from rlhf.config.schema import Config, Ppo
+from rlhf.data.streams import uniforms
+from rlhf.data.tokens import PromptBatch, left_mask, right_mask
+from rlhf.ppo.engine import DeepSpeedRLHFEngine
+from rlhf.ppo.experience import Experience, from_all_ranks
+from rlhf.ppo.forward import response_logprobs, response_scores, response_values
+from rlhf.ppo.report import describe_rollout
+from rlhf.ppo.update import Update
+from rlhf.rollout import Responses, generate
+from rlhf.track.throughput import Clock
+
+
+class DeepSpeedPPOTrainer:
+    """Proximal policy optimisation (arXiv 1707.06347) of a language model against a reward model.
+
+        for prompt_batch in prompt_train_dataloader:
+            out = trainer.generate_experience(prompt_batch)
+            actor_loss, critic_loss = trainer.train_rlhf(out)
+
+    After each of the two calls `metrics` holds what it measured, the same on all ranks (names: rlhf/track/metrics.py).
+    """
+
+    def __init__(self, engine: DeepSpeedRLHFEngine, args: Config) -> None:
+        self.engine, self.args, self.ppo = engine, args, args.ppo
+        self.kl = make_controller(args.ppo)
+        self.iteration = 0
+        self.update = Update(engine, args)
+        self.metrics: dict[str, float] = {}
+        self.clock = Clock()
+
+    @torch.no_grad()
+    def generate_experience(self, prompt_batch: PromptBatch) -> Experience:
+        """Sample a response to each prompt, judge it, and estimate advantages.
+
+        Raises FloatingPointError if a score, a value or a log-probability is not finite.
+        """
+        self.clock = Clock()
+        with self.clock.phase("rollout"):
+            # 1. Sample, each sample from a random stream of its own.
+            rollout = self.args.rollout
+            random = uniforms(self.args.seed, "rollout", self.iteration, prompt_batch.samples, rollout.max_new_tokens)
+            responses = generate(self.engine.actor, prompt_batch, random, self.engine.tokenizer, rollout)
+        with self.clock.phase("score"):
+            experience, shaped = self.appraise(prompt_batch, responses)
+        self.metrics = describe_rollout(experience, responses, shaped, self.kl.coef)
+        return experience
+
+    def appraise(self, prompts: PromptBatch, responses: Responses) -> tuple[Experience, Tensor]:
+        """What the models make of the responses; and the shaped scores [B]."""
+        ppo = self.ppo
+        prompt_mask = left_mask(prompts.lengths, prompts.ids.size(1))
+        mask = right_mask(responses.lengths, responses.tokens.size(1))
+        loss_mask = mask if ppo.train_on_eos else mask * (1 - last_action(mask) * responses.ended[:, None].long())
+        # 2. Log-probabilities of policy and reference, values, scores.
+        ids = torch.cat([prompts.ids, responses.tokens], dim=1)
+        logprobs, reference, values, scores = self.judge(ids, torch.cat([prompt_mask, mask], dim=1), mask)
+        # 3. Rewards: the KL penalty on every action, the score on the last one.
+        shaped = shape_scores(scores, responses.ended, ppo.reward_clip, ppo.eos_penalty, ppo.eos_penalty_mode)
+        rewards = token_rewards(shaped, k1(logprobs, reference), mask, self.kl.coef)
+        if ppo.whiten_rewards:
+            rewards = whiten(rewards, mask, shift_mean=False)
+        # 4. Advantages, whitened over all ranks, and returns.
+        advantages, returns = advantages_and_returns(rewards, values, mask, ppo.gamma, ppo.gae_lambda)
+        if ppo.whiten_advantages:
+            advantages = whiten(advantages, loss_mask)
+        experience = Experience(
+            prompts.ids, prompt_mask, responses.tokens, mask, loss_mask, logprobs, reference, values, rewards, advantages,
+            returns, scores,
+        )  # fmt: skip
+        return experience, shaped
+
+    def judge(self, ids: Tensor, mask: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Log-probabilities of policy and reference and values [B, R], 0 on padding, and scores [B]; in micro-batches."""
+        engine, size, width = self.engine, self.engine.batches.micro, actions.size(1)
+        temperature = self.args.rollout.temperature
+        parts: list[tuple[Tensor, ...]] = []
+        for start in range(0, ids.size(0), size):
+            sequence = ids[start : start + size], mask[start : start + size]
+            logprobs, _ = response_logprobs(engine.actor, *sequence, width, temperature)
+            reference, _ = response_logprobs(engine.ref, *sequence, width, temperature)
+            values = response_values(engine.critic, *sequence, width, engine.reward_bias)
+            parts.append((logprobs, reference, values, response_scores(engine.reward, *sequence, engine.reward_bias)))
+        logprobs, reference, values, scores = (torch.cat(column) for column in zip(*parts, strict=True))
+        logprobs, reference, values = (torch.where(actions.bool(), column, 0.0) for column in (logprobs, reference, values))
+        for name, column in (("log-probability", logprobs), ("reference log-probability", reference), ("value", values), ("score", scores)):
+            if not torch.isfinite(column).all():
+                raise FloatingPointError(f"rollout {self.iteration}: a {name} is not finite; lower the learning rate or use bf16")
+        return logprobs, reference, values, scores
+
+    def train_rlhf(self, experience: Experience) -> tuple[float, float]:
+        """Update actor and critic on a rollout; returns their mean losses per token.
+
+        Every pass goes over the samples of all ranks in a new order, `ppo.batch_size` at a time. Raises RuntimeError if
+        the first mini-batch does not reproduce the rollout's log-probabilities.
+        """
+        with self.clock.phase("train"):
+            whole = from_all_ranks(experience)
+            self.update.begin(self.iteration)
+            for order in self.update.minibatches(whole.prompts.size(0)):
+                self.update.minibatch(whole, order)
+            self.kl.update(self.metrics["kl/sequence"], whole.prompts.size(0))
+            self.iteration += 1
+        self.metrics = {**self.metrics, **self.update.metrics()}
+        return self.metrics["policy/loss"], self.metrics["value/loss"]
+
+
+def last_action(mask: Tensor) -> Tensor:
+    """[B, R] with a 1 at each row's last action."""
+    return mask * (mask.cumsum(1) == mask.sum(1, keepdim=True)).long()
+
+
+def make_controller(ppo: Ppo) -> FixedKL:
+    """The KL controller that the configuration names."""
+    if ppo.kl_controller == "adaptive":
+        return AdaptiveKL(ppo.kl_coef, ppo.kl_target, ppo.kl_horizon)
+    return FixedKL(ppo.kl_coef)

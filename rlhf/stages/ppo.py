@@ -1,0 +1,70 @@
+"""Stage 3, PPO: raise the reward model's score while staying near the policy that supervised fine-tuning left."""
+
+from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
+from rlhf.config.schema import Config
+from rlhf.data.loaders import PromptLoader
+from rlhf.data.records import Dataset, load_dataset
+from rlhf.data.tokens import Tokenizer, encode_prompt
+from rlhf.engine.distributed import device, is_main, maximum, rank
+from rlhf.engine.save import save_model
+from rlhf.models.tokenizer import load_tokenizer
+from rlhf.ppo.evaluate import Evaluation, compare, heldout_prompts
+from rlhf.ppo.report import describe_speed
+from rlhf.stages.context import Context, due
+from rlhf.track.progress import Bar
+from rlhf.track.throughput import peak_memory_gib
+
+
+def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, float]:
+    """Train the actor against the reward model and save it; returns held-out figures."""
+    ppo = config.ppo
+    dataset = load_dataset(config)
+    tokenizer = load_tokenizer(inputs["actor"])
+    loader = prompt_loader(config, dataset, tokenizer)
+    engine = DeepSpeedRLHFEngine(
+        actor_model_name_or_path=inputs["actor"],
+        critic_model_name_or_path=inputs["reward"],
+        tokenizer=tokenizer,
+        num_total_iters=len(loader),
+        args=config,
+    )
+    trainer = DeepSpeedPPOTrainer(engine=engine, args=config)
+    evaluation = Evaluation(engine, config, dataset.gold, heldout_prompts(config, dataset, tokenizer))
+    before = evaluation.answers(engine.ref)
+    final: dict[str, float] = {}
+
+    with Bar("ppo", len(loader), is_main()) as bar:
+        for number, prompt_batch in enumerate(loader, start=1):
+            out = trainer.generate_experience(prompt_batch)
+            trainer.train_rlhf(out)
+            metrics = trainer.metrics | describe_speed(config, out, trainer.clock)
+            metrics["memory/peak_gib"] = maximum(peak_memory_gib())
+            if due(number, len(loader), ppo.eval_every):
+                after = evaluation.answers(engine.actor)
+                final = compare(before, after)
+                metrics |= final
+                context.tracker.samples(number, evaluation.samples(before, after))
+            context.tracker.log(number, metrics)
+            context.tracker.status(number, len(loader))
+            bar.update(number, figures(metrics, final))
+
+    save_model(engine.actor, tokenizer, config, context.directory.model)
+    engine.release()
+    return final
+
+
+def prompt_loader(config: Config, dataset: Dataset, tokenizer: Tokenizer) -> PromptLoader:
+    """The training prompts, encoded."""
+    encoded = [encode_prompt(prompt, tokenizer, config.data) for prompt in dataset.train.prompts]
+    return PromptLoader(config, [ids for ids in encoded if ids is not None], tokenizer.pad_token_id, rank(), device(config))
+
+
+def figures(metrics: dict[str, float], final: dict[str, float]) -> dict[str, str]:
+    """What the progress bar shows."""
+    shown = {
+        "reward": f"{metrics['reward/mean']:.2f}",
+        "kl": f"{metrics['kl/sequence']:.1f}",
+        "length": f"{metrics['length/response']:.0f}",
+        "samples/s": f"{metrics['throughput/samples_per_s']:.0f}",
+    }
+    return shown | ({"gold": f"{final['eval/gold']:.2f}"} if "eval/gold" in final else {})

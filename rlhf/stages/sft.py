@@ -1,0 +1,110 @@
+"""Stage 1, supervised fine-tuning: imitate the demonstrations."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.algo.logprobs import token_logprobs
+from rlhf.algo.masked import masked_sum
+from rlhf.algo.schedule import learning_rate
+from rlhf.config.derive import Batches, batches
+from rlhf.config.schema import Config
+from rlhf.data.loaders import all_batches, even_shares, share, steps_per_epoch, total_steps
+from rlhf.data.records import load_dataset
+from rlhf.data.tokens import Encoded, SequenceBatch, encode_demonstrations, response_mask, right_mask, sequence_batch
+from rlhf.engine.distributed import is_main, rank, total
+from rlhf.engine.save import save_model
+from rlhf.engine.zero import backward, release, set_learning_rate, step, training_engine
+from rlhf.models.heads import model_inputs
+from rlhf.models.load import new_policy
+from rlhf.models.tokenizer import build_tokenizer
+from rlhf.plan.flops import forward_flops
+from rlhf.stages.context import Context, due
+from rlhf.track.progress import Bar
+from rlhf.stages.speed import step_speed
+from rlhf.track.throughput import Clock
+
+
+def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, float]:
+    """Train a policy on demonstrations and save it; returns held-out figures."""
+    sft = config.sft
+    dataset = load_dataset(config)
+    tokenizer = build_tokenizer(config.model, config, dataset)
+    train, heldout = (encode_demonstrations(s.demonstrations, tokenizer, config.data) for s in (dataset.train, dataset.heldout))
+    plan = batches(config, "sft")
+    engine = training_engine(new_policy(config.model, config, tokenizer, sft.dropout), config, sft, plan, sft.weight_decay)
+    steps = total_steps(len(train), sft.batch_size, sft.epochs, sft.max_steps, "sft.batch_size")
+    per_epoch = steps_per_epoch(len(train), sft.batch_size, "sft.batch_size")
+    final: dict[str, float] = {}
+
+    with Bar("sft", steps, is_main()) as bar:
+        for number, chosen in enumerate(all_batches(len(train), sft.batch_size, config.seed, "sft.batch_size", steps)):
+            rate = learning_rate(number, steps, sft.learning_rate, sft.warmup_steps, sft.schedule)
+            set_learning_rate(engine, rate)
+            clock = Clock()
+            with clock.phase("step"):
+                own = [train[i] for i in share(chosen, rank(), plan.ranks)]
+                loss, norm = train_step(engine, own, plan, config, tokenizer.pad_token_id)
+            metrics = {"train/loss": loss, "train/grad_norm": norm, "lr/model": rate, "train/epoch": (number + 1) / per_epoch}
+            metrics |= step_speed(config, *forward_work(config, own), sft.gradient_checkpointing, clock)
+            if due(number + 1, steps, sft.eval_every):
+                final = evaluate(engine, heldout, plan, config, tokenizer.pad_token_id)
+                metrics |= final
+            context.tracker.log(number + 1, metrics)
+            context.tracker.status(number + 1, steps)
+            bar.update(number + 1, {"loss": f"{loss:.3f}", "samples/s": f"{metrics['throughput/samples_per_s']:.0f}"})
+
+    save_model(engine, tokenizer, config, context.directory.model)
+    release(engine)
+    return final
+
+
+def train_step(engine: Any, items: list[Encoded], plan: Batches, config: Config, pad: int) -> tuple[float, float]:
+    """One optimiser step on this rank's share of a batch: loss per token over all ranks, and gradient norm."""
+    engine.train()
+    parts = [sequence_batch(items[i : i + plan.micro], pad, engine.device) for i in range(0, len(items), plan.micro)]
+    (count,) = total(sum(float(loss_mask(part, config).sum()) for part in parts))
+    loss_sum, norm = 0.0, math.nan
+    for part in parts:
+        loss = loss_of(engine, part, config)
+        backward(engine, loss, count, plan)
+        norm = step(engine) or norm
+        loss_sum += float(loss.detach())
+    (loss_total,) = total(loss_sum)
+    return loss_total / count, norm
+
+
+def loss_mask(batch: SequenceBatch, config: Config) -> Tensor:
+    """[B, T - 1] mask of the tokens that are predicted: the response, or everything after the first token."""
+    mask = response_mask(batch) if config.sft.loss_on == "completion" else right_mask(batch.lengths, batch.ids.size(1))
+    return mask[:, 1:]
+
+
+def loss_of(engine: Any, batch: SequenceBatch, config: Config, mask: Tensor | None = None) -> Tensor:
+    """Summed negative log-likelihood of the tokens that count, in nats."""
+    inputs = model_inputs(engine, batch.ids, right_mask(batch.lengths, batch.ids.size(1)))
+    logits = engine(**inputs, use_cache=False).logits[:, :-1]
+    logprobs, _ = token_logprobs(logits, inputs["input_ids"][:, 1:], 1.0)
+    return -masked_sum(logprobs, loss_mask(batch, config) if mask is None else mask)
+
+
+@torch.no_grad()
+def evaluate(engine: Any, items: list[Encoded], plan: Batches, config: Config, pad: int) -> dict[str, float]:
+    """Held-out loss and perplexity per completion token, whatever the training loss covers."""
+    engine.eval()
+    loss, tokens = 0.0, 0.0
+    for own in even_shares(items, plan, rank()):
+        batch = sequence_batch(own, pad, engine.device)
+        mask = response_mask(batch)[:, 1:]
+        loss += float(loss_of(engine, batch, config, mask))
+        tokens += float(mask.sum())
+    loss, tokens = total(loss, tokens)
+    return {"eval/loss": loss / tokens, "eval/perplexity": math.exp(min(loss / tokens, 700.0))}
+
+
+def forward_work(config: Config, items: list[Encoded]) -> tuple[list[int], int]:
+    """Lengths of the sequences of a step, and the operations of a forward pass over them."""
+    lengths = [len(item.prompt) + len(item.response) for item in items]
+    return lengths, forward_flops(config.model, lengths, sum(lengths))

@@ -1,0 +1,52 @@
+"""What a result was made with: versions, code, machine."""
+
+import hashlib
+import platform
+import subprocess
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf.config.schema import Config
+
+PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "peft", "hydra-core", "omegaconf", "datasets", "numpy", "wandb", "rlhf")
+
+
+def environment(config: Config) -> dict[str, Any]:
+    """Everything that environment.json says. No environment variables: they may hold secrets."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: installed(name) for name in PACKAGES},
+        "git": git_state(),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "hardware": asdict(config.hardware),
+    }
+
+
+def installed(package: str) -> str | None:
+    """A package's version, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def git_state() -> dict[str, str | None]:
+    """The commit of the code, and a hash of what differs from it (None: nothing does)."""
+    commit, difference = git("rev-parse", "HEAD"), git("diff", "HEAD")
+    return {"commit": commit, "diff": hashlib.sha256(difference.encode()).hexdigest() if difference else None}
+
+
+def git(*arguments: str) -> str | None:
+    """A git command's output in the package's directory; None outside a repository or without git."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

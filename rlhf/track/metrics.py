@@ -1,0 +1,82 @@
+"""Every metric's name, its unit and its meaning. A name that is not here cannot be logged."""
+
+# Groups whose values depend on the machine; all others depend on the configuration alone.
+MACHINE_GROUPS = ("time", "throughput", "memory")
+
+METRICS: dict[str, tuple[str, str]] = {
+    "train/loss": ("nats", "training loss of the step: per token (sft), per comparison (reward)"),
+    "train/accuracy": ("share", "pairs of the step that the reward model orders as the labels do"),
+    "train/grad_norm": ("", "gradient norm before clipping"),
+    "train/epoch": ("passes", "passes over the training records so far"),
+    "lr/model": ("", "learning rate of the step"),
+    "lr/actor": ("", "the actor's learning rate at the last update"),
+    "lr/critic": ("", "the critic's learning rate at the last update"),
+    "eval/loss": ("nats", "held-out loss: per completion token (sft), per pair (reward)"),
+    "eval/perplexity": ("", "exp of the held-out loss per completion token"),
+    "eval/accuracy": ("share", "held-out pairs that the reward model orders as the labels do"),
+    "eval/accuracy_ceiling": ("share", "what a perfect judge reaches on those labels, noise and all"),
+    "eval/accuracy_gold": ("share", "held-out pairs that the reward model orders as the gold reward does, ties left out"),
+    "eval/margin": ("reward", "mean score of the preferred minus the other answer, held-out"),
+    "eval/reward_bias": ("reward", "mean raw score of held-in demonstrations, subtracted from every score"),
+    "eval/reward": ("reward", "mean score of the policy's responses to held-out prompts"),
+    "eval/reward_sft": ("reward", "the same of the model that PPO started from"),
+    "eval/gold": ("gold", "mean gold reward of the policy on held-out prompts"),
+    "eval/gold_sft": ("gold", "the same of the model that PPO started from"),
+    "eval/gold_sft_std": ("gold", "its standard deviation over prompts"),
+    "eval/kl_sequence": ("nats", "KL to the reference on held-out prompts, per response"),
+    "eval/length": ("tokens", "mean response length on held-out prompts"),
+    "eval/length_sft": ("tokens", "the same of the model that PPO started from"),
+    "reward/mean": ("reward", "mean score of the rollout, before clipping and penalties"),
+    "reward/std": ("reward", "its standard deviation over responses"),
+    "reward/shaped": ("reward", "mean score after clipping and penalties"),
+    "reward/return": ("reward", "mean undiscounted sum of token rewards, KL penalty included"),
+    "kl/sequence": ("nats", "KL to the reference per response (k1), what the adaptive controller steers"),
+    "kl/token": ("nats", "the same per token"),
+    "kl/sequence_k3": ("nats", "KL per response by the k3 estimator, which is never negative"),
+    "kl/token_k3": ("nats", "the same per token"),
+    "kl/coef": ("", "coefficient of the KL penalty"),
+    "policy/loss": ("", "clipped surrogate loss per token, mean over the rollout's updates"),
+    "policy/entropy": ("nats", "entropy of the token distributions, mean over the rollout's updates"),
+    "policy/ratio_first": ("", "largest deviation of the ratio from 1 in the first mini-batch"),
+    "policy/ratio_max": ("", "largest ratio in the rollout's updates"),
+    "policy/clip_fraction": ("share", "tokens whose ratio was clipped to the worse side"),
+    "policy/log_ratio_cut": ("tokens", "log-ratios beyond ppo.log_ratio_clip"),
+    "policy/approx_kl": ("nats", "k3 estimate of KL(old || new) per token, mean over the rollout's updates"),
+    "policy/grad_norm": ("", "the actor's gradient norm before clipping, mean over the rollout's updates"),
+    "policy/sampler_gap": ("nats", "mean |sampler's - trainer's log-probability| per token"),
+    "policy/sampler_gap_max": ("nats", "the largest such gap"),
+    "value/loss": ("", "half squared value error per token, mean over the rollout's updates"),
+    "value/mean": ("reward", "mean value of the rollout's states"),
+    "value/clip_fraction": ("share", "tokens whose value was clipped to the worse side"),
+    "value/explained_variance": ("share", "1 - variance of (return - value) / variance of return"),
+    "value/grad_norm": ("", "the critic's gradient norm before clipping, mean over the rollout's updates"),
+    "length/response": ("tokens", "mean response length, end-of-text included"),
+    "length/prompt": ("tokens", "mean prompt length"),
+    "length/ended": ("share", "responses that reached end-of-text"),
+    "time/step_s": ("s", "wall time of the step"),
+    "time/rollout_s": ("s", "of which: sampling responses"),
+    "time/score_s": ("s", "of which: log-probabilities, reference, values, scores"),
+    "time/train_s": ("s", "of which: updates"),
+    "throughput/samples_per_s": ("1/s", "sequences per second, all ranks"),
+    "throughput/tokens_per_s": ("1/s", "real tokens per second, all ranks"),
+    "throughput/tflops_per_gpu": ("TFLOP/s", "operations on real tokens, per device"),
+    "throughput/mfu": ("share", "the same over the device's peak in this number format"),
+} | {
+    f"throughput/{phase}_{figure}": (unit, f"{meaning} of the {phase} phase")
+    for phase in ("rollout", "score", "train")
+    for figure, unit, meaning in (
+        ("samples_per_s", "1/s", "sequences per second, all ranks,"),
+        ("tokens_per_s", "1/s", "real tokens per second, all ranks, (rollout: sampled ones)"),
+        ("tflops_per_gpu", "TFLOP/s", "operations on real tokens, per device,"),
+        ("mfu", "share", "share of the device's peak"),
+    )
+} | {
+    "memory/peak_gib": ("GiB", "largest memory in use on a device since the start of the stage (CPU: the process)"),
+}  # fmt: skip
+
+
+def check_names(metrics: dict[str, float]) -> None:
+    """Refuse a metric that the table does not have."""
+    unknown = sorted(set(metrics) - set(METRICS))
+    if unknown:
+        raise KeyError(f"metrics without an entry in rlhf/track/metrics.py: {', '.join(unknown)}")

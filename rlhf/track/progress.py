@@ -1,0 +1,43 @@
+"""A live bar on a terminal, a line now and then elsewhere."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+QUIET_PERIOD_S = 5.0
+
+
+class Bar:
+    """Progress of a stage with its latest figures; silent where `show` is false."""
+
+    def __init__(self, label: str, total: int, show: bool) -> None:
+        self.label, self.total, self.show = label, total, show
+        self.console = Console()
+        self.last = 0.0
+        self.progress: Progress | None = None
+        if show and self.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("{task.description:>6}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[figures]}"), console=self.console,
+            )  # fmt: skip
+            self.task = self.progress.add_task(label, total=total, figures="")
+
+    def __enter__(self) -> "Bar":
+        if self.progress is not None:
+            self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def update(self, done: int, figures: dict[str, str]) -> None:
+        """Show that `done` steps are done, and their figures."""
+        text = "  ".join(f"{name} {value}" for name, value in figures.items())
+        if self.progress is not None:
+            self.progress.update(self.task, completed=done, figures=text)
+        elif self.show and (done == self.total or time.monotonic() - self.last > QUIET_PERIOD_S):
+            self.last = time.monotonic()
+            self.console.print(f"{self.label:>6} {done}/{self.total}  {text}", highlight=False, soft_wrap=True)
