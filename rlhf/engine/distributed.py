@@ -41,6 +41,9 @@ def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*|deepspeed\..*")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.distributed.*")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
