@@ -56,7 +56,7 @@ CLOSINGS = ("I hope this helps.", "Let me know how it goes.")
 DISMISSALS = ("That is a silly question.", "I do not know.", "Just buy a new one.")
 
 # How often an answer has each property. Quality is mixed on purpose: there must be something to learn from preferences.
-OPENER, DISMISSAL, REASON, CLOSING, REPEAT, WRONG_THING = 0.4, 0.25, 0.35, 0.35, 0.15, 0.15
+OPENER, DISMISSAL, REASON, CLOSING, REPEAT, WRONG_THING = 0.4, 0.25, 0.35, 0.35, 0.15, 0.07
 STEP_COUNTS = (0.2, 0.5, 0.3)
 
 # The gold reward's weights.
@@ -72,7 +72,7 @@ def demo_dataset(config: DemoData, seed: int) -> Dataset:
     heldout, train = shuffled[:HELDOUT_PROMPTS], shuffled[HELDOUT_PROMPTS:]
     rounds = -(-config.demonstrations // len(train))
     training = make_split((train * rounds)[: config.demonstrations], train * config.rounds, config, stream(seed, "demo train"))
-    held = make_split(heldout, heldout, config, stream(seed, "demo heldout"))
+    held = make_split(heldout, heldout * 2, config, stream(seed, "demo heldout"))
     return Dataset(training, held, gold_reward, agreement(held.comparisons, config.label_noise))
 
 
