@@ -37,9 +37,10 @@ def free_port() -> int:
 def run_rank(spec: Spec) -> None:
     """Import what trains, and train."""
     from rlhf.engine.distributed import start
+
+    start(spec.config)  # before anything imports deepspeed: it looks for its device then
     from rlhf.stages import run_stage
 
-    start(spec.config)
     run_stage(spec)
 
 
