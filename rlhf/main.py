@@ -77,7 +77,12 @@ def compose() -> list[Point]:
             raise
         raise from_hydra(error, sys.argv[1:]) from error
     except OSError as error:
-        raise ConfigError("output_root", error.filename, f"it cannot be written ({error.strerror})", "choose another directory: output_root=...") from error
+        raise ConfigError(
+            "output_root",
+            error.filename,
+            f"it cannot be written ({error.strerror})",
+            "choose another directory: output_root=...",
+        ) from error
     finally:
         os.environ.pop("HYDRA_FULL_ERROR")
         if wanted_traceback is not None:

@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 
 
-def shape_scores(
-    scores: Tensor, ended: Tensor, clip: float | None, eos_penalty: float | None, mode: str
-) -> Tensor:
+def shape_scores(scores: Tensor, ended: Tensor, clip: float | None, eos_penalty: float | None, mode: str) -> Tensor:
     """Sequence scores as PPO sees them, [B].
 
     `ended` [B] tells which responses closed with end-of-text; the others have their score replaced by `eos_penalty`, or

@@ -18,7 +18,9 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[
     parts = []
     for start in range(0, ids.numel(), CHUNK):
         chunk = (flat[start : start + CHUNK], ids[start : start + CHUNK], temperature)
-        parts.append(checkpoint(chunk_logprobs, *chunk, use_reentrant=False) if logits.requires_grad else chunk_logprobs(*chunk))
+        parts.append(
+            checkpoint(chunk_logprobs, *chunk, use_reentrant=False) if logits.requires_grad else chunk_logprobs(*chunk)
+        )
     logprobs, entropy = (torch.cat(column).view_as(tokens) for column in zip(*parts, strict=True))
     return logprobs, entropy
 

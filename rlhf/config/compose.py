@@ -32,11 +32,26 @@ def register() -> None:
         ConfigStore.instance().store(group="reward_model", name=path.stem, node=node, provider="conf/model")
 
 
+def load(*overrides: str) -> Config:
+    """The configuration that `python -m rlhf <overrides>` composes, checked: `args` for use from Python."""
+    from hydra import compose, initialize_config_dir
+
+    from rlhf.config.derive import check
+
+    register()
+    with initialize_config_dir(str(config_root() / "conf"), version_base="1.3"):
+        config = typed(compose("config", overrides=quoted(list(overrides))))
+    check(config)
+    return config
+
+
 def quoted(arguments: list[str]) -> list[str]:
     """Command-line arguments in which `zero=3` names an option; Hydra would read a number."""
     pattern = re.compile(r"^(\+?zero(?:@[\w.]+)?)=([\d,]+)$")
     return [
-        f"{match[1]}=" + ",".join(f"'{number}'" for number in match[2].split(",")) if (match := pattern.match(argument)) else argument
+        f"{match[1]}=" + ",".join(f"'{number}'" for number in match[2].split(","))
+        if (match := pattern.match(argument))
+        else argument
         for argument in arguments
     ]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.config.errors import ConfigError
-from rlhf.config.schema import Config, Training
 from rlhf.config.memory import largest_micro_batch, training_state_gib
+from rlhf.config.schema import Config, Training
 
 STAGES = ("sft", "reward", "ppo")
 FAMILIES = ("opt",)
@@ -50,7 +50,10 @@ def batches(config: Config, stage: str) -> Batches:
     if micro < 1 or per_rank % micro:
         fits = [d for d in range(1, per_rank + 1) if per_rank % d == 0]
         raise ConfigError(
-            f"{stage}.micro_batch_size", micro, f"it does not divide the {per_rank} sequences of a rank", f"try one of {fits}"
+            f"{stage}.micro_batch_size",
+            micro,
+            f"it does not divide the {per_rank} sequences of a rank",
+            f"try one of {fits}",
         )
     return Batches(world, per_rank, micro, per_rank // micro)
 
@@ -85,7 +88,9 @@ def one_of(key: str, value: object, options: tuple[object, ...]) -> None:
 def between(key: str, value: float, low: float, high: float, open_low: bool = False) -> None:
     """Refuse a number outside [low, high], or (low, high]."""
     if not (low < value if open_low else low <= value) or value > high:
-        bounds = f"{'above' if open_low else 'at least'} {low:g}" + (f" and at most {high:g}" if high != float("inf") else "")
+        bounds = f"{'above' if open_low else 'at least'} {low:g}" + (
+            f" and at most {high:g}" if high != float("inf") else ""
+        )
         raise ConfigError(key, value, "out of range", f"give a number {bounds}")
 
 
@@ -110,7 +115,9 @@ def check_names(config: Config) -> None:
     one_of("launcher.kind", config.launcher.kind, ("auto", "inline", "local"))
     one_of("tracking.wandb.mode", config.tracking.wandb.mode, (None, "online", "offline", "disabled"))
     if "{prompt}" not in config.data.prompt_format:
-        raise ConfigError("data.prompt_format", repr(config.data.prompt_format), "it has no place for the prompt", "add {prompt}")
+        raise ConfigError(
+            "data.prompt_format", repr(config.data.prompt_format), "it has no place for the prompt", "add {prompt}"
+        )
 
 
 def check_hardware(config: Config) -> None:
@@ -120,16 +127,29 @@ def check_hardware(config: Config) -> None:
     for key in ("gpus_per_node", "nodes"):
         between(f"hardware.{key}", getattr(hardware, key), 1, float("inf"))
     if hardware.device == "cpu" and config.precision.dtype == "fp16":
-        raise ConfigError("precision.dtype", "fp16", "the CPU does not train in fp16", "try precision=bf16 or precision=fp32")
+        raise ConfigError(
+            "precision.dtype", "fp16", "the CPU does not train in fp16", "try precision=bf16 or precision=fp32"
+        )
     if getattr(hardware.peak_tflops, config.precision.dtype) is None:
-        raise ConfigError("precision.dtype", config.precision.dtype, f"{hardware.gpu} has no such format", f"try precision={hardware.dtype}")
+        raise ConfigError(
+            "precision.dtype",
+            config.precision.dtype,
+            f"{hardware.gpu} has no such format",
+            f"try precision={hardware.dtype}",
+        )
     one_of("zero.stage", zero.stage, (0, 1, 2, 3))
     if zero.offload_optimizer and zero.stage == 0:
-        raise ConfigError("zero.offload_optimizer", True, "ZeRO stage 0 keeps everything on the device", "try zero=2-offload")
+        raise ConfigError(
+            "zero.offload_optimizer", True, "ZeRO stage 0 keeps everything on the device", "try zero=2-offload"
+        )
     if zero.offload_parameters and zero.stage != 3:
-        raise ConfigError("zero.offload_parameters", True, f"ZeRO stage {zero.stage} does not shard weights", "try zero=3-offload")
+        raise ConfigError(
+            "zero.offload_parameters", True, f"ZeRO stage {zero.stage} does not shard weights", "try zero=3-offload"
+        )
     if config.launcher.kind == "inline" and ranks(config) > 1:
-        raise ConfigError("launcher.kind", "inline", f"one process cannot drive {ranks(config)} devices", "try launcher=local")
+        raise ConfigError(
+            "launcher.kind", "inline", f"one process cannot drive {ranks(config)} devices", "try launcher=local"
+        )
 
 
 def check_devices(config: Config) -> None:
@@ -139,7 +159,9 @@ def check_devices(config: Config) -> None:
         raise ConfigError("hardware.nodes", hardware.nodes, "stages run on this machine only", "set hardware.nodes=1")
     if hardware.device == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        there = len(list(Path("/dev").glob("nvidia[0-9]*"))) if visible is None else len([d for d in visible.split(",") if d])
+        there = (
+            len(list(Path("/dev").glob("nvidia[0-9]*"))) if visible is None else len([d for d in visible.split(",") if d])
+        )
         if there < hardware.gpus_per_node:
             fix = f"set hardware.gpus_per_node={there}" if there else "try hardware=cpu"
             raise ConfigError("hardware.gpus_per_node", hardware.gpus_per_node, f"this machine shows {there} GPUs", fix)
@@ -199,7 +221,10 @@ def check_lengths(config: Config) -> None:
             )  # fmt: skip
         if model.path is None and config.data.tokenizer_vocabulary > model.vocabulary:
             raise ConfigError(
-                "data.tokenizer_vocabulary", config.data.tokenizer_vocabulary, f"{key} has {model.vocabulary} rows", f"try {model.vocabulary}"
+                "data.tokenizer_vocabulary",
+                config.data.tokenizer_vocabulary,
+                f"{key} has {model.vocabulary} rows",
+                f"try {model.vocabulary}",
             )
 
 
@@ -211,12 +236,18 @@ def check_batches(config: Config) -> None:
     if "ppo" in config.stages and ppo.rollout_batch_size % ppo.batch_size:
         near = max(1, round(ppo.rollout_batch_size / ppo.batch_size)) * ppo.batch_size
         raise ConfigError(
-            "ppo.rollout_batch_size", ppo.rollout_batch_size, f"it is not a multiple of ppo.batch_size={ppo.batch_size}", f"try {near}"
+            "ppo.rollout_batch_size",
+            ppo.rollout_batch_size,
+            f"it is not a multiple of ppo.batch_size={ppo.batch_size}",
+            f"try {near}",
         )
     micro = config.rollout.micro_batch_size
     if "ppo" in config.stages and micro is not None and (micro < 1 or (ppo.rollout_batch_size // world) % micro):
         raise ConfigError(
-            "rollout.micro_batch_size", micro, f"it does not divide the {ppo.rollout_batch_size // world} prompts of a rank", "try null"
+            "rollout.micro_batch_size",
+            micro,
+            f"it does not divide the {ppo.rollout_batch_size // world} prompts of a rank",
+            "try null",
         )
 
 
@@ -226,13 +257,23 @@ def check_inputs(config: Config) -> None:
         for key in ("train", "heldout"):
             path = getattr(config.data.files, key)
             if path is None or not Path(path).is_file():
-                raise ConfigError(f"data.files.{key}", path, "there is no such file", "give a .jsonl, .json, .csv or .parquet file")
+                raise ConfigError(
+                    f"data.files.{key}", path, "there is no such file", "give a .jsonl, .json, .csv or .parquet file"
+                )
     if config.data.source == "hub" and config.data.hub.name is None:
-        raise ConfigError("data.hub.name", "null", "data=hub needs a data set", "give one, as data.hub.name=Dahoas/rm-static")
+        raise ConfigError(
+            "data.hub.name", "null", "data=hub needs a data set", "give one, as data.hub.name=Dahoas/rm-static"
+        )
     for key, path in (("model.path", config.model.path), ("reward_model.path", config.reward_model.path),
                       ("ppo.actor", config.ppo.actor), ("ppo.reward", config.ppo.reward)):  # fmt: skip
-        if path is not None and path.startswith(("/", "./", "../", "~", "outputs/")) and not Path(path).expanduser().is_dir():
-            raise ConfigError(key, path, "there is no such directory", "give a directory that holds config.json, or a hub id")
+        if (
+            path is not None
+            and path.startswith(("/", "./", "../", "~", "outputs/"))
+            and not Path(path).expanduser().is_dir()
+        ):
+            raise ConfigError(
+                key, path, "there is no such directory", "give a directory that holds config.json, or a hub id"
+            )
 
 
 def check_writable(config: Config) -> None:
@@ -240,4 +281,9 @@ def check_writable(config: Config) -> None:
     root = Path(config.output_root)
     existing = next(p for p in (root, *root.absolute().parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError("output_root", config.output_root, f"{existing} cannot be written", "choose another directory: output_root=...")
+        raise ConfigError(
+            "output_root",
+            config.output_root,
+            f"{existing} cannot be written",
+            "choose another directory: output_root=...",
+        )

@@ -289,7 +289,7 @@ PLACE_KEYS: tuple[str, ...] = (
 )  # fmt: skip
 
 
-def leaf_keys(schema: type = Config, prefix: str = "") -> list[str]:
+def leaf_keys(schema: Any = Config, prefix: str = "") -> list[str]:
     """Every dotted key of the schema, in order of declaration."""
     hints = get_type_hints(schema)
     keys: list[str] = []

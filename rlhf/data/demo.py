@@ -21,7 +21,11 @@ THINGS = (
     "scarf", "violin", "canoe", "stove", "sofa",
 )  # fmt: skip
 
-QUESTIONS = ("How do I {task} a {thing}?", "What is the best way to {task} a {thing}?", "Can you help me {task} my {thing}?")
+QUESTIONS = (
+    "How do I {task} a {thing}?",
+    "What is the best way to {task} a {thing}?",
+    "Can you help me {task} my {thing}?",
+)
 
 STEPS = {
     "clean": (
@@ -71,7 +75,9 @@ def demo_dataset(config: DemoData, seed: int) -> Dataset:
     shuffled = [questions[i] for i in order]
     heldout, train = shuffled[:HELDOUT_PROMPTS], shuffled[HELDOUT_PROMPTS:]
     rounds = -(-config.demonstrations // len(train))
-    training = make_split((train * rounds)[: config.demonstrations], train * config.rounds, config, stream(seed, "demo train"))
+    training = make_split(
+        (train * rounds)[: config.demonstrations], train * config.rounds, config, stream(seed, "demo train")
+    )
     held = make_split(heldout, heldout * 2, config, stream(seed, "demo heldout"))
     return Dataset(training, held, gold_reward, agreement(held.comparisons, config.label_noise))
 
@@ -170,4 +176,8 @@ def judge_other(sentence: str, task: str, thing: str) -> float:
 def is_step(sentence: str, step: str) -> bool:
     """Whether a sentence is this step, about any thing."""
     before, after = step.split("{thing}")
-    return sentence.startswith(before) and sentence.endswith(after) and sentence[len(before) : len(sentence) - len(after)] in THINGS
+    return (
+        sentence.startswith(before)
+        and sentence.endswith(after)
+        and sentence[len(before) : len(sentence) - len(after)] in THINGS
+    )

@@ -59,7 +59,9 @@ class PromptLoader:
     Its length is the number of rollouts: `ppo.epochs` passes over the prompts, or `ppo.max_steps`.
     """
 
-    def __init__(self, config: Config, prompts: list[list[int]], pad: int, rank: int = 0, device: torch.device | None = None) -> None:
+    def __init__(
+        self, config: Config, prompts: list[list[int]], pad: int, rank: int = 0, device: torch.device | None = None
+    ) -> None:
         self.config, self.prompts, self.pad, self.rank = config, prompts, pad, rank
         self.device = device or torch.device("cpu")
         ppo = config.ppo
@@ -76,7 +78,9 @@ class PromptLoader:
             yield prompt_batch(chosen, samples, self.pad, self.device)
 
 
-def create_prompt_dataloader(args: Config, tokenizer: Tokenizer, rank: int = 0, device: torch.device | None = None) -> PromptLoader:
+def create_prompt_dataloader(
+    args: Config, tokenizer: Tokenizer, rank: int = 0, device: torch.device | None = None
+) -> PromptLoader:
     """The training prompts of `args.data`, encoded; those too long for it are left out (data.truncation)."""
     encoded = [encode_prompt(prompt, tokenizer, args.data) for prompt in load_dataset(args).train.prompts]
     return PromptLoader(args, [ids for ids in encoded if ids is not None], tokenizer.pad_token_id, rank, device)

@@ -69,7 +69,9 @@ def file_rows(config: Config) -> list[list[dict[str, object]]]:
         try:
             rows.append(list(datasets.load_dataset(formats[Path(path).suffix], data_files=path, split="train")))
         except datasets.exceptions.DatasetGenerationError as error:
-            raise ConfigError(f"data.files.{key}", path, f"it cannot be read ({error.__cause__})", "check the file") from error
+            raise ConfigError(
+                f"data.files.{key}", path, f"it cannot be read ({error.__cause__})", "check the file"
+            ) from error
     return rows
 
 
@@ -85,7 +87,9 @@ def hub_rows(config: Config) -> list[list[dict[str, object]]]:
         ]
     except (OSError, ValueError) as error:
         message = str(error).splitlines()[0]
-        raise ConfigError("data.hub.name", hub.name, f"it cannot be loaded ({message})", "check the name, the splits and the network") from error
+        raise ConfigError(
+            "data.hub.name", hub.name, f"it cannot be loaded ({message})", "check the name, the splits and the network"
+        ) from error
 
 
 def split_rows(rows: list[dict[str, object]], columns: Columns) -> Split:
@@ -103,5 +107,10 @@ def split_rows(rows: list[dict[str, object]], columns: Columns) -> Split:
             comparisons.append(Comparison(prompt, str(row[columns.chosen]), str(row[columns.rejected])))
     if not prompts:
         found = ", ".join(rows[0]) if rows else "no rows at all"
-        raise ConfigError("data.columns.prompt", columns.prompt, f"no row has it (found: {found})", "name the column that holds the prompt")
+        raise ConfigError(
+            "data.columns.prompt",
+            columns.prompt,
+            f"no row has it (found: {found})",
+            "name the column that holds the prompt",
+        )
     return Split(demonstrations, comparisons, list(dict.fromkeys(prompts)))

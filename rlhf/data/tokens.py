@@ -128,7 +128,10 @@ def comparison_batch(
             weights.append(1.0 / len(element))
     batch = sequence_batch(rows, pad, device)
     return ComparisonBatch(
-        batch, torch.tensor(chosen, device=device), torch.tensor(rejected, device=device), torch.tensor(weights, device=device)
+        batch,
+        torch.tensor(chosen, device=device),
+        torch.tensor(rejected, device=device),
+        torch.tensor(weights, device=device),
     )
 
 

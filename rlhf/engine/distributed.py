@@ -18,7 +18,13 @@ def start(config: Config) -> None:
     if dist.is_initialized():
         return
     os.environ["DS_ACCELERATOR"] = config.hardware.device
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0")):
+    for name, value in (
+        ("RANK", "0"),
+        ("LOCAL_RANK", "0"),
+        ("WORLD_SIZE", "1"),
+        ("MASTER_ADDR", "127.0.0.1"),
+        ("MASTER_PORT", "0"),
+    ):
         os.environ.setdefault(name, value)
     quiet()
     import deepspeed
@@ -98,4 +104,4 @@ def total(*values: float) -> list[float]:
 
 def maximum(value: float) -> float:
     """The largest of the ranks' numbers."""
-    return max(gather(value))
+    return float(max(gather(value)))

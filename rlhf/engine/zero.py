@@ -34,9 +34,15 @@ def deepspeed_config(config: Config, batches: Batches, max_grad_norm: float) -> 
         "allgather_bucket_size": zero.bucket_elements,
     }
     if zero.offload_optimizer:
-        settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": config.hardware.device == "cuda"}
+        settings["zero_optimization"]["offload_optimizer"] = {
+            "device": "cpu",
+            "pin_memory": config.hardware.device == "cuda",
+        }
     if zero.offload_parameters:
-        settings["zero_optimization"]["offload_param"] = {"device": "cpu", "pin_memory": config.hardware.device == "cuda"}
+        settings["zero_optimization"]["offload_param"] = {
+            "device": "cpu",
+            "pin_memory": config.hardware.device == "cuda",
+        }
     return settings
 
 
@@ -72,7 +78,8 @@ def adamw(model: nn.Module, config: Config, training: Training, weight_decay: fl
     if on_gpu and config.zero.offload_optimizer:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+        on_host: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+        return on_host
     return torch.optim.AdamW(groups, fused=on_gpu, **options)
 
 
@@ -82,7 +89,12 @@ def frozen_engine(model: nn.Module, config: Config) -> Any:
     zero: dict[str, Any] = {"stage": 3 if config.zero.stage == 3 else 0}
     if config.zero.offload_parameters:
         zero["offload_param"] = {"device": "cpu", "pin_memory": config.hardware.device == "cuda"}
-    settings = {"train_micro_batch_size_per_gpu": 1, "steps_per_print": 10**9, "zero_optimization": zero, **number_format(config)}
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "steps_per_print": 10**9,
+        "zero_optimization": zero,
+        **number_format(config),
+    }
     engine, *_ = deepspeed.initialize(model=model, config=settings)
     engine.eval()
     return engine

@@ -42,9 +42,11 @@ def ppo_node(config: Config, sft: Node, reward: Node) -> Node:
             continue
         if parent.stage not in config.stages and not parent.directory.done:
             raise ConfigError(
-                f"ppo.{name}", "null", f"this configuration's {parent.stage} stage ({parent.directory.path.name}) is not done",
+                f"ppo.{name}",
+                "null",
+                f"this configuration's {parent.stage} stage ({parent.directory.path.name}) is not done",
                 f"run stage={parent.stage} or stage=all first, or give ppo.{name}=<directory or hub id>",
-            )  # fmt: skip
+            )
         identities[name], places[name] = parent.fingerprint, str(parent.directory.model)
     return node(config, "ppo", identities, places)
 

@@ -109,7 +109,9 @@ def locked(directory: StageDirectory, timeout_s: float, waiting: Callable[[str],
             remove_stale(file, holder)
             continue
         if holder is not None and not told:
-            waiting(f"{directory.path.name} is being trained by process {holder['pid']} on {holder['host']}; waiting for it")
+            waiting(
+                f"{directory.path.name} is being trained by process {holder['pid']} on {holder['host']}; waiting for it"
+            )
             told = True
         time.sleep(1.0)
     stop = threading.Event()

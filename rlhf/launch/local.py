@@ -33,7 +33,9 @@ def run_workers(spec: Spec, config: Config, console: Console) -> None:
         end(workers)
         signal.signal(signal.SIGTERM, previous)
     if failed is not None:
-        raise StageFailed(f"{spec.stage}: rank {failed} failed: {last_error(log_file(spec, failed))} (log: {log_file(spec, failed)})")
+        raise StageFailed(
+            f"{spec.stage}: rank {failed} failed: {last_error(log_file(spec, failed))} (log: {log_file(spec, failed)})"
+        )
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
@@ -50,9 +52,14 @@ def start_workers(spec: Spec, config: Config, console: Console) -> list[subproce
         environment = {**os.environ, **rank_environment(rank, rank, world, port), "OMP_NUM_THREADS": str(threads)}
         worker = subprocess.Popen(
             [sys.executable, "-m", "rlhf.launch.worker", str(spec.file)],
-            env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
             start_new_session=True,  # Ctrl-C reaches the launcher alone, which ends the workers in order
-        )  # fmt: skip
+        )
         workers.append(worker)
         assert worker.stdout is not None
         log = log_file(spec, rank)

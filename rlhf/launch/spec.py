@@ -49,7 +49,12 @@ def thaw(file: Path) -> Spec:
     merged = OmegaConf.merge(OmegaConf.structured(Config), values.pop("config"))
     spec = Spec(**values, config=cast(Config, OmegaConf.to_object(merged)))
     if spec.code != code_hash() and not spec.config.launcher.allow_code_change:
-        raise ConfigError("launcher.allow_code_change", False, "the package has changed since this stage was launched", "launch it again or set it true")
+        raise ConfigError(
+            "launcher.allow_code_change",
+            False,
+            "the package has changed since this stage was launched",
+            "launch it again or set it true",
+        )
     return spec
 
 

@@ -29,7 +29,8 @@ class Scorer(nn.Module):
         core = self.classifier.get_base_model() if hasattr(self.classifier, "get_base_model") else self.classifier
         body = getattr(core, core.base_model_prefix)
         hidden = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **inputs).last_hidden_state
-        return core.score(hidden).squeeze(-1)
+        outputs: Tensor = core.score(hidden).squeeze(-1)
+        return outputs
 
 
 def init_head(classifier: Any, seed: int) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from rlhf.config.errors import ConfigError
@@ -19,7 +20,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # model drawn that small learns to copy from the prompt ten times later, or never.
 INIT_SCALE = 0.55
 # What configurations call dropout.
-DROPOUTS = ("dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "layerdrop", "resid_pdrop", "embd_pdrop", "attn_pdrop")
+DROPOUTS = (
+    "dropout",
+    "attention_dropout",
+    "hidden_dropout",
+    "activation_dropout",
+    "layerdrop",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+)
 
 
 def new_policy(model: Model, config: Config, tokenizer: Tokenizer, dropout: float) -> nn.Module:
@@ -29,7 +39,8 @@ def new_policy(model: Model, config: Config, tokenizer: Tokenizer, dropout: floa
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(torch_seed(config.seed, "policy weights"))
-    return AutoModelForCausalLM.from_config(shape(model, tokenizer, dropout), dtype=dtype(config))
+    policy: nn.Module = AutoModelForCausalLM.from_config(shape(model, tokenizer, dropout), dtype=dtype(config))
+    return policy
 
 
 def load_policy(
@@ -38,7 +49,8 @@ def load_policy(
     """A causal language model from a directory or hub id."""
     from transformers import AutoModelForCausalLM
 
-    return from_pretrained(AutoModelForCausalLM, path, config, dropout, revision, trust_remote_code)
+    policy: nn.Module = from_pretrained(AutoModelForCausalLM, path, config, dropout, revision, trust_remote_code)
+    return policy
 
 
 def new_scorer(model: Model, config: Config, tokenizer: Tokenizer, dropout: float) -> Scorer:
@@ -52,7 +64,13 @@ def new_scorer(model: Model, config: Config, tokenizer: Tokenizer, dropout: floa
         classifier = AutoModelForSequenceClassification.from_config(settings, dtype=dtype(config))
     else:
         classifier = from_pretrained(
-            AutoModelForSequenceClassification, model.path, config, dropout, model.revision, model.trust_remote_code, num_labels=1
+            AutoModelForSequenceClassification,
+            model.path,
+            config,
+            dropout,
+            model.revision,
+            model.trust_remote_code,
+            num_labels=1,
         )
         classifier.config.pad_token_id = tokenizer.pad_token_id
     init_head(classifier, torch_seed(config.seed, "scorer head"))
@@ -68,8 +86,14 @@ def load_scorer(path: str, config: Config, dropout: float) -> Scorer:
 
 
 def from_pretrained(
-    auto: Any, path: str, config: Config, dropout: float, revision: str | None = None, trust_remote_code: bool = False, **extra: Any
-) -> nn.Module:
+    auto: Any,
+    path: str,
+    config: Config,
+    dropout: float,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **extra: Any,
+) -> Any:
     """`auto.from_pretrained` with our number format and dropout; failures name the path."""
     from transformers import AutoConfig
 
@@ -78,11 +102,15 @@ def from_pretrained(
     try:
         settings = AutoConfig.from_pretrained(source, **options, **extra)
         set_dropout(settings, dropout)
-        model: nn.Module = auto.from_pretrained(source, config=settings, dtype=dtype(config), **options)
-    except (OSError, ValueError) as error:
+        return auto.from_pretrained(source, config=settings, dtype=dtype(config), **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError("model.path", path, f"it cannot be loaded ({reason})", "give a directory with config.json and weights, or a reachable hub id") from error
-    return model
+        raise ConfigError(
+            "model.path",
+            path,
+            f"it cannot be loaded ({reason})",
+            "give a directory with config.json and weights, or a reachable hub id",
+        ) from error
 
 
 def shape(model: Model, tokenizer: Tokenizer, dropout: float) -> Any:
@@ -113,7 +141,7 @@ def dtype(config: Config) -> torch.dtype:
 
 def prepare_for_training(model: nn.Module, config: Config, checkpointing: bool) -> nn.Module:
     """Add adapters and switch gradient checkpointing as configured."""
-    backbone = model.classifier if isinstance(model, Scorer) else model
+    backbone: Any = model.classifier if isinstance(model, Scorer) else model
     if checkpointing:
         backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         backbone.enable_input_require_grads()

@@ -20,7 +20,12 @@ def add_adapters(model: nn.Module, lora: Lora, seed: int) -> nn.Module:
     everything = lora.target_modules == ["all-linear"]
     missing = [] if everything else [target for target in lora.target_modules if target not in names]
     if missing:
-        raise ConfigError("lora.target_modules", missing, "the model has no such linear layer", f"choose among {', '.join(sorted(names))}")
+        raise ConfigError(
+            "lora.target_modules",
+            missing,
+            "the model has no such linear layer",
+            f"choose among {', '.join(sorted(names))}",
+        )
     torch.manual_seed(seed)
     settings = LoraConfig(
         r=lora.rank, lora_alpha=int(lora.alpha), lora_dropout=lora.dropout,
@@ -34,10 +39,11 @@ def add_adapters(model: nn.Module, lora: Lora, seed: int) -> nn.Module:
 def merged_state(state: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:
     """The state of an adapted model as the plain model's: W + alpha / rank * B A in place of W, A and B."""
     plain: dict[str, Tensor] = {}
-    for name, tensor in state.items():
+    for name, value in state.items():
         if ".lora_" in name or ".original_module." in name:
             continue
         clean = name.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
+        tensor = value
         adapter = name.replace(".base_layer.weight", "")
         if name.endswith(".base_layer.weight") and f"{adapter}.lora_A.default.weight" in state:
             a, b = (state[f"{adapter}.lora_{factor}.default.weight"].float() for factor in "AB")

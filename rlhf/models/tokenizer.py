@@ -41,7 +41,11 @@ def first_words(error: Exception) -> str:
 def training_text(config: Config, dataset: Dataset) -> list[str]:
     """The text a tokenizer is trained on: what models will read of the training split."""
     prompts = [config.data.prompt_format.format(prompt=prompt) for prompt in dataset.train.prompts]
-    return prompts + [" " + d.response for d in dataset.train.demonstrations] + [" " + c.rejected for c in dataset.train.comparisons]
+    return (
+        prompts
+        + [" " + d.response for d in dataset.train.demonstrations]
+        + [" " + c.rejected for c in dataset.train.comparisons]
+    )
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
@@ -54,7 +58,10 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[PAD, EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocabulary,
+        special_tokens=[PAD, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, eos_token=EOS)

@@ -42,9 +42,11 @@ class DeepSpeedRLHFEngine:
         distributed.start(args)
         if not same_vocabulary(tokenizer, load_tokenizer(critic_model_name_or_path)):
             raise ConfigError(
-                "ppo.reward", critic_model_name_or_path, "its tokenizer is not the actor's, so the critic cannot read the actor's tokens",
+                "ppo.reward",
+                critic_model_name_or_path,
+                "its tokenizer is not the actor's, so the critic cannot read the actor's tokens",
                 "train the reward model on the same tokenizer",
-            )  # fmt: skip
+            )
         self.args, self.tokenizer, self.num_total_iters = args, tokenizer, num_total_iters
         self.device = distributed.device(args)
         self.batches = batches(args, "ppo")

@@ -53,7 +53,11 @@ class Evaluation:
     time, so that two policies differ by their weights alone."""
 
     def __init__(
-        self, engine: DeepSpeedRLHFEngine, config: Config, gold: Callable[[str, str], float] | None, prompts: list[Prompt]
+        self,
+        engine: DeepSpeedRLHFEngine,
+        config: Config,
+        gold: Callable[[str, str], float] | None,
+        prompts: list[Prompt],
     ) -> None:
         self.engine, self.config, self.gold = engine, config, gold
         self.prompts = prompts[: len(prompts) - len(prompts) % world()]
@@ -63,7 +67,9 @@ class Evaluation:
         """The answers of a policy (an engine), in the prompts' order, on every rank."""
         numbers = share(list(range(len(self.prompts))), rank(), world())
         size = max(self.engine.batches.micro, 1)
-        own = [answer for start in range(0, len(numbers), size) for answer in self.part(policy, numbers[start : start + size])]
+        own = [
+            answer for start in range(0, len(numbers), size) for answer in self.part(policy, numbers[start : start + size])
+        ]
         return [answer for part in gather(own) for answer in part]
 
     def part(self, policy: Any, numbers: list[int]) -> list[Answer]:

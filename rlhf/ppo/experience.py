@@ -47,7 +47,9 @@ def from_all_ranks(experience: Experience) -> Experience:
         return experience
     widths = torch.tensor([experience.prompts.size(1), experience.responses.size(1)], device=experience.prompts.device)
     dist.all_reduce(widths, op=dist.ReduceOp.MAX)
-    return Experience(**{f.name: all_gathered(getattr(experience, f.name), f.name, widths.tolist()) for f in fields(experience)})
+    return Experience(
+        **{f.name: all_gathered(getattr(experience, f.name), f.name, widths.tolist()) for f in fields(experience)}
+    )
 
 
 def all_gathered(tensor: Tensor, name: str, widths: list[int]) -> Tensor:

@@ -9,7 +9,7 @@ from rlhf.config.schema import Config
 from rlhf.engine.distributed import maximum, total
 from rlhf.plan.flops import forward_flops, generation_flops, training_flops
 from rlhf.ppo.experience import Experience
-from rlhf.rollout import Responses
+from rlhf.rollout.base import Responses
 from rlhf.track.throughput import Clock, speed
 
 
@@ -19,10 +19,18 @@ def describe_rollout(experience: Experience, responses: Responses, shaped: Tenso
     difference = experience.logprobs, experience.reference_logprobs
     gaps = (responses.logprobs - experience.logprobs).abs() * mask
     sums = total(
-        float(ones.sum()), float(mask.sum()), float(experience.scores.sum()), float(shaped.sum()), float(experience.rewards.sum()),
-        float(masked_sum(k1(*difference), mask)), float(masked_sum(k3(*difference), mask)), float(experience.prompt_mask.sum()),
-        float(responses.ended.sum()), float(masked_sum(experience.values, mask)), float(gaps.sum()),
-    )  # fmt: skip
+        float(ones.sum()),
+        float(mask.sum()),
+        float(experience.scores.sum()),
+        float(shaped.sum()),
+        float(experience.rewards.sum()),
+        float(masked_sum(k1(*difference), mask)),
+        float(masked_sum(k3(*difference), mask)),
+        float(experience.prompt_mask.sum()),
+        float(responses.ended.sum()),
+        float(masked_sum(experience.values, mask)),
+        float(gaps.sum()),
+    )
     samples, tokens, scores, shaped_sum, rewards, kl, kl3, prompts, ended, values, gap = sums
     _, returns_std = global_moments(experience.returns, mask)
     _, error_std = global_moments(experience.returns - experience.values, mask)
@@ -55,7 +63,12 @@ def describe_speed(config: Config, experience: Experience, clock: Clock) -> dict
     passes = config.ppo.update_epochs
     update = passes * training_flops(policy + scorer, config.ppo.gradient_checkpointing)
     samples, sampled, tokens, rollout, score, train = total(
-        len(lengths), sum(responses), sum(lengths), generation_flops(config.model, prompts, responses), 2 * (policy + scorer), update
+        len(lengths),
+        sum(responses),
+        sum(lengths),
+        generation_flops(config.model, prompts, responses),
+        2 * (policy + scorer),
+        update,
     )
     seconds = {phase: maximum(clock.seconds[phase]) for phase in ("rollout", "score", "train")}
     whole = sum(seconds.values())

@@ -14,7 +14,8 @@ from rlhf.ppo.experience import Experience, from_all_ranks
 from rlhf.ppo.forward import response_logprobs, response_scores, response_values
 from rlhf.ppo.report import describe_rollout
 from rlhf.ppo.update import Update
-from rlhf.rollout import Responses, generate
+from rlhf.rollout import generate
+from rlhf.rollout.base import Responses
 from rlhf.track.throughput import Clock
 
 
@@ -90,9 +91,16 @@ class DeepSpeedPPOTrainer:
             parts.append((logprobs, reference, values, response_scores(engine.reward, *sequence, engine.reward_bias)))
         logprobs, reference, values, scores = (torch.cat(column) for column in zip(*parts, strict=True))
         logprobs, reference, values = (torch.where(actions.bool(), column, 0.0) for column in (logprobs, reference, values))
-        for name, column in (("log-probability", logprobs), ("reference log-probability", reference), ("value", values), ("score", scores)):
+        for name, column in (
+            ("log-probability", logprobs),
+            ("reference log-probability", reference),
+            ("value", values),
+            ("score", scores),
+        ):
             if not torch.isfinite(column).all():
-                raise FloatingPointError(f"rollout {self.iteration}: a {name} is not finite; lower the learning rate or use bf16")
+                raise FloatingPointError(
+                    f"rollout {self.iteration}: a {name} is not finite; lower the learning rate or use bf16"
+                )
         return logprobs, reference, values, scores
 
     def train_rlhf(self, experience: Experience) -> tuple[float, float]:

@@ -64,39 +64,50 @@ class Update:
     def set_rates(self) -> None:
         """Both learning rates of the next update."""
         ppo = self.ppo
-        peaks = (ppo.learning_rate, ppo.critic_learning_rate)
-        self.rates = tuple(learning_rate(self.updates, self.total_updates, peak, ppo.warmup_steps, ppo.schedule) for peak in peaks)
+        place = self.updates, self.total_updates
+        self.rates = (
+            learning_rate(*place, ppo.learning_rate, ppo.warmup_steps, ppo.schedule),
+            learning_rate(*place, ppo.critic_learning_rate, ppo.warmup_steps, ppo.schedule),
+        )
         for engine, rate in zip((self.engine.actor, self.engine.critic), self.rates, strict=True):
             set_learning_rate(engine, rate)
 
     def micro_batch(self, rows: Experience, count: float) -> None:
         """Accumulate the gradients of some samples; `count` is the number of trained actions of the whole update."""
-        engine, ppo, mask = self.engine, self.ppo, rows.loss_mask
-        ids, sequence_mask = torch.cat([rows.prompts, rows.responses], 1), torch.cat([rows.prompt_mask, rows.mask], 1)
-        width = rows.responses.size(1)
-        engine.actor.train()
-        engine.critic.train()
+        ids = torch.cat([rows.prompts, rows.responses], dim=1)
+        mask = torch.cat([rows.prompt_mask, rows.mask], dim=1)
+        self.actor_step(rows, ids, mask, count)
+        self.critic_step(rows, ids, mask, count)
+        self.sums["tokens"] += float(rows.loss_mask.sum())
 
-        logprobs, entropy = response_logprobs(engine.actor, ids, sequence_mask, width, self.args.rollout.temperature)
-        ratio, cut = policy_ratio(logprobs, rows.logprobs, mask, ppo.log_ratio_clip)
+    def actor_step(self, rows: Experience, ids: Tensor, mask: Tensor, count: float) -> None:
+        """The clipped policy loss of [B, T] sequences and its gradient."""
+        actor, ppo, actions = self.engine.actor, self.ppo, rows.loss_mask
+        actor.train()
+        logprobs, entropy = response_logprobs(actor, ids, mask, actions.size(1), self.args.rollout.temperature)
         if self.first:
-            self.check_first(logprobs.detach(), rows.logprobs, mask)
-        loss, clipped = policy_loss(ratio, rows.advantages, mask, ppo.clip_range)
-        backward(engine.actor, loss, count, engine.batches)
-        self.note("policy", step(engine.actor))
+            self.check_first(logprobs.detach(), rows.logprobs, actions)
+        ratio, cut = policy_ratio(logprobs, rows.logprobs, actions, ppo.log_ratio_clip)
+        loss, clipped = policy_loss(ratio, rows.advantages, actions, ppo.clip_range)
+        backward(actor, loss, count, self.engine.batches)
+        self.note("policy", step(actor))
+        self.ratio_max = max(self.ratio_max, float((ratio.detach() * actions).max()))
+        self.sums["policy/loss"] += float(loss.detach())
+        self.sums["policy/clip_fraction"] += float(clipped)
+        self.sums["policy/log_ratio_cut"] += float(cut)
+        self.sums["policy/entropy"] += float(masked_sum(entropy, actions))
+        self.sums["policy/approx_kl"] += float(masked_sum(k3(rows.logprobs, logprobs.detach()), actions))
 
-        values = response_values(engine.critic, ids, sequence_mask, width, engine.reward_bias)
-        critic_loss, value_clipped = value_loss(values, rows.values, rows.returns, mask, ppo.value_clip_range)
-        backward(engine.critic, ppo.value_coef * critic_loss, count, engine.batches)
-        self.note("value", step(engine.critic))
-
-        self.ratio_max = max(self.ratio_max, float((ratio.detach() * mask).max()))
-        for name, amount in (
-            ("policy/loss", loss), ("policy/clip_fraction", clipped), ("policy/log_ratio_cut", cut),
-            ("policy/entropy", masked_sum(entropy, mask)), ("policy/approx_kl", masked_sum(k3(rows.logprobs, logprobs.detach()), mask)),
-            ("value/loss", critic_loss), ("value/clip_fraction", value_clipped), ("tokens", mask.sum()),
-        ):  # fmt: skip
-            self.sums[name] += float(amount.detach())
+    def critic_step(self, rows: Experience, ids: Tensor, mask: Tensor, count: float) -> None:
+        """The clipped value loss of [B, T] sequences and its gradient."""
+        critic, ppo, actions = self.engine.critic, self.ppo, rows.loss_mask
+        critic.train()
+        values = response_values(critic, ids, mask, actions.size(1), self.engine.reward_bias)
+        loss, clipped = value_loss(values, rows.values, rows.returns, actions, ppo.value_clip_range)
+        backward(critic, ppo.value_coef * loss, count, self.engine.batches)
+        self.note("value", step(critic))
+        self.sums["value/loss"] += float(loss.detach())
+        self.sums["value/clip_fraction"] += float(clipped)
 
     def check_first(self, logprobs: Tensor, old: Tensor, mask: Tensor) -> None:
         """Before the first step the policy is the one that sampled: its ratios must be 1.
@@ -111,8 +122,9 @@ class Update:
             single = average = self.ppo.ratio_tolerance
         if largest > single or mean > average:
             raise RuntimeError(
-                f"rollout {self.iteration}: the first mini-batch gives log-probabilities up to {largest:.2g} nats (mean {mean:.2g}) "
-                f"from the rollout's, more than {single:.2g} (mean {average:.2g}): the two passes do not compute the same function"
+                f"rollout {self.iteration}: the first mini-batch gives log-probabilities up to {largest:.2g} nats "
+                f"(mean {mean:.2g}) from the rollout's, more than {single:.2g} (mean {average:.2g}): "
+                "the two passes do not compute the same function"
             )
 
     def note(self, name: str, norm: float | None) -> None:

@@ -35,7 +35,8 @@ def generate(engine: Any, prompts: PromptBatch, uniforms: np.ndarray, tokenizer:
     count = prompts.ids.size(0)
     size = rollout.micro_batch_size or count
     parts = [
-        generate_part(engine, prompts, uniforms, tokenizer, rollout, slice(start, start + size)) for start in range(0, count, size)
+        generate_part(engine, prompts, uniforms, tokenizer, rollout, slice(start, start + size))
+        for start in range(0, count, size)
     ]
     width = max(part.tokens.size(1) for part in parts)
     return Responses(

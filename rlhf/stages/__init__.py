@@ -11,7 +11,11 @@ from rlhf.stages import ppo, reward, sft
 from rlhf.stages.context import Context
 from rlhf.track.tracker import Tracker
 
-RUN: dict[str, Callable[[Config, dict[str, str], Context], dict[str, float]]] = {"sft": sft.run, "reward": reward.run, "ppo": ppo.run}
+RUN: dict[str, Callable[[Config, dict[str, str], Context], dict[str, float]]] = {
+    "sft": sft.run,
+    "reward": reward.run,
+    "ppo": ppo.run,
+}
 
 
 def run_stage(spec: Spec) -> None:

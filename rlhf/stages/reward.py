@@ -31,8 +31,8 @@ from rlhf.models.load import new_scorer
 from rlhf.models.tokenizer import build_tokenizer
 from rlhf.plan.flops import forward_flops
 from rlhf.stages.context import Context, due
-from rlhf.track.progress import Bar
 from rlhf.stages.speed import step_speed
+from rlhf.track.progress import Bar
 from rlhf.track.throughput import Clock
 
 Element = list[tuple[Encoded, Encoded]]
@@ -54,7 +54,9 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     final: dict[str, float] = {}
 
     with Bar("reward", steps, is_main()) as bar:
-        for number, chosen in enumerate(all_batches(len(train), reward.batch_size, config.seed, "reward.batch_size", steps)):
+        for number, chosen in enumerate(
+            all_batches(len(train), reward.batch_size, config.seed, "reward.batch_size", steps)
+        ):
             rate = learning_rate(number, steps, reward.learning_rate, reward.warmup_steps, reward.schedule)
             set_learning_rate(engine, rate)
             clock = Clock()

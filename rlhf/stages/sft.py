@@ -22,8 +22,8 @@ from rlhf.models.load import new_policy
 from rlhf.models.tokenizer import build_tokenizer
 from rlhf.plan.flops import forward_flops
 from rlhf.stages.context import Context, due
-from rlhf.track.progress import Bar
 from rlhf.stages.speed import step_speed
+from rlhf.track.progress import Bar
 from rlhf.track.throughput import Clock
 
 
@@ -32,7 +32,9 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     sft = config.sft
     dataset = load_dataset(config)
     tokenizer = build_tokenizer(config.model, config, dataset)
-    train, heldout = (encode_demonstrations(s.demonstrations, tokenizer, config.data) for s in (dataset.train, dataset.heldout))
+    train, heldout = (
+        encode_demonstrations(s.demonstrations, tokenizer, config.data) for s in (dataset.train, dataset.heldout)
+    )
     plan = batches(config, "sft")
     engine = training_engine(new_policy(config.model, config, tokenizer, sft.dropout), config, sft, plan, sft.weight_decay)
     steps = total_steps(len(train), sft.batch_size, sft.epochs, sft.max_steps, "sft.batch_size")
@@ -47,7 +49,12 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             with clock.phase("step"):
                 own = [train[i] for i in share(chosen, rank(), plan.ranks)]
                 loss, norm = train_step(engine, own, plan, config, tokenizer.pad_token_id)
-            metrics = {"train/loss": loss, "train/grad_norm": norm, "lr/model": rate, "train/epoch": (number + 1) / per_epoch}
+            metrics = {
+                "train/loss": loss,
+                "train/grad_norm": norm,
+                "lr/model": rate,
+                "train/epoch": (number + 1) / per_epoch,
+            }
             metrics |= step_speed(config, *forward_work(config, own), sft.gradient_checkpointing, clock)
             if due(number + 1, steps, sft.eval_every):
                 final = evaluate(engine, heldout, plan, config, tokenizer.pad_token_id)

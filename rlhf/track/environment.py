@@ -12,7 +12,19 @@ import torch
 
 from rlhf.config.schema import Config
 
-PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "peft", "hydra-core", "omegaconf", "datasets", "numpy", "wandb", "rlhf")
+PACKAGES = (
+    "torch",
+    "deepspeed",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "hydra-core",
+    "omegaconf",
+    "datasets",
+    "numpy",
+    "wandb",
+    "rlhf",
+)
 
 
 def environment(config: Config) -> dict[str, Any]:
@@ -46,7 +58,9 @@ def git_state() -> dict[str, str | None]:
 def git(*arguments: str) -> str | None:
     """A git command's output in the package's directory; None outside a repository or without git."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=20)
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=20
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

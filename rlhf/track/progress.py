@@ -19,9 +19,13 @@ class Bar:
         self.progress: Progress | None = None
         if show and self.console.is_terminal:
             self.progress = Progress(
-                TextColumn("{task.description:>6}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[figures]}"), console=self.console,
-            )  # fmt: skip
+                TextColumn("{task.description:>6}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[figures]}"),
+                console=self.console,
+            )
             self.task = self.progress.add_task(label, total=total, figures="")
 
     def __enter__(self) -> "Bar":

@@ -18,12 +18,21 @@ class WandbRun:
 
         settings = config.tracking.wandb
         self.wandb = wandb
+        mode: Any = settings.mode or default_mode()
         self.run = wandb.init(
-            project=settings.project, entity=settings.entity, group=settings.group or config.name, job_type=stage,
-            name=f"{config.name}-{stage}-{fingerprint[:12]}", id=fingerprint[:32], resume="allow", tags=[stage, *settings.tags],
-            config=asdict(config), dir=str(directory), mode=settings.mode or default_mode(),
+            project=settings.project,
+            entity=settings.entity,
+            group=settings.group or config.name,
+            job_type=stage,
+            name=f"{config.name}-{stage}-{fingerprint[:12]}",
+            id=fingerprint[:32],
+            resume="allow",
+            tags=[stage, *settings.tags],
+            config=asdict(config),
+            dir=str(directory),
+            mode=mode,
             settings=wandb.Settings(console="off", silent=True),
-        )  # fmt: skip
+        )
         self.run.define_metric("*", step_metric="stage_step")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -33,7 +42,7 @@ class WandbRun:
     def table(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Samples as a table."""
         if rows:
-            columns = list(rows[0])
+            columns: list[Any] = list(rows[0])
             table = self.wandb.Table(columns=columns, data=[[row.get(c) for c in columns] for row in rows])
             self.run.log({"samples": table, "stage_step": step})
 

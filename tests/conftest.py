@@ -1,0 +1,96 @@
+"""Shared fixtures: the real configuration as Hydra composes it, the demo data, its tokenizer, ragged batches."""
+
+import copy
+import os
+from collections.abc import Callable
+from functools import cache
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import hypothesis
+import pytest
+from hydra import compose, initialize_config_dir
+
+from rlhf.config.compose import config_root, quoted, register, typed
+from rlhf.config.schema import Config
+
+hypothesis.settings.register_profile("rlhf", deadline=None, database=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("rlhf")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory):
+    """Keep what the datasets library caches out of the home directory."""
+    os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets"))
+
+
+@cache
+def composed(overrides: tuple[str, ...]) -> Config:
+    """conf/ with these overrides, typed; composing takes a quarter of a second, so each is composed once."""
+    register()
+    with initialize_config_dir(str(config_root() / "conf"), version_base="1.3"):
+        return typed(compose("config", overrides=quoted(list(overrides))))
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., Config]:
+    """`make_config("ppo.gamma=0.9", ...)`: a fresh Config that the test may change."""
+    return lambda *overrides: copy.deepcopy(composed(overrides))
+
+
+@pytest.fixture(scope="session")
+def set_key() -> Callable[[Config, str, object], Config]:
+    """`set_key(config, "ppo.gamma", 0.9)` changes a value by its dotted key and returns the config."""
+
+    def change(config, key, value):
+        *groups, leaf = key.split(".")
+        place = config
+        for group in groups:
+            place = getattr(place, group)
+        assert hasattr(place, leaf), key
+        setattr(place, leaf, value)
+        return config
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def demo_data(make_config):
+    """The demo data set of the default configuration."""
+    from rlhf.data.records import load_dataset
+
+    return load_dataset(make_config())
+
+
+@pytest.fixture(scope="session")
+def tokenizer(make_config, demo_data):
+    """The built-in tokenizer, trained on the demo data."""
+    from rlhf.models.tokenizer import train_tokenizer, training_text
+
+    config = make_config()
+    return train_tokenizer(training_text(config, demo_data), config.data.tokenizer_vocabulary)
+
+
+@pytest.fixture(scope="session")
+def ragged():
+    """`ragged(seed, rows, width, n)`: a right-padded mask with at least one token a row, and n float64 tensors of its
+    shape that hold numbers everywhere, padding included."""
+    import torch
+
+    def make(seed, rows, width, columns):
+        generator = torch.Generator().manual_seed(seed)
+        lengths = torch.randint(1, width + 1, (rows,), generator=generator)
+        mask = (torch.arange(width) < lengths[:, None]).long()
+        return mask, *(torch.randn(rows, width, generator=generator, dtype=torch.float64) for _ in range(columns))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def poison():
+    """`poison(values, mask)`: the values with NaN wherever the mask is 0."""
+    import torch
+
+    return lambda values, mask: torch.where(mask.bool(), values, torch.nan)

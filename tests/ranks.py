@@ -1,0 +1,41 @@
+"""Running frozen stages on several ranks of this machine, one process group for all of them (a process group and the
+imports cost seconds). Started as a script it is one rank; `run_specs` starts all of them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from rlhf.config.schema import Config
+from rlhf.experiment.graph import nodes
+from rlhf.launch.spec import freeze, thaw
+from rlhf.launch.worker import free_port, rank_environment, run_rank
+
+
+def run_specs(files: list[Path], world: int) -> None:
+    """Run every spec, in order, on `world` ranks; fails with the output of the rank that failed."""
+    port = free_port()
+    workers = [
+        subprocess.Popen(
+            [sys.executable, __file__, *map(str, files)],
+            env={**os.environ, **rank_environment(rank, rank, world, port), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    outputs = [worker.communicate(timeout=550)[0] for worker in workers]
+    for worker, output in zip(workers, outputs, strict=True):
+        assert worker.returncode == 0, output[-4000:]
+
+
+def specs(config: Config) -> list[Path]:
+    """The frozen stages of a configuration."""
+    return [freeze(node, config).file for node in nodes(config)]
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        run_rank(thaw(Path(name)))
+    os._exit(0)

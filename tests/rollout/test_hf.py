@@ -1,0 +1,80 @@
+import pytest
+import torch
+from tiny import PROMPTS, policy_engine, prompts, random_numbers
+from transformers import GenerationConfig
+
+from rlhf.data.tokens import left_mask, right_mask
+from rlhf.ppo.forward import response_logprobs
+from rlhf.rollout import generate
+
+
+@pytest.fixture(scope="module")
+def config(make_config):
+    return make_config("rollout.max_new_tokens=12", "rollout.temperature=0.8")
+
+
+@pytest.fixture(scope="module")
+def engine(config, tokenizer):
+    return policy_engine(config, tokenizer)
+
+
+def test_greedy_equals_plain_transformers(make_config, engine, tokenizer):
+    config = make_config("rollout.max_new_tokens=12", "rollout.do_sample=false")
+    batch = prompts(config, tokenizer)
+    responses = generate(engine, batch, random_numbers(config, 3), tokenizer, config.rollout)
+    for row, length in enumerate(responses.lengths.tolist()):
+        alone = batch.ids[row : row + 1, -int(batch.lengths[row]) :]
+        plain = engine.module.generate(
+            input_ids=alone,
+            attention_mask=torch.ones_like(alone),
+            generation_config=GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=0),
+        )
+        assert responses.tokens[row, :length].tolist() == plain[0, alone.size(1) :].tolist()
+
+
+def test_a_sample_does_not_depend_on_its_batch(config, engine, tokenizer):
+    numbers = random_numbers(config, 3)
+    together = generate(engine, prompts(config, tokenizer), numbers, tokenizer, config.rollout)
+    for row, text in enumerate(PROMPTS):
+        alone = generate(engine, prompts(config, tokenizer, [text]), numbers[row : row + 1], tokenizer, config.rollout)
+        length = int(alone.lengths[0])
+        assert int(together.lengths[row]) == length
+        assert together.tokens[row, :length].tolist() == alone.tokens[0, :length].tolist()
+
+
+def test_micro_batches_change_nothing(make_config, engine, tokenizer, config):
+    split = make_config("rollout.max_new_tokens=12", "rollout.temperature=0.8", "rollout.micro_batch_size=1")
+    numbers, batch = random_numbers(config, 3), prompts(config, tokenizer)
+    whole = generate(engine, batch, numbers, tokenizer, config.rollout)
+    parts = generate(engine, batch, numbers, tokenizer, split.rollout)
+    mask = right_mask(whole.lengths, whole.tokens.size(1))
+    assert torch.equal(whole.lengths, parts.lengths)
+    assert torch.equal(whole.tokens * mask, parts.tokens * mask)
+    assert torch.allclose(whole.logprobs, parts.logprobs, atol=1e-5)
+
+
+def test_the_sampler_reports_the_trainers_log_probabilities(config, engine, tokenizer):  # rows 14, 33
+    batch = prompts(config, tokenizer)
+    responses = generate(engine, batch, random_numbers(config, 3), tokenizer, config.rollout)
+    actions = right_mask(responses.lengths, responses.tokens.size(1))
+    mask = torch.cat([left_mask(batch.lengths, batch.ids.size(1)), actions], 1)
+    ids = torch.cat([batch.ids, responses.tokens], 1)
+    logprobs, _ = response_logprobs(engine, ids, mask, actions.size(1), config.rollout.temperature)
+    assert torch.allclose(logprobs * actions, responses.logprobs, atol=1e-4)
+
+
+def test_fixed_length_sampling_never_ends_early(make_config, engine, tokenizer):  # row 15
+    config = make_config("rollout.max_new_tokens=12", "rollout.min_new_tokens=12", "rollout.temperature=3.0")
+    responses = generate(engine, prompts(config, tokenizer), random_numbers(config, 3), tokenizer, config.rollout)
+    assert responses.lengths.tolist() == [12, 12, 12]
+    assert not (responses.tokens[:, :-1] == tokenizer.eos_token_id).any()
+
+
+def test_a_response_ends_with_its_first_end_of_text(make_config, engine, tokenizer):
+    config = make_config("rollout.max_new_tokens=24", "rollout.temperature=50.0")
+    texts = list(PROMPTS) * 60
+    responses = generate(engine, prompts(config, tokenizer, texts), random_numbers(config, 180), tokenizer, config.rollout)
+    assert responses.ended.any() and not responses.ended.all()
+    for tokens, length, ended in zip(responses.tokens.tolist(), responses.lengths.tolist(), responses.ended.tolist(), strict=True):
+        assert tokenizer.eos_token_id not in tokens[: length - 1]
+        assert ended == (tokens[length - 1] == tokenizer.eos_token_id)

@@ -1,0 +1,249 @@
+"""The command line, end to end, as a user meets it: small, on the CPU, in real processes."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SMALL = (
+    "sft.max_steps=6",
+    "reward.max_steps=4",
+    "ppo.max_steps=2",
+    "ppo.rollout_batch_size=16",
+    "ppo.batch_size=16",
+    "ppo.update_epochs=2",
+    "rollout.max_new_tokens=12",
+    "data.demo.demonstrations=300",
+    "data.demo.rounds=1",
+)
+
+
+def rlhf(*arguments, cwd):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"HOME": str(cwd)}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-m", "rlhf", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("pipeline")
+
+
+@pytest.fixture(scope="module")
+def first(place):
+    done = rlhf(*SMALL, "tracking=wandb", "tracking.tensorboard=true", cwd=place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def stage(place, name) -> Path:
+    (found,) = (place / "outputs" / "stages").glob(f"{name}-*")
+    return found
+
+
+def lines(file) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def last_summary(place) -> dict:
+    runs = sorted((place / "outputs" / "runs").iterdir(), key=lambda p: p.stat().st_mtime)
+    return json.loads((runs[-1] / "summary.json").read_text())
+
+
+def test_three_stages_run_and_end_in_a_table(place, first):
+    for text in ("perplexity", "accuracy", "gold reward of SFT", "gold reward of PPO", "KL to the reference", "mean length of PPO"):
+        assert text in first.stdout
+    assert "Held-out prompts" in first.stdout and "loss" in first.stdout and "reward" in first.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [
+        ("sft", {"eval/perplexity"}),
+        ("reward", {"eval/accuracy", "eval/accuracy_ceiling"}),
+        ("ppo", {"eval/gold", "eval/gold_sft", "eval/gold_sft_std", "eval/kl_sequence", "eval/reward", "eval/length"}),
+    ],
+)
+def test_a_stage_directory_holds_everything(place, first, name, figures):
+    directory = stage(place, name)
+    result = json.loads((directory / "result.json").read_text())
+    assert set(result) == {"stage", "fingerprint", "seconds", "metrics"}
+    assert figures <= set(result["metrics"])
+    assert directory.name == f"{name}-{result['fingerprint'][:12]}"
+    assert json.loads((directory / "status.json").read_text())["state"] == "done"
+    environment = json.loads((directory / "environment.json").read_text())
+    assert environment["packages"]["torch"] and environment["hardware"]["gpu"] == "cpu"
+    assert "kl_coef" in (directory / "config.yaml").read_text()
+    assert all({"step", "time"} <= set(line) for line in lines(directory / "metrics.jsonl"))
+    model = {file.name for file in (directory / "model").iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"} <= model
+
+
+def test_samples_are_side_by_side(place, first):
+    samples = lines(stage(place, "ppo") / "samples.jsonl")
+    assert len(samples) == 16
+    assert {"prompt", "sft", "ppo", "sft_score", "ppo_score", "sft_gold", "ppo_gold"} <= set(samples[0])
+
+
+def test_throughput_is_logged_per_phase(place, first):
+    for line in lines(stage(place, "ppo") / "metrics.jsonl"):
+        for phase in ("rollout", "score", "train"):
+            for figure in ("samples_per_s", "tokens_per_s", "tflops_per_gpu", "mfu"):
+                assert line[f"throughput/{phase}_{figure}"] > 0
+
+
+def test_wandb_offline_files_hold_the_curves(place, first):
+    """Framing of the transaction log by hand (LevelDB's log format), records by wandb's own protocol."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (file,) = stage(place, "ppo").glob("wandb/offline-run-*/run-*.wandb")
+    history: dict[str, list[float]] = {}
+    for data in log_records(file.read_bytes()):
+        record = Record()
+        record.ParseFromString(data)
+        for item in record.history.item:
+            history.setdefault(item.key or "/".join(item.nested_key), []).append(json.loads(item.value_json))
+    logged = lines(stage(place, "ppo") / "metrics.jsonl")
+    for name in ("reward/mean", "throughput/samples_per_s", "reward/std", "kl/sequence"):
+        assert history[name] == pytest.approx([line[name] for line in logged])
+    assert any(name.startswith("samples") for name in history)
+
+
+def log_records(data: bytes):
+    """Records of a LevelDB log after wandb's seven bytes of header."""
+    position, parts = 7, []
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        parts.append(data[position + 7 : position + 7 + length])
+        position += 7 + length
+        if kind in (1, 4):  # full, last
+            yield b"".join(parts)
+            parts = []
+
+
+def test_tensorboard_files_hold_the_curves(place, first):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(stage(place, "ppo") / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("reward/mean")] == [1, 2]
+
+
+PLAIN = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+actor, reward, text = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(actor)
+assert tokenizer.pad_token_id != tokenizer.eos_token_id
+batch = tokenizer([text, text + " again and again"], return_tensors="pt", padding=True, padding_side="right")
+inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+with torch.no_grad():
+    logits = AutoModelForCausalLM.from_pretrained(actor)(**inputs).logits
+    scores = AutoModelForSequenceClassification.from_pretrained(reward)(**inputs).logits
+assert "rlhf" not in sys.modules
+print(json.dumps([batch.input_ids.tolist(), batch.attention_mask.tolist(), logits.tolist(), scores.tolist()]))
+"""
+
+
+def test_plain_transformers_loads_the_artifacts(place, first, make_config):
+    import torch
+
+    from rlhf.data.tokens import right_mask
+    from rlhf.models.heads import last_token, model_inputs
+    from rlhf.models.load import load_policy, load_scorer
+
+    models = [str(stage(place, name) / "model") for name in ("ppo", "reward")]
+    done = subprocess.run([sys.executable, "-c", PLAIN, *models, "Human: How do I clean a pan?"], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    ids, mask, logits, scores = (torch.tensor(value) for value in json.loads(done.stdout))
+    config, lengths = make_config(), mask.sum(1)
+    with torch.no_grad():
+        ours = load_policy(models[0], config, 0.0)
+        our_logits = ours(**model_inputs(ours, ids, mask)).logits
+        scorer = load_scorer(models[1], config, 0.0)
+        our_scores = last_token(scorer(**model_inputs(scorer, ids, mask)), lengths)
+    real = right_mask(lengths, ids.size(1)).bool()
+    assert torch.allclose(our_logits[real], logits[real], atol=1e-5)
+    assert torch.allclose(our_scores, scores.squeeze(1), atol=1e-5)
+
+
+def test_the_same_command_again_trains_nothing(place, first):
+    before = {file: file.stat().st_mtime_ns for file in (place / "outputs" / "stages").rglob("*") if file.is_file()}
+    started = time.time()
+    again = rlhf(*SMALL, "hardware.gpus_per_node=2", "zero=2", cwd=place)  # places do not matter
+    assert again.returncode == 0, again.stderr
+    assert time.time() - started < 15
+    assert "gold reward of PPO" in again.stdout
+    assert before == {file: file.stat().st_mtime_ns for file in (place / "outputs" / "stages").rglob("*") if file.is_file()}
+    assert all(entry["reused"] for entry in last_summary(place)["stages"].values())
+
+
+def test_another_kl_coefficient_runs_ppo_alone(place, first):
+    done = rlhf(*SMALL, "ppo.kl_coef=0.5", "stage=ppo", cwd=place)
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.name.split("-")[0] for path in (place / "outputs" / "stages").iterdir())
+    assert names == ["ppo", "ppo", "reward", "sft"]
+    summary = last_summary(place)["stages"]
+    assert list(summary) == ["ppo"] and not summary["ppo"]["reused"]
+
+
+def test_ppo_takes_models_by_path(place, first, tmp_path):
+    actor, reward = stage(place, "sft"), stage(place, "reward") / "model"
+    done = rlhf(*SMALL, "stage=ppo", f"ppo.actor={actor}", f"ppo.reward={reward}", f"output_root={tmp_path}", cwd=place)
+    assert done.returncode == 0, done.stderr
+    # The same models by another way: the same result.
+    (found,) = (tmp_path / "stages").iterdir()
+    assert found.name in {path.name for path in (place / "outputs" / "stages").glob("ppo-*")}
+
+
+def test_ppo_says_what_is_missing(tmp_path):
+    done = rlhf("stage=ppo", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "stage=sft" in done.stderr and "ppo.actor=" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_bad_input_stops_before_anything_is_trained(tmp_path):
+    started = time.time()
+    done = rlhf("-m", "ppo.gamma=0.9,1.5", cwd=tmp_path)
+    assert done.returncode == 2 and time.time() - started < 5
+    assert "ppo.gamma=1.5" in done.stderr
+    assert not (tmp_path / "outputs" / "stages").exists()
+
+
+def test_a_failed_stage_says_why_and_leaves_a_non_zero_exit_code(place, first, tmp_path):
+    broken = tmp_path / "actor"
+    broken.mkdir()
+    for file in (stage(place, "sft") / "model").iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    (broken / "model.safetensors").write_bytes(b"not a model")
+    reward = stage(place, "reward") / "model"
+    done = rlhf(*SMALL, "stage=ppo", f"ppo.actor={broken}", f"ppo.reward={reward}", cwd=tmp_path)
+    assert done.returncode == 1
+    assert str(broken) in done.stderr and "Traceback" not in done.stderr
+    (directory,) = (tmp_path / "outputs" / "stages").iterdir()
+    status = json.loads((directory / "status.json").read_text())
+    assert status["state"] == "failed" and str(broken) in status["reason"]
+
+
+def test_help_is_a_useful_first_screen(tmp_path):
+    done = rlhf("--help", cwd=tmp_path)
+    for text in ("python -m rlhf stage=ppo", "reward_model: ", "dgx8-80gx8", "opt-66b", "zero: 0, 1, 2"):
+        assert text in done.stdout
+
+
+def test_composition_is_quick_and_loads_no_torch(tmp_path):
+    started = time.time()
+    done = rlhf("model=opt-13b", "reward_model=opt-350m", "hardware=dgx8", "zero=3", "--cfg", "job", cwd=tmp_path)
+    assert time.time() - started < 2
+    assert "hidden" not in done.stderr and "opt-13b" in done.stdout and "gpus_per_node: 8" in done.stdout

@@ -1,0 +1,51 @@
+"""Small models in this process, as its only rank."""
+
+import numpy as np
+import torch
+
+from rlhf.data.records import load_dataset
+from rlhf.data.tokens import encode_prompt, prompt_batch
+from rlhf.engine.distributed import start
+from rlhf.engine.zero import frozen_engine
+from rlhf.models.load import new_policy, new_scorer
+
+PROMPTS = ("How do I clean a kettle?", "What is the best way to repair a lamp?", "Can you help me choose my sofa?")
+
+
+def policy_engine(config, tokenizer):
+    """A frozen engine around a random policy of the configuration's shape."""
+    start(config)
+    return frozen_engine(new_policy(config.model, config, tokenizer, 0.0), config)
+
+
+def scorer_engine(config, tokenizer):
+    """A frozen engine around a random scorer of the configuration's shape."""
+    start(config)
+    return frozen_engine(new_scorer(config.reward_model, config, tokenizer, 0.0), config)
+
+
+def prompts(config, tokenizer, texts=PROMPTS, samples=None):
+    """Prompts as a left-padded batch."""
+    ids = [encode_prompt(text, tokenizer, config.data) for text in texts]
+    return prompt_batch(ids, samples or list(range(len(ids))), tokenizer.pad_token_id, torch.device("cpu"))
+
+
+def random_numbers(config, count, seed=0):
+    """Uniform numbers for a rollout of so many samples."""
+    return np.random.default_rng(seed).random((count, config.rollout.max_new_tokens), dtype=np.float32)
+
+
+def save_models(config, tokenizer, directory):
+    """A random policy and a random reward model on disk, as plain transformers models with their tokenizer."""
+    start(config)
+    places = directory / "actor", directory / "reward"
+    new_policy(config.model, config, tokenizer, 0.0).save_pretrained(places[0])
+    new_scorer(config.reward_model, config, tokenizer, 0.0).classifier.save_pretrained(places[1])
+    for place in places:
+        tokenizer.save_pretrained(place)
+    return tuple(map(str, places))
+
+
+def dataset(config):
+    """The configuration's data."""
+    return load_dataset(config)
