@@ -20,6 +20,7 @@ SMALL = (
     "rollout.max_new_tokens=12",
     "data.demo.demonstrations=300",
     "data.demo.rounds=1",
+    "data.demo.heldout_prompts=16",
 )
 
 

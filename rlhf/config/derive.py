@@ -177,6 +177,7 @@ def check_ranges(config: Config) -> None:
     between("lora.dropout", config.lora.dropout, 0, 1)
     between("data.demo.label_noise", config.data.demo.label_noise, 0, infinity)
     between("data.demo.answers_per_prompt", config.data.demo.answers_per_prompt, 2, infinity)
+    between("data.demo.heldout_prompts", config.data.demo.heldout_prompts, 1, 359)
     for key in ("demonstrations", "rounds"):
         between(f"data.demo.{key}", getattr(config.data.demo, key), 1, infinity)
     for stage in STAGES:

@@ -86,6 +86,7 @@ class Lora:
 class DemoData:
     """The generated data set."""
 
+    heldout_prompts: int = MISSING
     demonstrations: int = MISSING
     answers_per_prompt: int = MISSING
     rounds: int = MISSING

@@ -13,8 +13,6 @@ from rlhf.config.schema import DemoData
 from rlhf.data.records import Comparison, Dataset, Demonstration, Split
 from rlhf.data.streams import stream
 
-HELDOUT_PROMPTS = 80
-
 THINGS = (
     "kettle", "bicycle", "jacket", "lamp", "carpet", "knife", "pan", "guitar", "tent", "boot", "clock", "chair", "mirror",
     "camera", "basket", "blanket", "kite", "wallet", "teapot", "helmet", "suitcase", "drum", "rug", "saddle", "lantern",
@@ -73,7 +71,7 @@ def demo_dataset(config: DemoData, seed: int) -> Dataset:
     questions = [(task, thing, wording) for task in STEPS for thing in THINGS for wording in QUESTIONS]
     order = stream(seed, "demo prompts").permutation(len(questions))
     shuffled = [questions[i] for i in order]
-    heldout, train = shuffled[:HELDOUT_PROMPTS], shuffled[HELDOUT_PROMPTS:]
+    heldout, train = shuffled[: config.heldout_prompts], shuffled[config.heldout_prompts :]
     rounds = -(-config.demonstrations // len(train))
     training = make_split(
         (train * rounds)[: config.demonstrations], train * config.rounds, config, stream(seed, "demo train")

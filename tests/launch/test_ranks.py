@@ -21,6 +21,7 @@ SMALL = (
     "ppo.micro_batch_size=4",
     "data.demo.demonstrations=300",
     "data.demo.rounds=1",
+    "data.demo.heldout_prompts=16",
 )
 # Near zero by construction (whitened advantages), so compared absolutely.
 ABSOLUTE = 1e-4

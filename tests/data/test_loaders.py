@@ -1,0 +1,136 @@
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf.config.derive import Batches
+from rlhf.config.errors import ConfigError
+from rlhf.data.loaders import (
+    PromptLoader,
+    all_batches,
+    create_prompt_dataloader,
+    epoch_batches,
+    even_shares,
+    share,
+    steps_per_epoch,
+    total_steps,
+)
+from rlhf.data.tokens import left_mask
+
+
+@given(st.integers(1, 50), st.integers(1, 50), st.integers(0, 5))
+def test_a_pass_takes_no_record_twice_and_only_the_remainder_sits_out(records, batch_size, epoch):
+    batches = epoch_batches(records, batch_size, 0, "sft", epoch)
+    taken = [record for batch in batches for record in batch]
+    assert all(len(batch) == batch_size for batch in batches)
+    assert len(taken) == len(set(taken)) == records - records % batch_size
+    assert set(taken) <= set(range(records))
+
+
+def test_those_who_sit_out_differ_from_pass_to_pass():
+    left_over = [set(range(10)) - {r for b in epoch_batches(10, 4, 0, "sft", epoch) for r in b} for epoch in range(12)]
+    assert all(len(records) == 2 for records in left_over)
+    assert set.union(*left_over) == set(range(10))
+
+
+def test_order_differs_between_passes_seeds_and_stages_but_not_between_calls():
+    orders = [epoch_batches(40, 8, *name) for name in ((0, "sft", 0), (0, "sft", 1), (1, "sft", 0), (0, "ppo", 0))]
+    assert all(first != second for i, first in enumerate(orders) for second in orders[i + 1 :])
+    assert epoch_batches(40, 8, 0, "sft", 1) == orders[1]
+
+
+def test_batches_go_on_pass_after_pass_and_stop_at_the_last_step():
+    found = list(all_batches(10, 4, 0, "sft", steps=5))
+    assert found == [b for epoch in range(3) for b in epoch_batches(10, 4, 0, "sft", epoch)][:5]
+    assert list(all_batches(10, 4, 0, "sft", steps=3)) == found[:3]  # a longer run begins as a shorter one
+
+
+@given(st.integers(1, 10), st.sampled_from([1, 2, 4]))
+def test_the_shares_of_all_ranks_make_up_the_global_batch(per_four, world):
+    batch = list(range(100, 100 + 4 * per_four))
+    shares = [share(batch, rank, world) for rank in range(world)]
+    assert [record for part in shares for record in part] == batch
+    assert {len(part) for part in shares} == {len(batch) // world}
+
+
+@given(st.integers(0, 40), st.sampled_from([1, 2, 4]), st.integers(1, 5))
+def test_held_out_items_are_shared_evenly_and_few_are_left_out(items, world, micro):
+    plan = Batches(world, 8, micro, 8 // micro)
+    parts = [even_shares(list(range(items)), plan, rank) for rank in range(world)]
+    seen = [item for rank in parts for part in rank for item in part]
+    assert seen == list(range(items - items % world))
+    assert all(1 <= len(part) <= micro for rank in parts for part in rank)
+    assert len({len(rank) for rank in parts}) == 1  # as many forward passes on every rank
+
+
+@pytest.mark.parametrize(("max_steps", "steps"), [(None, 9), (4, 4), (100, 9)])
+def test_training_ends_by_passes_or_by_steps(max_steps, steps):
+    assert total_steps(31, 10, 3, max_steps, "sft.batch_size") == steps
+
+
+def test_too_few_records_name_the_key_and_a_value_that_works():
+    with pytest.raises(ConfigError, match=r"^sft\.batch_size=16: .*only 10 records.*; try 10$"):
+        steps_per_epoch(10, 16, "sft.batch_size")
+    assert steps_per_epoch(10, 10, "sft.batch_size") == 1
+
+
+def test_no_records_at_all_do_not_suggest_an_empty_batch():
+    """Files without a `response` column leave none; no batch size is small enough for that."""
+    with pytest.raises(ConfigError) as error:
+        steps_per_epoch(0, 16, "sft.batch_size")
+    assert not re.search(r"try 0\b", str(error.value))
+
+
+def prompt_loader(make_config, world, *overrides, rank=0):
+    config = make_config("ppo.rollout_batch_size=8", "ppo.batch_size=8", f"hardware.gpus_per_node={world}", *overrides)
+    return PromptLoader(config, [[10 + n] * (1 + n % 5) for n in range(21)], pad=0, rank=rank)
+
+
+def flat(batches):
+    """Every rollout as its rows without padding, and the rows' sample numbers."""
+    rows = []
+    for batch in batches:
+        mask = left_mask(batch.lengths, batch.ids.size(1))
+        rows += [
+            (ids[keep.bool()].tolist(), sample) for ids, keep, sample in zip(batch.ids, mask, batch.samples, strict=True)
+        ]
+    return rows
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_rollouts_do_not_depend_on_the_number_of_ranks(make_config, world):
+    alone = list(prompt_loader(make_config, 1))
+    ranks = [list(prompt_loader(make_config, world, rank=rank)) for rank in range(world)]
+    for step, whole in enumerate(alone):
+        assert flat(rank[step] for rank in ranks) == flat([whole])
+        assert [sample for _, sample in flat([whole])] == list(range(8))
+
+
+def test_prompt_loader_knows_its_length_and_can_be_read_again(make_config):
+    loader = prompt_loader(make_config, 1, "ppo.epochs=3")
+    first = list(loader)
+    assert len(loader) == len(first) == 3 * 2  # 21 prompts are two rollouts of 8
+    assert flat(loader) == flat(first)
+    assert len(prompt_loader(make_config, 1, "ppo.max_steps=5")) == 5
+
+
+def test_prompt_loader_needs_a_rollout_of_prompts(make_config):
+    with pytest.raises(ConfigError, match=r"^ppo\.rollout_batch_size=32: .*; try 21$"):
+        prompt_loader(make_config, 1, "ppo.rollout_batch_size=32")
+
+
+def test_prompt_dataloader_encodes_the_training_prompts_that_fit(make_config, tokenizer, demo_data):
+    config = make_config("ppo.epochs=1", "ppo.rollout_batch_size=16", "ppo.batch_size=16")
+    everything = create_prompt_dataloader(config, tokenizer)
+    assert len(everything.prompts) == len(demo_data.train.prompts)
+    first = next(iter(everything))
+    assert first.ids.device == torch.device("cpu")
+    text = tokenizer.decode(first.ids[0, -int(first.lengths[0]) :])
+    assert text.removeprefix("Human: ").removesuffix("\n\nAssistant:") in demo_data.train.prompts
+
+    config.data.truncation = "drop"
+    config.data.max_prompt_tokens = sorted(map(len, everything.prompts))[100]
+    fitting = create_prompt_dataloader(config, tokenizer)
+    assert fitting.prompts == [ids for ids in everything.prompts if len(ids) <= config.data.max_prompt_tokens]
