@@ -59,7 +59,14 @@ def last_summary(place) -> dict:
 
 
 def test_three_stages_run_and_end_in_a_table(place, first):
-    for text in ("perplexity", "accuracy", "gold reward of SFT", "gold reward of PPO", "KL to the reference", "mean length of PPO"):
+    for text in (
+        "perplexity",
+        "accuracy",
+        "gold reward of SFT",
+        "gold reward of PPO",
+        "KL to the reference",
+        "mean length of PPO",
+    ):
         assert text in first.stdout
     assert "Held-out prompts" in first.stdout and "loss" in first.stdout and "reward" in first.stdout
 
@@ -165,7 +172,9 @@ def test_plain_transformers_loads_the_artifacts(place, first, make_config):
     from rlhf.models.load import load_policy, load_scorer
 
     models = [str(stage(place, name) / "model") for name in ("ppo", "reward")]
-    done = subprocess.run([sys.executable, "-c", PLAIN, *models, "Human: How do I clean a pan?"], capture_output=True, text=True, cwd="/")
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, *models, "Human: How do I clean a pan?"], capture_output=True, text=True, cwd="/"
+    )
     assert done.returncode == 0, done.stderr
     ids, mask, logits, scores = (torch.tensor(value) for value in json.loads(done.stdout))
     config, lengths = make_config(), mask.sum(1)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rlhf.config.derive import Batches, ranks
 from rlhf.config.errors import ConfigError
@@ -46,11 +47,14 @@ def share(batch: list[Any], rank: int, world: int) -> list[Any]:
     return batch[rank * per_rank : (rank + 1) * per_rank]
 
 
-def even_shares(items: list[Any], plan: Batches, rank: int) -> list[list[Any]]:
-    """This rank's micro-batches of held-out items. Ranks run forward passes together under ZeRO stage 3, so the few items
-    that they cannot share evenly are left out."""
-    own = share(items[: len(items) - len(items) % plan.ranks], rank, plan.ranks)
-    return [own[start : start + plan.micro] for start in range(0, len(own), plan.micro)]
+def even_shares(items: list[Any], plan: Batches, rank: int) -> list[tuple[list[Any], Tensor]]:
+    """This rank's micro-batches of held-out items, each with weights [B]: 1, or 0 for an item that is there only so that
+    all ranks have equally many, since they run forward passes together under ZeRO stage 3."""
+    missing = -len(items) % plan.ranks
+    padded = [(item, 1.0) for item in items] + [(items[0], 0.0)] * missing
+    own = share(padded, rank, plan.ranks)
+    parts = [own[start : start + plan.micro] for start in range(0, len(own), plan.micro)]
+    return [([item for item, _ in part], torch.tensor([weight for _, weight in part])) for part in parts]
 
 
 class PromptLoader:

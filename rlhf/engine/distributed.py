@@ -9,14 +9,26 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rlhf.config.derive import ranks
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 
 
 def start(config: Config) -> None:
     """Join the process group that the environment describes (one process if it describes none), once."""
-    if dist.is_initialized():
-        return
+    if not dist.is_initialized():
+        join(config)
+    if world() != ranks(config):
+        raise ConfigError(
+            "hardware.gpus_per_node",
+            config.hardware.gpus_per_node,
+            f"the configuration describes {ranks(config)} processes, but this group has {world()}",
+            "start one process per device, as `python -m rlhf` does",
+        )
+
+
+def join(config: Config) -> None:
+    """Initialise the process group through DeepSpeed."""
     os.environ["DS_ACCELERATOR"] = config.hardware.device
     for name, value in (
         ("RANK", "0"),

@@ -143,13 +143,24 @@ def read_lock(file: Path) -> dict[str, Any] | None:
 
 
 def stale(file: Path, holder: dict[str, Any], timeout_s: float) -> bool:
-    """Whether the holder is dead (same host) or silent."""
-    if holder["host"] == socket.gethostname():
-        return not Path(f"/proc/{holder['pid']}").exists() if Path("/proc").exists() else False
+    """Whether the holder is dead, as its own host can tell, or silent."""
+    if holder["host"] == socket.gethostname() and not alive(holder["pid"]):
+        return True
     try:
         return time.time() - file.stat().st_mtime > timeout_s
     except FileNotFoundError:
         return False
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def remove_stale(file: Path, holder: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ def launch(node: Node, config: Config, console: Console) -> None:
 
                 run_inline(spec)
         except BaseException as error:
-            reason = str(error) or type(error).__name__
+            reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
             node.directory.set_status(state="failed", reason=reason)
             if isinstance(error, Exception) and not isinstance(error, StageFailed):
                 raise StageFailed(f"{node.stage}: {reason} (in {node.directory.path})") from error

@@ -1,7 +1,5 @@
 """The four models of step 3: actor and critic, which learn, reference and reward model, which do not."""
 
-from typing import Any
-
 from torch import nn
 
 from rlhf.config.derive import batches
@@ -51,12 +49,14 @@ class DeepSpeedRLHFEngine:
         self.device = distributed.device(args)
         self.batches = batches(args, "ppo")
         ppo = args.ppo
-        actor = without_dropout(load_policy(actor_model_name_or_path, args, 0.0))
+        actor = load_policy(actor_model_name_or_path, args, 0.0)
         self.actor = training_engine(actor, args, ppo, self.batches, ppo.weight_decay)
         self.ref = frozen_engine(load_policy(actor_model_name_or_path, args, 0.0), args)
         scorer = load_scorer(critic_model_name_or_path, args, 0.0)
         self.reward_bias = float(getattr(scorer.config, BIAS, 0.0))
-        self.critic = training_engine(without_dropout(scorer), args, ppo, self.batches, ppo.weight_decay)
+        self.critic = training_engine(scorer, args, ppo, self.batches, ppo.weight_decay)
+        for engine in (self.actor, self.critic):
+            without_dropout(engine.module)  # adapters bring their own
         self.reward = frozen_engine(load_scorer(critic_model_name_or_path, args, 0.0), args)
 
     def release(self) -> None:
@@ -64,9 +64,8 @@ class DeepSpeedRLHFEngine:
         release(self.actor, self.ref, self.critic, self.reward)
 
 
-def without_dropout(model: nn.Module) -> Any:
-    """The model with every dropout layer at 0: old and new log-probabilities must come from the same function."""
+def without_dropout(model: nn.Module) -> None:
+    """Set every dropout layer to 0: old and new log-probabilities must come from the same function."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    return model

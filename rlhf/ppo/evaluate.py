@@ -59,8 +59,7 @@ class Evaluation:
         gold: Callable[[str, str], float] | None,
         prompts: list[Prompt],
     ) -> None:
-        self.engine, self.config, self.gold = engine, config, gold
-        self.prompts = prompts[: len(prompts) - len(prompts) % world()]
+        self.engine, self.config, self.gold, self.prompts = engine, config, gold, prompts
 
     @torch.no_grad()
     def answers(self, policy: Any) -> list[Answer]:

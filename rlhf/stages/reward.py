@@ -12,6 +12,7 @@ from rlhf.config.derive import Batches, batches
 from rlhf.config.schema import Config
 from rlhf.data.loaders import all_batches, even_shares, share, steps_per_epoch, total_steps
 from rlhf.data.records import Comparison, Dataset, load_dataset
+from rlhf.data.streams import torch_seed
 from rlhf.data.tokens import (
     ComparisonBatch,
     Encoded,
@@ -46,6 +47,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     dataset = load_dataset(config)
     tokenizer = build_tokenizer(config.reward_model, config, dataset)
     train = encode_comparisons(dataset.train.comparisons, tokenizer, config.data, reward.grouped)
+    heldout = heldout_pairs(dataset, tokenizer, config)
     plan = batches(config, "reward")
     scorer = new_scorer(config.reward_model, config, tokenizer, reward.dropout)
     engine = training_engine(scorer, config, reward, plan, reward.weight_decay)
@@ -59,6 +61,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         ):
             rate = learning_rate(number, steps, reward.learning_rate, reward.warmup_steps, reward.schedule)
             set_learning_rate(engine, rate)
+            torch.manual_seed(torch_seed(config.seed, "reward dropout", number, rank()))
             clock = Clock()
             with clock.phase("step"):
                 own = [train[i] for i in share(chosen, rank(), plan.ranks)]
@@ -67,7 +70,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             forward = forward_flops(config.reward_model, lengths, 0)
             metrics |= step_speed(config, lengths, forward, reward.gradient_checkpointing, clock)
             if due(number + 1, steps, reward.eval_every):
-                final = evaluate(engine, dataset, plan, config, tokenizer)
+                final = evaluate(engine, heldout, dataset.agreement, plan, tokenizer.pad_token_id)
                 metrics |= final
             context.tracker.log(number + 1, metrics)
             context.tracker.status(number + 1, steps)
@@ -93,7 +96,8 @@ def train_step(engine: Any, elements: list[Element], plan: Batches, pad: int) ->
         margins = pair_margins(engine, batch)
         loss = preference_loss(margins, torch.zeros_like(margins), batch.weights)
         backward(engine, loss, count, plan)
-        norm = step(engine) or norm
+        ended = step(engine)
+        norm = norm if ended is None else ended
         loss_sum += float(loss.detach())
         right += float((margins > 0).sum())
         pairs += margins.numel()
@@ -114,25 +118,33 @@ def pair_margins(engine: Any, batch: ComparisonBatch) -> Tensor:
     return row_scores[batch.chosen] - row_scores[batch.rejected]
 
 
+def heldout_pairs(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> list[tuple[Element, float]]:
+    """Held-out comparisons that fit data.max_prompt_tokens, each with its difference of gold rewards."""
+    pairs = [(encode_comparisons([c], tokenizer, config.data, False), c) for c in dataset.heldout.comparisons]
+    return [(elements[0], gold_gap(dataset, comparison)) for elements, comparison in pairs if elements]
+
+
 @torch.no_grad()
-def evaluate(engine: Any, dataset: Dataset, plan: Batches, config: Config, tokenizer: Tokenizer) -> dict[str, float]:
+def evaluate(
+    engine: Any, pairs: list[tuple[Element, float]], ceiling: float | None, plan: Batches, pad: int
+) -> dict[str, float]:
     """Loss, accuracy and margin on held-out pairs; against the labels, and against the gold reward where there is one."""
     engine.eval()
-    records = [(c, gold_gap(dataset, c)) for c in dataset.heldout.comparisons]
-    loss = right = margin = agreed = judged = pairs = 0.0
-    for own in even_shares(records, plan, rank()):
-        elements = encode_comparisons([record for record, _ in own], tokenizer, config.data, grouped=False)
-        if len(elements) < len(own):
-            raise ValueError("a held-out prompt is longer than data.max_prompt_tokens; set data.truncation=left")
-        margins = pair_margins(engine, comparison_batch(elements, tokenizer.pad_token_id, engine.device))
-        gaps = torch.tensor([gap for _, gap in own], device=margins.device)
-        loss += float(preference_loss(margins, torch.zeros_like(margins), torch.ones_like(margins)))
-        right, margin, pairs = right + float((margins > 0).sum()), margin + float(margins.sum()), pairs + len(own)
-        agreed, judged = agreed + float((margins * gaps > 0).sum()), judged + float((gaps != 0).sum())
-    loss, right, margin, agreed, judged, pairs = total(loss, right, margin, agreed, judged, pairs)
-    figures = {"eval/loss": loss / pairs, "eval/accuracy": right / pairs, "eval/margin": margin / pairs}
-    if dataset.agreement is not None:
-        figures |= {"eval/accuracy_ceiling": dataset.agreement, "eval/accuracy_gold": agreed / max(1.0, judged)}
+    loss = right = margin = agreed = judged = count = 0.0
+    for own, on_host in even_shares(pairs, plan, rank()):
+        weights = on_host.to(engine.device)
+        margins = pair_margins(engine, comparison_batch([element for element, _ in own], pad, engine.device))
+        gaps = torch.tensor([gap for _, gap in own], device=engine.device)
+        loss += float(preference_loss(margins, torch.zeros_like(margins), weights))
+        right += float(((margins > 0) * weights).sum())
+        margin += float((margins * weights).sum())
+        agreed += float(((margins * gaps > 0) * weights).sum())
+        judged += float(((gaps != 0) * weights).sum())
+        count += float(weights.sum())
+    loss, right, margin, agreed, judged, count = total(loss, right, margin, agreed, judged, count)
+    figures = {"eval/loss": loss / count, "eval/accuracy": right / count, "eval/margin": margin / count}
+    if ceiling is not None:
+        figures |= {"eval/accuracy_ceiling": ceiling, "eval/accuracy_gold": agreed / max(1.0, judged)}
     return figures
 
 
@@ -149,8 +161,9 @@ def bias(engine: Any, dataset: Dataset, plan: Batches, config: Config, tokenizer
     engine.eval()
     items = encode_demonstrations(dataset.train.demonstrations[:BIAS_DEMONSTRATIONS], tokenizer, config.data)
     score_sum = count = 0.0
-    for own in even_shares(items, plan, rank()):
-        score_sum += float(scores(engine, sequence_batch(own, tokenizer.pad_token_id, engine.device)).sum())
-        count += len(own)
+    for own, weights in even_shares(items, plan, rank()):
+        batch = sequence_batch(own, tokenizer.pad_token_id, engine.device)
+        score_sum += float((scores(engine, batch) * weights.to(engine.device)).sum())
+        count += float(weights.sum())
     score_sum, count = total(score_sum, count)
     return score_sum / max(1.0, count)

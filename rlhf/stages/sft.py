@@ -13,6 +13,7 @@ from rlhf.config.derive import Batches, batches
 from rlhf.config.schema import Config
 from rlhf.data.loaders import all_batches, even_shares, share, steps_per_epoch, total_steps
 from rlhf.data.records import load_dataset
+from rlhf.data.streams import torch_seed
 from rlhf.data.tokens import Encoded, SequenceBatch, encode_demonstrations, response_mask, right_mask, sequence_batch
 from rlhf.engine.distributed import is_main, rank, total
 from rlhf.engine.save import save_model
@@ -45,6 +46,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         for number, chosen in enumerate(all_batches(len(train), sft.batch_size, config.seed, "sft.batch_size", steps)):
             rate = learning_rate(number, steps, sft.learning_rate, sft.warmup_steps, sft.schedule)
             set_learning_rate(engine, rate)
+            torch.manual_seed(torch_seed(config.seed, "sft dropout", number, rank()))
             clock = Clock()
             with clock.phase("step"):
                 own = [train[i] for i in share(chosen, rank(), plan.ranks)]
@@ -77,7 +79,8 @@ def train_step(engine: Any, items: list[Encoded], plan: Batches, config: Config,
     for part in parts:
         loss = loss_of(engine, part, config)
         backward(engine, loss, count, plan)
-        norm = step(engine) or norm
+        ended = step(engine)
+        norm = norm if ended is None else ended
         loss_sum += float(loss.detach())
     (loss_total,) = total(loss_sum)
     return loss_total / count, norm
@@ -102,9 +105,9 @@ def evaluate(engine: Any, items: list[Encoded], plan: Batches, config: Config, p
     """Held-out loss and perplexity per completion token, whatever the training loss covers."""
     engine.eval()
     loss, tokens = 0.0, 0.0
-    for own in even_shares(items, plan, rank()):
+    for own, weights in even_shares(items, plan, rank()):
         batch = sequence_batch(own, pad, engine.device)
-        mask = response_mask(batch)[:, 1:]
+        mask = response_mask(batch)[:, 1:] * weights.to(engine.device)[:, None]
         loss += float(loss_of(engine, batch, config, mask))
         tokens += float(mask.sum())
     loss, tokens = total(loss, tokens)

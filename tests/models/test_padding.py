@@ -9,7 +9,9 @@ from rlhf.ppo.forward import response_logprobs, response_scores, response_values
 # OPT as most sizes have it, and as OPT-350M has it: narrow embedding, layer norm after each block.
 SHAPES = {
     "opt": (),
-    "opt-350m's": tuple(f"{key}.{change}" for key in ("model", "reward_model") for change in ("embedding=32", "norm_first=false")),
+    "opt-350m's": tuple(
+        f"{key}.{change}" for key in ("model", "reward_model") for change in ("embedding=32", "norm_first=false")
+    ),
 }
 
 
@@ -24,7 +26,10 @@ def sequences(pad_left, pad_right):
     generator = torch.Generator().manual_seed(0)
     draw = lambda n: torch.randint(2, 500, (n,), generator=generator)  # noqa: E731
     rows = [(draw(7), draw(5)), (draw(4), draw(3))]
-    ids, mask = torch.full((2, pad_left + 7 + 5 + pad_right), 1), torch.zeros(2, pad_left + 7 + 5 + pad_right, dtype=torch.long)
+    ids, mask = (
+        torch.full((2, pad_left + 7 + 5 + pad_right), 1),
+        torch.zeros(2, pad_left + 7 + 5 + pad_right, dtype=torch.long),
+    )
     for row, (prompt, response) in enumerate(rows):
         start = pad_left + 7 - len(prompt)
         ids[row, start : start + len(prompt) + len(response)] = torch.cat([prompt, response])

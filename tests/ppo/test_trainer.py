@@ -13,7 +13,13 @@ from rlhf.models.tokenizer import train_tokenizer
 from rlhf.ppo.report import describe_speed
 from rlhf.track.metrics import check_names
 
-SMALL = ("ppo.rollout_batch_size=8", "ppo.batch_size=4", "ppo.update_epochs=2", "ppo.max_steps=2", "rollout.max_new_tokens=8")
+SMALL = (
+    "ppo.rollout_batch_size=8",
+    "ppo.batch_size=4",
+    "ppo.update_epochs=2",
+    "ppo.max_steps=2",
+    "rollout.max_new_tokens=8",
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +56,9 @@ def test_the_documented_loop(make_config, models, tokenizer):
 
 
 def test_experience_is_consistent(make_config, models, tokenizer):
-    args, loader, engine, trainer = build(make_config, models, tokenizer, "ppo.whiten_advantages=false", "ppo.eos_penalty=null")
+    _args, loader, _engine, trainer = build(
+        make_config, models, tokenizer, "ppo.whiten_advantages=false", "ppo.eos_penalty=null"
+    )
     out = trainer.generate_experience(next(iter(loader)))
     assert torch.equal(out.logprobs, out.reference_logprobs)  # the actor has not moved yet
     assert trainer.metrics["kl/sequence"] == 0.0
@@ -62,7 +70,7 @@ def test_experience_is_consistent(make_config, models, tokenizer):
 
 
 def test_advantages_are_white_over_the_rollout(make_config, models, tokenizer):  # row 22
-    *_, loader, engine, trainer = build(make_config, models, tokenizer)
+    *_, loader, _engine, trainer = build(make_config, models, tokenizer)
     out = trainer.generate_experience(next(iter(loader)))
     kept = out.advantages[out.mask == 1].double()
     assert kept.mean().item() == pytest.approx(0, abs=1e-5)
@@ -80,7 +88,7 @@ def test_reference_log_probabilities_have_the_temperature(make_config, models, t
 
 
 def test_a_wrong_old_log_probability_stops_the_run(make_config, models, tokenizer):  # row 24
-    *_, loader, engine, trainer = build(make_config, models, tokenizer, "ppo.batch_size=8")
+    *_, loader, _engine, trainer = build(make_config, models, tokenizer, "ppo.batch_size=8")
     out = trainer.generate_experience(next(iter(loader)))
     out.logprobs[3, 0] += 0.01
     with pytest.raises(RuntimeError, match="first mini-batch"):
@@ -97,7 +105,7 @@ def test_a_score_that_is_not_finite_stops_the_run(make_config, models, tokenizer
 
 def test_the_end_of_text_action_can_be_left_out(make_config, models, tokenizer):
     changes = ("rollout.temperature=50.0", "rollout.max_new_tokens=48", "ppo.rollout_batch_size=128", "ppo.batch_size=128")
-    *_, loader, engine, trainer = build(make_config, models, tokenizer, *changes, "ppo.train_on_eos=false")
+    *_, loader, _engine, trainer = build(make_config, models, tokenizer, *changes, "ppo.train_on_eos=false")
     out = trainer.generate_experience(next(iter(loader)))
     difference = (out.mask - out.loss_mask).sum(1)
     ended = (out.responses * out.mask == tokenizer.eos_token_id).any(1)
@@ -108,16 +116,20 @@ def test_the_end_of_text_action_can_be_left_out(make_config, models, tokenizer):
 def test_micro_batches_do_not_change_the_update(make_config, models, tokenizer):  # row 30
     losses = []
     for micro in (4, 1):
-        *_, loader, engine, trainer = build(make_config, models, tokenizer, f"ppo.micro_batch_size={micro}")
+        *_, loader, _engine, trainer = build(make_config, models, tokenizer, f"ppo.micro_batch_size={micro}")
         for batch in loader:
             trainer.train_rlhf(trainer.generate_experience(batch))
-        losses.append({k: v for k, v in trainer.metrics.items() if not k.startswith(("policy/sampler", "policy/ratio_first"))})
+        losses.append(
+            {k: v for k, v in trainer.metrics.items() if not k.startswith(("policy/sampler", "policy/ratio_first"))}
+        )
     assert losses[0] == pytest.approx(losses[1], rel=1e-3, abs=1e-4)
 
 
 def test_deepspeed_chat_reproduces_its_formulas(make_config, models, tokenizer):
     """Its token rewards, advantages and losses, computed here by loops from the description of its trainer."""
-    args, loader, engine, trainer = build(make_config, models, tokenizer, "ppo=deepspeed-chat", "rollout.do_sample=false", *SMALL)
+    args, loader, _engine, trainer = build(
+        make_config, models, tokenizer, "ppo=deepspeed-chat", "rollout.do_sample=false", *SMALL
+    )
     out = trainer.generate_experience(next(iter(loader)))
     kl_ctl, gamma, lam, clip = 0.1, 1.0, 0.95, 5.0
     for row in range(out.mask.size(0)):
@@ -160,15 +172,19 @@ def test_the_critic_starts_from_the_reward_model_and_its_bias(make_config, model
 
 def test_the_critic_must_share_the_actors_tokenizer(make_config, models, tokenizer, tmp_path):
     args = make_config(*SMALL)
-    other = train_tokenizer([p for p in dataset(args).train.prompts[:50]], 300)
-    with pytest.raises(ConfigError, match="tokenizer is not the actor's"):
+    other = train_tokenizer(list(dataset(args).train.prompts[:50]), 300)
+    with pytest.raises(ConfigError, match="tokenizer is not the actor"):
         DeepSpeedRLHFEngine(
-            actor_model_name_or_path=models[0], critic_model_name_or_path=models[1], tokenizer=other, num_total_iters=1, args=args
+            actor_model_name_or_path=models[0],
+            critic_model_name_or_path=models[1],
+            tokenizer=other,
+            num_total_iters=1,
+            args=args,
         )
 
 
 def test_dropout_is_off_in_all_models(make_config, models, tokenizer):  # row 13
-    *_, engine, trainer = build(make_config, models, tokenizer)
+    *_, engine, _trainer = build(make_config, models, tokenizer)
     for model in (engine.actor, engine.critic):
         model.train()
         assert model.module.config.dropout == 0.0 and model.module.config.attention_dropout == 0.0

@@ -27,7 +27,9 @@ def test_greedy_equals_plain_transformers(make_config, engine, tokenizer):
         plain = engine.module.generate(
             input_ids=alone,
             attention_mask=torch.ones_like(alone),
-            generation_config=GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=0),
+            generation_config=GenerationConfig(
+                max_new_tokens=12, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=0
+            ),
         )
         assert responses.tokens[row, :length].tolist() == plain[0, alone.size(1) :].tolist()
 
@@ -75,6 +77,8 @@ def test_a_response_ends_with_its_first_end_of_text(make_config, engine, tokeniz
     texts = list(PROMPTS) * 60
     responses = generate(engine, prompts(config, tokenizer, texts), random_numbers(config, 180), tokenizer, config.rollout)
     assert responses.ended.any() and not responses.ended.all()
-    for tokens, length, ended in zip(responses.tokens.tolist(), responses.lengths.tolist(), responses.ended.tolist(), strict=True):
+    for tokens, length, ended in zip(
+        responses.tokens.tolist(), responses.lengths.tolist(), responses.ended.tolist(), strict=True
+    ):
         assert tokenizer.eos_token_id not in tokens[: length - 1]
         assert ended == (tokens[length - 1] == tokenizer.eos_token_id)

@@ -27,7 +27,9 @@ def exact(logits, temperature=1.0, top_k=0, top_p=1.0):
     return result
 
 
-@pytest.mark.parametrize("setting", [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.7}, {"temperature": 2.0, "top_k": 4, "top_p": 0.8}])
+@pytest.mark.parametrize(
+    "setting", [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.7}, {"temperature": 2.0, "top_k": 4, "top_p": 0.8}]
+)
 def test_samples_follow_the_distribution(make_config, setting):
     logits = torch.tensor([1.0, -0.5, 0.3, 2.0, 0.0, -2.0])
     count = 40_000

@@ -29,7 +29,7 @@ OPTIONS = {
     "bf16": ("precision=bf16",),
     "offload of the optimiser": ("zero=2-offload",),
     "offload of everything": ("zero=3-offload",),
-    "adapters": ("lora=r8",),
+    "adapters": ("lora=r8", "lora.dropout=0.2"),
     "adapters on some modules, sharded": ("lora=r8", "lora.target_modules=[q_proj,v_proj]", "zero=3"),
     "gradient checkpointing": tuple(f"{stage}.gradient_checkpointing=true" for stage in ("sft", "reward", "ppo")),
     "gradient checkpointing of adapters": ("lora=r8", "ppo.gradient_checkpointing=true", "sft.gradient_checkpointing=true"),
@@ -53,7 +53,13 @@ OPTIONS = {
         "data.truncation=left",
     ),
     "evaluation along the way": ("sft.eval_every=1", "reward.eval_every=1", "ppo.eval_every=1"),
-    "deepspeed-chat": ("sft=deepspeed-chat", "reward=deepspeed-chat", "ppo=deepspeed-chat", "sft.batch_size=16", "rollout.do_sample=false"),
+    "deepspeed-chat": (
+        "sft=deepspeed-chat",
+        "reward=deepspeed-chat",
+        "ppo=deepspeed-chat",
+        "sft.batch_size=16",
+        "rollout.do_sample=false",
+    ),
     "a narrow embedding after layer norm": ("model.embedding=32", "model.norm_first=false"),
 }
 
@@ -67,7 +73,9 @@ def run_stages(config):
 
 @pytest.mark.parametrize("name", list(OPTIONS))
 def test_option(make_config, tmp_path, name):
-    config = make_config(*SMALL[:-2] if "deepspeed" in name else SMALL, *OPTIONS[name], *SMALL[:6], f"output_root={tmp_path}")
+    config = make_config(
+        *SMALL[:-2] if "deepspeed" in name else SMALL, *OPTIONS[name], *SMALL[:6], f"output_root={tmp_path}"
+    )
     results = run_stages(config)
     for metrics in results.values():
         assert all(math.isfinite(value) for value in metrics.values()), metrics
@@ -111,7 +119,9 @@ def test_merged_adapters_give_the_trained_function(make_config, tmp_path, tokeni
 
     config = make_config(*SMALL, "lora=r8")
     start(config)
-    engine = training_engine(new_policy(config.model, config, tokenizer, 0.0), config, config.sft, batches(config, "sft"), 0.0)
+    engine = training_engine(
+        new_policy(config.model, config, tokenizer, 0.0), config, config.sft, batches(config, "sft"), 0.0
+    )
     trained = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
     assert trained and all("lora_" in name for name in trained)
     with torch.no_grad():
@@ -127,9 +137,7 @@ def test_merged_adapters_give_the_trained_function(make_config, tmp_path, tokeni
 
 
 def test_own_files(make_config, tmp_path):
-    rows = [
-        {"prompt": f"Question {i}?", "chosen": f"A good answer number {i}.", "rejected": f"No {i}."} for i in range(40)
-    ]
+    rows = [{"prompt": f"Question {i}?", "chosen": f"A good answer number {i}.", "rejected": f"No {i}."} for i in range(40)]
     for name in ("train", "heldout"):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = make_config(

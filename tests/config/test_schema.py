@@ -1,0 +1,132 @@
+from itertools import zip_longest
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from rlhf.config.compose import config_root, register
+from rlhf.config.derive import check
+from rlhf.config.schema import PLACE_KEYS, RESULT_KEYS, covered, leaf_keys
+
+CONF = config_root() / "conf"
+GROUPS = {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in CONF.iterdir() if path.is_dir()}
+GROUPS["reward_model"] = GROUPS["model"]
+# Options of different groups, composed together: as many compositions as the largest group has options.
+MIXES = [
+    {group: option for group, option in zip(GROUPS, options, strict=True) if option is not None}
+    for options in zip_longest(*GROUPS.values())
+]
+
+PRESETS = [f"+{kind}={file.stem}" for kind in ("experiments", "sweeps") for file in (CONF.parent / kind).glob("*.yaml")]
+
+
+def flat(values, prefix=""):
+    """The dotted keys of nested dicts; a list is a value."""
+    if not isinstance(values, dict):
+        return {prefix.removesuffix(".")}
+    return {key for name, value in values.items() for key in flat(value, f"{prefix}{name}.")}
+
+
+def composed(*overrides):
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def test_conf_and_the_schema_have_the_same_keys():
+    keys = leaf_keys()
+    assert len(keys) == len(set(keys)) > 100
+    assert flat(OmegaConf.to_container(composed(), resolve=False)) == set(keys)
+
+
+def test_every_key_decides_results_or_places_and_never_both():
+    """A key is a place if PLACE_KEYS has it, else it must decide some stage; a new key in neither list fails here."""
+    for key in leaf_keys():
+        prefixes = {key.rsplit(".", parts)[0] for parts in range(key.count(".") + 1)}
+        place = bool(prefixes & set(PLACE_KEYS))
+        result = any(prefixes & set(keys) for keys in RESULT_KEYS.values())
+        assert place or result, f"{key} is in neither list"
+        assert covered(key, PLACE_KEYS) == place
+        assert any(covered(key, keys) for keys in RESULT_KEYS.values()) == result
+
+
+def test_both_lists_name_keys_that_exist_and_name_them_once():
+    keys = leaf_keys()
+    groups = {key.rsplit(".", parts)[0] for key in keys for parts in range(key.count(".") + 1)}
+    for names in (PLACE_KEYS, *RESULT_KEYS.values()):
+        assert set(names) <= groups
+        assert len(names) == len(set(names))
+        assert not [name for name in names if any(name.startswith(other + ".") for other in names)]
+
+
+@pytest.mark.parametrize("key", ["ppo.kl_coef", "sft.learning_rate", "model.width", "precision.dtype", "seed"])
+def test_hyperparameters_are_no_places(key):
+    assert not covered(key, PLACE_KEYS)
+
+
+@pytest.mark.parametrize("key", ["hardware.nodes", "zero.stage", "sft.micro_batch_size", "tracking.wandb.mode", "name"])
+def test_places_are_places(key):
+    assert covered(key, PLACE_KEYS)
+
+
+def test_a_prefix_covers_whole_names_only():
+    assert covered("ppo.kl_coef", ("ppo",))
+    assert covered("ppo.kl_coef", ("ppo.kl_coef",))
+    assert not covered("ppo.kl_coef", ("ppo.kl",))
+    assert not covered("rewards", ("reward",))
+
+
+def test_every_group_is_in_the_table_of_contents():
+    defaults = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml").defaults)
+    named = {key for entry in defaults if isinstance(entry, dict) for key in entry}
+    assert set(GROUPS) == {key for key in named if not key.startswith("override ")}
+
+
+@pytest.mark.parametrize("mix", MIXES, ids=lambda mix: ",".join(mix.values()))
+def test_every_option_of_every_group_composes(make_config, mix):
+    config = make_config(*(f"{group}='{option}'" for group, option in mix.items()))
+    if "model" in mix:
+        assert (config.model.name, config.reward_model.name) == (mix["model"], mix["reward_model"])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_composes_into_a_configuration_that_can_run(make_config, preset):
+    check(make_config(preset))
+
+
+def test_the_default_can_run(make_config):
+    check(make_config())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("sft.loss_on", "completion"),  # row 6
+        ("reward.grouped", True),  # row 9
+        ("reward.normalize", "bias"),  # row 10
+        ("ppo.reward_clip", None),  # row 12
+        ("ppo.kl_controller", "fixed"),  # row 19
+        ("ppo.kl_target", 6.0),  # row 19
+        ("ppo.kl_horizon", 10_000),  # row 19
+        ("ppo.whiten_rewards", False),  # row 20
+        ("ppo.gamma", 1.0),  # row 21
+        ("ppo.gae_lambda", 0.95),  # row 21
+        ("ppo.whiten_advantages", True),  # row 22
+        ("ppo.clip_range", 0.2),  # row 23
+        ("ppo.value_clip_range", 0.2),  # row 23
+        ("ppo.value_coef", 0.1),  # row 23
+        ("ppo.update_epochs", 4),  # row 25
+        ("ppo.eps", 1e-5),  # row 26
+        ("ppo.log_ratio_clip", 20.0),  # row 31
+    ],
+)
+def test_defaults_are_those_of_the_checklist(make_config, key, value):
+    group, name = key.split(".")
+    assert getattr(getattr(make_config(), group), name) == value
+
+
+def test_the_tldr_preset_is_the_papers(make_config):  # rows 19, 25, 26
+    ppo = make_config("ppo=tldr").ppo
+    assert (ppo.rollout_batch_size, ppo.batch_size, ppo.update_epochs, ppo.max_steps) == (512, 512, 4, 1953)
+    assert (ppo.learning_rate, ppo.schedule, ppo.warmup_steps, ppo.kl_coef, ppo.eps) == (3e-6, "linear", 0, 0.05, 1e-5)
+    assert (ppo.eos_penalty, ppo.eos_penalty_mode) == (-1.0, "replace")  # row 16

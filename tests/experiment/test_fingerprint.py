@@ -1,0 +1,193 @@
+import json
+import re
+
+import pytest
+
+from rlhf.config.schema import PLACE_KEYS, RESULT_KEYS, leaf_keys
+from rlhf.experiment.fingerprint import fingerprint, identity
+
+STAGES = ("sft", "reward", "ppo")
+
+
+def prints(config):
+    return {stage: fingerprint(config, stage, {}) for stage in STAGES}
+
+
+def changed(before, after):
+    return {stage for stage in STAGES if before[stage] != after[stage]}
+
+
+def other(value):
+    """Another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, list):
+        return [*value, "more"]
+    return "other" if value is None else value + "x"
+
+
+def value_of(config, key):
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def listed(key, names):
+    return any((key + ".").startswith(name + ".") for name in names)
+
+
+@pytest.mark.parametrize("key", leaf_keys())
+def test_a_key_changes_exactly_the_stages_that_list_it(make_config, set_key, key):
+    config = make_config()
+    before = prints(config)
+    assert before == prints(make_config())
+    set_key(config, key, other(value_of(config, key)))
+    stages = set() if listed(key, PLACE_KEYS) else {stage for stage in STAGES if listed(key, RESULT_KEYS[stage])}
+    assert changed(before, prints(config)) == stages
+
+
+@pytest.mark.parametrize(
+    ("key", "stages"),
+    [
+        ("seed", {"sft", "reward", "ppo"}),
+        ("precision.dtype", {"sft", "reward", "ppo"}),
+        ("lora.rank", {"sft", "reward", "ppo"}),
+        ("data.demo.label_noise", {"sft", "reward", "ppo"}),
+        ("model.width", {"sft"}),
+        ("sft.batch_size", {"sft"}),
+        ("reward_model.width", {"reward"}),
+        ("reward.learning_rate", {"reward"}),
+        ("ppo.kl_coef", {"ppo"}),
+        ("rollout.temperature", {"ppo"}),
+        ("rollout.engine", set()),
+        ("rollout.micro_batch_size", set()),
+        ("ppo.micro_batch_size", set()),
+        ("sft.gradient_checkpointing", set()),
+        ("hardware.gpus_per_node", set()),
+        ("zero.stage", set()),
+        ("tracking.wandb.project", set()),
+        ("launcher.kind", set()),
+        ("output_root", set()),
+        ("name", set()),
+    ],
+)
+def test_what_decides_which_result(make_config, set_key, key, stages):
+    """The promises of the design, spelled out: the lists themselves could be wrong."""
+    config = make_config()
+    before = prints(config)
+    assert changed(before, prints(set_key(config, key, other(value_of(config, key))))) == stages
+
+
+def test_fingerprints_are_hexadecimal_and_differ_between_stages(make_config):
+    found = prints(make_config())
+    assert len(set(found.values())) == 3
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in found.values())
+
+
+def test_inputs_and_their_roles_decide(make_config):
+    config = make_config()
+    found = [
+        fingerprint(config, "ppo", inputs)
+        for inputs in (
+            {},
+            {"actor": "a", "reward": "b"},
+            {"actor": "c", "reward": "b"},
+            {"actor": "a", "reward": "c"},
+            {"actor": "b", "reward": "a"},
+        )
+    ]
+    assert len(set(found)) == len(found)
+    assert fingerprint(config, "ppo", {"reward": "b", "actor": "a"}) == found[1]  # in whatever order
+
+
+def test_a_new_schema_version_is_another_result(make_config, monkeypatch):
+    before = prints(make_config())
+    monkeypatch.setattr("rlhf.experiment.fingerprint.SCHEMA_VERSION", 10**6)
+    assert changed(before, prints(make_config())) == set(STAGES)
+
+
+def test_the_machine_matters_only_through_the_number_format(make_config):
+    assert prints(make_config("hardware=v100-32g", "precision=fp32", "zero=2")) == prints(make_config())
+    assert changed(prints(make_config("hardware=v100-32g", "precision=fp16")), prints(make_config())) == set(STAGES)
+
+
+def test_models_and_files_count_by_what_they_hold(make_config, tmp_path):
+    places = [tmp_path / name for name in ("a", "b", "c")]
+    for place, text in zip(places, ("same", "same", "other"), strict=True):
+        place.mkdir()
+        (place / "config.json").write_text(text)
+    configs = [make_config() for _ in places]
+    for config, place in zip(configs, places, strict=True):
+        config.model.path = config.data.files.train = str(place)
+    found = [prints(config) for config in configs]
+    assert found[0] == found[1]
+    assert changed(found[0], found[2]) == set(STAGES)
+
+
+def test_identity_of_nothing_and_of_a_hub_id():
+    assert identity(None) is None
+    assert identity("facebook/opt-125m") == "facebook/opt-125m"
+
+
+def test_identity_of_a_directory_changes_with_its_content(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "weights").mkdir()
+    weights = tmp_path / "weights" / "model.safetensors"
+    weights.write_bytes(b"abc")
+    seen = {identity(str(tmp_path))}
+    assert identity(str(tmp_path)) in seen
+    for change in (
+        lambda: weights.write_bytes(b"abd"),
+        lambda: weights.write_bytes(b"abda"),
+        lambda: weights.rename(weights.with_name("other.safetensors")),
+        lambda: (tmp_path / "generation_config.json").write_text("{}"),
+    ):
+        change()
+        found = identity(str(tmp_path))
+        assert found not in seen
+        seen.add(found)
+
+
+def test_identity_does_not_depend_on_where_a_model_is_or_when_it_was_written(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    assert identity(str(tmp_path / "first")) == identity(str(tmp_path / "second"))
+
+
+@pytest.mark.parametrize("place", [0, 2**20 - 1, 2**20 + 5, 3 * 2**19 - 1])
+def test_identity_of_a_file_of_up_to_two_mib_sees_every_byte(tmp_path, place):
+    file = tmp_path / "model.safetensors"
+    content = bytearray(3 * 2**19)
+    file.write_bytes(content)
+    before = identity(str(tmp_path))
+    content[place] = 1
+    file.write_bytes(content)
+    assert identity(str(tmp_path)) != before
+
+
+def test_identity_of_a_large_data_file_sees_every_record(tmp_path):
+    """One label of a data set that is turned round in place: same size, same ends, other data."""
+    file = tmp_path / "train.jsonl"
+    content = bytearray(b"x" * (3 * 2**20))
+    file.write_bytes(content)
+    before = identity(str(file))
+    content[len(content) // 2] = ord("y")
+    file.write_bytes(content)
+    assert identity(str(file)) != before
+
+
+def test_identity_of_a_stage_is_its_fingerprint(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "result.json").write_text(json.dumps({"fingerprint": "f" * 64}))
+    assert identity(str(tmp_path)) == identity(str(tmp_path / "model")) == "f" * 64
+
+
+@pytest.mark.parametrize("result", ['{"accuracy": 0.9}', '{"fingerprint": "f"}'])
+def test_a_data_file_beside_somebody_elses_result_counts_by_its_own_content(tmp_path, result):
+    (tmp_path / "result.json").write_text(result)
+    for name in ("train.jsonl", "heldout.jsonl"):
+        (tmp_path / name).write_text(name)
+    assert identity(str(tmp_path / "train.jsonl")) != identity(str(tmp_path / "heldout.jsonl"))

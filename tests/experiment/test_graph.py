@@ -1,0 +1,121 @@
+import pytest
+
+from rlhf.config.errors import ConfigError
+from rlhf.experiment.graph import nodes
+from rlhf.experiment.store import Result
+
+
+@pytest.fixture
+def config(make_config, tmp_path):
+    config = make_config()
+    config.output_root = str(tmp_path)
+    return config
+
+
+def finish(node):
+    """Declare a stage done, as its run would."""
+    node.directory.finish(Result(node.stage, node.fingerprint, 1.0, {}))
+    return node
+
+
+def only(config, *stages):
+    config.stages = list(stages)
+    return nodes(config)
+
+
+def test_stages_come_in_the_order_they_run(config, tmp_path):
+    sft, reward, ppo = nodes(config)
+    assert [n.stage for n in (sft, reward, ppo)] == ["sft", "reward", "ppo"]
+    for node in (sft, reward, ppo):
+        assert node.directory.path == tmp_path / "stages" / f"{node.stage}-{node.fingerprint[:12]}"
+    assert ppo.inputs == {"actor": str(sft.directory.model), "reward": str(reward.directory.model)}
+    assert [n.stage for n in only(config, "ppo", "sft", "reward")] == ["sft", "reward", "ppo"]
+    assert [n.stage for n in only(config, "reward")] == ["reward"]
+
+
+def test_finished_inputs_are_found_by_fingerprint(config):
+    sft, reward, ppo = nodes(config)
+    finish(sft), finish(reward)
+    (alone,) = only(config, "ppo")
+    assert alone == ppo
+
+
+@pytest.mark.parametrize(
+    ("done", "asked", "key", "run"),
+    [
+        ([], ["ppo"], "ppo.actor", "stage=sft"),
+        (["sft"], ["ppo"], "ppo.reward", "stage=reward"),
+        (["reward"], ["ppo"], "ppo.actor", "stage=sft"),
+        ([], ["sft", "ppo"], "ppo.reward", "stage=reward"),
+    ],
+)
+def test_a_missing_input_says_what_to_run(config, done, asked, key, run):
+    planned = {node.stage: node for node in nodes(config)}
+    for stage in done:
+        finish(planned[stage])
+    with pytest.raises(ConfigError, match=rf"^{key}=null: ") as error:
+        only(config, *asked)
+    message = str(error.value)
+    assert planned[run.removeprefix("stage=")].directory.path.name in message
+    for hint in (run, "stage=all", f"{key}=<"):
+        assert hint in message.split("; ", 1)[1]
+
+
+def test_inputs_of_another_configuration_are_not_taken(config):
+    for node in nodes(config)[:2]:
+        finish(node)
+    config.sft.learning_rate *= 2
+    with pytest.raises(ConfigError, match=r"^ppo\.actor=null"):
+        only(config, "ppo")
+
+
+def test_a_sweep_over_ppo_shares_its_inputs(config):
+    first = nodes(config)
+    config.ppo.kl_coef *= 2
+    second = nodes(config)
+    assert first[:2] == second[:2]
+    assert first[2].directory != second[2].directory
+    assert first[2].inputs == second[2].inputs
+
+
+def test_another_input_is_another_ppo_stage(config):
+    before = nodes(config)
+    config.reward.learning_rate *= 2
+    after = nodes(config)
+    assert [b == a for b, a in zip(before, after, strict=True)] == [True, False, False]
+
+
+@pytest.mark.parametrize("ending", ["", "/model"])
+def test_a_stage_given_by_path_is_the_same_as_one_that_was_found(config, ending):
+    sft, reward, found = nodes(config)
+    for node in (finish(sft), finish(reward)):
+        node.directory.model.mkdir()
+    config.ppo.actor, config.ppo.reward = str(sft.directory.path) + ending, str(reward.directory.path) + ending
+    (given,) = only(config, "ppo")
+    assert given == found
+
+
+def test_a_given_actor_is_used_and_decides_the_result(config, tmp_path):
+    sft, reward, found = nodes(config)
+    finish(reward)
+    place = tmp_path / "mine"
+    place.mkdir()
+    (place / "config.json").write_text("{}")
+    config.ppo.actor = str(place)
+    (given,) = only(config, "ppo")  # needs no sft stage
+    assert given.inputs == {"actor": str(place), "reward": str(reward.directory.model)}
+    assert given.fingerprint != found.fingerprint
+    (place / "config.json").write_text('{"other": 1}')
+    (again,) = only(config, "ppo")
+    assert again.fingerprint != given.fingerprint
+
+
+def test_a_hub_id_is_handed_on_as_it_is(config):
+    config.ppo.actor, config.ppo.reward = "facebook/opt-125m", "org/reward-model"
+    (node,) = only(config, "ppo")
+    assert node.inputs == {"actor": "facebook/opt-125m", "reward": "org/reward-model"}
+
+
+def test_planning_writes_nothing(config, tmp_path):
+    nodes(config)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,93 @@
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rlhf.experiment.graph import nodes
+from rlhf.launch import StageFailed, launch
+from rlhf.launch.local import end, last_error, watch
+from rlhf.launch.spec import freeze, thaw
+
+
+def process(code):
+    return subprocess.Popen([sys.executable, "-c", code], text=True, start_new_session=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_rank_that_failed_is_named_and_the_others_are_ended():
+    workers = [
+        process("import time; time.sleep(60)"),
+        process("raise SystemExit(3)"),
+        process("import time; time.sleep(60)"),
+    ]
+    started = time.time()
+    assert watch(workers) == 1
+    end(workers)
+    assert time.time() - started < 10
+    assert [worker.poll() for worker in workers] == [-signal.SIGTERM, 3, -signal.SIGTERM]
+
+
+def test_a_worker_that_ignores_the_request_is_killed(monkeypatch):
+    monkeypatch.setattr("rlhf.launch.local.GRACE_S", 0.5)
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    worker = subprocess.Popen([sys.executable, "-c", code], text=True, start_new_session=True, stdout=subprocess.PIPE)
+    assert worker.stdout.readline() == "ready\n"
+    end([worker])
+    assert worker.poll() == -signal.SIGKILL
+
+
+def test_all_done_is_no_failure():
+    assert watch([process("pass"), process("pass")]) is None
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        ("starting\nTraceback (most recent call last):\n  File x\nValueError: bad\nnoise\n", "ValueError: bad"),
+        (
+            "error: ppo.actor=x: there is no such directory; give another\n",
+            "error: ppo.actor=x: there is no such directory; give another",
+        ),
+        ("torch.OutOfMemoryError: CUDA out of memory\n", "torch.OutOfMemoryError: CUDA out of memory"),
+        ("only noise\n", "only noise"),
+        ("", "no output"),
+    ],
+)
+def test_the_line_that_says_what_went_wrong(tmp_path, log, line):
+    (tmp_path / "log").write_text(log)
+    assert last_error(tmp_path / "log") == line
+
+
+def test_a_failing_stage_names_rank_reason_and_log(make_config, tmp_path):
+    from rich.console import Console
+
+    actor = tmp_path / "actor"
+    actor.mkdir()
+    (actor / "config.json").write_text("{}")
+    overrides = (
+        "stage=ppo",
+        f"ppo.actor={actor}",
+        f"ppo.reward={actor}",
+        "hardware.gpus_per_node=2",
+        f"output_root={tmp_path}",
+    )
+    config = make_config(*overrides)
+    (node,) = nodes(config)
+    with pytest.raises(StageFailed, match=r"ppo: rank \d failed: .*actor.*rank-\d\.log") as caught:
+        launch(node, config, Console(quiet=True))
+    assert "\n" not in str(caught.value)
+    assert node.directory.status()["state"] == "failed" and "actor" in node.directory.status()["reason"]
+    assert not (node.directory.path / "lock").exists()
+
+
+def test_a_spec_survives_freezing_and_refuses_other_code(make_config, tmp_path, monkeypatch):
+    from rlhf.config.errors import ConfigError
+
+    config = make_config("stage=sft", f"output_root={tmp_path}")
+    (node,) = nodes(config)
+    spec = freeze(node, config)
+    assert thaw(spec.file) == spec
+    monkeypatch.setattr("rlhf.launch.spec.code_hash", lambda: "other")
+    with pytest.raises(ConfigError, match="allow_code_change"):
+        thaw(spec.file)

@@ -1,0 +1,75 @@
+"""Budgets of the package: what is too long to read, and what every function and module must say."""
+
+import ast
+from pathlib import Path
+
+import rlhf
+
+ROOT = Path(rlhf.__file__).parent
+FILE_LINES, FUNCTION_LINES, P90_LINES = 400, 60, 35
+FILES = {path.relative_to(ROOT): path.read_text() for path in sorted(ROOT.rglob("*.py"))}
+TREES = {path: ast.parse(text) for path, text in FILES.items()}
+FUNCTIONS = [
+    (f"{path}:{node.lineno} {node.name}", node)
+    for path, tree in TREES.items()
+    for node in ast.walk(tree)
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+]
+
+
+def length(function):
+    return function.end_lineno - function.lineno + 1
+
+
+def test_the_package_was_found():
+    assert len(FILES) > 40
+    assert len(FUNCTIONS) > 150
+
+
+def test_files_are_short():
+    assert [f"{path}: {lines}" for path, text in FILES.items() if (lines := len(text.splitlines())) > FILE_LINES] == []
+
+
+def test_functions_fit_a_screen():
+    assert [f"{name}: {length(node)}" for name, node in FUNCTIONS if length(node) > FUNCTION_LINES] == []
+
+
+def test_nine_functions_of_ten_are_short():
+    lengths = sorted(length(node) for _, node in FUNCTIONS)
+    assert lengths[int(0.9 * len(lengths))] <= P90_LINES
+
+
+def test_every_function_says_what_it_returns():
+    assert [name for name, node in FUNCTIONS if node.returns is None] == []
+
+
+def test_every_module_that_holds_anything_has_a_docstring():
+    assert [str(path) for path, tree in TREES.items() if tree.body and not ast.get_docstring(tree)] == []
+
+
+def public(body):
+    """Public classes and functions, and public methods of public classes."""
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                yield from public(node.body)
+
+
+def test_every_public_class_and_function_has_a_docstring():
+    silent = [
+        f"{path}:{node.lineno} {node.name}"
+        for path, tree in TREES.items()
+        for node in public(tree.body)
+        if not ast.get_docstring(node)
+    ]
+    assert silent == []
+
+
+def test_no_error_is_swallowed():
+    def says_nothing(handler):
+        return all(isinstance(s, ast.Pass) or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)) for s in handler.body)
+
+    handlers = [(path, n) for path, tree in TREES.items() for n in ast.walk(tree) if isinstance(n, ast.ExceptHandler)]
+    assert handlers
+    assert [f"{path}:{n.lineno}" for path, n in handlers if n.type is None or says_nothing(n)] == []
