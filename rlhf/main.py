@@ -72,7 +72,7 @@ def compose() -> list[Point]:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises what is wrong instead of printing several lines of it
     try:
         hand_in()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         if wanted_traceback == "1":
             raise
         raise from_hydra(error, sys.argv[1:]) from error

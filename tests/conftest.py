@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from rlhf.config.compose import config_root, quoted, register, typed
 from rlhf.config.schema import Config
 
-hypothesis.settings.register_profile("rlhf", deadline=None, database=None, derandomize=True, max_examples=50)
+hypothesis.settings.register_profile("rlhf", deadline=None, database=None, derandomize=True, max_examples=30)
 hypothesis.settings.load_profile("rlhf")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlhf.config.schema import Config
 from rlhf.experiment.graph import nodes
-from rlhf.launch.spec import freeze, thaw
+from rlhf.experiment.spec import freeze, thaw
 from rlhf.launch.worker import free_port, rank_environment, run_rank
 
 

@@ -28,7 +28,13 @@ def rlhf(*arguments, cwd):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"HOME": str(cwd)}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     return subprocess.run(
-        [sys.executable, "-m", "rlhf", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "rlhf", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
@@ -169,19 +175,18 @@ def test_plain_transformers_loads_the_artifacts(place, first, make_config):
 
     from rlhf.data.tokens import right_mask
     from rlhf.models.heads import last_token, model_inputs
-    from rlhf.models.load import load_policy, load_scorer
+    from rlhf.models.load import Source, load_policy, load_scorer
 
     models = [str(stage(place, name) / "model") for name in ("ppo", "reward")]
-    done = subprocess.run(
-        [sys.executable, "-c", PLAIN, *models, "Human: How do I clean a pan?"], capture_output=True, text=True, cwd="/"
-    )
+    command = [sys.executable, "-c", PLAIN, *models, "Human: How do I clean a pan?"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
     assert done.returncode == 0, done.stderr
     ids, mask, logits, scores = (torch.tensor(value) for value in json.loads(done.stdout))
     config, lengths = make_config(), mask.sum(1)
     with torch.no_grad():
-        ours = load_policy(models[0], config, 0.0)
+        ours = load_policy(Source(models[0], "ppo.actor"), config, 0.0)
         our_logits = ours(**model_inputs(ours, ids, mask)).logits
-        scorer = load_scorer(models[1], config, 0.0)
+        scorer = load_scorer(Source(models[1], "ppo.reward"), config, 0.0)
         our_scores = last_token(scorer(**model_inputs(scorer, ids, mask)), lengths)
     real = right_mask(lengths, ids.size(1)).bool()
     assert torch.allclose(our_logits[real], logits[real], atol=1e-5)

@@ -68,7 +68,9 @@ def test_every_public_class_and_function_has_a_docstring():
 
 def test_no_error_is_swallowed():
     def says_nothing(handler):
-        return all(isinstance(s, ast.Pass) or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)) for s in handler.body)
+        return all(
+            isinstance(s, ast.Pass) or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)) for s in handler.body
+        )
 
     handlers = [(path, n) for path, tree in TREES.items() for n in ast.walk(tree) if isinstance(n, ast.ExceptHandler)]
     assert handlers

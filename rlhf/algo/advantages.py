@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from rlhf.algo.masked import zero_padding
+
 
 def shape_scores(scores: Tensor, ended: Tensor, clip: float | None, eos_penalty: float | None, mode: str) -> Tensor:
     """Sequence scores as PPO sees them, [B].
@@ -21,7 +23,7 @@ def shape_scores(scores: Tensor, ended: Tensor, clip: float | None, eos_penalty:
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
     """Rewards per token, [B, R]: -kl_coef times `kl` (k1: log-probability minus the reference's) on every action, and
     the sequence's score on its last action, end-of-text included (arXiv 2203.02155, eq. 2; arXiv 1909.08593)."""
-    rewards = -kl_coef * kl * mask
+    rewards = -kl_coef * zero_padding(kl, mask)
     last = (mask.sum(dim=1).long() - 1).clamp(min=0)
     return rewards.scatter_add(1, last[:, None], (scores * (mask.sum(dim=1) > 0))[:, None].to(rewards.dtype))
 
@@ -33,7 +35,7 @@ def advantages_and_returns(
 
     The value after the last action is 0: the episode is over.
     """
-    values = values * mask
+    values, rewards = zero_padding(values, mask), zero_padding(rewards, mask)
     advantages = torch.zeros_like(values)
     after_value = torch.zeros_like(values[:, 0])
     after_advantage = torch.zeros_like(values[:, 0])

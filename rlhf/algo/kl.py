@@ -1,7 +1,5 @@
 """KL divergence: estimators from samples, and the controllers of its coefficient."""
 
-from typing import Protocol
-
 from torch import Tensor
 
 
@@ -13,22 +11,7 @@ def k1(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     """The unbiased estimator that is never negative: exp(-k1) - 1 + k1 (J. Schulman, Approximating KL Divergence)."""
     difference = (reference_logprobs - logprobs).clamp(-20.0, 20.0)
-    return difference.exp() - 1 - difference
-
-
-class KLController(Protocol):
-    """What the trainer asks of a controller."""
-
-    coef: float
-
-    def update(self, kl_sequence: float, sequences: int) -> None:
-        """Learn the mean KL per sequence, in nats, of a rollout of so many sequences (over all ranks)."""
-
-    def state_dict(self) -> dict[str, float]:
-        """What can change."""
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from a saved state."""
+    return difference.expm1() - difference
 
 
 class FixedKL:

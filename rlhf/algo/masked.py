@@ -5,14 +5,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def zero_padding(values: Tensor, mask: Tensor) -> Tensor:
+    """`values` where `mask` is 1 and 0 elsewhere. Padding may hold anything, NaN included; its gradient is 0."""
+    return torch.where(mask.bool(), values, torch.zeros_like(values))
+
+
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     """Sum of `values` where `mask` is 1; a scalar. Padding may hold anything, NaN included."""
-    return torch.where(mask.bool(), values, torch.zeros_like(values)).sum()
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` where `mask` is 1; a scalar, 0 for an empty mask."""
-    return masked_sum(values, mask) / mask.sum().clamp(min=1)
+    return zero_padding(values, mask).sum()
 
 
 def all_ranks_sum(values: Tensor) -> Tensor:
@@ -44,4 +44,4 @@ def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     whitened = (values.double() - mean) / (std + 1e-8)
     if not shift_mean:
         whitened = whitened + mean
-    return (whitened * mask).to(values.dtype)
+    return zero_padding(whitened, mask).to(values.dtype)

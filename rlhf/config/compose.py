@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
-from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, ValidationError
 
-from rlhf.config.errors import ConfigError
+from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config, leaf_keys
 
 
@@ -109,26 +109,25 @@ def wrong_type(error: ValidationError, composed: DictConfig) -> ConfigError:
 
 def from_hydra(error: Exception, overrides: list[str]) -> ConfigError:
     """Hydra's complaint about an override, in one line of ours."""
-    text = str(error)
-    if isinstance(error, MissingConfigException) and (match := re.search(r"Could not find '([\w@/-]+)/([^/']+)'", text)):
-        group, option = match[1], match[2]
-        options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
-        near = difflib.get_close_matches(option, options, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return ConfigError(group, option, "there is no such option", f"{hint}choose one of {', '.join(options) or 'none'}")
+    text, cause = str(error), error.__cause__ or error
+    if isinstance(error, MissingConfigException) and (match := re.search(r"Could not find '([\w@/-]+)/([^/']*)'", text)):
+        return unknown_option(match[1], match[2], re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE))
     if match := re.search(r"Could not (?:override|delete)[^']*'([^']+)'", text):
         key = match[1]
         value = next((o.split("=", 1)[1] for o in overrides if o.lstrip("+~").startswith(key + "=")), "...")
         return unknown_key(key, value)
-    if isinstance(error, OverrideParseException):
-        return ConfigError("override", error.override, first_line(error), "write key=value, quoted if it has spaces")
-    cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
-    if isinstance(cause, ValidationError):
-        key = str(getattr(cause, "full_key", "") or "override")
-        return ConfigError(key, " ".join(overrides), first_line(cause), "see `python -m rlhf --cfg job`")
-    return ConfigError("override", " ".join(overrides), first_line(cause), "see `python -m rlhf --help`")
+    problem = ("override", " ".join(overrides), first_line(cause), "see `python -m rlhf --help`")
+    if match := re.search(r"Ambiguous value for argument '([^=']+)=(.*?)'", text):
+        problem = (match[1], match[2], "several values", f"sweep with -m, or give a list, {match[1]}=[{match[2]}]")
+    elif match := re.search(r"Error merging override ([^=\s]+)=(.*)", text):
+        problem = (match[1], match[2], first_line(cause), "see `python -m rlhf --cfg job`")
+    elif isinstance(error, OverrideParseException):
+        problem = ("override", error.override, first_line(error), "write key=value, quoted if it has spaces")
+    return ConfigError(*problem)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def unknown_option(group: str, option: str, options: list[str]) -> ConfigError:
+    """An error that names a group's options, the nearest one first."""
+    near = difflib.get_close_matches(option, options, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return ConfigError(group, option, "there is no such option", f"{hint}choose one of {', '.join(options) or 'none'}")

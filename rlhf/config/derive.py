@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.memory import largest_micro_batch, training_state_gib
+from rlhf.config.ranges import STAGES, check_ranges
 from rlhf.config.schema import Config, Training
 
-STAGES = ("sft", "reward", "ppo")
 FAMILIES = ("opt",)
 
 
@@ -63,17 +63,25 @@ def derived_micro_batch(config: Config, stage: str, per_rank: int) -> int:
     trained = {"sft": [config.model], "reward": [config.reward_model], "ppo": [config.model, config.reward_model]}[stage]
     frozen = trained if stage == "ppo" else []
     state = training_state_gib(config, trained, frozen)
-    rows = 2 if stage == "reward" else 1
+    tokens = max_sequence(config) * (answers_per_element(config) if stage == "reward" else 1)
     checkpointing = getattr(config, stage).gradient_checkpointing
-    return largest_micro_batch(trained[0], config, per_rank, rows * max_sequence(config), state, checkpointing)
+    return min(largest_micro_batch(m, config, per_rank, tokens, state, checkpointing) for m in trained)
+
+
+def answers_per_element(config: Config) -> int:
+    """Rows of one comparison element."""
+    if config.reward.grouped and config.data.source == "demo":
+        return config.data.demo.answers_per_prompt * config.data.demo.rounds
+    return 2
 
 
 def check(config: Config) -> None:
     """Raise ConfigError for the first thing in `config` that cannot work."""
-    check_names(config)
-    check_hardware(config)
     check_ranges(config)
+    check_names(config)
     check_inputs(config)
+    check_hardware(config)
+    check_models(config)
     check_lengths(config)
     check_batches(config)
     check_writable(config)
@@ -83,15 +91,6 @@ def one_of(key: str, value: object, options: tuple[object, ...]) -> None:
     """Refuse a value outside a short list."""
     if value not in options:
         raise ConfigError(key, value, "there is no such choice", f"choose one of {', '.join(map(str, options))}")
-
-
-def between(key: str, value: float, low: float, high: float, open_low: bool = False) -> None:
-    """Refuse a number outside [low, high], or (low, high]."""
-    if not (low < value if open_low else low <= value) or value > high:
-        bounds = f"{'above' if open_low else 'at least'} {low:g}" + (
-            f" and at most {high:g}" if high != float("inf") else ""
-        )
-        raise ConfigError(key, value, "out of range", f"give a number {bounds}")
 
 
 def check_names(config: Config) -> None:
@@ -114,7 +113,11 @@ def check_names(config: Config) -> None:
     one_of("rollout.engine", config.rollout.engine, ("hf",))
     one_of("launcher.kind", config.launcher.kind, ("auto", "inline", "local"))
     one_of("tracking.wandb.mode", config.tracking.wandb.mode, (None, "online", "offline", "disabled"))
-    if "{prompt}" not in config.data.prompt_format:
+    try:
+        shown = config.data.prompt_format.format(prompt="?!?")
+    except (KeyError, ValueError, IndexError):
+        shown = ""
+    if "?!?" not in shown:
         raise ConfigError(
             "data.prompt_format", repr(config.data.prompt_format), "it has no place for the prompt", "add {prompt}"
         )
@@ -124,8 +127,6 @@ def check_hardware(config: Config) -> None:
     """Devices, number format and ZeRO fit together, and the devices are here."""
     hardware, zero = config.hardware, config.zero
     one_of("hardware.device", hardware.device, ("cpu", "cuda"))
-    for key in ("gpus_per_node", "nodes"):
-        between(f"hardware.{key}", getattr(hardware, key), 1, float("inf"))
     if hardware.device == "cpu" and config.precision.dtype == "fp16":
         raise ConfigError(
             "precision.dtype", "fp16", "the CPU does not train in fp16", "try precision=bf16 or precision=fp32"
@@ -160,60 +161,47 @@ def check_devices(config: Config) -> None:
     if hardware.device == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         there = (
-            len(list(Path("/dev").glob("nvidia[0-9]*"))) if visible is None else len([d for d in visible.split(",") if d])
+            len(list(Path("/dev").glob("nvidia[0-9]*")))
+            if visible is None
+            else len([d for d in visible.split(",") if d and d != "-1"])
         )
         if there < hardware.gpus_per_node:
             fix = f"set hardware.gpus_per_node={there}" if there else "try hardware=cpu"
             raise ConfigError("hardware.gpus_per_node", hardware.gpus_per_node, f"this machine shows {there} GPUs", fix)
 
 
-def check_ranges(config: Config) -> None:
-    """Numbers within what they mean."""
-    infinity = float("inf")
-    between("seed", config.seed, 0, 2**63 - 1)
-    between("lora.rank", config.lora.rank, 0, infinity)
-    between("sft.dropout", config.sft.dropout, 0, 1)
-    between("reward.dropout", config.reward.dropout, 0, 1)
-    between("lora.dropout", config.lora.dropout, 0, 1)
-    between("data.demo.label_noise", config.data.demo.label_noise, 0, infinity)
-    between("data.demo.answers_per_prompt", config.data.demo.answers_per_prompt, 2, infinity)
-    between("data.demo.heldout_prompts", config.data.demo.heldout_prompts, 1, 359)
-    for key in ("demonstrations", "rounds"):
-        between(f"data.demo.{key}", getattr(config.data.demo, key), 1, infinity)
-    for stage in STAGES:
-        training: Training = getattr(config, stage)
-        between(f"{stage}.epochs", training.epochs, 1, infinity)
-        between(f"{stage}.learning_rate", training.learning_rate, 0, infinity)
-        between(f"{stage}.warmup_steps", training.warmup_steps, 0, infinity)
-        between(f"{stage}.max_grad_norm", training.max_grad_norm, 0, infinity, open_low=True)
-        for key in ("max_steps", "eval_every"):
-            if getattr(training, key) is not None:
-                between(f"{stage}.{key}", getattr(training, key), 1, infinity)
-        if len(training.betas) != 2 or not all(0 <= beta < 1 for beta in training.betas):
-            raise ConfigError(f"{stage}.betas", training.betas, "AdamW takes two numbers in [0, 1)", "try [0.9,0.95]")
-    ppo = config.ppo
-    for key, high in (("gamma", 1), ("gae_lambda", 1), ("kl_coef", infinity), ("value_coef", infinity)):
-        between(f"ppo.{key}", getattr(ppo, key), 0, high)
-    for key in ("critic_learning_rate", "update_epochs"):
-        between(f"ppo.{key}", getattr(ppo, key), 0, infinity, open_low=key == "update_epochs")
-    for key in ("clip_range", "value_clip_range", "log_ratio_clip", "kl_target", "kl_horizon"):
-        between(f"ppo.{key}", getattr(ppo, key), 0, infinity, open_low=True)
-    for key in ("reward_clip", "ratio_tolerance"):
-        if getattr(ppo, key) is not None:
-            between(f"ppo.{key}", getattr(ppo, key), 0, infinity, open_low=True)
+def check_models(config: Config) -> None:
+    """Shapes that can be built, and an actor and a critic that can share a tokenizer."""
+    for key, model in (("model", config.model), ("reward_model", config.reward_model)):
+        if model.heads < 1 or model.width % model.heads:
+            raise ConfigError(f"{key}.heads", model.heads, f"it does not divide the width {model.width}", "change one")
+    given = config.ppo.actor is not None or config.ppo.reward is not None
+    if "ppo" in config.stages and not given and (config.model.path is None) != (config.reward_model.path is None):
+        raise ConfigError(
+            "reward_model",
+            config.reward_model.name,
+            f"its tokenizer is not that of model={config.model.name}, so no critic can start from it",
+            f"try reward_model={config.model.name}",
+        )
 
 
 def check_lengths(config: Config) -> None:
     """Sampling options agree, and sequences fit the models' positions."""
     rollout = config.rollout
-    between("rollout.temperature", rollout.temperature, 0, float("inf"), open_low=True)
-    between("rollout.top_p", rollout.top_p, 0, 1, open_low=True)
-    between("rollout.top_k", rollout.top_k, 0, float("inf"))
-    between("rollout.max_new_tokens", rollout.max_new_tokens, 1, float("inf"))
-    between("rollout.min_new_tokens", rollout.min_new_tokens, 0, rollout.max_new_tokens)
-    between("data.max_prompt_tokens", config.data.max_prompt_tokens, 1, float("inf"))
-    between("data.max_response_tokens", config.data.max_response_tokens, 1, float("inf"))
-    between("data.tokenizer_vocabulary", config.data.tokenizer_vocabulary, 300, float("inf"))
+    if rollout.min_new_tokens > rollout.max_new_tokens:
+        raise ConfigError(
+            "rollout.min_new_tokens",
+            rollout.min_new_tokens,
+            "it is more than rollout.max_new_tokens",
+            f"try {rollout.max_new_tokens}",
+        )
+    if rollout.min_new_tokens == rollout.max_new_tokens and config.ppo.eos_penalty is not None:
+        raise ConfigError(
+            "ppo.eos_penalty",
+            config.ppo.eos_penalty,
+            "with rollout.min_new_tokens = max_new_tokens no response can end, so all would get it",
+            "set ppo.eos_penalty=null",
+        )
     for key, model in (("model", config.model), ("reward_model", config.reward_model)):
         if max_sequence(config) > model.positions:
             raise ConfigError(

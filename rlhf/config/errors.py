@@ -3,6 +3,11 @@
 from typing import Any
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 class ConfigError(Exception):
     """Input that cannot work: which key, which value, why, and what to do instead, in one line."""
 

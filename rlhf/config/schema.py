@@ -63,6 +63,7 @@ class Zero:
     offload_optimizer: bool = MISSING
     offload_parameters: bool = MISSING
     bucket_elements: int = MISSING
+    persistence_elements: int = MISSING
 
 
 @dataclass
@@ -77,7 +78,7 @@ class Lora:
     """Low-rank adapters; rank 0 means none."""
 
     rank: int = MISSING
-    alpha: float = MISSING
+    alpha: int = MISSING
     dropout: float = MISSING
     target_modules: list[str] = MISSING
 

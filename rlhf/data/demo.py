@@ -148,7 +148,7 @@ def gold_reward(prompt: str, response: str) -> float:
         raise ValueError(f"not a prompt of the demo data: {prompt!r}")
     task, thing = match[1], match[2]
     right = {step.format(thing=thing) for step in STEPS[task]}
-    sentences = re.findall(r"[^.!?]+[.!?]?", response.strip())
+    sentences = re.findall(r"[^.!?]*[.!?]|[^.!?]+$", response.strip())
     sentences = [sentence.strip() for sentence in sentences if sentence.strip()]
     distinct = list(dict.fromkeys(sentences))
     reward = (FIRST_STEP, SECOND_STEP)

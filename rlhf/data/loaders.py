@@ -10,13 +10,16 @@ from torch import Tensor
 from rlhf.config.derive import Batches, ranks
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
-from rlhf.data.records import load_dataset
+from rlhf.data.records import Dataset, load_dataset
 from rlhf.data.streams import stream
 from rlhf.data.tokens import PromptBatch, Tokenizer, encode_prompt, prompt_batch
+from rlhf.engine import distributed
 
 
 def steps_per_epoch(records: int, batch_size: int, key: str) -> int:
     """Whole batches in one pass; the few records left over sit out, different ones each time."""
+    if records == 0:
+        raise ConfigError(key, batch_size, "there are no records", "check the columns and data.max_prompt_tokens")
     if records < batch_size:
         raise ConfigError(key, batch_size, f"there are only {records} records to take a batch from", f"try {records}")
     return records // batch_size
@@ -51,7 +54,7 @@ def even_shares(items: list[Any], plan: Batches, rank: int) -> list[tuple[list[A
     """This rank's micro-batches of held-out items, each with weights [B]: 1, or 0 for an item that is there only so that
     all ranks have equally many, since they run forward passes together under ZeRO stage 3."""
     missing = -len(items) % plan.ranks
-    padded = [(item, 1.0) for item in items] + [(items[0], 0.0)] * missing
+    padded = [(item, 1.0) for item in items] + [(items[0], 0.0) for _ in range(missing)]
     own = share(padded, rank, plan.ranks)
     parts = [own[start : start + plan.micro] for start in range(0, len(own), plan.micro)]
     return [([item for item, _ in part], torch.tensor([weight for _, weight in part])) for part in parts]
@@ -82,9 +85,10 @@ class PromptLoader:
             yield prompt_batch(chosen, samples, self.pad, self.device)
 
 
-def create_prompt_dataloader(
-    args: Config, tokenizer: Tokenizer, rank: int = 0, device: torch.device | None = None
-) -> PromptLoader:
-    """The training prompts of `args.data`, encoded; those too long for it are left out (data.truncation)."""
-    encoded = [encode_prompt(prompt, tokenizer, args.data) for prompt in load_dataset(args).train.prompts]
-    return PromptLoader(args, [ids for ids in encoded if ids is not None], tokenizer.pad_token_id, rank, device)
+def create_prompt_dataloader(args: Config, tokenizer: Tokenizer, dataset: Dataset | None = None) -> PromptLoader:
+    """The training prompts of `args.data` (or of a data set that is loaded already), encoded, for this rank and its
+    device; those too long for data.truncation are left out."""
+    prompts = (dataset or load_dataset(args)).train.prompts
+    encoded = [encode_prompt(prompt, tokenizer, args.data) for prompt in prompts]
+    kept = [ids for ids in encoded if ids is not None]
+    return PromptLoader(args, kept, tokenizer.pad_token_id, distributed.rank(), distributed.device(args))

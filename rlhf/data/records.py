@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Columns, Config
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,14 @@ def load_dataset(config: Config) -> Dataset:
     return Dataset(train, heldout)
 
 
+def require(items: list[Item], kind: str, config: Config) -> list[Item]:
+    """Held-out items, of which there must be some; said before a model is built, not after it is trained."""
+    if not items:
+        fix = "check the columns (data.columns) and data.max_prompt_tokens"
+        raise ConfigError("data.source", config.data.source, f"it has no held-out {kind} that fit", fix)
+    return items
+
+
 def file_rows(config: Config) -> list[list[dict[str, object]]]:
     """Rows of the training and the held-out file."""
     import datasets
@@ -68,10 +79,9 @@ def file_rows(config: Config) -> list[list[dict[str, object]]]:
             raise ConfigError(f"data.files.{key}", path, "unknown file type", f"give one of {', '.join(formats)}")
         try:
             rows.append(list(datasets.load_dataset(formats[Path(path).suffix], data_files=path, split="train")))
-        except datasets.exceptions.DatasetGenerationError as error:
-            raise ConfigError(
-                f"data.files.{key}", path, f"it cannot be read ({error.__cause__})", "check the file"
-            ) from error
+        except (datasets.exceptions.DatasetGenerationError, OSError, ValueError, StopIteration) as error:
+            reason = (str(error.__cause__ or error).strip() or "it is empty").splitlines()[0]
+            raise ConfigError(f"data.files.{key}", path, f"it cannot be read ({reason})", "check the file") from error
     return rows
 
 

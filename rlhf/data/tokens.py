@@ -43,6 +43,10 @@ class PromptBatch:
     lengths: Tensor
     samples: list[int]
 
+    def to(self, device: torch.device) -> "PromptBatch":
+        """The same prompts on a device."""
+        return PromptBatch(self.ids.to(device), self.lengths.to(device), self.samples)
+
 
 @dataclass(frozen=True)
 class ComparisonBatch:

@@ -1,4 +1,4 @@
-"""DeepSpeed: engines for the models that learn and for those that do not. Nothing else in the package imports it."""
+"""DeepSpeed: engines for the models that learn and for those that do not."""
 
 import math
 from typing import Any
@@ -28,6 +28,7 @@ def deepspeed_config(config: Config, batches: Batches, max_grad_norm: float) -> 
     }
     settings["zero_optimization"] = {
         "stage": zero.stage,
+        "stage3_param_persistence_threshold": zero.persistence_elements,
         "overlap_comm": config.hardware.device == "cuda",
         "contiguous_gradients": True,
         "reduce_bucket_size": zero.bucket_elements,
@@ -86,7 +87,10 @@ def adamw(model: nn.Module, config: Config, training: Training, weight_decay: fl
 def frozen_engine(model: nn.Module, config: Config) -> Any:
     """An engine around a model that only reads: sharded like the others at ZeRO stage 3, else whole on each device."""
     model.requires_grad_(False).eval().to(device(config))
-    zero: dict[str, Any] = {"stage": 3 if config.zero.stage == 3 else 0}
+    zero: dict[str, Any] = {
+        "stage": 3 if config.zero.stage == 3 else 0,
+        "stage3_param_persistence_threshold": config.zero.persistence_elements,
+    }
     if config.zero.offload_parameters:
         zero["offload_param"] = {"device": "cpu", "pin_memory": config.hardware.device == "cuda"}
     settings = {

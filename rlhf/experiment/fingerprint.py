@@ -9,6 +9,7 @@ from typing import Any
 from rlhf.config.schema import PLACE_KEYS, RESULT_KEYS, SCHEMA_VERSION, Config, covered, leaf_keys
 
 MIB = 2**20
+BLOCK = 2**14
 
 
 def fingerprint(config: Config, stage: str, inputs: dict[str, str]) -> str:
@@ -42,23 +43,35 @@ def identity(path: str | None) -> str | None:
     place = Path(path).expanduser()
     if not place.exists():
         return path
-    for result in (place / "result.json", place.parent / "result.json"):
-        if result.is_file():
-            return str(json.loads(result.read_text())["fingerprint"])
+    for stage in (place, place.parent if place.name == "model" else place):
+        if place.is_dir() and (stage / "result.json").is_file():
+            known = json.loads((stage / "result.json").read_text()).get("fingerprint")
+            if known is not None:
+                return str(known)
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name}:{file.stat().st_size}:".encode())
-        digest.update(ends(file))
+        if place.is_file():  # data: one changed record is another data set
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        else:
+            digest.update(sample(file))
     return digest.hexdigest()
 
 
-def ends(file: Path) -> bytes:
-    """The first and last MiB: enough to tell two weight files apart without reading gigabytes."""
+def sample(file: Path) -> bytes:
+    """A file's content, or of a large one 256 blocks spread over it: enough to tell two trained models apart, which
+    differ everywhere, without reading gigabytes."""
+    size, blocks = file.stat().st_size, 256
+    if size <= 64 * MIB:
+        return file.read_bytes()
     with file.open("rb") as stream:
-        head = stream.read(MIB)
-        stream.seek(max(MIB, file.stat().st_size - MIB))
-        return head + stream.read(MIB)
+        parts = []
+        for block in range(blocks):
+            stream.seek(block * (size - BLOCK) // (blocks - 1))
+            parts.append(stream.read(BLOCK))
+        return b"".join(parts)
 
 
 def code_hash() -> str:

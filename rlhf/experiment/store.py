@@ -103,9 +103,10 @@ def locked(directory: StageDirectory, timeout_s: float, waiting: Callable[[str],
     file = directory.path / "lock"
     directory.path.mkdir(parents=True, exist_ok=True)
     told = False
-    while not acquire(file):
+    token = uuid.uuid4().hex
+    while not acquire(file, token):
         holder = read_lock(file)
-        if holder is not None and stale(file, holder, timeout_s):
+        if stale(file, holder, timeout_s):
             remove_stale(file, holder)
             continue
         if holder is not None and not told:
@@ -120,17 +121,19 @@ def locked(directory: StageDirectory, timeout_s: float, waiting: Callable[[str],
         yield
     finally:
         stop.set()
-        file.unlink(missing_ok=True)
+        holder = read_lock(file)
+        if holder is not None and holder["token"] == token:
+            file.unlink(missing_ok=True)
 
 
-def acquire(file: Path) -> bool:
+def acquire(file: Path, token: str) -> bool:
     """Make the lock file; false if another process has it."""
     try:
         handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
         return False
     with os.fdopen(handle, "w") as stream:
-        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}, stream)
+        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "token": token}, stream)
     return True
 
 
@@ -142,9 +145,9 @@ def read_lock(file: Path) -> dict[str, Any] | None:
         return None
 
 
-def stale(file: Path, holder: dict[str, Any], timeout_s: float) -> bool:
+def stale(file: Path, holder: dict[str, Any] | None, timeout_s: float) -> bool:
     """Whether the holder is dead, as its own host can tell, or silent."""
-    if holder["host"] == socket.gethostname() and not alive(holder["pid"]):
+    if holder is not None and holder["host"] == socket.gethostname() and not alive(holder["pid"]):
         return True
     try:
         return time.time() - file.stat().st_mtime > timeout_s
@@ -163,7 +166,7 @@ def alive(pid: int) -> bool:
     return True
 
 
-def remove_stale(file: Path, holder: dict[str, Any]) -> None:
+def remove_stale(file: Path, holder: dict[str, Any] | None) -> None:
     """Remove exactly the stale lock that was seen; one that someone made meanwhile is put back."""
     aside = file.with_name(f".lock.{uuid.uuid4().hex[:8]}")
     try:
@@ -171,8 +174,9 @@ def remove_stale(file: Path, holder: dict[str, Any]) -> None:
     except FileNotFoundError:
         return
     seen = read_lock(aside)
-    if seen is not None and seen["token"] != holder["token"]:
-        os.link(aside, file)
+    if seen is not None and (holder is None or seen["token"] != holder["token"]):
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, file)
     aside.unlink()
 
 

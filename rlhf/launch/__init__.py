@@ -5,8 +5,8 @@ from rich.console import Console
 from rlhf.config.derive import ranks
 from rlhf.config.schema import Config
 from rlhf.experiment.graph import Node
+from rlhf.experiment.spec import freeze
 from rlhf.experiment.store import locked
-from rlhf.launch.spec import freeze
 
 
 class StageFailed(Exception):

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from rlhf.config.derive import ranks
 from rlhf.config.schema import Config
+from rlhf.experiment.spec import Spec
 from rlhf.launch import StageFailed
-from rlhf.launch.spec import Spec
 from rlhf.launch.worker import free_port, rank_environment
 
 GRACE_S = 5.0

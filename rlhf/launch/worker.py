@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 
 from rlhf.config.errors import ConfigError
-from rlhf.launch.spec import Spec, thaw
+from rlhf.experiment.spec import Spec, thaw
 
 
 def run_inline(spec: Spec) -> None:

@@ -1,19 +1,21 @@
 """Building and loading models: the policy (a causal language model) and the scorer (its body with one output)."""
 
 import math
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from rlhf.config.errors import ConfigError
+from rlhf.config.derive import max_sequence
+from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config, Model
 from rlhf.data.streams import torch_seed
 from rlhf.data.tokens import Tokenizer
 from rlhf.models.heads import Scorer, init_head
 from rlhf.models.lora import add_adapters
+from rlhf.models.tokenizer import expanded
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Standard deviation of random weights times the root of the width: OPT's 0.006 to 0.02 suit widths from 768 up; a tiny
@@ -32,85 +34,103 @@ DROPOUTS = (
 )
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from: a directory or hub id, and the key of the configuration that names it."""
+
+    path: str
+    key: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def place(self) -> str:
+        """The directory with ~ expanded, or the hub id."""
+        return expanded(self.path)
+
+
+def source(model: Model, key: str) -> Source:
+    """The source of `model.path` or `reward_model.path`."""
+    return Source(str(model.path), f"{key}.path", model.revision, model.trust_remote_code)
+
+
 def new_policy(model: Model, config: Config, tokenizer: Tokenizer, dropout: float) -> nn.Module:
     """The policy that supervised fine-tuning starts from: `model.path`'s weights, or random ones of its shape."""
-    if model.path is not None:
-        return load_policy(model.path, config, dropout, model.revision, model.trust_remote_code)
     from transformers import AutoModelForCausalLM
 
+    if model.path is not None:
+        return load_policy(source(model, "model"), config, dropout)
     torch.manual_seed(torch_seed(config.seed, "policy weights"))
     policy: nn.Module = AutoModelForCausalLM.from_config(shape(model, tokenizer, dropout), dtype=dtype(config))
     return policy
 
 
-def load_policy(
-    path: str, config: Config, dropout: float, revision: str | None = None, trust_remote_code: bool = False
-) -> nn.Module:
+def load_policy(source: Source, config: Config, dropout: float) -> nn.Module:
     """A causal language model from a directory or hub id."""
     from transformers import AutoModelForCausalLM
 
-    policy: nn.Module = from_pretrained(AutoModelForCausalLM, path, config, dropout, revision, trust_remote_code)
+    policy: nn.Module = from_pretrained(AutoModelForCausalLM, source, config, dropout)
     return policy
 
 
 def new_scorer(model: Model, config: Config, tokenizer: Tokenizer, dropout: float) -> Scorer:
     """The scorer that reward modelling starts from; its head is drawn from N(0, 1 / (width + 1))."""
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification as Classifier
 
     torch.manual_seed(torch_seed(config.seed, "scorer weights"))
     if model.path is None:
         settings = shape(model, tokenizer, dropout)
         settings.num_labels = 1
-        classifier = AutoModelForSequenceClassification.from_config(settings, dtype=dtype(config))
+        classifier = Classifier.from_config(settings, dtype=dtype(config))
     else:
         classifier = from_pretrained(
-            AutoModelForSequenceClassification,
-            model.path,
-            config,
-            dropout,
-            model.revision,
-            model.trust_remote_code,
-            num_labels=1,
+            Classifier, source(model, "reward_model"), config, dropout, new=("score.",), num_labels=1
         )
         classifier.config.pad_token_id = tokenizer.pad_token_id
     init_head(classifier, torch_seed(config.seed, "scorer head"))
     return Scorer(classifier)
 
 
-def load_scorer(path: str, config: Config, dropout: float) -> Scorer:
+def load_scorer(source: Source, config: Config, dropout: float) -> Scorer:
     """A trained scorer from a directory or hub id: the reward model, and where the critic starts."""
     from transformers import AutoModelForSequenceClassification
 
-    classifier = from_pretrained(AutoModelForSequenceClassification, path, config, dropout, num_labels=1)
-    return Scorer(classifier)
+    return Scorer(from_pretrained(AutoModelForSequenceClassification, source, config, dropout, num_labels=1))
 
 
 def from_pretrained(
-    auto: Any,
-    path: str,
-    config: Config,
-    dropout: float,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    **extra: Any,
+    auto: Any, source: Source, config: Config, dropout: float, new: tuple[str, ...] = (), **extra: Any
 ) -> Any:
-    """`auto.from_pretrained` with our number format and dropout; failures name the path."""
+    """`auto.from_pretrained` with our number format and dropout.
+
+    Raises ConfigError, naming the key, for what cannot be loaded, for weights that are missing (but for those whose name
+    begins as one of `new`) or that belong to a model of another kind, and for too few positions.
+    """
     from transformers import AutoConfig
 
-    source = str(Path(path).expanduser()) if Path(path).expanduser().exists() else path
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    options = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
     try:
-        settings = AutoConfig.from_pretrained(source, **options, **extra)
+        settings = AutoConfig.from_pretrained(source.place, **options, **extra)
         set_dropout(settings, dropout)
-        return auto.from_pretrained(source, config=settings, dtype=dtype(config), **options)
+        model, report = auto.from_pretrained(
+            source.place, config=settings, dtype=dtype(config), output_loading_info=True, **options
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
+        fix = "give a directory with config.json and weights, or a reachable hub id"
+        raise ConfigError(source.key, source.path, f"it cannot be loaded ({reason})", fix) from error
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(new or ("\0",)))
+    if missing:
         raise ConfigError(
-            "model.path",
-            path,
-            f"it cannot be loaded ({reason})",
-            "give a directory with config.json and weights, or a reachable hub id",
-        ) from error
+            source.key, source.path, f"it has no weights for {', '.join(missing[:3])}", "give a model of the right kind"
+        )
+    if any(name.startswith("score.") for name in report["unexpected_keys"]):
+        raise ConfigError(source.key, source.path, "it is a reward model, not a language model", "give a language model")
+    positions = getattr(settings, "max_position_embeddings", None)
+    if positions is not None and positions < max_sequence(config):
+        problem = f"it has {positions} positions, but prompt and response reach {max_sequence(config)} tokens"
+        raise ConfigError(source.key, source.path, problem, "lower data.max_prompt_tokens or the response lengths")
+    return model
 
 
 def shape(model: Model, tokenizer: Tokenizer, dropout: float) -> Any:

@@ -28,7 +28,7 @@ def add_adapters(model: nn.Module, lora: Lora, seed: int) -> nn.Module:
         )
     torch.manual_seed(seed)
     settings = LoraConfig(
-        r=lora.rank, lora_alpha=int(lora.alpha), lora_dropout=lora.dropout,
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
         target_modules="all-linear" if everything else lora.target_modules,
         task_type="SEQ_CLS" if hasattr(model, "score") else "CAUSAL_LM",
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rlhf.config.errors import ConfigError
+from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config, Model
 from rlhf.data.records import Dataset
 from rlhf.data.tokens import Tokenizer
@@ -10,32 +10,37 @@ from rlhf.data.tokens import Tokenizer
 PAD, EOS = "<|pad|>", "<|endoftext|>"
 
 
-def build_tokenizer(model: Model, config: Config, dataset: Dataset) -> Tokenizer:
-    """The tokenizer that a stage starts with."""
+def build_tokenizer(model: Model, key: str, config: Config, dataset: Dataset) -> Tokenizer:
+    """The tokenizer that a stage starts with; `key` is the group that `model` is of."""
     if model.path is None:
         return train_tokenizer(training_text(config, dataset), config.data.tokenizer_vocabulary)
-    return load_tokenizer(model.path, model.revision, model.trust_remote_code)
+    return load_tokenizer(model.path, f"{key}.path", model.revision, model.trust_remote_code)
 
 
-def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
-    """The tokenizer of a directory or hub id, with a padding token that is not end-of-text."""
+def load_tokenizer(path: str, key: str, revision: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
+    """The tokenizer of a directory or hub id, with a padding token that is not end-of-text.
+
+    Raises ConfigError that names `key`, the key of the configuration that `path` comes from.
+    """
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(expanded(path), revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ConfigError("model.path", path, "no tokenizer can be loaded from it", first_words(error)) from error
+        fix = "give a directory or a reachable hub id that has one"
+        raise ConfigError(key, path, f"no tokenizer can be loaded from it ({first_line(error)})", fix) from error
     if tokenizer.eos_token_id is None:
-        raise ConfigError("model.path", path, "its tokenizer has no end-of-text token", "choose a model that has one")
+        raise ConfigError(key, path, "its tokenizer has no end-of-text token", "choose a model that has one")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     return tokenizer
 
 
-def first_words(error: Exception) -> str:
-    """The first line of an error, as a hint."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def expanded(path: str) -> str:
+    """A directory with ~ expanded, or a hub id as it is."""
+    place = Path(path).expanduser()
+    return str(place) if place.exists() else path
 
 
 def training_text(config: Config, dataset: Dataset) -> list[str]:
@@ -70,8 +75,3 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
 def same_vocabulary(first: Tokenizer, second: Tokenizer) -> bool:
     """Whether two tokenizers give the same ids to the same text."""
     return bool(first.get_vocab() == second.get_vocab())
-
-
-def tokenizer_directory(path: str) -> str:
-    """Where a model's tokenizer is: beside its weights."""
-    return str(Path(path).expanduser()) if Path(path).expanduser().exists() else path

@@ -9,7 +9,7 @@ from rlhf.data.tokens import Tokenizer
 from rlhf.engine import distributed
 from rlhf.engine.zero import frozen_engine, release, training_engine
 from rlhf.models.heads import BIAS
-from rlhf.models.load import load_policy, load_scorer
+from rlhf.models.load import Source, load_policy, load_scorer
 from rlhf.models.tokenizer import load_tokenizer, same_vocabulary
 
 
@@ -38,7 +38,7 @@ class DeepSpeedRLHFEngine:
         args: Config,
     ) -> None:
         distributed.start(args)
-        if not same_vocabulary(tokenizer, load_tokenizer(critic_model_name_or_path)):
+        if not same_vocabulary(tokenizer, load_tokenizer(critic_model_name_or_path, "ppo.reward")):
             raise ConfigError(
                 "ppo.reward",
                 critic_model_name_or_path,
@@ -49,15 +49,17 @@ class DeepSpeedRLHFEngine:
         self.device = distributed.device(args)
         self.batches = batches(args, "ppo")
         ppo = args.ppo
-        actor = load_policy(actor_model_name_or_path, args, 0.0)
+        policy = Source(actor_model_name_or_path, "ppo.actor")
+        judge = Source(critic_model_name_or_path, "ppo.reward")
+        actor = load_policy(policy, args, 0.0)
         self.actor = training_engine(actor, args, ppo, self.batches, ppo.weight_decay)
-        self.ref = frozen_engine(load_policy(actor_model_name_or_path, args, 0.0), args)
-        scorer = load_scorer(critic_model_name_or_path, args, 0.0)
+        self.ref = frozen_engine(load_policy(policy, args, 0.0), args)
+        scorer = load_scorer(judge, args, 0.0)
         self.reward_bias = float(getattr(scorer.config, BIAS, 0.0))
         self.critic = training_engine(scorer, args, ppo, self.batches, ppo.weight_decay)
         for engine in (self.actor, self.critic):
             without_dropout(engine.module)  # adapters bring their own
-        self.reward = frozen_engine(load_scorer(critic_model_name_or_path, args, 0.0), args)
+        self.reward = frozen_engine(load_scorer(judge, args, 0.0), args)
 
     def release(self) -> None:
         """Free the four engines."""

@@ -11,7 +11,7 @@ from rlhf.algo.kl import k1
 from rlhf.algo.masked import masked_sum
 from rlhf.config.schema import Config
 from rlhf.data.loaders import share
-from rlhf.data.records import Dataset
+from rlhf.data.records import Dataset, require
 from rlhf.data.streams import uniforms
 from rlhf.data.tokens import Tokenizer, encode_prompt, left_mask, prompt_batch, right_mask
 from rlhf.engine.distributed import gather, rank, world
@@ -43,9 +43,9 @@ class Answer:
 
 
 def heldout_prompts(config: Config, dataset: Dataset, tokenizer: Tokenizer) -> list[Prompt]:
-    """The held-out prompts that fit data.max_prompt_tokens."""
+    """The held-out prompts that fit data.max_prompt_tokens. Raises ConfigError if there are none."""
     pairs = [(text, encode_prompt(text, tokenizer, config.data)) for text in dataset.heldout.prompts]
-    return [Prompt(text, ids) for text, ids in pairs if ids is not None]
+    return require([Prompt(text, ids) for text, ids in pairs if ids is not None], "prompts", config)
 
 
 class Evaluation:
@@ -64,12 +64,14 @@ class Evaluation:
     @torch.no_grad()
     def answers(self, policy: Any) -> list[Answer]:
         """The answers of a policy (an engine), in the prompts' order, on every rank."""
-        numbers = share(list(range(len(self.prompts))), rank(), world())
-        size = max(self.engine.batches.micro, 1)
+        count = len(self.prompts)
+        # Equally many on each rank, since ranks work together under ZeRO stage 3; what is too many is dropped.
+        numbers = share([i % count for i in range(count + -count % world())], rank(), world())
+        size = self.engine.batches.micro
         own = [
             answer for start in range(0, len(numbers), size) for answer in self.part(policy, numbers[start : start + size])
         ]
-        return [answer for part in gather(own) for answer in part]
+        return [answer for part in gather(own) for answer in part][:count]
 
     def part(self, policy: Any, numbers: list[int]) -> list[Answer]:
         """Answers to some of the prompts."""
@@ -123,7 +125,7 @@ def compare(before: list[Answer], after: list[Answer]) -> dict[str, float]:
         figures |= {
             "eval/gold": mean(gold_after),
             "eval/gold_sft": mean(gold_before),
-            "eval/gold_sft_std": float(np.std(gold_before, ddof=1)),
+            "eval/gold_sft_std": float(np.std(gold_before, ddof=min(1, len(gold_before) - 1))),
         }
     return figures
 

@@ -44,6 +44,7 @@ class DeepSpeedPPOTrainer:
         Raises FloatingPointError if a score, a value or a log-probability is not finite.
         """
         self.clock = Clock()
+        prompt_batch = prompt_batch.to(self.engine.device)
         with self.clock.phase("rollout"):
             # 1. Sample, each sample from a random stream of its own.
             rollout = self.args.rollout

@@ -40,6 +40,7 @@ class Update:
         self.sums: dict[str, float] = defaultdict(float)
         self.ratio_first = self.ratio_max = 0.0
         self.norms: dict[str, list[float]] = {"policy": [], "value": []}
+        self.overflows = {"policy": 0, "value": 0}
         self.rates = (0.0, 0.0)
 
     def minibatches(self, samples: int) -> Iterator[list[int]]:
@@ -128,9 +129,13 @@ class Update:
             )
 
     def note(self, name: str, norm: float | None) -> None:
-        """Remember a gradient norm, if this was the end of an update."""
-        if norm is not None:
+        """Remember a gradient norm, if this was the end of an update; fp16 skips one whose norm is not finite."""
+        if norm is None:
+            return
+        if math.isfinite(norm):
             self.norms[name].append(norm)
+        else:
+            self.overflows[name] += 1
 
     def metrics(self) -> dict[str, float]:
         """What the updates of this rollout measured, over all ranks."""
@@ -138,6 +143,7 @@ class Update:
         sums = dict(zip(names, total(*(self.sums[name] for name in names)), strict=True))
         tokens = max(1.0, sums.pop("tokens"))
         metrics = {name: amount if name == "policy/log_ratio_cut" else amount / tokens for name, amount in sums.items()}
-        metrics |= {f"{name}/grad_norm": sum(norms) / len(norms) for name, norms in self.norms.items()}
+        metrics |= {f"{name}/grad_norm": sum(norms) / len(norms) for name, norms in self.norms.items() if norms}
+        metrics |= {f"{name}/overflows": float(count) for name, count in self.overflows.items()}
         metrics |= {"policy/ratio_first": maximum(self.ratio_first), "policy/ratio_max": maximum(self.ratio_max)}
         return metrics | {"lr/actor": self.rates[0], "lr/critic": self.rates[1]}

@@ -10,6 +10,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rlhf.config.schema import Rollout
 from rlhf.data.tokens import PromptBatch, Tokenizer, left_mask, right_mask
+from rlhf.models.lora import base_model
 from rlhf.rollout.base import Responses
 from rlhf.rollout.sampling import next_tokens
 
@@ -55,6 +56,9 @@ def generate_part(
     ids, eos = prompts.ids[rows], int(tokenizer.eos_token_id)
     mask = left_mask(prompts.lengths[rows], ids.size(1))
     chooser = Chooser(torch.from_numpy(uniforms[rows]).to(ids.device), rollout, eos)
+    model = base_model(engine.module)
+    # What the checkpoint's own generation config says (penalties, beams) is not asked for.
+    own, model.generation_config = model.generation_config, GenerationConfig()
     output = engine.module.generate(
         input_ids=ids.masked_fill(mask == 0, 0), attention_mask=mask, logits_processor=LogitsProcessorList([chooser]),
         generation_config=GenerationConfig(
@@ -62,6 +66,7 @@ def generate_part(
         ),
         synced_gpus=engine.zero_optimization_stage() == 3 and engine.world_size > 1,
     )  # fmt: skip
+    model.generation_config = own
     tokens = output[:, ids.size(1) :]
     stops = tokens == eos
     ended = stops.any(dim=1)

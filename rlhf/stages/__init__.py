@@ -1,12 +1,15 @@
 """The three stages. Each is `run(config, inputs, context) -> final metrics` and leaves a model in its directory."""
 
+import gc
 import time
 from collections.abc import Callable
 
+import torch
+
 from rlhf.config.schema import Config
 from rlhf.engine.distributed import barrier, is_main
+from rlhf.experiment.spec import Spec, stage_directory
 from rlhf.experiment.store import Result
-from rlhf.launch.spec import Spec, stage_directory
 from rlhf.stages import ppo, reward, sft
 from rlhf.stages.context import Context
 from rlhf.track.tracker import Tracker
@@ -16,6 +19,14 @@ RUN: dict[str, Callable[[Config, dict[str, str], Context], dict[str, float]]] = 
     "reward": reward.run,
     "ppo": ppo.run,
 }
+
+
+def free_memory() -> None:
+    """Give back what a stage held, since the next one may run in this process."""
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def run_stage(spec: Spec) -> None:
@@ -29,6 +40,7 @@ def run_stage(spec: Spec) -> None:
         metrics = RUN[spec.stage](spec.config, spec.inputs, Context(directory, tracker))
     finally:
         tracker.close()
+        free_memory()
     if is_main():
         directory.finish(Result(spec.stage, spec.fingerprint, time.time() - started, metrics))
         directory.set_status(state="done")

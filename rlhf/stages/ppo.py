@@ -2,10 +2,9 @@
 
 from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
 from rlhf.config.schema import Config
-from rlhf.data.loaders import PromptLoader
-from rlhf.data.records import Dataset, load_dataset
-from rlhf.data.tokens import Tokenizer, encode_prompt
-from rlhf.engine.distributed import device, is_main, maximum, rank
+from rlhf.data.loaders import create_prompt_dataloader
+from rlhf.data.records import load_dataset
+from rlhf.engine.distributed import is_main, maximum
 from rlhf.engine.save import save_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.ppo.evaluate import Evaluation, compare, heldout_prompts
@@ -19,8 +18,8 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     """Train the actor against the reward model and save it; returns held-out figures."""
     ppo = config.ppo
     dataset = load_dataset(config)
-    tokenizer = load_tokenizer(inputs["actor"])
-    loader = prompt_loader(config, dataset, tokenizer)
+    tokenizer = load_tokenizer(inputs["actor"], "ppo.actor")
+    loader = create_prompt_dataloader(config, tokenizer, dataset)
     engine = DeepSpeedRLHFEngine(
         actor_model_name_or_path=inputs["actor"],
         critic_model_name_or_path=inputs["reward"],
@@ -51,12 +50,6 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     save_model(engine.actor, tokenizer, config, context.directory.model)
     engine.release()
     return final
-
-
-def prompt_loader(config: Config, dataset: Dataset, tokenizer: Tokenizer) -> PromptLoader:
-    """The training prompts, encoded."""
-    encoded = [encode_prompt(prompt, tokenizer, config.data) for prompt in dataset.train.prompts]
-    return PromptLoader(config, [ids for ids in encoded if ids is not None], tokenizer.pad_token_id, rank(), device(config))
 
 
 def figures(metrics: dict[str, float], final: dict[str, float]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from rlhf.algo.schedule import learning_rate
 from rlhf.config.derive import Batches, batches
 from rlhf.config.schema import Config
 from rlhf.data.loaders import all_batches, even_shares, share, steps_per_epoch, total_steps
-from rlhf.data.records import Comparison, Dataset, load_dataset
+from rlhf.data.records import Comparison, Dataset, load_dataset, require
 from rlhf.data.streams import torch_seed
 from rlhf.data.tokens import (
     ComparisonBatch,
@@ -45,7 +45,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     """Train a reward model on comparisons and save it; returns held-out figures."""
     reward = config.reward
     dataset = load_dataset(config)
-    tokenizer = build_tokenizer(config.reward_model, config, dataset)
+    tokenizer = build_tokenizer(config.reward_model, "reward_model", config, dataset)
     train = encode_comparisons(dataset.train.comparisons, tokenizer, config.data, reward.grouped)
     heldout = heldout_pairs(dataset, tokenizer, config)
     plan = batches(config, "reward")
@@ -121,7 +121,8 @@ def pair_margins(engine: Any, batch: ComparisonBatch) -> Tensor:
 def heldout_pairs(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> list[tuple[Element, float]]:
     """Held-out comparisons that fit data.max_prompt_tokens, each with its difference of gold rewards."""
     pairs = [(encode_comparisons([c], tokenizer, config.data, False), c) for c in dataset.heldout.comparisons]
-    return [(elements[0], gold_gap(dataset, comparison)) for elements, comparison in pairs if elements]
+    found = [(elements[0], gold_gap(dataset, comparison)) for elements, comparison in pairs if elements]
+    return require(found, "comparisons", config)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from rlhf.algo.schedule import learning_rate
 from rlhf.config.derive import Batches, batches
 from rlhf.config.schema import Config
 from rlhf.data.loaders import all_batches, even_shares, share, steps_per_epoch, total_steps
-from rlhf.data.records import load_dataset
+from rlhf.data.records import load_dataset, require
 from rlhf.data.streams import torch_seed
 from rlhf.data.tokens import Encoded, SequenceBatch, encode_demonstrations, response_mask, right_mask, sequence_batch
 from rlhf.engine.distributed import is_main, rank, total
@@ -32,10 +32,10 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     """Train a policy on demonstrations and save it; returns held-out figures."""
     sft = config.sft
     dataset = load_dataset(config)
-    tokenizer = build_tokenizer(config.model, config, dataset)
-    train, heldout = (
-        encode_demonstrations(s.demonstrations, tokenizer, config.data) for s in (dataset.train, dataset.heldout)
-    )
+    tokenizer = build_tokenizer(config.model, "model", config, dataset)
+    train = encode_demonstrations(dataset.train.demonstrations, tokenizer, config.data)
+    heldout = encode_demonstrations(dataset.heldout.demonstrations, tokenizer, config.data)
+    require(heldout, "demonstrations", config)
     plan = batches(config, "sft")
     engine = training_engine(new_policy(config.model, config, tokenizer, sft.dropout), config, sft, plan, sft.weight_decay)
     steps = total_steps(len(train), sft.batch_size, sft.epochs, sft.max_steps, "sft.batch_size")

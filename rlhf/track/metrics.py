@@ -43,6 +43,8 @@ METRICS: dict[str, tuple[str, str]] = {
     "policy/log_ratio_cut": ("tokens", "log-ratios beyond ppo.log_ratio_clip"),
     "policy/approx_kl": ("nats", "k3 estimate of KL(old || new) per token, mean over the rollout's updates"),
     "policy/grad_norm": ("", "the actor's gradient norm before clipping, mean over the rollout's updates"),
+    "policy/overflows": ("updates", "the actor's updates of the rollout that fp16 skipped"),
+    "value/overflows": ("updates", "the critic's updates of the rollout that fp16 skipped"),
     "policy/sampler_gap": ("nats", "mean |sampler's - trainer's log-probability| per token"),
     "policy/sampler_gap_max": ("nats", "the largest such gap"),
     "value/loss": ("", "half squared value error per token, mean over the rollout's updates"),

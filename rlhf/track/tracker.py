@@ -1,6 +1,7 @@
 """Where a stage's metrics and samples go: files always, Weights & Biases and TensorBoard when asked."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,12 @@ class Tracker:
             self.tensorboard = SummaryWriter(str(directory.path / "tensorboard"))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Append one step's metrics. Raises KeyError for a name that the table of metrics does not have."""
+        """Append one step's metrics, null for what is not finite. Raises KeyError for a name that is not in the table."""
         check_names(metrics)
         if not self.main:
             return
-        append(self.directory.metrics, {"step": step, "time": time.time(), **metrics})
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        append(self.directory.metrics, {"step": step, "time": time.time(), **finite})
         if self.wandb is not None:
             self.wandb.log(step, metrics)
         if self.tensorboard is not None:

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +46,6 @@ def test_rates_are_positive_below_the_peak_and_fall_after_the_warm_up(total, war
     found = rates(total, warmup, schedule, peak)
     assert all(0.0 < rate <= peak for rate in found)
     after = found[warmup:]
-    assert all(earlier >= later for earlier, later in zip(after, after[1:], strict=False))
+    assert all(earlier >= later for earlier, later in pairwise(after))
     if after:
         assert after[0] == peak

@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from rlhf.config.derive import batches, check, check_devices, max_sequence
@@ -95,6 +95,7 @@ NAMES = st.sampled_from(["opt-125m", "opt-1.3b", "opt-13b"])
     STAGES, NAMES, NAMES, st.sampled_from([24, 40, 80]), st.sampled_from([1, 8]), st.sampled_from([0, 2, 3]),
     st.integers(1, 64), st.integers(8, 900), st.booleans(),
 )  # fmt: skip
+@example("ppo", "opt-125m", "opt-1.3b", 40, 1, 0, 57, 72, False)  # the critic is the larger
 def test_a_derived_micro_batch_divides_and_fits(
     make_config, set_key, shapes, stage, model, reward, memory, world, zero, per_rank, tokens, checkpointing
 ):
@@ -188,6 +189,7 @@ def test_state_memory_of_a_hand_case(make_config):
         ({"data.demo.label_noise": -0.1}, "data.demo.label_noise"),
         ({"data.demo.answers_per_prompt": 1}, "data.demo.answers_per_prompt"),
         ({"data.demo.rounds": 0}, "data.demo.rounds"),
+        ({"data.demo.heldout_prompts": 360}, "data.demo.heldout_prompts"),  # of 360 questions
         ({"sft.epochs": 0}, "sft.epochs"),
         ({"reward.learning_rate": -1e-3}, "reward.learning_rate"),
         ({"ppo.max_steps": 0}, "ppo.max_steps"),
@@ -263,7 +265,7 @@ def test_what_would_fail_minutes_later_is_refused_at_once(make_config, set_key, 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"rollout.min_new_tokens": 48},  # fixed length, row 15
+        {"rollout.min_new_tokens": 48, "ppo.eos_penalty": None},  # fixed length, row 15
         {"ppo.gamma": 0.0},
         {"ppo.kl_coef": 0.0},
         {"ppo.reward_clip": 5.0},  # row 12
@@ -273,7 +275,7 @@ def test_what_would_fail_minutes_later_is_refused_at_once(make_config, set_key, 
         {"rollout.micro_batch_size": 32},
         {"hardware.gpus_per_node": 4},
         {"zero.stage": 3, "zero.offload_optimizer": True, "zero.offload_parameters": True},
-        {"model.path": "facebook/opt-125m"},
+        {"model.path": "facebook/opt-125m", "reward_model.path": "facebook/opt-125m"},
         {"stages": ["sft"], "reward.batch_size": 7, "hardware.gpus_per_node": 2},  # only stages that run are checked
         {"data.source": "files", "data.files.train": __file__, "data.files.heldout": __file__},
     ],

@@ -53,6 +53,7 @@ def test_sizes_are_those_of_the_configuration(make_config, demo_data):
 
 
 def test_a_seed_gives_the_same_data_again_and_another_seed_other_data(small):
+    small.answers_per_prompt = 2
     first, again, other = demo_dataset(small, 5), demo_dataset(small, 5), demo_dataset(small, 6)
     assert (first.train, first.heldout) == (again.train, again.heldout)
     assert first.train.demonstrations != other.train.demonstrations
@@ -61,6 +62,7 @@ def test_a_seed_gives_the_same_data_again_and_another_seed_other_data(small):
 
 
 def test_held_out_records_do_not_depend_on_the_amount_of_training_data(small):
+    small.answers_per_prompt = 2
     before = demo_dataset(small, 0).heldout
     small.demonstrations, small.rounds = 17, 2
     assert demo_dataset(small, 0).heldout == before

@@ -56,13 +56,15 @@ def test_the_shares_of_all_ranks_make_up_the_global_batch(per_four, world):
 
 
 @given(st.integers(0, 40), st.sampled_from([1, 2, 4]), st.integers(1, 5))
-def test_held_out_items_are_shared_evenly_and_few_are_left_out(items, world, micro):
+def test_held_out_items_all_count_once_and_ranks_take_equally_many(items, world, micro):
     plan = Batches(world, 8, micro, 8 // micro)
-    parts = [even_shares(list(range(items)), plan, rank) for rank in range(world)]
-    seen = [item for rank in parts for part in rank for item in part]
-    assert seen == list(range(items - items % world))
-    assert all(1 <= len(part) <= micro for rank in parts for part in rank)
-    assert len({len(rank) for rank in parts}) == 1  # as many forward passes on every rank
+    ranks = [even_shares(list(range(items)), plan, rank) for rank in range(world)]
+    pairs = [pair for parts in ranks for part, weights in parts for pair in zip(part, weights.tolist(), strict=True)]
+    assert [item for item, weight in pairs if weight == 1.0] == list(range(items))
+    assert [weight for _, weight in pairs if weight != 1.0] == [0.0] * (-items % world)
+    shapes = [[len(part) for part, _ in parts] for parts in ranks]
+    assert shapes == [shapes[0]] * world  # the same forward passes on every rank
+    assert all(1 <= size <= micro for size in shapes[0])
 
 
 @pytest.mark.parametrize(("max_steps", "steps"), [(None, 9), (4, 4), (100, 9)])
@@ -122,7 +124,7 @@ def test_prompt_loader_needs_a_rollout_of_prompts(make_config):
 
 
 def test_prompt_dataloader_encodes_the_training_prompts_that_fit(make_config, tokenizer, demo_data):
-    config = make_config("ppo.epochs=1", "ppo.rollout_batch_size=16", "ppo.batch_size=16")
+    config = make_config("data.demo.demonstrations=300", "data.demo.rounds=1")  # as many prompts, fewer answers
     everything = create_prompt_dataloader(config, tokenizer)
     assert len(everything.prompts) == len(demo_data.train.prompts)
     first = next(iter(everything))

@@ -9,7 +9,7 @@ samples = st.lists(st.integers(0, 2**31), min_size=1, max_size=6)
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 1000), samples, st.randoms(use_true_random=False))
-def test_a_samples_numbers_do_not_depend_on_its_batch(seed, step, batch, random):
+def test_a_samples_numbers_do_not_depend_on_its_batch(seed, step, batch, random):  # row 28
     together = uniforms(seed, "rollout", step, batch, 5)
     order = random.sample(range(len(batch)), len(batch))
     shuffled = uniforms(seed, "rollout", step, [batch[i] for i in order], 5)

@@ -170,9 +170,7 @@ def test_grouped_comparisons_read_each_distinct_answer_once(tokenizer, data):  #
     batch = comparison_batch(elements, tokenizer.pad_token_id, CPU)
     assert batch.rows.ids.size(0) == 8  # 4 answers of each prompt; the same answer to another prompt is another row
     assert batch.weights.tolist() == [pytest.approx(1 / 6)] * 12
-    read = [
-        tokenizer.decode(ids[:length]) for ids, length in zip(batch.rows.ids, batch.rows.lengths.tolist(), strict=True)
-    ]
+    read = [tokenizer.decode(ids[:length]) for ids, length in zip(batch.rows.ids, batch.rows.lengths.tolist(), strict=True)]
     for record, chosen, rejected in zip(records, batch.chosen.tolist(), batch.rejected.tolist(), strict=True):
         assert read[chosen] == f"Human: {record.prompt}\n\nAssistant: {record.chosen}<|endoftext|>"
         assert read[rejected] == f"Human: {record.prompt}\n\nAssistant: {record.rejected}<|endoftext|>"

@@ -96,7 +96,7 @@ def test_a_stage_given_by_path_is_the_same_as_one_that_was_found(config, ending)
 
 
 def test_a_given_actor_is_used_and_decides_the_result(config, tmp_path):
-    sft, reward, found = nodes(config)
+    _, reward, found = nodes(config)
     finish(reward)
     place = tmp_path / "mine"
     place.mkdir()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -57,7 +58,7 @@ def test_a_file_is_replaced_in_one_step(tmp_path, monkeypatch):
     replace = os.replace
 
     def noted(source, target):
-        seen.append((open(source).read(), open(target).read()))
+        seen.append((Path(source).read_text(), Path(target).read_text()))
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", noted)
@@ -155,8 +156,11 @@ with locked(StageDirectory(place), 60, lambda text: print("waiting", flush=True)
 def start_holder(stage, how="hold"):
     return subprocess.Popen(
         [sys.executable, "-c", HOLD, str(stage.path), how],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=os.path.dirname(os.path.dirname(store.__file__)) + "/..",
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(store.__file__).parents[2],
+    )
 
 
 def test_a_second_process_waits_until_the_first_is_done(stage, quick):
@@ -213,7 +217,7 @@ def test_a_remote_holder_with_a_heartbeat_is_waited_for(stage, quick):
 
     taker = threading.Thread(target=take, daemon=True)
     taker.start()
-    assert not got.wait(1.2)
+    assert not got.wait(0.9)
     stop.set()
     heart.join()
     assert got.wait(5)

@@ -6,9 +6,9 @@ import time
 import pytest
 
 from rlhf.experiment.graph import nodes
+from rlhf.experiment.spec import freeze, thaw
 from rlhf.launch import StageFailed, launch
 from rlhf.launch.local import end, last_error, watch
-from rlhf.launch.spec import freeze, thaw
 
 
 def process(code):
@@ -88,6 +88,6 @@ def test_a_spec_survives_freezing_and_refuses_other_code(make_config, tmp_path, 
     (node,) = nodes(config)
     spec = freeze(node, config)
     assert thaw(spec.file) == spec
-    monkeypatch.setattr("rlhf.launch.spec.code_hash", lambda: "other")
+    monkeypatch.setattr("rlhf.experiment.spec.code_hash", lambda: "other")
     with pytest.raises(ConfigError, match="allow_code_change"):
         thaw(spec.file)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from rlhf.config.errors import ConfigError
-from rlhf.models.load import load_policy, new_policy, new_scorer
+from rlhf.models.load import Source, load_policy, load_scorer, new_policy, new_scorer
 from rlhf.models.tokenizer import load_tokenizer, same_vocabulary, train_tokenizer
 
 
@@ -37,7 +37,7 @@ def test_the_built_in_tokenizer_is_byte_level_and_survives_saving(tokenizer, tmp
     text = "Human: Wie reinige ich eine Kanne? ☕\n\nAssistant: naïve ünïcode"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     tokenizer.save_pretrained(tmp_path)
-    again = load_tokenizer(str(tmp_path))
+    again = load_tokenizer(str(tmp_path), "model.path")
     assert same_vocabulary(tokenizer, again)
     assert (again.pad_token_id, again.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
 
@@ -49,16 +49,16 @@ def test_training_a_tokenizer_twice_gives_the_same():
 
 def test_a_tokenizer_whose_padding_is_end_of_text_gets_another(tokenizer, tmp_path):  # row 3
     tokenizer.save_pretrained(tmp_path)
-    changed = load_tokenizer(str(tmp_path))
+    changed = load_tokenizer(str(tmp_path), "model.path")
     changed.pad_token = changed.eos_token
     changed.save_pretrained(tmp_path)
-    again = load_tokenizer(str(tmp_path))
+    again = load_tokenizer(str(tmp_path), "model.path")
     assert again.pad_token_id != again.eos_token_id
 
 
 def test_a_directory_without_a_model_is_one_clear_line(make_config, tmp_path):
     with pytest.raises(ConfigError, match=r"model\.path") as caught:
-        load_policy(str(tmp_path), make_config(), 0.0)
+        load_policy(Source(str(tmp_path), "model.path"), make_config(), 0.0)
     assert "\n" not in str(caught.value)
 
 
@@ -68,3 +68,20 @@ def test_every_dropout_layer_of_a_trained_model_can_be_silenced():
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
     without_dropout(model)
     assert model[1].p == 0.0
+
+
+def test_a_language_model_is_no_reward_model_and_the_other_way_round(make_config, tokenizer, tmp_path):
+    config = make_config()
+    new_policy(config.model, config, tokenizer, 0.0).save_pretrained(tmp_path / "policy")
+    new_scorer(config.reward_model, config, tokenizer, 0.0).classifier.save_pretrained(tmp_path / "scorer")
+    with pytest.raises(ConfigError, match=r"ppo\.reward=.*no weights for score"):
+        load_scorer(Source(str(tmp_path / "policy"), "ppo.reward"), config, 0.0)
+    with pytest.raises(ConfigError, match=r"ppo\.actor=.*reward model"):
+        load_policy(Source(str(tmp_path / "scorer"), "ppo.actor"), config, 0.0)
+
+
+def test_a_model_with_too_few_positions_is_refused(make_config, tokenizer, tmp_path):
+    config = make_config("model.positions=64")
+    new_policy(config.model, config, tokenizer, 0.0).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="64 positions"):
+        load_policy(Source(str(tmp_path), "ppo.actor"), make_config(), 0.0)

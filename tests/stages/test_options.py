@@ -6,7 +6,7 @@ import math
 import pytest
 
 from rlhf.experiment.graph import nodes
-from rlhf.launch.spec import freeze
+from rlhf.experiment.spec import freeze
 from rlhf.launch.worker import run_rank
 
 SMALL = (
@@ -20,6 +20,7 @@ SMALL = (
     "data.demo.demonstrations=280",
     "data.demo.rounds=1",
     "data.demo.heldout_prompts=8",
+    "zero.persistence_elements=0",
     "data.demo.answers_per_prompt=2",
     "sft.micro_batch_size=8",
     "ppo.micro_batch_size=2",
@@ -93,13 +94,13 @@ def test_the_bias_makes_demonstrations_score_zero(make_config, tmp_path):  # row
     from rlhf.data.records import load_dataset
     from rlhf.data.tokens import encode_demonstrations, right_mask, sequence_batch
     from rlhf.models.heads import BIAS, last_token, model_inputs
-    from rlhf.models.load import load_scorer
+    from rlhf.models.load import Source, load_scorer
     from rlhf.models.tokenizer import load_tokenizer
 
     config = make_config(*SMALL, "stage=reward", f"output_root={tmp_path}")
     run_stages(config)
     place = str(nodes(config)[0].directory.model)
-    scorer, tokenizer = load_scorer(place, config, 0.0), load_tokenizer(place)
+    scorer, tokenizer = load_scorer(Source(place, "ppo.reward"), config, 0.0), load_tokenizer(place, "ppo.reward")
     items = encode_demonstrations(load_dataset(config).train.demonstrations, tokenizer, config.data)
     batch = sequence_batch(items, tokenizer.pad_token_id, torch.device("cpu"))
     with torch.no_grad():
@@ -115,7 +116,7 @@ def test_merged_adapters_give_the_trained_function(make_config, tmp_path, tokeni
     from rlhf.engine.distributed import start
     from rlhf.engine.save import save_model
     from rlhf.engine.zero import training_engine
-    from rlhf.models.load import load_policy, new_policy
+    from rlhf.models.load import Source, load_policy, new_policy
 
     config = make_config(*SMALL, "lora=r8")
     start(config)
@@ -132,7 +133,10 @@ def test_merged_adapters_give_the_trained_function(make_config, tmp_path, tokeni
     ids = torch.arange(2, 20)[None]
     engine.eval()
     with torch.no_grad():
-        merged, adapted = load_policy(str(tmp_path / "model"), config, 0.0)(ids).logits, engine(ids).logits
+        merged, adapted = (
+            load_policy(Source(str(tmp_path / "model"), "ppo.actor"), config, 0.0)(ids).logits,
+            engine(ids).logits,
+        )
     assert torch.allclose(merged, adapted, atol=1e-5)
 
 

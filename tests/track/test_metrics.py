@@ -18,7 +18,7 @@ def trees():
 
 
 def test_known_names_pass_and_unknown_ones_are_named():
-    check_names({name: 0.0 for name in METRICS})
+    check_names(dict.fromkeys(METRICS, 0.0))
     with pytest.raises(KeyError, match=r"metrics without an entry.*: policy/lose, reward/meen"):
         check_names({"reward/mean": 0.0, "reward/meen": 0.0, "policy/lose": 0.0})
 
