@@ -27,9 +27,8 @@ def next_tokens(logits: Tensor, uniforms: Tensor, rollout: Rollout, forbid: int 
 
 
 def restrict(logprobs: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Log-probabilities [B, V] with all but the `top_k` likeliest tokens and their ties
-    (0: all), and all but the fewest likeliest whose
-    probabilities reach `top_p`, at minus infinity. The likeliest token always stays."""
+    """Log-probabilities [B, V] with all but the `top_k` likeliest tokens and their ties (0: all), and all
+    but the fewest likeliest whose probabilities reach `top_p`, at minus infinity. The likeliest token always stays."""
     if 0 < top_k < logprobs.size(-1):
         threshold = logprobs.topk(top_k, dim=-1).values[:, -1:]
         logprobs = logprobs.masked_fill(logprobs < threshold, -torch.inf)
