@@ -36,10 +36,12 @@ def run_stage(spec: Spec) -> None:
     if is_main():
         directory.set_status(state="running", reason=None)
     tracker = Tracker(spec.config, spec.stage, spec.fingerprint, directory, is_main())
+    code = 1
     try:
         metrics = RUN[spec.stage](spec.config, spec.inputs, Context(directory, tracker))
+        code = 0
     finally:
-        tracker.close()
+        tracker.close(code)
         free_memory()
     if is_main():
         directory.finish(Result(spec.stage, spec.fingerprint, time.time() - started, metrics))

@@ -61,10 +61,10 @@ class Tracker:
         if self.wandb is not None:
             self.wandb.table(step, rows)
 
-    def close(self) -> None:
-        """Flush everything."""
+    def close(self, exit_code: int) -> None:
+        """Flush everything; trackers show a stage whose exit code is not 0 as failed."""
         if self.wandb is not None:
-            self.wandb.finish()
+            self.wandb.finish(exit_code)
         if self.tensorboard is not None:
             self.tensorboard.close()
 

@@ -46,9 +46,9 @@ class WandbRun:
             table = self.wandb.Table(columns=columns, data=[[row.get(c) for c in columns] for row in rows])
             self.run.log({"samples": table, "stage_step": step})
 
-    def finish(self) -> None:
-        """End the run."""
-        self.run.finish()
+    def finish(self, exit_code: int) -> None:
+        """End the run, as failed if the code is not 0."""
+        self.run.finish(exit_code=exit_code)
 
 
 def default_mode() -> str:
