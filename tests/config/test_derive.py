@@ -220,7 +220,7 @@ def test_state_memory_of_a_hand_case(make_config):
         ({"data.tokenizer_vocabulary": 769}, "data.tokenizer_vocabulary"),
         # batches
         ({"hardware.gpus_per_node": 3}, "sft.batch_size"),
-        ({"hardware.gpus_per_node": 8}, "reward.batch_size"),  # 4 comparisons
+        ({"hardware.gpus_per_node": 16}, "reward.batch_size"),  # 8 comparisons
         ({"sft.micro_batch_size": 3}, "sft.micro_batch_size"),
         ({"ppo.rollout_batch_size": 96}, "ppo.rollout_batch_size"),
         ({"rollout.micro_batch_size": 48}, "rollout.micro_batch_size"),
