@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.ranges import at
 from rlhf.config.schema import PLACE_KEYS, RESULT_KEYS, SCHEMA_VERSION, Config, covered, leaf_keys
 
 MIB = 2**20
@@ -20,20 +20,12 @@ def fingerprint(config: Config, stage: str, inputs: dict[str, str]) -> str:
 
 def deciding(config: Config, stage: str) -> dict[str, Any]:
     """The dotted keys that decide the stage's result, with their values; paths by what they hold."""
-    values = asdict(config)
     keys = [k for k in leaf_keys() if covered(k, RESULT_KEYS[stage]) and not covered(k, PLACE_KEYS)]
-    chosen = {key: at(values, key) for key in keys}
+    chosen = {key: at(config, key) for key in keys}
     for key, value in chosen.items():
         if key.endswith(".path") or key.startswith("data.files."):
             chosen[key] = identity(value)
     return chosen
-
-
-def at(values: dict[str, Any], key: str) -> Any:
-    """The value at a dotted key."""
-    for part in key.split("."):
-        values = values[part]
-    return values
 
 
 def identity(path: str | None) -> str | None:
