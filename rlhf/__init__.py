@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlhf.ppo.engine import DeepSpeedRLHFEngine as DeepSpeedRLHFEngine
     from rlhf.ppo.trainer import DeepSpeedPPOTrainer as DeepSpeedPPOTrainer
+    from rlhf.prepare import load_config as load_config
 
 __version__ = "0.1.0"
-__all__ = ["DeepSpeedPPOTrainer", "DeepSpeedRLHFEngine"]
+__all__ = ["DeepSpeedPPOTrainer", "DeepSpeedRLHFEngine", "load_config"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the engine and the trainer when they are asked for: `import rlhf` alone needs no torch."""
+    """Load what users build on when it is asked for: `import rlhf` alone needs no torch."""
     if name == "DeepSpeedRLHFEngine":
         from rlhf.ppo.engine import DeepSpeedRLHFEngine
 
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> Any:
         from rlhf.ppo.trainer import DeepSpeedPPOTrainer
 
         return DeepSpeedPPOTrainer
+    if name == "load_config":
+        from rlhf.prepare import load_config
+
+        return load_config
     raise AttributeError(f"module 'rlhf' has no attribute {name!r}")

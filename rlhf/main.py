@@ -16,13 +16,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from rlhf.config.checks import check_devices
 from rlhf.config.compose import config_root, from_hydra, quoted, register, typed
-from rlhf.config.derive import check, check_devices
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.experiment.graph import Node, nodes
 from rlhf.experiment.summary import link_run, print_summary
 from rlhf.launch import StageFailed, launch
+from rlhf.prepare import check_sources, prepared
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,7 @@ def compose() -> list[Point]:
         os.environ.pop("HYDRA_FULL_ERROR")
         if wanted_traceback is not None:
             os.environ["HYDRA_FULL_ERROR"] = wanted_traceback
-    points = [Point(typed(config), directory) for config, directory in composed]
-    for point in points:
-        check(point.config)
-    return points
+    return [Point(prepared(typed(config)), directory) for config, directory in composed]
 
 
 def plan(config: Config) -> list[Node]:
@@ -98,6 +96,7 @@ def plan(config: Config) -> list[Node]:
     planned = nodes(config)
     if not all(node.directory.done for node in planned):
         check_devices(config)
+        check_sources(config, planned)
     return planned
 
 

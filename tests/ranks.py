@@ -1,5 +1,5 @@
-"""Running frozen stages on several ranks of this machine, one process group for all of them (a process group and the
-imports cost seconds). Started as a script it is one rank; `run_specs` starts all of them."""
+"""Running frozen stages, or a script, on several ranks of this machine, one process group for all of them (a process group
+and the imports cost seconds). Started as a script it is one rank; `run_specs` starts all of them."""
 
 import os
 import subprocess
@@ -14,11 +14,21 @@ from rlhf.launch.worker import free_port, rank_environment, run_rank
 
 def run_specs(files: list[Path], world: int) -> None:
     """Run every spec, in order, on `world` ranks; fails with the output of the rank that failed."""
+    run_script(__file__, world, *map(str, files))
+
+
+def run_script(script: str, world: int, *arguments: str) -> list[str]:
+    """Run a script on `world` ranks and return what each printed; fails with the output of the rank that failed."""
     port = free_port()
     workers = [
         subprocess.Popen(
-            [sys.executable, __file__, *map(str, files)],
-            env={**os.environ, **rank_environment(rank, rank, world, port), "OMP_NUM_THREADS": "1"},
+            [sys.executable, script, *arguments],
+            env={
+                **os.environ,
+                **rank_environment(rank, rank, world, port),
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]),
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -28,6 +38,7 @@ def run_specs(files: list[Path], world: int) -> None:
     outputs = [worker.communicate(timeout=550)[0] for worker in workers]
     for worker, output in zip(workers, outputs, strict=True):
         assert worker.returncode == 0, output[-4000:]
+    return outputs
 
 
 def specs(config: Config) -> list[Path]:

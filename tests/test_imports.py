@@ -19,12 +19,12 @@ LAYERS = (
     ("rollout",),
     ("ppo",),
     ("stages",),
-    ("launch",),
+    ("launch", "prepare"),
     ("main", "__main__"),
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
-# `from rlhf import DeepSpeedPPOTrainer`: the package itself only re-exports what users build on, from rlhf.ppo.
-EXPORTED = "ppo"
+# `from rlhf import DeepSpeedPPOTrainer, load_config`: the package itself only re-exports what users build on, by room.
+EXPORTED = {"DeepSpeedPPOTrainer": "ppo", "DeepSpeedRLHFEngine": "ppo", "load_config": "prepare"}
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 
@@ -40,7 +40,7 @@ def imported_rooms(tree):
             assert node.level == 0, f"line {node.lineno}: a relative import"
             if node.module == "rlhf":
                 for name in node.names:
-                    yield node.lineno, name.name if name.name in HEIGHT else EXPORTED
+                    yield node.lineno, name.name if name.name in HEIGHT else EXPORTED[name.name]
             elif node.module.startswith("rlhf."):
                 yield node.lineno, node.module.split(".")[1]
         elif isinstance(node, ast.Import):
@@ -63,8 +63,12 @@ def test_imports_point_down(path):
     assert upward == []
 
 
-def test_what_the_package_exports_comes_from_ppo():
-    assert {target for _, target in imported_rooms(ast.parse((ROOT / "__init__.py").read_text()))} == {EXPORTED}
+def test_the_package_exports_what_users_build_on_and_nothing_else():
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    assert {target for _, target in imported_rooms(tree)} == set(EXPORTED.values())
+    assert set(rlhf.__all__) == set(EXPORTED)
+    for name, home in EXPORTED.items():
+        assert getattr(rlhf, name).__module__.split(".")[1] == home
 
 
 @pytest.mark.parametrize("room_name", ["config", "experiment", "plan"])

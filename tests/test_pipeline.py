@@ -175,7 +175,8 @@ def test_plain_transformers_loads_the_artifacts(place, first, make_config):
 
     from rlhf.data.tokens import right_mask
     from rlhf.models.heads import last_token, model_inputs
-    from rlhf.models.load import Source, load_policy, load_scorer
+    from rlhf.models.load import load_policy, load_scorer
+    from rlhf.models.source import Source
 
     models = [str(stage(place, name) / "model") for name in ("ppo", "reward")]
     command = [sys.executable, "-c", PLAIN, *models, "Human: How do I clean a pan?"]
@@ -184,13 +185,14 @@ def test_plain_transformers_loads_the_artifacts(place, first, make_config):
     ids, mask, logits, scores = (torch.tensor(value) for value in json.loads(done.stdout))
     config, lengths = make_config(), mask.sum(1)
     with torch.no_grad():
-        ours = load_policy(Source(models[0], "ppo.actor"), config, 0.0)
+        ours = load_policy(Source(models[0], "ppo.actor"), config, config.zero, 0.0)
         our_logits = ours(**model_inputs(ours, ids, mask)).logits
-        scorer = load_scorer(Source(models[1], "ppo.reward"), config, 0.0)
+        scorer = load_scorer(Source(models[1], "ppo.reward"), config, config.reward_zero, 0.0)
         our_scores = last_token(scorer(**model_inputs(scorer, ids, mask)), lengths)
+        assert scorer.bias == scorer.config.reward_bias != 0.0
     real = right_mask(lengths, ids.size(1)).bool()
     assert torch.allclose(our_logits[real], logits[real], atol=1e-5)
-    assert torch.allclose(our_scores, scores.squeeze(1), atol=1e-5)
+    assert torch.allclose(our_scores, scores.squeeze(1) - scorer.bias, atol=1e-5)
 
 
 def test_the_same_command_again_trains_nothing(place, first):
@@ -236,19 +238,40 @@ def test_bad_input_stops_before_anything_is_trained(tmp_path):
     assert not (tmp_path / "outputs" / "stages").exists()
 
 
-def test_a_failed_stage_says_why_and_leaves_a_non_zero_exit_code(place, first, tmp_path):
-    broken = tmp_path / "actor"
-    broken.mkdir()
-    for file in (stage(place, "sft") / "model").iterdir():
-        (broken / file.name).write_bytes(file.read_bytes())
+def copy_of(model, place):
+    """A copy of a saved model."""
+    place.mkdir()
+    for file in model.iterdir():
+        (place / file.name).write_bytes(file.read_bytes())
+    return place
+
+
+def test_a_damaged_model_stops_before_anything_is_trained(place, first, tmp_path):
+    broken = copy_of(stage(place, "sft") / "model", tmp_path / "actor")
     (broken / "model.safetensors").write_bytes(b"not a model")
-    reward = stage(place, "reward") / "model"
-    done = rlhf(*SMALL, "stage=ppo", f"ppo.actor={broken}", f"ppo.reward={reward}", cwd=tmp_path)
+    started = time.time()
+    done = rlhf(*SMALL, "stages=[reward,ppo]", f"ppo.actor={broken}", cwd=tmp_path)
+    assert done.returncode == 2 and time.time() - started < 15
+    assert f"ppo.actor={broken}: " in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "outputs" / "stages").exists()
+
+
+def test_a_failed_stage_says_why_and_leaves_a_non_zero_exit_code(place, first, tmp_path):
+    """A reward model of NaN, which only shows when it is used."""
+    from safetensors.torch import load_file, save_file
+
+    actor, broken = stage(place, "sft") / "model", copy_of(stage(place, "reward") / "model", tmp_path / "reward")
+    weights = load_file(broken / "model.safetensors")
+    weights["score.weight"].fill_(float("nan"))
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    options = ("stage=ppo", f"ppo.actor={actor}", f"ppo.reward={broken}", "ppo.critic=actor", "ppo.max_nonfinite=1")
+    done = rlhf(*SMALL, *options, cwd=tmp_path)
     assert done.returncode == 1
-    assert str(broken) in done.stderr and "Traceback" not in done.stderr
+    assert "a score is not finite" in done.stderr and "Traceback" not in done.stderr
     (directory,) = (tmp_path / "outputs" / "stages").iterdir()
     status = json.loads((directory / "status.json").read_text())
-    assert status["state"] == "failed" and str(broken) in status["reason"]
+    assert status["state"] == "failed" and "a score is not finite" in status["reason"]
+    assert (directory / "nonfinite" / "step-1-rank-0.safetensors").is_file()
 
 
 def test_help_is_a_useful_first_screen(tmp_path):

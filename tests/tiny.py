@@ -15,13 +15,13 @@ PROMPTS = ("How do I clean a kettle?", "What is the best way to repair a lamp?",
 def policy_engine(config, tokenizer):
     """A frozen engine around a random policy of the configuration's shape."""
     start(config)
-    return frozen_engine(new_policy(config.model, config, tokenizer, 0.0), config)
+    return frozen_engine(new_policy(config.model, config, tokenizer, config.zero, 0.0), config, config.zero)
 
 
 def scorer_engine(config, tokenizer):
     """A frozen engine around a random scorer of the configuration's shape."""
     start(config)
-    return frozen_engine(new_scorer(config.reward_model, config, tokenizer, 0.0), config)
+    return frozen_engine(new_scorer(config.reward_model, config, tokenizer, config.zero, 0.0), config, config.zero)
 
 
 def prompts(config, tokenizer, texts=PROMPTS, samples=None):
@@ -39,8 +39,8 @@ def save_models(config, tokenizer, directory):
     """A random policy and a random reward model on disk, as plain transformers models with their tokenizer."""
     start(config)
     places = directory / "actor", directory / "reward"
-    new_policy(config.model, config, tokenizer, 0.0).save_pretrained(places[0])
-    new_scorer(config.reward_model, config, tokenizer, 0.0).classifier.save_pretrained(places[1])
+    new_policy(config.model, config, tokenizer, config.zero, 0.0).save_pretrained(places[0])
+    new_scorer(config.reward_model, config, tokenizer, config.zero, 0.0).classifier.save_pretrained(places[1])
     for place in places:
         tokenizer.save_pretrained(place)
     return tuple(map(str, places))

@@ -32,17 +32,13 @@ def register() -> None:
         ConfigStore.instance().store(group="reward_model", name=path.stem, node=node, provider="conf/model")
 
 
-def load(*overrides: str) -> Config:
-    """The configuration that `python -m rlhf <overrides>` composes, checked: `args` for use from Python."""
+def composed(*overrides: str) -> Config:
+    """The configuration that `python -m rlhf <overrides>` composes, typed but not checked."""
     from hydra import compose, initialize_config_dir
-
-    from rlhf.config.derive import check
 
     register()
     with initialize_config_dir(str(config_root() / "conf"), version_base="1.3"):
-        config = typed(compose("config", overrides=quoted(list(overrides))))
-    check(config)
-    return config
+        return typed(compose("config", overrides=quoted(list(overrides))))
 
 
 def quoted(arguments: list[str]) -> list[str]:
@@ -111,7 +107,9 @@ def from_hydra(error: Exception, overrides: list[str]) -> ConfigError:
     """Hydra's complaint about an override, in one line of ours."""
     text, cause = str(error), error.__cause__ or error
     if isinstance(error, MissingConfigException) and (match := re.search(r"Could not find '([\w@/-]+)/([^/']*)'", text)):
-        return unknown_option(match[1], match[2], re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE))
+        typed_as = re.compile(rf"\+?({re.escape(match[1])}(?:@[\w.]+)?)='?{re.escape(match[2])}'?$")
+        group = next((found[1] for o in overrides if (found := typed_as.match(o))), match[1])
+        return unknown_option(group, match[2], re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE))
     if match := re.search(r"Could not (?:override|delete)[^']*'([^']+)'", text):
         key = match[1]
         value = next((o.split("=", 1)[1] for o in overrides if o.lstrip("+~").startswith(key + "=")), "...")

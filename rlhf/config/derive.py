@@ -1,18 +1,15 @@
-"""What follows from the configuration: ranks, micro-batches, accumulation. Every cross-check stands here.
+"""What follows from the configuration: ranks, micro-batches, accumulation, the models a stage holds."""
 
-Nothing here needs torch, so a configuration that cannot work is refused before anything slow is loaded.
-"""
-
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from rlhf.config.errors import ConfigError
-from rlhf.config.memory import largest_micro_batch, training_state_gib
-from rlhf.config.ranges import STAGES, check_ranges
-from rlhf.config.schema import Config, Training
+from rlhf.config.memory import Role, largest_micro_batch, state_gib
+from rlhf.config.schema import Config, Lora, Training
 
-FAMILIES = ("opt",)
+# The families that can be built with random weights (transformers' names); at a path, anything that it can load.
+FAMILIES = (
+    "opt", "bloom", "gpt_neox", "gptj", "gpt_neo", "gpt2", "codegen", "llama", "qwen2", "qwen3", "mistral", "gemma2",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,12 +57,47 @@ def batches(config: Config, stage: str) -> Batches:
 
 def derived_micro_batch(config: Config, stage: str, per_rank: int) -> int:
     """The largest micro-batch that surely fits beside the stage's weights and optimiser state."""
-    trained = {"sft": [config.model], "reward": [config.reward_model], "ppo": [config.model, config.reward_model]}[stage]
-    frozen = trained if stage == "ppo" else []
-    state = training_state_gib(config, trained, frozen)
+    held = roles(config, stage)
+    state = sum(state_gib(role, config) for role in held)
     tokens = max_sequence(config) * (answers_per_element(config) if stage == "reward" else 1)
-    checkpointing = getattr(config, stage).gradient_checkpointing
-    return min(largest_micro_batch(m, config, per_rank, tokens, state, checkpointing) for m in trained)
+    checkpointing = [getattr(config, stage).gradient_checkpointing]
+    if stage == "ppo":
+        checkpointing.append(config.ppo.critic_gradient_checkpointing)
+    trained = [role.model for role in held if role.lora is not None]
+    return min(
+        largest_micro_batch(model, config, per_rank, tokens, state, recomputed)
+        for model, recomputed in zip(trained, checkpointing, strict=True)
+    )
+
+
+def roles(config: Config, stage: str) -> list[Role]:
+    """The models that a stage holds; with adapters alone, a frozen model shares the weights of the one that learns."""
+    if stage == "sft":
+        return [Role(config.model, config.zero, config.lora)]
+    if stage == "reward":
+        return [Role(config.reward_model, config.reward_zero, config.reward_lora)]
+    critic = config.model if config.ppo.critic == "actor" else config.reward_model
+    held = [Role(config.model, config.zero, config.lora), Role(critic, config.critic_zero, config.critic_lora)]
+    if not shares_reference(config):
+        held.append(Role(config.model, config.reference_zero, None))
+    if not shares_reward(config):
+        held.append(Role(config.reward_model, config.reward_zero, None))
+    return held
+
+
+def adapters_only(lora: Lora) -> bool:
+    """Whether adapters alone are trained."""
+    return lora.rank > 0 and lora.only
+
+
+def shares_reference(config: Config) -> bool:
+    """Whether the reference is the actor with its adapters off, instead of a second copy."""
+    return adapters_only(config.lora)
+
+
+def shares_reward(config: Config) -> bool:
+    """Whether the reward model is the critic with its adapters off, instead of a copy of its own."""
+    return config.ppo.critic == "reward" and adapters_only(config.critic_lora)
 
 
 def answers_per_element(config: Config) -> int:
@@ -73,206 +105,3 @@ def answers_per_element(config: Config) -> int:
     if config.reward.grouped and config.data.source == "demo":
         return config.data.demo.answers_per_prompt * config.data.demo.rounds
     return 2
-
-
-def check(config: Config) -> None:
-    """Raise ConfigError for the first thing in `config` that cannot work."""
-    check_ranges(config)
-    check_names(config)
-    check_inputs(config)
-    check_hardware(config)
-    check_models(config)
-    check_lengths(config)
-    check_batches(config)
-    check_writable(config)
-
-
-def one_of(key: str, value: object, options: tuple[object, ...]) -> None:
-    """Refuse a value outside a short list."""
-    if value not in options:
-        raise ConfigError(key, value, "there is no such choice", f"choose one of {', '.join(map(str, options))}")
-
-
-def check_names(config: Config) -> None:
-    """Choices that are names."""
-    if not config.stages:
-        raise ConfigError("stages", config.stages, "there is nothing to run", "choose stage=all, sft, reward or ppo")
-    for stage in config.stages:
-        one_of("stages", stage, STAGES)
-    for key, model in (("model", config.model), ("reward_model", config.reward_model)):
-        one_of(f"{key}.family", model.family, FAMILIES)
-    one_of("precision.dtype", config.precision.dtype, ("fp32", "bf16", "fp16"))
-    one_of("data.source", config.data.source, ("demo", "files", "hub"))
-    one_of("data.truncation", config.data.truncation, ("paragraphs", "left", "drop"))
-    for stage in STAGES:
-        one_of(f"{stage}.schedule", getattr(config, stage).schedule, ("linear", "cosine", "constant"))
-    one_of("sft.loss_on", config.sft.loss_on, ("completion", "full"))
-    one_of("reward.normalize", config.reward.normalize, ("bias", "none"))
-    one_of("ppo.kl_controller", config.ppo.kl_controller, ("fixed", "adaptive"))
-    one_of("ppo.eos_penalty_mode", config.ppo.eos_penalty_mode, ("replace", "subtract"))
-    one_of("rollout.engine", config.rollout.engine, ("hf",))
-    one_of("launcher.kind", config.launcher.kind, ("auto", "inline", "local"))
-    one_of("tracking.wandb.mode", config.tracking.wandb.mode, (None, "online", "offline", "disabled"))
-    try:
-        shown = config.data.prompt_format.format(prompt="?!?")
-    except (KeyError, ValueError, IndexError):
-        shown = ""
-    if "?!?" not in shown:
-        raise ConfigError(
-            "data.prompt_format", repr(config.data.prompt_format), "it has no place for the prompt", "add {prompt}"
-        )
-
-
-def check_hardware(config: Config) -> None:
-    """Devices, number format and ZeRO fit together, and the devices are here."""
-    hardware, zero = config.hardware, config.zero
-    one_of("hardware.device", hardware.device, ("cpu", "cuda"))
-    if hardware.device == "cpu" and config.precision.dtype == "fp16":
-        raise ConfigError(
-            "precision.dtype", "fp16", "the CPU does not train in fp16", "try precision=bf16 or precision=fp32"
-        )
-    if getattr(hardware.peak_tflops, config.precision.dtype) is None:
-        raise ConfigError(
-            "precision.dtype",
-            config.precision.dtype,
-            f"{hardware.gpu} has no such format",
-            f"try precision={hardware.dtype}",
-        )
-    one_of("zero.stage", zero.stage, (0, 1, 2, 3))
-    if zero.offload_optimizer and zero.stage == 0:
-        raise ConfigError(
-            "zero.offload_optimizer", True, "ZeRO stage 0 keeps everything on the device", "try zero=2-offload"
-        )
-    if zero.offload_parameters and zero.stage != 3:
-        raise ConfigError(
-            "zero.offload_parameters", True, f"ZeRO stage {zero.stage} does not shard weights", "try zero=3-offload"
-        )
-    if config.launcher.kind == "inline" and ranks(config) > 1:
-        raise ConfigError(
-            "launcher.kind", "inline", f"one process cannot drive {ranks(config)} devices", "try launcher=local"
-        )
-
-
-def check_devices(config: Config) -> None:
-    """The devices asked for are on this machine (asked only when something is to run here)."""
-    hardware = config.hardware
-    if hardware.nodes > 1:
-        raise ConfigError("hardware.nodes", hardware.nodes, "stages run on this machine only", "set hardware.nodes=1")
-    if hardware.device == "cuda":
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        there = (
-            len(list(Path("/dev").glob("nvidia[0-9]*")))
-            if visible is None
-            else len([d for d in visible.split(",") if d and d != "-1"])
-        )
-        if there < hardware.gpus_per_node:
-            fix = f"set hardware.gpus_per_node={there}" if there else "try hardware=cpu"
-            raise ConfigError("hardware.gpus_per_node", hardware.gpus_per_node, f"this machine shows {there} GPUs", fix)
-
-
-def check_models(config: Config) -> None:
-    """Shapes that can be built, and an actor and a critic that can share a tokenizer."""
-    for key, model in (("model", config.model), ("reward_model", config.reward_model)):
-        if model.heads < 1 or model.width % model.heads:
-            raise ConfigError(f"{key}.heads", model.heads, f"it does not divide the width {model.width}", "change one")
-    given = config.ppo.actor is not None or config.ppo.reward is not None
-    if "ppo" in config.stages and not given and (config.model.path is None) != (config.reward_model.path is None):
-        raise ConfigError(
-            "reward_model",
-            config.reward_model.name,
-            f"its tokenizer is not that of model={config.model.name}, so no critic can start from it",
-            f"try reward_model={config.model.name}",
-        )
-
-
-def check_lengths(config: Config) -> None:
-    """Sampling options agree, and sequences fit the models' positions."""
-    rollout = config.rollout
-    if rollout.min_new_tokens > rollout.max_new_tokens:
-        raise ConfigError(
-            "rollout.min_new_tokens",
-            rollout.min_new_tokens,
-            "it is more than rollout.max_new_tokens",
-            f"try {rollout.max_new_tokens}",
-        )
-    if rollout.min_new_tokens == rollout.max_new_tokens and config.ppo.eos_penalty is not None:
-        raise ConfigError(
-            "ppo.eos_penalty",
-            config.ppo.eos_penalty,
-            "with rollout.min_new_tokens = max_new_tokens no response can end, so all would get it",
-            "set ppo.eos_penalty=null",
-        )
-    for key, model in (("model", config.model), ("reward_model", config.reward_model)):
-        if max_sequence(config) > model.positions:
-            raise ConfigError(
-                f"{key}.positions", model.positions, f"prompt and response together reach {max_sequence(config)} tokens",
-                f"lower data.max_prompt_tokens={config.data.max_prompt_tokens} or the response lengths",
-            )  # fmt: skip
-        if model.path is None and config.data.tokenizer_vocabulary > model.vocabulary:
-            raise ConfigError(
-                "data.tokenizer_vocabulary",
-                config.data.tokenizer_vocabulary,
-                f"{key} has {model.vocabulary} rows",
-                f"try {model.vocabulary}",
-            )
-
-
-def check_batches(config: Config) -> None:
-    """Every global batch of the stages that run can be shared by the ranks."""
-    for stage in config.stages:
-        batches(config, stage)
-    ppo, world = config.ppo, ranks(config)
-    if "ppo" in config.stages and ppo.rollout_batch_size % ppo.batch_size:
-        near = max(1, round(ppo.rollout_batch_size / ppo.batch_size)) * ppo.batch_size
-        raise ConfigError(
-            "ppo.rollout_batch_size",
-            ppo.rollout_batch_size,
-            f"it is not a multiple of ppo.batch_size={ppo.batch_size}",
-            f"try {near}",
-        )
-    micro = config.rollout.micro_batch_size
-    if "ppo" in config.stages and micro is not None and (micro < 1 or (ppo.rollout_batch_size // world) % micro):
-        raise ConfigError(
-            "rollout.micro_batch_size",
-            micro,
-            f"it does not divide the {ppo.rollout_batch_size // world} prompts of a rank",
-            "try null",
-        )
-
-
-def check_inputs(config: Config) -> None:
-    """Files and directories that the configuration names are there."""
-    if config.data.source == "files":
-        for key in ("train", "heldout"):
-            path = getattr(config.data.files, key)
-            if path is None or not Path(path).is_file():
-                raise ConfigError(
-                    f"data.files.{key}", path, "there is no such file", "give a .jsonl, .json, .csv or .parquet file"
-                )
-    if config.data.source == "hub" and config.data.hub.name is None:
-        raise ConfigError(
-            "data.hub.name", "null", "data=hub needs a data set", "give one, as data.hub.name=Dahoas/rm-static"
-        )
-    for key, path in (("model.path", config.model.path), ("reward_model.path", config.reward_model.path),
-                      ("ppo.actor", config.ppo.actor), ("ppo.reward", config.ppo.reward)):  # fmt: skip
-        if (
-            path is not None
-            and path.startswith(("/", "./", "../", "~", "outputs/"))
-            and not Path(path).expanduser().is_dir()
-        ):
-            raise ConfigError(
-                key, path, "there is no such directory", "give a directory that holds config.json, or a hub id"
-            )
-
-
-def check_writable(config: Config) -> None:
-    """Results can be written."""
-    root = Path(config.output_root)
-    existing = next(p for p in (root, *root.absolute().parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(
-            "output_root",
-            config.output_root,
-            f"{existing} cannot be written",
-            "choose another directory: output_root=...",
-        )

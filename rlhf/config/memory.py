@@ -1,8 +1,19 @@
 """How much memory training takes, by formula. Pure: no torch, no GPU, no weights."""
 
-from rlhf.config.schema import Config, Model
+from dataclasses import dataclass
+
+from rlhf.config.schema import Config, Lora, Model, Zero
 
 GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Role:
+    """A model that a stage holds: how it is sharded, and how it is trained (None: not at all)."""
+
+    model: Model
+    zero: Zero
+    lora: Lora | None
 
 
 def bytes_per_element(dtype: str) -> int:
@@ -10,22 +21,30 @@ def bytes_per_element(dtype: str) -> int:
     return 4 if dtype == "fp32" else 2
 
 
-def training_state_gib(config: Config, trained: list[Model], frozen: list[Model]) -> float:
-    """Weights, gradients and optimiser state on one device, in GiB.
+def adapter_parameters(model: Model, rank: int) -> int:
+    """Weights of adapters of this rank on every matrix of the blocks: rank * (inputs + outputs) each."""
+    attention = 2 * (model.width + model.heads * model.head_width) + 2 * (model.width + model.kv_heads * model.head_width)
+    return rank * model.layers * (attention + (3 if model.gated else 2) * (model.width + model.ffn))
 
-    Mixed precision keeps 2 + 2 bytes of weight and gradient and 12 of fp32 master weight and Adam moments per
-    parameter; fp32 keeps 4 + 4 + 8. ZeRO divides by the ranks what its stage shards (arXiv 1910.02054, section 5).
+
+def state_gib(role: Role, config: Config) -> float:
+    """Weights, gradients and optimiser state of a model on one device, in GiB.
+
+    Mixed precision keeps 2 + 2 bytes of weight and gradient and 12 of fp32 master weight and Adam moments per trained
+    parameter; fp32 keeps 4 + 4 + 8, and DeepSpeed's ZeRO a master weight there too. ZeRO divides by the ranks what its
+    stage shards (arXiv 1910.02054, section 5); in mixed precision stage 0 is run as stage 1.
     """
     size = bytes_per_element(config.precision.dtype)
-    optimizer = 8 if config.precision.dtype == "fp32" else 12
-    ranks = config.hardware.nodes * config.hardware.gpus_per_node
-    stage = config.zero.stage
-    weight = size / (ranks if stage == 3 else 1)
-    gradient = size / (ranks if stage >= 2 else 1)
-    state = 0.0 if config.zero.offload_optimizer else optimizer / (ranks if stage >= 1 else 1)
-    per_trained = weight + gradient + state
-    total = sum(m.parameters for m in trained) * per_trained + sum(m.parameters for m in frozen) * weight
-    return total / GIB
+    ranks, zero = config.hardware.nodes * config.hardware.gpus_per_node, role.zero
+    half = config.precision.dtype != "fp32"
+    optimizer = 12 if half or zero.stage >= 1 else 8
+    adapters = adapter_parameters(role.model, role.lora.rank) if role.lora else 0
+    whole = role.model.parameters + adapters
+    trained = 0 if role.lora is None else adapters if role.lora.rank > 0 and role.lora.only else whole
+    weights = 0.0 if zero.offload_parameters else size / (ranks if zero.stage == 3 else 1)
+    gradients = size / (ranks if zero.stage >= 2 else 1)
+    moments = 0.0 if zero.offload_optimizer else optimizer / (ranks if half or zero.stage >= 1 else 1)
+    return (whole * weights + trained * (gradients + moments)) / GIB
 
 
 def activation_bytes_per_token(model: Model, dtype: str, checkpointing: bool) -> float:

@@ -4,7 +4,7 @@ from functools import reduce
 from typing import Any
 
 from rlhf.config.errors import ConfigError
-from rlhf.config.schema import Config
+from rlhf.config.schema import LORAS, ZEROS, Config
 
 INFINITY = float("inf")
 STAGES = ("sft", "reward", "ppo")
@@ -14,12 +14,12 @@ CLOSED: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "hardware.gpus_per_node": (1, INFINITY),
     "hardware.nodes": (1, INFINITY),
-    "model.layers": (1, INFINITY),
-    "reward_model.layers": (1, INFINITY),
-    "lora.rank": (0, INFINITY),
-    "lora.dropout": (0, 1),
-    "zero.bucket_elements": (1, INFINITY),
-    "zero.persistence_elements": (0, INFINITY),
+    **{f"{lora}.rank": (0, INFINITY) for lora in LORAS},
+    **{f"{lora}.dropout": (0, 1) for lora in LORAS},
+    **{f"{lora}.learning_rate": (0, 1e9) for lora in LORAS},
+    **{f"{zero}.bucket_elements": (1, INFINITY) for zero in ZEROS},
+    **{f"{zero}.live_elements": (1, INFINITY) for zero in ZEROS},
+    **{f"{zero}.persistence_elements": (0, INFINITY) for zero in ZEROS},
     "data.max_prompt_tokens": (1, INFINITY),
     "data.max_response_tokens": (1, INFINITY),
     "data.tokenizer_vocabulary": (300, INFINITY),
@@ -36,6 +36,7 @@ CLOSED: dict[str, tuple[float, float]] = {
         for key, bounds in {
             "epochs": (1, INFINITY),
             "max_steps": (1, INFINITY),
+            "max_nonfinite": (1, INFINITY),
             "eval_every": (1, INFINITY),
             "warmup_steps": (0, INFINITY),
             "learning_rate": (0, 1e9),
@@ -44,6 +45,14 @@ CLOSED: dict[str, tuple[float, float]] = {
         }.items()
     },
     "ppo.critic_learning_rate": (0, 1e9),
+    "ppo.critic_weight_decay": (0, 1e9),
+    "ppo.dropout": (0, 1),
+    "ppo.critic_dropout": (0, 1),
+    "ppo.length_penalty": (-INFINITY, INFINITY),
+    "ppo.ptx_coef": (0, INFINITY),
+    "ppo.ema_decay": (0, 1),
+    "ppo.ema_start": (0, INFINITY),
+    "ppo.ema_interval": (1, INFINITY),
     "ppo.rollout_batch_size": (1, INFINITY),
     "ppo.update_epochs": (1, INFINITY),
     "ppo.gamma": (0, 1),
@@ -81,10 +90,6 @@ def check_ranges(config: Config) -> None:
         value = at(config, key)
         if value is not None and not 0 < value <= high:
             raise ConfigError(key, value, "out of range", f"give a number {bounds('above', 0, high)}")
-    if config.lora.rank > 0 and config.lora.alpha <= 0:
-        raise ConfigError(
-            "lora.alpha", config.lora.alpha, "adapters scaled by it learn nothing", f"try {2 * config.lora.rank}"
-        )
     for stage in STAGES:
         betas = at(config, f"{stage}.betas")
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):

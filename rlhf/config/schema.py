@@ -11,20 +11,25 @@ from omegaconf import MISSING
 
 @dataclass
 class Model:
-    """A model's origin and shape. Widths are in elements; `parameters` counts the language model with tied head."""
+    """A model's origin and shape. Widths are in elements; `parameters` counts the language model, a tied head once."""
 
     name: str = MISSING
     family: str = MISSING
     path: str | None = MISSING
     revision: str | None = MISSING
+    gguf_file: str | None = MISSING
     layers: int = MISSING
     width: int = MISSING
     heads: int = MISSING
+    kv_heads: int = MISSING
+    head_width: int = MISSING
     ffn: int = MISSING
+    gated: bool = MISSING
     embedding: int = MISSING
     norm_first: bool = MISSING
     vocabulary: int = MISSING
     positions: int = MISSING
+    tied: bool = MISSING
     parameters: int = MISSING
     trust_remote_code: bool = MISSING
 
@@ -57,13 +62,17 @@ class Hardware:
 
 @dataclass
 class Zero:
-    """DeepSpeed ZeRO: stage 0 to 3, and what is kept in host memory."""
+    """DeepSpeed ZeRO: stage 0 to 3, what is kept in host memory, and ZeRO++'s savings of communication."""
 
     stage: int = MISSING
     offload_optimizer: bool = MISSING
     offload_parameters: bool = MISSING
     bucket_elements: int = MISSING
     persistence_elements: int = MISSING
+    live_elements: int = MISSING
+    quantized_weights: bool = MISSING
+    quantized_gradients: bool = MISSING
+    secondary_partition: int = MISSING
 
 
 @dataclass
@@ -75,12 +84,15 @@ class Precision:
 
 @dataclass
 class Lora:
-    """Low-rank adapters; rank 0 means none."""
+    """Low-rank adapters; rank 0 means none. `target_modules` is `auto` or a list of names."""
 
     rank: int = MISSING
     alpha: int = MISSING
     dropout: float = MISSING
-    target_modules: list[str] = MISSING
+    target_modules: Any = MISSING
+    learning_rate: float | None = MISSING
+    only: bool = MISSING
+    save_merged: bool = MISSING
 
 
 @dataclass
@@ -155,6 +167,7 @@ class Training:
     eps: float = MISSING
     max_grad_norm: float = MISSING
     gradient_checkpointing: bool = MISSING
+    max_nonfinite: int = MISSING
     eval_every: int | None = MISSING
 
 
@@ -176,14 +189,32 @@ class Reward(Training):
 
 
 @dataclass
+class Text:
+    """Plain text for PPO's pre-training loss."""
+
+    source: str = MISSING
+    file: str | None = MISSING
+    hub: str | None = MISSING
+    config: str | None = MISSING
+    revision: str | None = MISSING
+    split: str = MISSING
+    column: str = MISSING
+
+
+@dataclass
 class Ppo(Training):
-    """PPO. KL is in nats; `learning_rate` is the actor's. Dropout is off in all four models."""
+    """PPO. KL is in nats; a key without `critic_` is the actor's."""
 
     actor: str | None = MISSING
     reward: str | None = MISSING
+    critic: str = MISSING
     rollout_batch_size: int = MISSING
     update_epochs: int = MISSING
     critic_learning_rate: float = MISSING
+    critic_weight_decay: float = MISSING
+    critic_gradient_checkpointing: bool = MISSING
+    dropout: float = MISSING
+    critic_dropout: float = MISSING
     kl_controller: str = MISSING
     kl_coef: float = MISSING
     kl_target: float = MISSING
@@ -192,6 +223,7 @@ class Ppo(Training):
     whiten_rewards: bool = MISSING
     eos_penalty: float | None = MISSING
     eos_penalty_mode: str = MISSING
+    length_penalty: float = MISSING
     train_on_eos: bool = MISSING
     gamma: float = MISSING
     gae_lambda: float = MISSING
@@ -201,6 +233,12 @@ class Ppo(Training):
     value_coef: float = MISSING
     log_ratio_clip: float = MISSING
     ratio_tolerance: float | None = MISSING
+    ptx_coef: float = MISSING
+    ptx: Text = MISSING
+    ema: bool = MISSING
+    ema_decay: float = MISSING
+    ema_start: int = MISSING
+    ema_interval: int = MISSING
 
 
 @dataclass
@@ -214,6 +252,7 @@ class Rollout:
     top_p: float = MISSING
     max_new_tokens: int = MISSING
     min_new_tokens: int = MISSING
+    fixed_length: bool = MISSING
     micro_batch_size: int | None = MISSING
 
 
@@ -260,7 +299,12 @@ class Config:
     hardware: Hardware = MISSING
     precision: Precision = MISSING
     zero: Zero = MISSING
+    critic_zero: Zero = MISSING
+    reference_zero: Zero = MISSING
+    reward_zero: Zero = MISSING
     lora: Lora = MISSING
+    critic_lora: Lora = MISSING
+    reward_lora: Lora = MISSING
     data: Data = MISSING
     sft: Sft = MISSING
     reward: Reward = MISSING
@@ -270,23 +314,36 @@ class Config:
     launcher: Launcher = MISSING
 
 
-# Raised when the meaning of a stage's result changes, so that older results are not taken for it.
-SCHEMA_VERSION = 1
+ZEROS = ("zero", "critic_zero", "reference_zero", "reward_zero")
+LORAS = ("lora", "critic_lora", "reward_lora")
+# Of ZeRO's keys those that change numbers by more than rounding.
+QUANTIZED = ("quantized_weights", "quantized_gradients")
 
-# The keys that decide each stage's result, by prefix. `ppo.actor` and `ppo.reward` enter as the identity of what they
-# name (experiment/fingerprint.py), and so do paths of models and files.
+# Raised when the meaning of a stage's result changes, so that older results are not taken for it.
+SCHEMA_VERSION = 2
+
+# The keys that decide each stage's result, by prefix. `ppo.actor`, `ppo.reward` and `ppo.critic` enter as the identity of
+# what they name (experiment/fingerprint.py), and so do paths of models and files.
 RESULT_KEYS: dict[str, tuple[str, ...]] = {
-    "sft": ("seed", "model", "precision", "lora", "data", "sft"),
-    "reward": ("seed", "reward_model", "precision", "lora", "data", "reward"),
-    "ppo": ("seed", "precision", "lora", "data", "ppo", "rollout"),
-}
+    "sft": ("seed", "model", "precision", "lora", "data", "sft", *(f"zero.{key}" for key in QUANTIZED)),
+    "reward": (
+        "seed", "reward_model", "precision", "reward_lora", "data", "reward", *(f"reward_zero.{key}" for key in QUANTIZED),
+    ),
+    "ppo": (
+        "seed", "precision", "lora", "critic_lora", "data", "ppo", "rollout",
+        *(f"{zero}.{key}" for zero in ZEROS for key in QUANTIZED),
+    ),
+}  # fmt: skip
 
 # The keys that never change a result beyond rounding: places, speeds and names.
 PLACE_KEYS: tuple[str, ...] = (
-    "stages", "name", "output_root", "hardware", "zero", "tracking", "launcher",
+    "stages", "name", "output_root", "hardware", "tracking", "launcher", "model.name", "reward_model.name",
+    *(f"{zero}.{field.name}" for zero in ZEROS for field in fields(Zero) if field.name not in QUANTIZED),
     "sft.micro_batch_size", "sft.gradient_checkpointing",
     "reward.micro_batch_size", "reward.gradient_checkpointing",
-    "ppo.micro_batch_size", "ppo.gradient_checkpointing", "ppo.actor", "ppo.reward",
+    "ppo.micro_batch_size", "ppo.gradient_checkpointing", "ppo.critic_gradient_checkpointing", "ppo.actor", "ppo.reward",
+    "ppo.critic", "sft.max_nonfinite", "reward.max_nonfinite", "ppo.max_nonfinite",
+    "lora.save_merged", "critic_lora.save_merged", "reward_lora.save_merged",
     "rollout.engine", "rollout.micro_batch_size",
 )  # fmt: skip
 

@@ -7,8 +7,11 @@ from typing import TypeVar
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Columns, Config
+from rlhf.data.hub import load_split
 
 Item = TypeVar("Item")
+# What the datasets library calls the types of files.
+FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -71,14 +74,13 @@ def file_rows(config: Config) -> list[list[dict[str, object]]]:
     """Rows of the training and the held-out file."""
     import datasets
 
-    formats = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
     rows = []
     for key in ("train", "heldout"):
         path = str(getattr(config.data.files, key))
-        if Path(path).suffix not in formats:
-            raise ConfigError(f"data.files.{key}", path, "unknown file type", f"give one of {', '.join(formats)}")
+        if Path(path).suffix not in FORMATS:
+            raise ConfigError(f"data.files.{key}", path, "unknown file type", f"give one of {', '.join(FORMATS)}")
         try:
-            rows.append(list(datasets.load_dataset(formats[Path(path).suffix], data_files=path, split="train")))
+            rows.append(list(datasets.load_dataset(FORMATS[Path(path).suffix], data_files=path, split="train")))
         except (datasets.exceptions.DatasetGenerationError, OSError, ValueError, StopIteration) as error:
             reason = (str(error.__cause__ or error).strip() or "it is empty").splitlines()[0]
             raise ConfigError(f"data.files.{key}", path, f"it cannot be read ({reason})", "check the file") from error
@@ -87,19 +89,11 @@ def file_rows(config: Config) -> list[list[dict[str, object]]]:
 
 def hub_rows(config: Config) -> list[list[dict[str, object]]]:
     """Rows of the two splits of a hub data set."""
-    import datasets
-
     hub = config.data.hub
-    try:
-        return [
-            list(datasets.load_dataset(str(hub.name), hub.config, split=split, revision=hub.revision))
-            for split in (hub.train_split, hub.heldout_split)
-        ]
-    except (OSError, ValueError) as error:
-        message = str(error).splitlines()[0]
-        raise ConfigError(
-            "data.hub.name", hub.name, f"it cannot be loaded ({message})", "check the name, the splits and the network"
-        ) from error
+    return [
+        list(load_split(str(hub.name), hub.config, split, hub.revision, "data.hub.name"))
+        for split in (hub.train_split, hub.heldout_split)
+    ]
 
 
 def split_rows(rows: list[dict[str, object]], columns: Columns) -> Split:

@@ -105,8 +105,8 @@ def encode_comparisons(
     return list(groups.values())
 
 
-def sequence_batch(items: Sequence[Encoded], pad: int, device: torch.device) -> SequenceBatch:
-    """Prompts and responses as one right-padded batch."""
+def sequence_batch(items: Sequence[Encoded], pad: int, device: torch.device | None = None) -> SequenceBatch:
+    """Prompts and responses as one right-padded batch (on the host by default)."""
     rows = [item.prompt + item.response for item in items]
     width = max(len(row) for row in rows)
     ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
@@ -116,7 +116,7 @@ def sequence_batch(items: Sequence[Encoded], pad: int, device: torch.device) -> 
 
 
 def comparison_batch(
-    elements: Sequence[Sequence[tuple[Encoded, Encoded]]], pad: int, device: torch.device
+    elements: Sequence[Sequence[tuple[Encoded, Encoded]]], pad: int, device: torch.device | None = None
 ) -> ComparisonBatch:
     """Comparison elements as one batch in which every distinct answer of an element is one row."""
     rows: list[Encoded] = []

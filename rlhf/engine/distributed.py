@@ -50,8 +50,26 @@ def join(config: Config) -> None:
             torch.set_num_threads(config.launcher.threads)
         # DeepSpeed would compile a shared-memory all-reduce for the CPU, which takes a minute; gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    from deepspeed.accelerator import get_accelerator
+
+    if config.precision.dtype == "fp16" and not get_accelerator().is_fp16_supported():
+        raise ConfigError("precision.dtype", "fp16", "this device does not train in fp16", "try precision=fp32")
+    share_partition_groups()
     backend = "nccl" if config.hardware.device == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(minutes=30), verbose=False)
+
+
+def share_partition_groups() -> None:
+    """Let all models of ZeRO++ use one set of secondary partition groups; DeepSpeed would refuse a second model."""
+    from deepspeed.utils import groups
+
+    create = groups._create_zero_param_parallel_group
+
+    def create_once(size: int) -> None:
+        if groups._ZERO_PARAM_INTRA_PARALLEL_GROUP is None:
+            create(size)
+
+    groups._create_zero_param_parallel_group = create_once
 
 
 def quiet() -> None:
@@ -62,7 +80,7 @@ def quiet() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*|deepspeed\..*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*|deepspeed\..*|transformers\..*")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.distributed.*")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 

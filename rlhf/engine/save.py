@@ -1,33 +1,214 @@
-"""Writing a model so that plain `transformers` loads it."""
+"""Writing models so that plain `transformers` (and PEFT) load them, one weight at a time."""
 
+import json
+import math
 import os
 import shutil
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.schema import Config
+import deepspeed
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from rlhf.config.schema import Lora
 from rlhf.data.tokens import Tokenizer
 from rlhf.engine.distributed import barrier, is_main
-from rlhf.engine.zero import gathered_state
 from rlhf.models.heads import Scorer
-from rlhf.models.lora import base_model, merged_state
+from rlhf.models.lora import adapter_names, base_model, is_adapter, merged, plain_name
+
+# Of one file; weights are gathered one at a time, so that no process holds a model to save it.
+FILE_BYTES = 5 * 2**30
+SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
-def save_model(engine: Any, tokenizer: Tokenizer, config: Config, directory: Path) -> None:
-    """Save an engine's model as safetensors with its configuration and the whole tokenizer; adapters are merged.
+Read = Callable[[Any], Tensor]
 
-    The directory appears when it is complete. All ranks must call this.
+
+def whole_weight(parameter: Any) -> Tensor:
+    """A weight on the host, gathered if it is sharded; its value counts on rank 0 alone. Where it is on the host and whole
+    already, that very tensor."""
+    sharded = hasattr(parameter, "ds_id")
+    with deepspeed.zero.GatheredParameters([parameter] if sharded else [], enabled=sharded):
+        weight: Tensor = parameter.detach()
+        if not is_main():
+            return weight[:0].cpu()
+        return weight.cpu().clone() if sharded else weight.cpu().contiguous()
+
+
+def save_model(
+    engine: Any, tokenizer: Tokenizer, lora: Lora, directory: Path, card: str, read: Read = whole_weight
+) -> None:
+    """Save an engine's model with its configuration, the whole tokenizer and a model card.
+
+    Adapters are merged into the model, and saved in PEFT's format beside `directory`; with lora.save_merged off
+    they are all that `directory` holds. A directory appears when it is complete. `read` gives a parameter's value, whole.
+    All ranks must call this.
     """
-    state = gathered_state(engine)
+    if lora.rank > 0:
+        place = adapter_directory(directory) if lora.save_merged else directory
+        with replacing(place) as partial:
+            write_adapter(engine, partial, read)
+            write_texts(tokenizer, card, partial)
+    if lora.rank == 0 or lora.save_merged:
+        with replacing(directory) as partial:
+            write_model(engine, lora, partial, read)
+            write_texts(tokenizer, card, partial)
+
+
+def adapter_directory(directory: Path) -> Path:
+    """Where the adapters of a merged model are: `adapter` beside model/, `<name>-adapter` beside another one."""
+    return directory.with_name("adapter" if directory.name == "model" else f"{directory.name}-adapter")
+
+
+class replacing:
+    """A directory that is filled under another name and then takes the place of an older one, on rank 0."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.partial = directory, directory.with_name(directory.name + ".partial")
+
+    def __enter__(self) -> Path:
+        if is_main():
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self.partial.mkdir(parents=True)
+        return self.partial
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None and is_main():
+            shutil.rmtree(self.directory, ignore_errors=True)
+            os.replace(self.partial, self.directory)
+        if kind is None:
+            barrier()
+
+
+def write_texts(tokenizer: Tokenizer, card: str, directory: Path) -> None:
+    """The tokenizer and the model card."""
     if is_main():
-        module = engine.module.classifier if isinstance(engine.module, Scorer) else engine.module
-        state = {name.removeprefix("classifier."): tensor for name, tensor in state.items()}
-        if config.lora.rank > 0:
-            state = merged_state(state, config.lora)
-        partial = directory.with_name(directory.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        base_model(module).save_pretrained(partial, state_dict=state)
-        tokenizer.save_pretrained(partial)
-        shutil.rmtree(directory, ignore_errors=True)
-        os.replace(partial, directory)
-    barrier()
+        tokenizer.save_pretrained(directory)
+        (directory / "README.md").write_text(card)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A weight of the plain model: its name there, the parameter, and the adapter's factors A and B to merge into it."""
+
+    name: str
+    parameter: Any
+    factors: tuple[Any, Any] | None
+    transposed: bool
+
+    @property
+    def shape(self) -> list[int]:
+        """The whole weight's."""
+        return list(getattr(self.parameter, "ds_shape", self.parameter.shape))
+
+    @property
+    def bytes(self) -> int:
+        """The whole weight's size."""
+        return math.prod(self.shape) * int(self.parameter.element_size())
+
+    def value(self, lora: Lora, read: Read) -> Tensor:
+        """The weight, whole and on the host of rank 0; all ranks must ask for it."""
+        weight = read(self.parameter)
+        if self.factors is None:
+            return weight
+        a, b = (read(factor) for factor in self.factors)
+        return merged(weight, a, b, lora, self.transposed) if is_main() else weight
+
+
+def write_model(engine: Any, lora: Lora, directory: Path, read: Read) -> None:
+    """The plain model: configuration, and weights in numbered files with an index if one file is not enough."""
+    model, files = plain_module(engine), in_files(entries(engine, lora))
+    names = ["model.safetensors"]
+    if len(files) > 1:
+        names = [f"model-{number + 1:05}-of-{len(files):05}.safetensors" for number in range(len(files))]
+    for name, part in zip(names, files, strict=True):
+        write_weights(directory / name, part, lora, read)
+    if not is_main():
+        return
+    if len(files) > 1:
+        placed = {entry.name: name for name, part in zip(names, files, strict=True) for entry in part}
+        index = {"metadata": {"total_size": sum(entry.bytes for part in files for entry in part)}, "weight_map": placed}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = model.dtype
+    model.config.save_pretrained(directory)
+    if model.can_generate():
+        model.generation_config.save_pretrained(directory)
+
+
+def write_weights(file: Path, part: list[Entry], lora: Lora, read: Read) -> None:
+    """A safetensors file, written weight by weight: the length of its header, the header (JSON: format, shape and place of
+    each weight), the weights."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for entry in part:
+        start, end = end, end + entry.bytes
+        dtype = SAFETENSORS_DTYPES[entry.parameter.dtype]
+        header[entry.name] = {"dtype": dtype, "shape": entry.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(file if is_main() else os.devnull, "wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for entry in part:
+            stream.write(entry.value(lora, read).contiguous().view(torch.uint8).numpy().data)
+
+
+def in_files(found: list[Entry]) -> list[list[Entry]]:
+    """Weights in groups of at most FILE_BYTES (or one weight)."""
+    files: list[list[Entry]] = [[]]
+    for entry in found:
+        if files[-1] and sum(other.bytes for other in files[-1]) + entry.bytes > FILE_BYTES:
+            files.append([])
+        files[-1].append(entry)
+    return files
+
+
+def entries(engine: Any, lora: Lora) -> list[Entry]:
+    """The weights of the plain model inside an engine, a shared one once."""
+    model = adapted_module(engine)
+    parameters = dict(model.named_parameters())
+    found = []
+    for name, parameter in parameters.items():
+        if is_adapter(name) or ".original_module." in name:
+            continue
+        a, b = (parameters.get(factor) for factor in adapter_names(name))
+        adapted = name.endswith(".base_layer.weight") and a is not None and b is not None
+        transposed = adapted and isinstance(model.get_submodule(name.removesuffix(".weight")), Conv1D)
+        found.append(Entry(plain_name(name) if lora.rank else name, parameter, (a, b) if adapted else None, transposed))
+    return found
+
+
+def write_adapter(engine: Any, directory: Path, read: Read) -> None:
+    """The adapters (and a scorer's head), as PEFT's from_pretrained reads them."""
+    from peft import get_peft_model_state_dict
+
+    state = {
+        name: read(parameter)
+        for name, parameter in adapted_module(engine).named_parameters()
+        if is_adapter(name) or ".modules_to_save." in name
+    }
+    if is_main():
+        model = adapted_module(engine)
+        state = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
+        save_file(state, directory / "adapter_model.safetensors", {"format": "pt"})
+        settings = model.peft_config["default"]
+        settings.base_model_name_or_path = settings.base_model_name_or_path or None
+        settings.inference_mode = True
+        settings.save_pretrained(directory)
+        settings.inference_mode = False
+
+
+def adapted_module(engine: Any) -> Any:
+    """The model inside an engine as transformers or PEFT made it."""
+    return engine.module.classifier if isinstance(engine.module, Scorer) else engine.module
+
+
+def plain_module(engine: Any) -> Any:
+    """The transformers model inside an engine."""
+    return base_model(adapted_module(engine))

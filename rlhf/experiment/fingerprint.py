@@ -23,7 +23,7 @@ def deciding(config: Config, stage: str) -> dict[str, Any]:
     keys = [k for k in leaf_keys() if covered(k, RESULT_KEYS[stage]) and not covered(k, PLACE_KEYS)]
     chosen = {key: at(config, key) for key in keys}
     for key, value in chosen.items():
-        if key.endswith(".path") or key.startswith("data.files."):
+        if key.endswith(".path") or key.startswith("data.files.") or key == "ppo.ptx.file":
             chosen[key] = identity(value)
     return chosen
 

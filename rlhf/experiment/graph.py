@@ -33,7 +33,7 @@ def nodes(config: Config) -> list[Node]:
 
 
 def ppo_node(config: Config, sft: Node, reward: Node) -> Node:
-    """The PPO stage with its two inputs: given by path, or found by fingerprint."""
+    """The PPO stage with its inputs: given by path, or found by fingerprint."""
     identities: dict[str, str] = {}
     places: dict[str, str] = {}
     for name, given, parent in (("actor", config.ppo.actor, sft), ("reward", config.ppo.reward, reward)):
@@ -48,6 +48,11 @@ def ppo_node(config: Config, sft: Node, reward: Node) -> Node:
                 f"run stage={parent.stage} or stage=all first, or give ppo.{name}=<directory or hub id>",
             )
         identities[name], places[name] = parent.fingerprint, str(parent.directory.model)
+    start = config.ppo.critic
+    if start not in ("reward", "actor"):
+        identities["critic"], places["critic"] = str(identity(start)), model_place(start)
+    else:
+        identities["critic"] = f"{start} {identities[start]}"
     return node(config, "ppo", identities, places)
 
 

@@ -6,18 +6,24 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Where the reward model keeps what is subtracted from its scores: an entry of its config.json.
-BIAS = "reward_bias"
+# Where the reward model keeps what is subtracted from its scores, and what they are then divided by: its config.json.
+BIAS, SCALE = "reward_bias", "reward_scale"
 
 
 class Scorer(nn.Module):
-    """Per-token outputs [B, T] of transformers' sequence classifier with one label, which it saves as."""
+    """Per-token outputs [B, T] of transformers' sequence classifier with one label, which it saves as; less the bias and
+    divided by the scale that its config.json holds."""
 
-    def __init__(self, classifier: nn.Module) -> None:
+    def __init__(self, classifier: Any) -> None:
         super().__init__()
         self.classifier: Any = classifier
+        self.bias = float(getattr(classifier.config, BIAS, 0.0))
+        self.scale = float(getattr(classifier.config, SCALE, 1.0))
+        if type(getattr(classifier, "score", None)) is nn.Linear:
+            classifier.score.__class__ = Float32Linear
 
     @property
     def config(self) -> Any:
@@ -25,21 +31,46 @@ class Scorer(nn.Module):
         return self.classifier.config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> Tensor:
-        """Outputs of every token, in the model's format."""
+        """Outputs of every token, in float32."""
         core = self.classifier.get_base_model() if hasattr(self.classifier, "get_base_model") else self.classifier
         body = getattr(core, core.base_model_prefix)
         hidden = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **inputs).last_hidden_state
-        outputs: Tensor = core.score(hidden).squeeze(-1)
+        outputs: Tensor = (core.score(hidden).squeeze(-1) - self.bias) / self.scale
         return outputs
 
 
-def init_head(classifier: Any, seed: int) -> None:
-    """Draw the head from N(0, 1 / (width + 1)) (arXiv 2009.01325, appendix B.1), from a generator of its own."""
-    weight = classifier.score.weight
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(weight.shape, generator=generator) / math.sqrt(weight.shape[1] + 1)
-    with torch.no_grad():
-        weight.copy_(values)
+class Float32Linear(nn.Linear):
+    """A head that computes in float32 whatever the model's format: near 8, bf16 knows steps of 1/16 only."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Outputs in float32."""
+        return F.linear(input.float(), self.weight.float())
+
+
+def head_weights(shape: torch.Size, seed: int) -> Tensor:
+    """A head drawn from N(0, 1 / (width + 1)) (arXiv 2009.01325, appendix B.1), from a generator of its own."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / math.sqrt(shape[1] + 1)
+
+
+def classifier_class(settings: Any) -> Any:
+    """The sequence classifier of a configuration: transformers' own, or for a family that has none (CodeGen), one of the
+    same make, which saves the same way. In that case `AutoModel` loads the body, and `score.weight` is beside it."""
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_MAPPING
+    from transformers.modeling_layers import GenericForSequenceClassification
+
+    if type(settings) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(settings)]
+    body: Any = MODEL_MAPPING[type(settings)]
+    name = body.__name__.removesuffix("Model") + "ForSequenceClassification"
+    pretrained = next(base for base in body.__mro__ if base.__name__.endswith("PreTrainedModel"))
+    return type(name, (GenericForSequenceClassification, pretrained), {"base_model_prefix": pretrained.base_model_prefix})
+
+
+def own_classifier(model: Any) -> bool:
+    """Whether a classifier is of the make above, which plain transformers does not know."""
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    return type(model.config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 
 def model_inputs(model: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:

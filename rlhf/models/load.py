@@ -1,148 +1,184 @@
-"""Building and loading models: the policy (a causal language model) and the scorer (its body with one output)."""
+"""Building and loading models: the policy (a causal language model) and the scorer (its body with one output).
 
-import math
-from dataclasses import dataclass
+Under ZeRO stage 3 no process ever holds a whole model: it is built without memory and gets its weights one at a time, each
+sharded at once (engine/sharded.py).
+"""
+
+from collections.abc import Callable
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from rlhf.config.derive import max_sequence
 from rlhf.config.errors import ConfigError, first_line
-from rlhf.config.schema import Config, Model
+from rlhf.config.schema import Config, Lora, Model, Zero
 from rlhf.data.streams import torch_seed
 from rlhf.data.tokens import Tokenizer
-from rlhf.models.heads import Scorer, init_head
-from rlhf.models.lora import add_adapters
-from rlhf.models.tokenizer import expanded
+from rlhf.engine.sharded import materialize
+from rlhf.models.checkpoint import Checkpoint
+from rlhf.models.families import settings_of
+from rlhf.models.heads import Scorer, classifier_class, head_weights
+from rlhf.models.lora import adapter_base, add_adapters, with_adapter
+from rlhf.models.source import Source, read_settings, source_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Standard deviation of random weights times the root of the width: OPT's 0.006 to 0.02 suit widths from 768 up; a tiny
-# model drawn that small learns to copy from the prompt ten times later, or never.
-INIT_SCALE = 0.55
-# What configurations call dropout.
+# What configurations call dropout; layers are never dropped whole.
 DROPOUTS = (
-    "dropout",
-    "attention_dropout",
-    "hidden_dropout",
-    "activation_dropout",
-    "layerdrop",
-    "resid_pdrop",
-    "embd_pdrop",
-    "attn_pdrop",
-)
+    "dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "resid_dropout", "embed_dropout", "resid_pdrop",
+    "embd_pdrop", "attn_pdrop", "classifier_dropout", "summary_first_dropout",
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a model comes from: a directory or hub id, and the key of the configuration that names it."""
-
-    path: str
-    key: str
-    revision: str | None = None
-    trust_remote_code: bool = False
-
-    @property
-    def place(self) -> str:
-        """The directory with ~ expanded, or the hub id."""
-        return expanded(self.path)
-
-
-def source(model: Model, key: str) -> Source:
-    """The source of `model.path` or `reward_model.path`."""
-    return Source(str(model.path), f"{key}.path", model.revision, model.trust_remote_code)
-
-
-def new_policy(model: Model, config: Config, tokenizer: Tokenizer, dropout: float) -> nn.Module:
+def new_policy(model: Model, config: Config, tokenizer: Tokenizer, zero: Zero, dropout: float) -> nn.Module:
     """The policy that supervised fine-tuning starts from: `model.path`'s weights, or random ones of its shape."""
-    from transformers import AutoModelForCausalLM
-
     if model.path is not None:
-        return load_policy(source(model, "model"), config, dropout)
-    torch.manual_seed(torch_seed(config.seed, "policy weights"))
-    policy: nn.Module = AutoModelForCausalLM.from_config(shape(model, tokenizer, dropout), dtype=dtype(config))
-    return policy
+        return load_policy(source_of(model, "model"), config, zero, dropout)
+    return random_model(causal_class, shape(model, tokenizer, dropout), config, zero, "policy weights")
 
 
-def load_policy(source: Source, config: Config, dropout: float) -> nn.Module:
-    """A causal language model from a directory or hub id."""
-    from transformers import AutoModelForCausalLM
+def load_policy(source: Source, config: Config, zero: Zero, dropout: float) -> nn.Module:
+    """A causal language model from a directory or hub id; trained adapters there are merged into it."""
+    base = adapter_base(source)
+    if base is None:
+        return from_pretrained(causal_class, source, config, zero, dropout)
+    return with_adapter(from_pretrained(causal_class, base, config, zero, dropout), source, zero)
 
-    policy: nn.Module = from_pretrained(AutoModelForCausalLM, source, config, dropout)
-    return policy
 
-
-def new_scorer(model: Model, config: Config, tokenizer: Tokenizer, dropout: float) -> Scorer:
+def new_scorer(model: Model, config: Config, tokenizer: Tokenizer, zero: Zero, dropout: float) -> Scorer:
     """The scorer that reward modelling starts from; its head is drawn from N(0, 1 / (width + 1))."""
-    from transformers import AutoModelForSequenceClassification as Classifier
+    if model.path is not None:
+        return headless_scorer(source_of(model, "reward_model"), config, tokenizer, zero, dropout)
+    settings = shape(model, tokenizer, dropout)
+    settings.num_labels = 1
+    return Scorer(random_model(classifier_class, settings, config, zero, "scorer weights"))
 
-    torch.manual_seed(torch_seed(config.seed, "scorer weights"))
-    if model.path is None:
-        settings = shape(model, tokenizer, dropout)
-        settings.num_labels = 1
-        classifier = Classifier.from_config(settings, dtype=dtype(config))
-    else:
-        classifier = from_pretrained(
-            Classifier, source(model, "reward_model"), config, dropout, new=("score.",), num_labels=1
-        )
-        classifier.config.pad_token_id = tokenizer.pad_token_id
-    init_head(classifier, torch_seed(config.seed, "scorer head"))
+
+def headless_scorer(source: Source, config: Config, tokenizer: Tokenizer, zero: Zero, dropout: float) -> Scorer:
+    """A scorer whose body is a language model's and whose head is new."""
+    classifier: Any = from_pretrained(classifier_class, source, config, zero, dropout, new_head=True)
+    classifier.config.pad_token_id = tokenizer.pad_token_id
     return Scorer(classifier)
 
 
-def load_scorer(source: Source, config: Config, dropout: float) -> Scorer:
+def load_scorer(source: Source, config: Config, zero: Zero, dropout: float) -> Scorer:
     """A trained scorer from a directory or hub id: the reward model, and where the critic starts."""
-    from transformers import AutoModelForSequenceClassification
+    base = adapter_base(source)
+    if base is None:
+        return Scorer(from_pretrained(classifier_class, source, config, zero, dropout))
+    return Scorer(with_adapter(from_pretrained(classifier_class, base, config, zero, dropout, new_head=True), source, zero))
 
-    return Scorer(from_pretrained(AutoModelForSequenceClassification, source, config, dropout, num_labels=1))
+
+def causal_class(settings: Any) -> Any:
+    """transformers' language model of a configuration."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM
 
 
 def from_pretrained(
-    auto: Any, source: Source, config: Config, dropout: float, new: tuple[str, ...] = (), **extra: Any
-) -> Any:
-    """`auto.from_pretrained` with our number format and dropout.
+    kind: Callable[[Any], Any], source: Source, config: Config, zero: Zero, dropout: float, new_head: bool = False
+) -> nn.Module:
+    """The model at `source`, of the class that `kind` gives for its configuration, in our number format and dropout;
+    `new_head` draws a scorer's head instead of loading it.
 
-    Raises ConfigError, naming the key, for what cannot be loaded, for weights that are missing (but for those whose name
-    begins as one of `new`) or that belong to a model of another kind, and for too few positions.
+    Raises ConfigError, naming the key, for what cannot be loaded, for weights that are missing or that belong to a model of
+    another kind, and for too few positions.
     """
-    from transformers import AutoConfig
-
-    options = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
-    try:
-        settings = AutoConfig.from_pretrained(source.place, **options, **extra)
-        set_dropout(settings, dropout)
-        model, report = auto.from_pretrained(
-            source.place, config=settings, dtype=dtype(config), output_loading_info=True, **options
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = first_line(error)
-        fix = "give a directory with config.json and weights, or a reachable hub id"
-        raise ConfigError(source.key, source.path, f"it cannot be loaded ({reason})", fix) from error
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(new or ("\0",)))
-    if missing:
-        raise ConfigError(
-            source.key, source.path, f"it has no weights for {', '.join(missing[:3])}", "give a model of the right kind"
-        )
-    if any(name.startswith("score.") for name in report["unexpected_keys"]):
-        raise ConfigError(source.key, source.path, "it is a reward model, not a language model", "give a language model")
+    settings = read_settings(source)
     positions = getattr(settings, "max_position_embeddings", None)
-    if positions is not None and positions < max_sequence(config):
+    if positions is not None and settings.model_type != "bloom" and positions < max_sequence(config):
         problem = f"it has {positions} positions, but prompt and response reach {max_sequence(config)} tokens"
         raise ConfigError(source.key, source.path, problem, "lower data.max_prompt_tokens or the response lengths")
+    set_dropout(settings, dropout)
+    if kind is classifier_class:
+        settings.num_labels = 1
+    model_class = kind(settings)
+    try:
+        if zero.stage == 3 and source.gguf_file is None:
+            model, missing, unexpected = load_sharded(model_class, settings, source, config, zero)
+        else:
+            model, report = model_class.from_pretrained(
+                source.place, config=settings, dtype=dtype(config), output_loading_info=True, **source.options
+            )
+            missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
+            if new_head:
+                with torch.no_grad():
+                    model.score.weight.copy_(head(config, model.score.weight))
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        fix = "give a directory with config.json and weights, or a reachable hub id"
+        raise ConfigError(source.key, source.path, f"it cannot be loaded ({first_line(error)})", fix) from error
+    lacking = sorted(name for name in missing if not (new_head and name.startswith("score.")))
+    if lacking:
+        problem = f"it has no weights for {', '.join(lacking[:3])}"
+        raise ConfigError(source.key, source.path, problem, "give a model of the right kind")
+    if any(name.startswith("score.") for name in unexpected):
+        raise ConfigError(source.key, source.path, "it is a reward model, not a language model", "give a language model")
+    built: nn.Module = model
+    return built
+
+
+def load_sharded(
+    model_class: Any, settings: Any, source: Source, config: Config, zero: Zero
+) -> tuple[nn.Module, set[str], set[str]]:
+    """A model whose weights are read one at a time by rank 0 and sharded at once; and the names of its weights that the
+    files lack, and of theirs that it has no place for."""
+    checkpoint = Checkpoint(source)
+    model = on_meta(model_class, settings, config, source.trust_remote_code)
+    missing, used = set(), set()
+
+    def value(name: str, empty: Tensor) -> Tensor:
+        stored = checkpoint.find(name, model.base_model_prefix)
+        if stored is None:
+            missing.add(name)
+            return head(config, empty) if name == "score.weight" else torch.zeros_like(empty, device="cpu")
+        used.add(stored)
+        return checkpoint.read(stored, empty)
+
+    materialize(model, config, zero, value)
+    return model, missing, checkpoint.names - used
+
+
+def random_model(kind: Callable[[Any], Any], settings: Any, config: Config, zero: Zero, purpose: str) -> nn.Module:
+    """A model with random weights. Each weight is drawn from a generator of its own, (seed, purpose, its name), so that it
+    is the same however the model is sharded: matrices from the normal distribution of the configuration's width, biases
+    0, norms 1 (or their equal)."""
+    model: nn.Module = on_meta(kind(settings), settings, config, trust_remote_code=False)
+    deviation = getattr(settings, "init_std", None) or settings.initializer_range
+    norm = 0.0 if settings.model_type == "gemma2" else 1.0  # Gemma's norms multiply by 1 + weight
+
+    def value(name: str, empty: Tensor) -> Tensor:
+        if name == "score.weight":
+            return head(config, empty)
+        if empty.ndim < 2:
+            return torch.full(empty.shape, 0.0 if name.endswith("bias") else norm, dtype=empty.dtype)
+        generator = torch.Generator().manual_seed(torch_seed(config.seed, f"{purpose} {name}"))
+        drawn: Tensor = torch.randn(empty.shape, generator=generator) * deviation
+        return drawn.to(empty.dtype)
+
+    materialize(model, config, zero, value)
     return model
+
+
+def on_meta(model_class: Any, settings: Any, config: Config, trust_remote_code: bool) -> Any:
+    """A model without memory for its weights."""
+    options = {"trust_remote_code": trust_remote_code} if hasattr(model_class, "from_config") else {}
+    build = getattr(model_class, "from_config", None) or model_class._from_config
+    with torch.device("meta"):
+        return build(settings, dtype=dtype(config), **options)
+
+
+def head(config: Config, empty: Tensor) -> Tensor:
+    """A new scorer's head."""
+    return head_weights(empty.shape, torch_seed(config.seed, "scorer head")).to(empty.dtype)
 
 
 def shape(model: Model, tokenizer: Tokenizer, dropout: float) -> Any:
     """transformers' configuration of a model that is built here with random weights."""
-    from transformers import OPTConfig
-
-    settings = OPTConfig(
-        vocab_size=model.vocabulary, hidden_size=model.width, num_hidden_layers=model.layers, ffn_dim=model.ffn,
-        num_attention_heads=model.heads, max_position_embeddings=model.positions, word_embed_proj_dim=model.embedding,
-        do_layer_norm_before=model.norm_first, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id, init_std=INIT_SCALE / math.sqrt(model.width),
-    )  # fmt: skip
+    eos = tokenizer.eos_token_id
+    settings = settings_of(model, pad_token_id=tokenizer.pad_token_id, bos_token_id=eos, eos_token_id=eos)
     set_dropout(settings, dropout)
     return settings
 
@@ -151,7 +187,9 @@ def set_dropout(settings: Any, dropout: float) -> None:
     """Set every dropout that the model's configuration knows."""
     for name in DROPOUTS:
         if hasattr(settings, name):
-            setattr(settings, name, dropout if name != "layerdrop" else 0.0)
+            setattr(settings, name, dropout)
+    if hasattr(settings, "layerdrop"):
+        settings.layerdrop = 0.0
 
 
 def dtype(config: Config) -> torch.dtype:
@@ -159,13 +197,13 @@ def dtype(config: Config) -> torch.dtype:
     return DTYPES[config.precision.dtype]
 
 
-def prepare_for_training(model: nn.Module, config: Config, checkpointing: bool) -> nn.Module:
-    """Add adapters and switch gradient checkpointing as configured."""
+def prepare_for_training(model: nn.Module, lora: Lora, checkpointing: bool, seed: int, key: str = "lora") -> nn.Module:
+    """Add adapters and switch gradient checkpointing as configured; `key` is the group that `lora` is."""
     backbone: Any = model.classifier if isinstance(model, Scorer) else model
     if checkpointing:
         backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         backbone.enable_input_require_grads()
-    if config.lora.rank > 0:
-        adapted = add_adapters(backbone, config.lora, torch_seed(config.seed, "adapters"))
+    if lora.rank > 0:
+        adapted = add_adapters(backbone, lora, torch_seed(seed, "adapters"), key)
         return Scorer(adapted) if isinstance(model, Scorer) else adapted
     return model

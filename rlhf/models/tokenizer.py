@@ -1,11 +1,10 @@
 """Tokenizers: the model's own, or a byte-level BPE trained on the training text."""
 
-from pathlib import Path
-
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config, Model
 from rlhf.data.records import Dataset
 from rlhf.data.tokens import Tokenizer
+from rlhf.models.source import Source, expanded, reach
 
 PAD, EOS = "<|pad|>", "<|endoftext|>"
 
@@ -14,33 +13,33 @@ def build_tokenizer(model: Model, key: str, config: Config, dataset: Dataset) ->
     """The tokenizer that a stage starts with; `key` is the group that `model` is of."""
     if model.path is None:
         return train_tokenizer(training_text(config, dataset), config.data.tokenizer_vocabulary)
-    return load_tokenizer(model.path, f"{key}.path", model.revision, model.trust_remote_code)
+    return load_tokenizer(model.path, f"{key}.path", model.revision, model.trust_remote_code, model.gguf_file)
 
 
-def load_tokenizer(path: str, key: str, revision: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
+def load_tokenizer(
+    path: str, key: str, revision: str | None = None, trust_remote_code: bool = False, gguf_file: str | None = None
+) -> Tokenizer:
     """The tokenizer of a directory or hub id, with a padding token that is not end-of-text.
 
     Raises ConfigError that names `key`, the key of the configuration that `path` comes from.
     """
     from transformers import AutoTokenizer
 
+    source = Source(path, key, revision, trust_remote_code, gguf_file)
+    reach(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(expanded(path), revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(expanded(path), **source.options)
     except (OSError, ValueError) as error:
         fix = "give a directory or a reachable hub id that has one"
         raise ConfigError(key, path, f"no tokenizer can be loaded from it ({first_line(error)})", fix) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes up where there is none
+        raise ConfigError(key, path, "it has no tokenizer", "give a directory or a reachable hub id that has one")
     if tokenizer.eos_token_id is None:
         raise ConfigError(key, path, "its tokenizer has no end-of-text token", "choose a model that has one")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     return tokenizer
-
-
-def expanded(path: str) -> str:
-    """A directory with ~ expanded, or a hub id as it is."""
-    place = Path(path).expanduser()
-    return str(place) if place.exists() else path
 
 
 def training_text(config: Config, dataset: Dataset) -> list[str]:

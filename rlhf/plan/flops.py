@@ -1,48 +1,201 @@
 """Floating-point operations of a transformer, counted over real tokens. Pure: no torch.
 
-A multiply-add is two operations. Per token and layer a forward pass does 2 operations per weight of the four attention
-matrices (4 H^2) and of the feed-forward ones (2 H F for the families with one up- and one down-projection), and 4 H for
-every position it attends to (scores and their product with the values; the full square is computed, as the usual counts
-have it: arXiv 2104.04473, appendix). The head costs 2 E V for every token whose logits are taken; a narrower embedding E
-is projected in and out.
+Products of matrices are counted, a multiply-add as two operations; norms, activations and softmax are not. A token costs
+2 I O operations per matrix of I inputs and O outputs, and 4 H D in each layer for every position that it attends to: its
+scores, and their product with the values, in H heads of width D. The full square of positions is computed, as the usual
+counts have it (arXiv 2104.04473, appendix) and transformers' eager attention does; key-value heads that queries share save
+weights, not scores. In the backward pass a product costs as much again for the gradient of either factor that needs one. An
+adapter of rank R (arXiv 2106.09685) is two more matrices, R x I and O x R.
+
+tests/plan/test_flops.py compares with PyTorch's own count (torch.utils.flop_counter) of every family's model.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from rlhf.config.schema import Model
-
-
-def per_token(model: Model) -> int:
-    """Operations of a forward pass per token, without attention scores and head."""
-    matrices = model.layers * (4 * model.width**2 + 2 * model.width * model.ffn)
-    projections = 2 * model.width * model.embedding if model.embedding != model.width else 0
-    return 2 * (matrices + projections)
+from rlhf.config.schema import Lora, Model
 
 
-def per_pair(model: Model) -> int:
-    """Operations per pair of a token and a position it attends to."""
-    return 4 * model.layers * model.width
+@dataclass(frozen=True)
+class Layout:
+    """What transformers calls the linear layers of a block: those that make queries, keys and values (or all in one), the
+    attention's output, the feed-forward layer's input (two if gated) and output. `parallel`: the feed-forward layer reads
+    what the attention reads, not what it wrote."""
+
+    attended: tuple[str, ...]
+    mixed: str
+    wide: tuple[str, ...]
+    narrow: str
+    parallel: bool = False
 
 
-def forward_flops(model: Model, lengths: Iterable[int], logit_tokens: int) -> int:
-    """A forward pass over sequences of these lengths, with logits of `logit_tokens` tokens in all (0 for a scorer)."""
-    lengths = list(lengths)
-    body = per_token(model) * sum(lengths) + per_pair(model) * sum(length**2 for length in lengths)
-    return body + 2 * model.embedding * model.vocabulary * logit_tokens
+@dataclass(frozen=True)
+class Matrix:
+    """A linear layer of a block, of `inputs` x `outputs` weights; `after` names those of the block that its input went
+    through."""
+
+    name: str
+    inputs: int
+    outputs: int
+    after: tuple[str, ...]
 
 
-def training_flops(forward: int, checkpointing: bool) -> int:
-    """Forward and backward pass: three times the forward pass, four with recomputed activations."""
-    return forward * (4 if checkpointing else 3)
+def separate(module: str) -> tuple[str, ...]:
+    """Names of three projections inside a module."""
+    return tuple(f"{module}.{letter}_proj" for letter in "qkv")
 
 
-def generation_flops(model: Model, prompts: Iterable[int], responses: Iterable[int]) -> int:
-    """Sampling responses of these lengths after prompts of these lengths, with a key-value cache: the prompt at once,
-    then one token at a time (the last one is never fed back)."""
-    total = 0
+GATED = Layout(separate("self_attn"), "self_attn.o_proj", ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
+PLAIN = Layout(separate("self_attn"), "self_attn.out_proj", ("fc1",), "fc2")
+MEGATRON = ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"
+LAYOUTS = {
+    "opt": PLAIN,
+    "bloom": Layout(("self_attention.query_key_value",), "self_attention.dense", *MEGATRON),
+    "gpt_neox": Layout(("attention.query_key_value",), "attention.dense", *MEGATRON, parallel=True),
+    "gptj": Layout(separate("attn"), "attn.out_proj", ("mlp.fc_in",), "mlp.fc_out", parallel=True),
+    "gpt_neo": Layout(separate("attn.attention"), "attn.attention.out_proj", ("mlp.c_fc",), "mlp.c_proj"),
+    "gpt2": Layout(("attn.c_attn",), "attn.c_proj", ("mlp.c_fc",), "mlp.c_proj"),
+    "codegen": Layout(("attn.qkv_proj",), "attn.out_proj", ("mlp.fc_in",), "mlp.fc_out", parallel=True),
+} | dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma2"), GATED)
+# Families with a layer norm after the feed-forward layer too.
+NORM_LAST = ("gemma2",)
+
+
+def layout(model: Model) -> Layout:
+    """The family's; for a family that we do not know, Llama's if gated and OPT's if not."""
+    return LAYOUTS.get(model.family, GATED if model.gated else PLAIN)
+
+
+def matrices(model: Model) -> list[Matrix]:
+    """The linear layers of one block, in the order of their use."""
+    names, width, ffn = layout(model), model.width, model.ffn
+    queries, keys = model.heads * model.head_width, model.kv_heads * model.head_width
+    made = (queries, keys, keys) if len(names.attended) == 3 else (queries + 2 * keys,)
+    before = () if names.parallel else (*names.attended, names.mixed)
+    return [
+        *(Matrix(name, width, outputs, ()) for name, outputs in zip(names.attended, made, strict=True)),
+        Matrix(names.mixed, queries, width, names.attended),
+        *(Matrix(name, width, ffn, before) for name in names.wide),
+        Matrix(names.narrow, ffn, width, (*before, *names.wide)),
+    ]
+
+
+def forward_flops(model: Model, lengths: Iterable[int], logit_tokens: int, lora: Lora | None = None) -> int:
+    """Operations of a forward pass over sequences of these lengths, in tokens, with logits of `logit_tokens` tokens in all
+    (0 for a scorer, whose head is a single row); with `lora`, through adapters that are not merged."""
+    tokens, pairs = tokens_and_pairs(lengths)
+    return body_forward(model, lora, tokens, pairs) + head(model, logit_tokens)
+
+
+def training_flops(
+    model: Model,
+    lengths: Iterable[int],
+    logit_tokens: int,
+    lora: Lora | None = None,
+    checkpointing: bool = False,
+    dropout: float = 0.0,
+) -> int:
+    """Operations of a forward and a backward pass over sequences of these lengths, in tokens, with logits of `logit_tokens`
+    tokens in all.
+
+    Three times the forward pass if all weights train. With adapters only, frozen matrices hand gradients on but get none,
+    and what comes before the first adapter has none at all. Checkpointing computes the blocks again, and makes their input
+    require a gradient. `dropout` is the model's own, not the adapters'.
+    """
+    tokens, pairs = tokens_and_pairs(lengths)
+    trains = all_train(lora)
+    flows = trains or checkpointing
+    total = body_forward(model, lora, tokens, pairs) + (2 + trains) * head(model, logit_tokens)
+    total += block_backward(model, lora, tokens, pairs, flows)
+    total += (model.layers - 1) * block_backward(model, lora, tokens, pairs, flows=True)
+    total += 2 * projection(model) * tokens * (trains + flows + trains + 1)  # the one in, and the one out
+    if checkpointing:
+        total += model.layers * (block_forward(model, lora, tokens, pairs) - kept(model, lora, dropout) * tokens)
+    return total
+
+
+def generation_flops(model: Model, prompts: Iterable[int], responses: Iterable[int], lora: Lora | None = None) -> int:
+    """Operations of sampling responses of these lengths after prompts of these lengths, in tokens, with a key-value cache:
+    the prompt at once, then one token at a time (the last one is never fed back)."""
+    tokens, pairs, sampled = 0, 0, 0
     for prompt, response in zip(prompts, responses, strict=True):
         fed = response - 1
-        attended = prompt**2 + fed * prompt + fed * (fed + 1) // 2
-        total += per_token(model) * (prompt + fed) + per_pair(model) * attended
-        total += 2 * model.embedding * model.vocabulary * response
-    return total
+        tokens += prompt + fed
+        pairs += prompt**2 + fed * prompt + fed * (fed + 1) // 2
+        sampled += response
+    return body_forward(model, lora, tokens, pairs) + head(model, sampled)
+
+
+def tokens_and_pairs(lengths: Iterable[int]) -> tuple[int, int]:
+    """Tokens of sequences of these lengths, and pairs of a token and a position of its sequence."""
+    tokens, pairs = 0, 0
+    for length in lengths:
+        tokens += length
+        pairs += length**2
+    return tokens, pairs
+
+
+def head(model: Model, tokens: int) -> int:
+    """Operations of the logits of so many tokens: 2 E V each. A head that is tied to the embedding is no less work."""
+    return 2 * model.embedding * model.vocabulary * tokens
+
+
+def projection(model: Model) -> int:
+    """Weights of the matrix between a narrower embedding and the blocks; there is one into them and one out of them."""
+    return model.width * model.embedding if model.embedding != model.width else 0
+
+
+def body_forward(model: Model, lora: Lora | None, tokens: int, pairs: int) -> int:
+    """Operations of a forward pass without the head."""
+    return model.layers * block_forward(model, lora, tokens, pairs) + 2 * 2 * projection(model) * tokens
+
+
+def block_forward(model: Model, lora: Lora | None, tokens: int, pairs: int) -> int:
+    """Operations of one block: 2 I O + 2 R (I + O) per token and matrix, and 4 H D per pair."""
+    per_token = sum(2 * m.inputs * m.outputs + 2 * rank_on(m, lora) * (m.inputs + m.outputs) for m in matrices(model))
+    return per_token * tokens + 4 * model.heads * model.head_width * pairs
+
+
+def block_backward(model: Model, lora: Lora | None, tokens: int, pairs: int, flows: bool) -> int:
+    """Operations of one block's backward pass; `flows`: its input requires a gradient, as it does where all weights train.
+
+    Per token, 2 I O for the gradient of a matrix that trains, 2 R (I + 2 O) for an adapter's two matrices and what is
+    between them, and 2 I O + 2 R I for their input where that requires a gradient. Per pair, 2 H D for each that does of
+    queries, keys, values and scores.
+    """
+    trains, per_token = all_train(lora), 0
+    live = {m.name for m in matrices(model) if flows or rank_on(m, lora)}  # their outputs require one
+    for m in matrices(model):
+        weights, rank = m.inputs * m.outputs, rank_on(m, lora)
+        per_token += 2 * weights * trains + 2 * rank * (m.inputs + 2 * m.outputs)
+        if flows or live.intersection(m.after):
+            per_token += 2 * weights + 2 * rank * m.inputs
+    made = [name in live for name in layout(model).attended]
+    queries, keys, values = made if len(made) == 3 else made * 3
+    per_pair = 2 * model.heads * model.head_width * (queries + keys + values + (queries or keys))
+    return per_token * tokens + per_pair * pairs
+
+
+def all_train(lora: Lora | None) -> bool:
+    """Whether the model's own weights train."""
+    return lora is None or lora.rank == 0 or not lora.only
+
+
+def rank_on(matrix: Matrix, lora: Lora | None) -> int:
+    """Rank of a matrix's adapter, 0 for none. `auto` adapts every matrix of a block; a list, those that end in one of its
+    names, from a dot on, as PEFT has it. What it names outside the blocks is not counted."""
+    if lora is None:
+        return 0
+    named = lora.target_modules == "auto" or any(f".{matrix.name}".endswith(f".{name}") for name in lora.target_modules)
+    return lora.rank if named else 0
+
+
+def kept(model: Model, lora: Lora | None, dropout: float) -> int:
+    """Operations per token that a checkpointed block does not do again: PyTorch stops as soon as it has all that the
+    backward pass needs, so the product with the last matrix (of its adapter, if it has one) is left out, unless a layer
+    norm or dropout follows. With the linear function that DeepSpeed sets at ZeRO stage 3 it is not: there this product is
+    made again and not counted, some 5 % of the work if all weights train."""
+    last = matrices(model)[-1]
+    if model.family in NORM_LAST or not model.norm_first or (dropout > 0 and not model.gated):
+        return 0
+    return 2 * (rank_on(last, lora) or last.inputs) * last.outputs

@@ -9,9 +9,12 @@
  7  the scalar head starts from N(0, 1 / (width + 1))
  8  a score is read at the end-of-text token
  9  all pairs of a prompt in one batch element                                     reward.grouped
-10  scores are shifted so that demonstrations score 0, kept with the model         reward.normalize
-13  no dropout in any of the four models                                           (sft.dropout, reward.dropout)
+10  scores are shifted (and scaled) by the demonstrations', kept with the model    reward.normalize
+11  the critic starts from the reward model, or from the actor, or elsewhere       ppo.critic
+12  scores may be clipped                                                          ppo.reward_clip
+13  no dropout in any of the four models, unless asked for                         ppo.dropout, critic_dropout
 14  the sampling temperature in old, new and reference log-probabilities           rollout.temperature
+15  responses of fixed length, without end-of-text                                 rollout.fixed_length
 16  what a response without end-of-text costs                                      ppo.eos_penalty, eos_penalty_mode
 17  the score is added at the last action, end-of-text included
 18  k1 in the reward; k1 and k3 reported, per sequence and per token
@@ -27,4 +30,7 @@
 30  token means over the global batch of an update
 31  log-ratios cut before exp, and counted                                         ppo.log_ratio_clip
 32  log-probabilities in float32, chunk by chunk
+33  the sampler's log-probabilities are compared with the trainer's, and logged
+34  a moving average of the actor, saved as its own model                          ppo.ema
+35  a pre-training loss beside the policy's                                        ppo.ptx_coef
 """

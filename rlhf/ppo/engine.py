@@ -1,27 +1,36 @@
 """The four models of step 3: actor and critic, which learn, reference and reward model, which do not."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
 from torch import nn
 
-from rlhf.config.derive import batches
+from rlhf.config.derive import Batches, batches, shares_reference, shares_reward
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.data.tokens import Tokenizer
 from rlhf.engine import distributed
-from rlhf.engine.zero import frozen_engine, release, training_engine
-from rlhf.models.heads import BIAS
-from rlhf.models.load import Source, load_policy, load_scorer
+from rlhf.engine.zero import Learning, frozen_engine, release, training_engine
+from rlhf.models.heads import Scorer
+from rlhf.models.load import headless_scorer, load_policy, load_scorer
+from rlhf.models.source import Source, check_source
 from rlhf.models.tokenizer import load_tokenizer, same_vocabulary
 
 
 class DeepSpeedRLHFEngine:
     """Actor, reference, critic and reward model as DeepSpeed engines.
 
+    Where adapters alone are trained, the reference is the actor with its adapters off, and the reward model the critic with
+    its own off: no second copy of the weights.
+
     Args:
         actor_model_name_or_path: directory or hub id of the causal language model that PPO starts from; the reference is
-            a frozen copy.
+            what it is then.
         critic_model_name_or_path: directory or hub id of a sequence classifier with one label: the reward model, and
-            where the critic starts.
-        tokenizer: the actor's; the critic must share it.
+            where the critic starts unless `args.ppo.critic` says otherwise.
+        tokenizer: the actor's. The critic must share it; a reward model with another one reads the decoded text.
         num_total_iters: rollouts to come; learning rates fall to their end over them.
         args: the configuration.
 
@@ -38,36 +47,119 @@ class DeepSpeedRLHFEngine:
         args: Config,
     ) -> None:
         distributed.start(args)
-        if not same_vocabulary(tokenizer, load_tokenizer(critic_model_name_or_path, "ppo.reward")):
-            raise ConfigError(
-                "ppo.reward",
-                critic_model_name_or_path,
-                "its tokenizer is not the actor's, so the critic cannot read the actor's tokens",
-                "train the reward model on the same tokenizer",
-            )
         self.args, self.tokenizer, self.num_total_iters = args, tokenizer, num_total_iters
-        self.device = distributed.device(args)
-        self.batches = batches(args, "ppo")
-        ppo = args.ppo
         policy = Source(actor_model_name_or_path, "ppo.actor")
         judge = Source(critic_model_name_or_path, "ppo.reward")
-        actor = load_policy(policy, args, 0.0)
-        self.actor = training_engine(actor, args, ppo, self.batches, ppo.weight_decay)
-        self.ref = frozen_engine(load_policy(policy, args, 0.0), args)
-        scorer = load_scorer(judge, args, 0.0)
-        self.reward_bias = float(getattr(scorer.config, BIAS, 0.0))
-        self.critic = training_engine(scorer, args, ppo, self.batches, ppo.weight_decay)
-        for engine in (self.actor, self.critic):
-            without_dropout(engine.module)  # adapters bring their own
-        self.reward = frozen_engine(load_scorer(judge, args, 0.0), args)
+        check_source(policy, args, scorer=False)
+        check_source(judge, args, scorer=True)
+        reward_tokenizer = load_tokenizer(critic_model_name_or_path, "ppo.reward")
+        shared = same_vocabulary(tokenizer, reward_tokenizer)
+        self.reward_tokenizer: Tokenizer | None = None if shared else reward_tokenizer
+        self.check_critic()
+        self.device = distributed.device(args)
+        self.batches = batches(args, "ppo")
+        self.actor = self.training_actor(policy)
+        self.critic = self.training_critic(policy, judge)
+        self.ref: Any = (
+            AdaptersOff(self.actor)
+            if shares_reference(args)
+            else frozen_engine(load_policy(policy, args, args.reference_zero, 0.0), args, args.reference_zero)
+        )
+        self.reward: Any = (
+            AdaptersOff(self.critic)
+            if shares_reward(args)
+            else frozen_engine(load_scorer(judge, args, args.reward_zero, 0.0), args, args.reward_zero)
+        )
+
+    def check_critic(self) -> None:
+        """The critic reads the actor's tokens: refuse one with another vocabulary, before any model is loaded."""
+        start = self.args.ppo.critic
+        if start == "actor":
+            return
+        if start != "reward":
+            check_source(Source(start, "ppo.critic"), self.args, scorer=True)
+        same = self.reward_tokenizer is None
+        if start != "reward":
+            same = same_vocabulary(self.tokenizer, load_tokenizer(start, "ppo.critic"))
+        if not same:
+            raise ConfigError(
+                "ppo.critic",
+                start,
+                "its tokenizer is not the actor's, so the critic cannot read the actor's tokens",
+                "try ppo.critic=actor, or a model trained on the same tokenizer",
+            )
+
+    def training_actor(self, policy: Source) -> Any:
+        """The actor; with a pre-training loss each micro-batch of responses has one of texts beside it."""
+        args, ppo = self.args, self.args.ppo
+        plan = twice(self.batches) if ppo.ptx_coef > 0 else self.batches
+        learning = Learning(
+            ppo, plan, args.zero, args.lora, ppo.learning_rate, ppo.weight_decay, ppo.gradient_checkpointing
+        )
+        engine = training_engine(load_policy(policy, args, args.zero, ppo.dropout), args, learning)
+        without_adapter_dropout(engine.module)
+        return engine
+
+    def training_critic(self, policy: Source, judge: Source) -> Any:
+        """The critic, from where `ppo.critic` says."""
+        args, ppo = self.args, self.args.ppo
+        learning = Learning(
+            ppo, self.batches, args.critic_zero, args.critic_lora, ppo.critic_learning_rate, ppo.critic_weight_decay,
+            ppo.critic_gradient_checkpointing, "critic_lora",
+        )  # fmt: skip
+        scorer: Scorer
+        if ppo.critic == "actor":
+            start = replace(policy, key="ppo.critic")
+            scorer = headless_scorer(start, args, self.tokenizer, args.critic_zero, ppo.critic_dropout)
+        else:
+            start = judge if ppo.critic == "reward" else Source(ppo.critic, "ppo.critic")
+            scorer = load_scorer(start, args, args.critic_zero, ppo.critic_dropout)
+        engine = training_engine(scorer, args, learning)
+        without_adapter_dropout(engine.module)
+        return engine
 
     def release(self) -> None:
-        """Free the four engines."""
-        release(self.actor, self.ref, self.critic, self.reward)
+        """Free the engines."""
+        release(*(engine for engine in (self.actor, self.critic, self.ref, self.reward) if not is_shared(engine)))
 
 
-def without_dropout(model: nn.Module) -> None:
-    """Set every dropout layer to 0: old and new log-probabilities must come from the same function."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
+class AdaptersOff:
+    """An engine whose adapters are off while it reads: the model that training started from."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
+        """A forward pass without adapters."""
+        with self.off():
+            return self.engine(*args, **inputs)
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """A context in which the adapters are off; the engine reads in it, whatever it did before."""
+        training, module = self.engine.module.training, self.engine.module
+        adapted = module.classifier if isinstance(module, Scorer) else module
+        self.engine.eval()
+        with adapted.disable_adapter():
+            yield
+        self.engine.train(training)
+
+
+def is_shared(engine: Any) -> bool:
+    """Whether an engine is another one with its adapters off."""
+    return isinstance(engine, AdaptersOff)
+
+
+def twice(plan: Batches) -> Batches:
+    """The same micro-batches, two for one."""
+    return replace(plan, per_rank=2 * plan.per_rank, accumulation=2 * plan.accumulation)
+
+
+def without_adapter_dropout(model: nn.Module) -> None:
+    """Set the adapters' dropout to 0: old and new log-probabilities must come from the same function."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and "lora_dropout" in name:
             module.p = 0.0

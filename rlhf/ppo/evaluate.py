@@ -16,7 +16,8 @@ from rlhf.data.streams import uniforms
 from rlhf.data.tokens import Tokenizer, encode_prompt, left_mask, prompt_batch, right_mask
 from rlhf.engine.distributed import gather, rank, world
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
-from rlhf.ppo.forward import response_logprobs, response_scores
+from rlhf.ppo.forward import response_logprobs
+from rlhf.ppo.judge import score
 from rlhf.rollout import generate
 
 SAMPLES_KEPT = 16
@@ -87,7 +88,7 @@ class Evaluation:
         logprobs, reference = (
             response_logprobs(model, ids, mask, actions.size(1), rollout.temperature)[0] for model in (policy, engine.ref)
         )
-        scores = response_scores(engine.reward, ids, mask, engine.reward_bias).tolist()
+        scores = score(engine, ids, mask, actions.size(1), responses.ended).tolist()
         lengths = responses.lengths.tolist()
         texts = [
             engine.tokenizer.decode(tokens[:length], skip_special_tokens=True).strip()

@@ -18,15 +18,15 @@ def response_logprobs(engine: Any, ids: Tensor, mask: Tensor, responses: int, te
     return token_logprobs(logits, inputs["input_ids"][:, -responses:], temperature)
 
 
-def response_values(engine: Any, ids: Tensor, mask: Tensor, responses: int, bias: float) -> Tensor:
-    """The critic's value of the state before each response token, [B, R] in float32, less the reward model's bias."""
+def response_values(engine: Any, ids: Tensor, mask: Tensor, responses: int) -> Tensor:
+    """The critic's value of the state before each response token, [B, R] in float32."""
     outputs: Tensor = engine(**model_inputs(engine, ids, mask))
-    return outputs[:, -responses - 1 : -1].float() - bias
+    return outputs[:, -responses - 1 : -1]
 
 
-def response_scores(engine: Any, ids: Tensor, mask: Tensor, bias: float) -> Tensor:
-    """The reward model's score at each sequence's last real token, [B] in float32, less its bias."""
+def response_scores(engine: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """The reward model's score at each sequence's last real token, [B] in float32."""
     outputs: Tensor = engine(**model_inputs(engine, ids, mask))
     # Left padding counts as length here: the last real token's column is the last column whose mask is 1.
     columns = mask.size(1) - mask.flip(1).argmax(dim=1)
-    return last_token(outputs.float(), columns) - bias
+    return last_token(outputs, columns)

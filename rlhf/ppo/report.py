@@ -58,16 +58,24 @@ def describe_speed(config: Config, experience: Experience, clock: Clock) -> dict
     """Times and throughput of a rollout and its updates, per phase and together, over all ranks."""
     prompts, responses = experience.prompt_mask.sum(1).tolist(), experience.mask.sum(1).tolist()
     lengths = [p + r for p, r in zip(prompts, responses, strict=True)]
-    policy = forward_flops(config.model, lengths, sum(responses))
-    scorer = forward_flops(config.reward_model, lengths, 0)
-    passes = config.ppo.update_epochs
-    update = passes * training_flops(policy + scorer, config.ppo.gradient_checkpointing)
+    ppo, critic = config.ppo, config.model if config.ppo.critic == "actor" else config.reward_model
+    actions, passes = sum(responses), ppo.update_epochs
+    scoring = (
+        forward_flops(config.model, lengths, actions, config.lora)
+        + forward_flops(config.model, lengths, actions)
+        + forward_flops(critic, lengths, 0, config.critic_lora)
+        + forward_flops(config.reward_model, lengths, 0)
+    )
+    update = passes * (
+        training_flops(config.model, lengths, actions, config.lora, ppo.gradient_checkpointing, ppo.dropout)
+        + training_flops(critic, lengths, 0, config.critic_lora, ppo.critic_gradient_checkpointing, ppo.critic_dropout)
+    )
     samples, sampled, tokens, rollout, score, train = total(
         len(lengths),
         sum(responses),
         sum(lengths),
-        generation_flops(config.model, prompts, responses),
-        2 * (policy + scorer),
+        generation_flops(config.model, prompts, responses, config.lora),
+        scoring,
         update,
     )
     seconds = {phase: maximum(clock.seconds[phase]) for phase in ("rollout", "score", "train")}

@@ -1,5 +1,9 @@
 """PPO: from prompts to experience, from experience to updates."""
 
+import math
+from dataclasses import fields
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -9,13 +13,16 @@ from rlhf.algo.masked import whiten
 from rlhf.config.schema import Config, Ppo
 from rlhf.data.streams import uniforms
 from rlhf.data.tokens import PromptBatch, left_mask, right_mask
+from rlhf.engine.distributed import gather, rank
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
 from rlhf.ppo.experience import Experience, from_all_ranks
-from rlhf.ppo.forward import response_logprobs, response_scores, response_values
+from rlhf.ppo.forward import response_logprobs, response_values
+from rlhf.ppo.judge import score
 from rlhf.ppo.report import describe_rollout
 from rlhf.ppo.update import Update
 from rlhf.rollout import generate
 from rlhf.rollout.base import Responses
+from rlhf.track.nonfinite import Nonfinite
 from rlhf.track.throughput import Clock
 
 
@@ -26,23 +33,24 @@ class DeepSpeedPPOTrainer:
             out = trainer.generate_experience(prompt_batch)
             actor_loss, critic_loss = trainer.train_rlhf(out)
 
-    After each of the two calls `metrics` holds what it measured, the same on all ranks (names: rlhf/track/metrics.py).
+    After each of the two calls `metrics` holds what it measured, the same on all ranks (names: rlhf/track/metrics.py). A
+    rollout with a score, a value or a log-probability that is not finite trains nothing, and an update with such a gradient
+    is left out; the rollout is kept in `inspection`, and `ppo.max_nonfinite` of them in a row raise FloatingPointError.
     """
 
-    def __init__(self, engine: DeepSpeedRLHFEngine, args: Config) -> None:
+    def __init__(self, engine: DeepSpeedRLHFEngine, args: Config, inspection: Path | None = None) -> None:
         self.engine, self.args, self.ppo = engine, args, args.ppo
         self.kl = make_controller(args.ppo)
         self.iteration = 0
         self.update = Update(engine, args)
         self.metrics: dict[str, float] = {}
         self.clock = Clock()
+        directory = inspection or Path(args.output_root) / "nonfinite"
+        self.nonfinite = Nonfinite(args.ppo.max_nonfinite, directory, rank())
 
     @torch.no_grad()
     def generate_experience(self, prompt_batch: PromptBatch) -> Experience:
-        """Sample a response to each prompt, judge it, and estimate advantages.
-
-        Raises FloatingPointError if a score, a value or a log-probability is not finite.
-        """
+        """Sample a response to each prompt, judge it, and estimate advantages."""
         self.clock = Clock()
         prompt_batch = prompt_batch.to(self.engine.device)
         with self.clock.phase("rollout"):
@@ -63,9 +71,11 @@ class DeepSpeedPPOTrainer:
         loss_mask = mask if ppo.train_on_eos else mask * (1 - last_action(mask) * responses.ended[:, None].long())
         # 2. Log-probabilities of policy and reference, values, scores.
         ids = torch.cat([prompts.ids, responses.tokens], dim=1)
-        logprobs, reference, values, scores = self.judge(ids, torch.cat([prompt_mask, mask], dim=1), mask)
+        whole = torch.cat([prompt_mask, mask], dim=1)
+        logprobs, reference, values, scores = self.judge(ids, whole, mask, responses.ended)
         # 3. Rewards: the KL penalty on every action, the score on the last one.
         shaped = shape_scores(scores, responses.ended, ppo.reward_clip, ppo.eos_penalty, ppo.eos_penalty_mode)
+        shaped = shaped - ppo.length_penalty * mask.sum(dim=1)
         rewards = token_rewards(shaped, k1(logprobs, reference), mask, self.kl.coef)
         if ppo.whiten_rewards:
             rewards = whiten(rewards, mask, shift_mean=False)
@@ -79,29 +89,21 @@ class DeepSpeedPPOTrainer:
         )  # fmt: skip
         return experience, shaped
 
-    def judge(self, ids: Tensor, mask: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def judge(self, ids: Tensor, mask: Tensor, actions: Tensor, ended: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log-probabilities of policy and reference and values [B, R], 0 on padding, and scores [B]; in micro-batches."""
         engine, size, width = self.engine, self.engine.batches.micro, actions.size(1)
+        engine.critic.eval()
         temperature = self.args.rollout.temperature
         parts: list[tuple[Tensor, ...]] = []
         for start in range(0, ids.size(0), size):
             sequence = ids[start : start + size], mask[start : start + size]
             logprobs, _ = response_logprobs(engine.actor, *sequence, width, temperature)
             reference, _ = response_logprobs(engine.ref, *sequence, width, temperature)
-            values = response_values(engine.critic, *sequence, width, engine.reward_bias)
-            parts.append((logprobs, reference, values, response_scores(engine.reward, *sequence, engine.reward_bias)))
+            values = response_values(engine.critic, *sequence, width)
+            scores = score(engine, *sequence, width, ended[start : start + size])
+            parts.append((logprobs, reference, values, scores))
         logprobs, reference, values, scores = (torch.cat(column) for column in zip(*parts, strict=True))
         logprobs, reference, values = (torch.where(actions.bool(), column, 0.0) for column in (logprobs, reference, values))
-        for name, column in (
-            ("log-probability", logprobs),
-            ("reference log-probability", reference),
-            ("value", values),
-            ("score", scores),
-        ):
-            if not torch.isfinite(column).all():
-                raise FloatingPointError(
-                    f"rollout {self.iteration}: a {name} is not finite; lower the learning rate or use bf16"
-                )
         return logprobs, reference, values, scores
 
     def train_rlhf(self, experience: Experience) -> tuple[float, float]:
@@ -110,6 +112,10 @@ class DeepSpeedPPOTrainer:
         Every pass goes over the samples of all ranks in a new order, `ppo.batch_size` at a time. Raises RuntimeError if
         the first mini-batch does not reproduce the rollout's log-probabilities.
         """
+        if problem := first_problem(experience):
+            with self.clock.phase("train"):
+                self.iteration += 1
+            return self.left_out(experience, problem)
         with self.clock.phase("train"):
             whole = from_all_ranks(experience)
             self.update.begin(self.iteration)
@@ -118,7 +124,31 @@ class DeepSpeedPPOTrainer:
             self.kl.update(self.metrics["kl/sequence"], whole.prompts.size(0))
             self.iteration += 1
         self.metrics = {**self.metrics, **self.update.metrics()}
-        return self.metrics["policy/loss"], self.metrics["value/loss"]
+        losses = self.metrics["policy/loss"], self.metrics["value/loss"]
+        if not all(map(math.isfinite, losses)):
+            return self.left_out(experience, "a loss")
+        self.metrics["train/nonfinite"] = self.nonfinite.note(self.iteration, None, {})
+        return losses
+
+    def left_out(self, experience: Experience, problem: str) -> tuple[float, float]:
+        """Count a rollout that is not finite, keep it for inspection, and log of it what can be logged."""
+        batch = {field.name: getattr(experience, field.name) for field in fields(experience)}
+        counted = self.nonfinite.note(self.iteration, problem, batch)
+        self.metrics = {name: value for name, value in self.metrics.items() if math.isfinite(value)}
+        self.metrics["train/nonfinite"] = counted
+        return math.nan, math.nan
+
+
+def first_problem(experience: Experience) -> str | None:
+    """What is not finite in a rollout, on whatever rank; None if all is."""
+    columns = (
+        ("a log-probability", experience.logprobs),
+        ("a reference log-probability", experience.reference_logprobs),
+        ("a value", experience.values),
+        ("a score", experience.scores),
+    )
+    found = [name for name, column in columns if not bool(torch.isfinite(column).all())]
+    return next((names[0] for names in gather(found) if names), None)
 
 
 def last_action(mask: Tensor) -> Tensor:

@@ -8,17 +8,24 @@ import torch
 from torch import Tensor
 
 from rlhf.algo.kl import k3
+from rlhf.algo.logprobs import token_logprobs
 from rlhf.algo.losses import policy_loss, policy_ratio, value_loss
 from rlhf.algo.masked import masked_sum
 from rlhf.algo.schedule import learning_rate
+from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.data.loaders import share
 from rlhf.data.streams import stream
+from rlhf.data.tokens import SequenceBatch, right_mask
 from rlhf.engine.distributed import maximum, rank, total
-from rlhf.engine.zero import backward, set_learning_rate, step
+from rlhf.engine.step import advance, finish
+from rlhf.engine.zero import backward, set_rates
+from rlhf.models.heads import model_inputs
+from rlhf.ppo.ema import MovingAverage
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
 from rlhf.ppo.experience import Experience
 from rlhf.ppo.forward import response_logprobs, response_values
+from rlhf.ppo.ptx import Texts, predicted
 
 # How far the first mini-batch's log-ratios may be from 0: (single token, mean over tokens), in nats.
 RATIO_TOLERANCE = {"fp32": (1e-3, 1e-3), "bf16": (0.5, 0.02), "fp16": (0.5, 0.02)}
@@ -32,6 +39,14 @@ class Update:
         per_rollout = self.ppo.update_epochs * (self.ppo.rollout_batch_size // self.ppo.batch_size)
         self.total_updates = engine.num_total_iters * per_rollout
         self.updates = 0
+        texts = self.ppo.ptx_coef > 0
+        self.texts = Texts(args, engine.tokenizer, engine.batches, engine.device) if texts else None
+        if self.ppo.ema and self.ppo.ema_start > self.total_updates:
+            problem = f"there are only {self.total_updates} updates to come"
+            raise ConfigError("ppo.ema_start", self.ppo.ema_start, problem, "start earlier")
+        self.average = MovingAverage(engine.actor, self.ppo) if self.ppo.ema else None
+        if self.average is not None:
+            self.average.update(0)
         self.begin(0)
 
     def begin(self, iteration: int) -> None:
@@ -41,6 +56,7 @@ class Update:
         self.ratio_first = self.ratio_max = 0.0
         self.norms: dict[str, list[float]] = {"policy": [], "value": []}
         self.overflows = {"policy": 0, "value": 0}
+        self.text_tokens = 0.0
         self.rates = (0.0, 0.0)
 
     def minibatches(self, samples: int) -> Iterator[list[int]]:
@@ -56,28 +72,32 @@ class Update:
         count = float(experience.loss_mask[torch.tensor(order, device=device)].sum())
         self.set_rates()
         own = share(order, rank(), self.engine.batches.ranks)
-        for start in range(0, len(own), self.engine.batches.micro):
+        texts, text_count = self.texts.batches(self.updates) if self.texts else ([], 0.0)
+        for number, start in enumerate(range(0, len(own), self.engine.batches.micro)):
             rows = experience.rows(torch.tensor(own[start : start + self.engine.batches.micro], device=device))
-            self.micro_batch(rows, count)
+            self.micro_batch(rows, count, texts[number] if texts else None, text_count)
+        self.note(*finish(self.engine.actor, self.engine.critic))
         self.updates += 1
+        if self.average is not None:
+            self.average.update(self.updates)
         self.first = False
 
     def set_rates(self) -> None:
         """Both learning rates of the next update."""
         ppo = self.ppo
-        place = self.updates, self.total_updates
-        self.rates = (
-            learning_rate(*place, ppo.learning_rate, ppo.warmup_steps, ppo.schedule),
-            learning_rate(*place, ppo.critic_learning_rate, ppo.warmup_steps, ppo.schedule),
-        )
-        for engine, rate in zip((self.engine.actor, self.engine.critic), self.rates, strict=True):
-            set_learning_rate(engine, rate)
+        factor = learning_rate(self.updates, self.total_updates, 1.0, ppo.warmup_steps, ppo.schedule)
+        self.rates = factor * ppo.learning_rate, factor * ppo.critic_learning_rate
+        for engine in (self.engine.actor, self.engine.critic):
+            set_rates(engine, factor)
 
-    def micro_batch(self, rows: Experience, count: float) -> None:
-        """Accumulate the gradients of some samples; `count` is the number of trained actions of the whole update."""
+    def micro_batch(self, rows: Experience, count: float, texts: SequenceBatch | None, text_count: float) -> None:
+        """Accumulate the gradients of some samples, and of some texts; `count` is the number of trained actions of the
+        whole update, `text_count` that of predicted tokens."""
         ids = torch.cat([rows.prompts, rows.responses], dim=1)
         mask = torch.cat([rows.prompt_mask, rows.mask], dim=1)
         self.actor_step(rows, ids, mask, count)
+        if texts is not None:
+            self.text_step(texts, text_count)
         self.critic_step(rows, ids, mask, count)
         self.sums["tokens"] += float(rows.loss_mask.sum())
 
@@ -90,8 +110,8 @@ class Update:
             self.check_first(logprobs.detach(), rows.logprobs, actions)
         ratio, cut = policy_ratio(logprobs, rows.logprobs, actions, ppo.log_ratio_clip)
         loss, clipped = policy_loss(ratio, rows.advantages, actions, ppo.clip_range)
-        backward(actor, loss, count, self.engine.batches)
-        self.note("policy", step(actor))
+        backward(actor, loss, count)
+        advance(actor)
         self.ratio_max = max(self.ratio_max, float((ratio.detach() * actions).max()))
         self.sums["policy/loss"] += float(loss.detach())
         self.sums["policy/clip_fraction"] += float(clipped)
@@ -99,14 +119,26 @@ class Update:
         self.sums["policy/entropy"] += float(masked_sum(entropy, actions))
         self.sums["policy/approx_kl"] += float(masked_sum(k3(rows.logprobs, logprobs.detach()), actions))
 
+    def text_step(self, texts: SequenceBatch, count: float) -> None:
+        """The pre-training loss of [B, T] texts and its gradient, which joins the policy's in one optimiser step."""
+        actor, mask = self.engine.actor, predicted(texts)
+        inputs = model_inputs(actor, texts.ids, right_mask(texts.lengths, texts.ids.size(1)))
+        logits = actor(**inputs, use_cache=False).logits[:, :-1]
+        logprobs, _ = token_logprobs(logits, inputs["input_ids"][:, 1:], 1.0)
+        loss = -masked_sum(logprobs, mask)
+        backward(actor, self.ppo.ptx_coef * loss, count)
+        advance(actor)
+        self.sums["policy/ptx_loss"] += float(loss.detach())
+        self.text_tokens += float(mask.sum())
+
     def critic_step(self, rows: Experience, ids: Tensor, mask: Tensor, count: float) -> None:
         """The clipped value loss of [B, T] sequences and its gradient."""
         critic, ppo, actions = self.engine.critic, self.ppo, rows.loss_mask
         critic.train()
-        values = response_values(critic, ids, mask, actions.size(1), self.engine.reward_bias)
+        values = response_values(critic, ids, mask, actions.size(1))
         loss, clipped = value_loss(values, rows.values, rows.returns, actions, ppo.value_clip_range)
-        backward(critic, ppo.value_coef * loss, count, self.engine.batches)
-        self.note("value", step(critic))
+        backward(critic, ppo.value_coef * loss, count)
+        advance(critic)
         self.sums["value/loss"] += float(loss.detach())
         self.sums["value/clip_fraction"] += float(clipped)
 
@@ -128,21 +160,22 @@ class Update:
                 "the two passes do not compute the same function"
             )
 
-    def note(self, name: str, norm: float | None) -> None:
-        """Remember a gradient norm, if this was the end of an update; fp16 skips one whose norm is not finite."""
-        if norm is None:
-            return
-        if math.isfinite(norm):
-            self.norms[name].append(norm)
-        else:
-            self.overflows[name] += 1
+    def note(self, policy: float, value: float) -> None:
+        """Remember the gradient norms of an update; if one is not finite, both models left it out."""
+        for name, norm in (("policy", policy), ("value", value)):
+            if math.isfinite(norm):
+                self.norms[name].append(norm)
+            else:
+                self.overflows[name] += 1
 
     def metrics(self) -> dict[str, float]:
         """What the updates of this rollout measured, over all ranks."""
         names = sorted(self.sums)
-        sums = dict(zip(names, total(*(self.sums[name] for name in names)), strict=True))
+        *found, text_tokens = total(*(self.sums[name] for name in names), self.text_tokens)
+        sums = dict(zip(names, found, strict=True))
         tokens = max(1.0, sums.pop("tokens"))
-        metrics = {name: amount if name == "policy/log_ratio_cut" else amount / tokens for name, amount in sums.items()}
+        counted = {"policy/log_ratio_cut": 1.0, "policy/ptx_loss": max(1.0, text_tokens)}
+        metrics = {name: amount / counted.get(name, tokens) for name, amount in sums.items()}
         metrics |= {f"{name}/grad_norm": sum(norms) / len(norms) for name, norms in self.norms.items() if norms}
         metrics |= {f"{name}/overflows": float(count) for name, count in self.overflows.items()}
         metrics |= {"policy/ratio_first": maximum(self.ratio_first), "policy/ratio_max": maximum(self.ratio_max)}

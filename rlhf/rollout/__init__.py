@@ -1,5 +1,6 @@
 """Generation engines behind one small protocol: `generate(engine, prompts, uniforms, tokenizer, rollout) -> Responses`."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,4 +20,5 @@ def generate(engine: Any, prompts: PromptBatch, uniforms: np.ndarray, tokenizer:
     response in whatever batch, engine or rank.
     """
     engine.eval()
-    return ENGINES[rollout.engine](engine, prompts, uniforms, tokenizer, rollout)
+    with getattr(engine, "off", nullcontext)():  # a model whose adapters are to be off
+        return ENGINES[rollout.engine](engine, prompts, uniforms, tokenizer, rollout)

@@ -24,7 +24,8 @@ class Chooser(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = len(self.logprobs)
-        forbid = self.eos if step < self.rollout.min_new_tokens else None
+        fixed = self.rollout.fixed_length
+        forbid = self.eos if fixed or step < self.rollout.min_new_tokens else None
         tokens, logprobs = next_tokens(scores, self.uniforms[:, step], self.rollout, forbid)
         self.logprobs.append(logprobs)
         return torch.full_like(scores, -torch.inf).scatter(-1, tokens[:, None], 0.0)

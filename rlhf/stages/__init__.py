@@ -38,7 +38,7 @@ def run_stage(spec: Spec) -> None:
     tracker = Tracker(spec.config, spec.stage, spec.fingerprint, directory, is_main())
     code = 1
     try:
-        metrics = RUN[spec.stage](spec.config, spec.inputs, Context(directory, tracker))
+        metrics = RUN[spec.stage](spec.config, spec.inputs, Context(directory, tracker, spec))
         code = 0
     finally:
         tracker.close(code)

@@ -1,19 +1,40 @@
 """What a stage is given besides its configuration and its inputs."""
 
+import math
 from dataclasses import dataclass
 
+from rlhf.config.schema import Config
+from rlhf.data.tokens import SequenceBatch
+from rlhf.experiment.spec import Spec
 from rlhf.experiment.store import StageDirectory
+from rlhf.track.nonfinite import Nonfinite
 from rlhf.track.tracker import Tracker
 
 
 @dataclass(frozen=True)
 class Context:
-    """The directory that the stage fills, and where its metrics go."""
+    """The directory that the stage fills, where its metrics go, and what the stage was launched with."""
 
     directory: StageDirectory
     tracker: Tracker
+    spec: Spec
 
 
 def due(step: int, total: int, every: int | None) -> bool:
     """Whether to evaluate after `step` of `total` steps: every so many, and always at the end."""
     return step == total or (every is not None and step % every == 0)
+
+
+def keep_finite(
+    nonfinite: Nonfinite, step: int, measured: dict[str, float], batch: SequenceBatch, config: Config
+) -> dict[str, float]:
+    """What a step measured, but for numbers that are not finite; counts a step that was left out because of one.
+
+    A gradient that overflows in fp16 while the loss is finite is none: the loss scale is falling, as it should.
+    """
+    problem = None if math.isfinite(measured["train/loss"]) else "the loss"
+    if problem is None and not math.isfinite(measured["train/grad_norm"]) and config.precision.dtype != "fp16":
+        problem = "the gradient"
+    kept = {name: value for name, value in measured.items() if math.isfinite(value)}
+    tensors = {"ids": batch.ids, "lengths": batch.lengths, "starts": batch.starts}
+    return kept | {"train/nonfinite": nonfinite.note(step, problem, tensors)}

@@ -1,7 +1,12 @@
 """Stage 3, PPO: raise the reward model's score while staying near the policy that supervised fine-tuning left."""
 
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
-from rlhf.config.schema import Config
+from rlhf.config.schema import Config, Lora
 from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.data.records import load_dataset
 from rlhf.engine.distributed import is_main, maximum
@@ -9,6 +14,7 @@ from rlhf.engine.save import save_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.ppo.evaluate import Evaluation, compare, heldout_prompts
 from rlhf.ppo.report import describe_speed
+from rlhf.stages.card import card
 from rlhf.stages.context import Context, due
 from rlhf.track.progress import Bar
 from rlhf.track.throughput import peak_memory_gib
@@ -16,6 +22,7 @@ from rlhf.track.throughput import peak_memory_gib
 
 def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, float]:
     """Train the actor against the reward model and save it; returns held-out figures."""
+    config = replace(config, ppo=replace(config.ppo, critic=inputs.get("critic", config.ppo.critic)))
     ppo = config.ppo
     dataset = load_dataset(config)
     tokenizer = load_tokenizer(inputs["actor"], "ppo.actor")
@@ -27,7 +34,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         num_total_iters=len(loader),
         args=config,
     )
-    trainer = DeepSpeedPPOTrainer(engine=engine, args=config)
+    trainer = DeepSpeedPPOTrainer(engine=engine, args=config, inspection=context.directory.path / "nonfinite")
     evaluation = Evaluation(engine, config, dataset.gold, heldout_prompts(config, dataset, tokenizer))
     before = evaluation.answers(engine.ref)
     final: dict[str, float] = {}
@@ -47,16 +54,32 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             context.tracker.status(number, len(loader))
             bar.update(number, figures(metrics, final))
 
-    save_model(engine.actor, tokenizer, config, context.directory.model)
+    save(trainer, context, final)
     engine.release()
     return final
+
+
+def save(trainer: DeepSpeedPPOTrainer, context: Context, final: dict[str, float]) -> None:
+    """Save the actor, the critic and, if one is kept, the moving average of the actor."""
+    engine, config, average = trainer.engine, trainer.args, trainer.update.average
+    place = context.directory.path
+    models: list[tuple[str, Any, Lora, Path]] = [
+        ("critic", engine.critic, config.critic_lora, place / "critic"),
+        ("ppo", engine.actor, config.lora, context.directory.model),
+    ]
+    for kind, model, lora, directory in models:
+        text = card(context.spec, kind, model, final)
+        save_model(model, engine.tokenizer, lora, directory, text)
+    if average is not None:
+        text = card(context.spec, "ema", engine.actor, {})
+        save_model(engine.actor, engine.tokenizer, config.lora, place / "ema", text, average.read)
 
 
 def figures(metrics: dict[str, float], final: dict[str, float]) -> dict[str, str]:
     """What the progress bar shows."""
     shown = {
-        "reward": f"{metrics['reward/mean']:.2f}",
-        "kl": f"{metrics['kl/sequence']:.1f}",
+        "reward": f"{metrics.get('reward/mean', math.nan):.2f}",
+        "kl": f"{metrics.get('kl/sequence', math.nan):.1f}",
         "length": f"{metrics['length/response']:.0f}",
         "samples/s": f"{metrics['throughput/samples_per_s']:.0f}",
     }

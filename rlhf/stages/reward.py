@@ -26,19 +26,22 @@ from rlhf.data.tokens import (
 )
 from rlhf.engine.distributed import is_main, rank, total
 from rlhf.engine.save import save_model
-from rlhf.engine.zero import backward, release, set_learning_rate, step, training_engine
-from rlhf.models.heads import BIAS, last_token, model_inputs
+from rlhf.engine.step import advance, finish
+from rlhf.engine.zero import Learning, backward, release, set_rates, training_engine
+from rlhf.models.heads import BIAS, SCALE, last_token, model_inputs
 from rlhf.models.load import new_scorer
 from rlhf.models.tokenizer import build_tokenizer
-from rlhf.plan.flops import forward_flops
-from rlhf.stages.context import Context, due
+from rlhf.plan.flops import training_flops
+from rlhf.stages.card import card
+from rlhf.stages.context import Context, due, keep_finite
 from rlhf.stages.speed import step_speed
+from rlhf.track.nonfinite import Nonfinite
 from rlhf.track.progress import Bar
 from rlhf.track.throughput import Clock
 
 Element = list[tuple[Encoded, Encoded]]
-# Demonstrations whose mean score becomes the bias.
-BIAS_DEMONSTRATIONS = 512
+# Demonstrations whose scores become bias and scale; the least scale, for scores that do not differ.
+BIAS_DEMONSTRATIONS, MIN_SCALE = 512, 1e-6
 
 
 def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, float]:
@@ -49,8 +52,13 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     train = encode_comparisons(dataset.train.comparisons, tokenizer, config.data, reward.grouped)
     heldout = heldout_pairs(dataset, tokenizer, config)
     plan = batches(config, "reward")
-    scorer = new_scorer(config.reward_model, config, tokenizer, reward.dropout)
-    engine = training_engine(scorer, config, reward, plan, reward.weight_decay)
+    scorer = new_scorer(config.reward_model, config, tokenizer, config.reward_zero, reward.dropout)
+    learning = Learning(
+        reward, plan, config.reward_zero, config.reward_lora, reward.learning_rate, reward.weight_decay,
+        reward.gradient_checkpointing, "reward_lora",
+    )  # fmt: skip
+    engine = training_engine(scorer, config, learning)
+    nonfinite = Nonfinite(reward.max_nonfinite, context.directory.path / "nonfinite", rank())
     steps = total_steps(len(train), reward.batch_size, reward.epochs, reward.max_steps, "reward.batch_size")
     per_epoch = steps_per_epoch(len(train), reward.batch_size, "reward.batch_size")
     final: dict[str, float] = {}
@@ -59,16 +67,17 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         for number, chosen in enumerate(
             all_batches(len(train), reward.batch_size, config.seed, "reward.batch_size", steps)
         ):
-            rate = learning_rate(number, steps, reward.learning_rate, reward.warmup_steps, reward.schedule)
-            set_learning_rate(engine, rate)
+            factor = learning_rate(number, steps, 1.0, reward.warmup_steps, reward.schedule)
+            set_rates(engine, factor)
             torch.manual_seed(torch_seed(config.seed, "reward dropout", number, rank()))
             clock = Clock()
             with clock.phase("step"):
                 own = [train[i] for i in share(chosen, rank(), plan.ranks)]
                 measured, lengths = train_step(engine, own, plan, tokenizer.pad_token_id)
-            metrics = {**measured, "lr/model": rate, "train/epoch": (number + 1) / per_epoch}
-            forward = forward_flops(config.reward_model, lengths, 0)
-            metrics |= step_speed(config, lengths, forward, reward.gradient_checkpointing, clock)
+            rows = comparison_batch(own, tokenizer.pad_token_id).rows
+            metrics = {"lr/model": factor * reward.learning_rate, "train/epoch": (number + 1) / per_epoch}
+            metrics |= keep_finite(nonfinite, number + 1, measured, rows, config)
+            metrics |= step_speed(config, lengths, work(config, lengths), clock)
             if due(number + 1, steps, reward.eval_every):
                 final = evaluate(engine, heldout, dataset.agreement, plan, tokenizer.pad_token_id)
                 metrics |= final
@@ -77,10 +86,15 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             figures = {"loss": f"{measured['train/loss']:.3f}", "accuracy": f"{measured['train/accuracy']:.2f}"}
             bar.update(number + 1, figures | {"samples/s": f"{metrics['throughput/samples_per_s']:.0f}"})
 
-    if reward.normalize == "bias":
-        final["eval/reward_bias"] = bias(engine, dataset, plan, config, tokenizer)
-        setattr(engine.module.config, BIAS, final["eval/reward_bias"])
-    save_model(engine, tokenizer, config, context.directory.model)
+    if reward.normalize != "none":
+        mean, deviation = moments(engine, dataset, plan, config, tokenizer)
+        final["eval/reward_bias"] = mean
+        setattr(engine.module.config, BIAS, mean)
+        if reward.normalize == "standard":
+            final["eval/reward_scale"] = deviation
+            setattr(engine.module.config, SCALE, deviation)
+    text = card(context.spec, "reward", engine, final)
+    save_model(engine, tokenizer, config.reward_lora, context.directory.model, text)
     release(engine)
     return final
 
@@ -89,19 +103,19 @@ def train_step(engine: Any, elements: list[Element], plan: Batches, pad: int) ->
     """One optimiser step on this rank's share of a batch: metrics over all ranks, and the lengths of what was read."""
     engine.train()
     count = float(len(elements) * plan.ranks)
-    loss_sum, right, pairs, norm = 0.0, 0.0, 0.0, math.nan
+    loss_sum, right, pairs = 0.0, 0.0, 0.0
     lengths: list[int] = []
     for start in range(0, len(elements), plan.micro):
         batch = comparison_batch(elements[start : start + plan.micro], pad, engine.device)
         margins = pair_margins(engine, batch)
         loss = preference_loss(margins, torch.zeros_like(margins), batch.weights)
-        backward(engine, loss, count, plan)
-        ended = step(engine)
-        norm = norm if ended is None else ended
+        backward(engine, loss, count)
+        advance(engine)
         loss_sum += float(loss.detach())
         right += float((margins > 0).sum())
         pairs += margins.numel()
         lengths += batch.rows.lengths.tolist()
+    (norm,) = finish(engine)
     loss_total, right, pairs = total(loss_sum, right, pairs)
     return {"train/loss": loss_total / count, "train/accuracy": right / pairs, "train/grad_norm": norm}, lengths
 
@@ -157,14 +171,24 @@ def gold_gap(dataset: Dataset, comparison: Comparison) -> float:
 
 
 @torch.no_grad()
-def bias(engine: Any, dataset: Dataset, plan: Batches, config: Config, tokenizer: Tokenizer) -> float:
-    """Mean raw score of training demonstrations: what is subtracted so that they score 0 on average."""
+def moments(engine: Any, dataset: Dataset, plan: Batches, config: Config, tokenizer: Tokenizer) -> tuple[float, float]:
+    """Mean and standard deviation of the raw scores of training demonstrations: with them as bias and scale, these score 0
+    on average, with deviation 1."""
     engine.eval()
     items = encode_demonstrations(dataset.train.demonstrations[:BIAS_DEMONSTRATIONS], tokenizer, config.data)
-    score_sum = count = 0.0
-    for own, weights in even_shares(items, plan, rank()):
-        batch = sequence_batch(own, tokenizer.pad_token_id, engine.device)
-        score_sum += float((scores(engine, batch) * weights.to(engine.device)).sum())
+    score_sum = square_sum = count = 0.0
+    for own, on_host in even_shares(items, plan, rank()):
+        batch, weights = sequence_batch(own, tokenizer.pad_token_id, engine.device), on_host.to(engine.device)
+        found = scores(engine, batch)
+        score_sum += float((found * weights).sum())
+        square_sum += float((found.double() ** 2 * weights).sum())
         count += float(weights.sum())
-    score_sum, count = total(score_sum, count)
-    return score_sum / max(1.0, count)
+    score_sum, square_sum, count = total(score_sum, square_sum, count)
+    mean = score_sum / max(1.0, count)
+    return mean, max(math.sqrt(max(0.0, square_sum / max(1.0, count) - mean**2)), MIN_SCALE)
+
+
+def work(config: Config, lengths: list[int]) -> int:
+    """Operations of a step on sequences of these lengths."""
+    how = config.reward_lora, config.reward.gradient_checkpointing, config.reward.dropout
+    return training_flops(config.reward_model, lengths, 0, *how)

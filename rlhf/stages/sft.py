@@ -17,13 +17,16 @@ from rlhf.data.streams import torch_seed
 from rlhf.data.tokens import Encoded, SequenceBatch, encode_demonstrations, response_mask, right_mask, sequence_batch
 from rlhf.engine.distributed import is_main, rank, total
 from rlhf.engine.save import save_model
-from rlhf.engine.zero import backward, release, set_learning_rate, step, training_engine
+from rlhf.engine.step import advance, finish
+from rlhf.engine.zero import Learning, backward, release, set_rates, training_engine
 from rlhf.models.heads import model_inputs
 from rlhf.models.load import new_policy
 from rlhf.models.tokenizer import build_tokenizer
-from rlhf.plan.flops import forward_flops
-from rlhf.stages.context import Context, due
+from rlhf.plan.flops import training_flops
+from rlhf.stages.card import card
+from rlhf.stages.context import Context, due, keep_finite
 from rlhf.stages.speed import step_speed
+from rlhf.track.nonfinite import Nonfinite
 from rlhf.track.progress import Bar
 from rlhf.track.throughput import Clock
 
@@ -37,53 +40,58 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     heldout = encode_demonstrations(dataset.heldout.demonstrations, tokenizer, config.data)
     require(heldout, "demonstrations", config)
     plan = batches(config, "sft")
-    engine = training_engine(new_policy(config.model, config, tokenizer, sft.dropout), config, sft, plan, sft.weight_decay)
+    policy = new_policy(config.model, config, tokenizer, config.zero, sft.dropout)
+    learning = Learning(
+        sft, plan, config.zero, config.lora, sft.learning_rate, sft.weight_decay, sft.gradient_checkpointing
+    )
+    engine = training_engine(policy, config, learning)
+    nonfinite = Nonfinite(sft.max_nonfinite, context.directory.path / "nonfinite", rank())
     steps = total_steps(len(train), sft.batch_size, sft.epochs, sft.max_steps, "sft.batch_size")
     per_epoch = steps_per_epoch(len(train), sft.batch_size, "sft.batch_size")
     final: dict[str, float] = {}
 
     with Bar("sft", steps, is_main()) as bar:
         for number, chosen in enumerate(all_batches(len(train), sft.batch_size, config.seed, "sft.batch_size", steps)):
-            rate = learning_rate(number, steps, sft.learning_rate, sft.warmup_steps, sft.schedule)
-            set_learning_rate(engine, rate)
+            factor = learning_rate(number, steps, 1.0, sft.warmup_steps, sft.schedule)
+            set_rates(engine, factor)
             torch.manual_seed(torch_seed(config.seed, "sft dropout", number, rank()))
             clock = Clock()
             with clock.phase("step"):
                 own = [train[i] for i in share(chosen, rank(), plan.ranks)]
-                loss, norm = train_step(engine, own, plan, config, tokenizer.pad_token_id)
-            metrics = {
-                "train/loss": loss,
-                "train/grad_norm": norm,
-                "lr/model": rate,
-                "train/epoch": (number + 1) / per_epoch,
-            }
-            metrics |= step_speed(config, *forward_work(config, own), sft.gradient_checkpointing, clock)
+                measured = train_step(engine, own, plan, config, tokenizer.pad_token_id)
+            metrics = {"lr/model": factor * sft.learning_rate, "train/epoch": (number + 1) / per_epoch}
+            metrics |= keep_finite(nonfinite, number + 1, measured, sequence_batch(own, tokenizer.pad_token_id), config)
+            metrics |= step_speed(config, *work(config, own), clock)
             if due(number + 1, steps, sft.eval_every):
                 final = evaluate(engine, heldout, plan, config, tokenizer.pad_token_id)
                 metrics |= final
             context.tracker.log(number + 1, metrics)
             context.tracker.status(number + 1, steps)
-            bar.update(number + 1, {"loss": f"{loss:.3f}", "samples/s": f"{metrics['throughput/samples_per_s']:.0f}"})
+            bar.update(
+                number + 1,
+                {"loss": f"{measured['train/loss']:.3f}", "samples/s": f"{metrics['throughput/samples_per_s']:.0f}"},
+            )
 
-    save_model(engine, tokenizer, config, context.directory.model)
+    text = card(context.spec, "sft", engine, final)
+    save_model(engine, tokenizer, config.lora, context.directory.model, text)
     release(engine)
     return final
 
 
-def train_step(engine: Any, items: list[Encoded], plan: Batches, config: Config, pad: int) -> tuple[float, float]:
+def train_step(engine: Any, items: list[Encoded], plan: Batches, config: Config, pad: int) -> dict[str, float]:
     """One optimiser step on this rank's share of a batch: loss per token over all ranks, and gradient norm."""
     engine.train()
     parts = [sequence_batch(items[i : i + plan.micro], pad, engine.device) for i in range(0, len(items), plan.micro)]
     (count,) = total(sum(float(loss_mask(part, config).sum()) for part in parts))
-    loss_sum, norm = 0.0, math.nan
+    loss_sum = 0.0
     for part in parts:
         loss = loss_of(engine, part, config)
-        backward(engine, loss, count, plan)
-        ended = step(engine)
-        norm = norm if ended is None else ended
+        backward(engine, loss, count)
+        advance(engine)
         loss_sum += float(loss.detach())
+    (norm,) = finish(engine)
     (loss_total,) = total(loss_sum)
-    return loss_total / count, norm
+    return {"train/loss": loss_total / count, "train/grad_norm": norm}
 
 
 def loss_mask(batch: SequenceBatch, config: Config) -> Tensor:
@@ -114,7 +122,8 @@ def evaluate(engine: Any, items: list[Encoded], plan: Batches, config: Config, p
     return {"eval/loss": loss / tokens, "eval/perplexity": math.exp(min(loss / tokens, 700.0))}
 
 
-def forward_work(config: Config, items: list[Encoded]) -> tuple[list[int], int]:
-    """Lengths of the sequences of a step, and the operations of a forward pass over them."""
+def work(config: Config, items: list[Encoded]) -> tuple[list[int], int]:
+    """Lengths of the sequences of a step, and its operations."""
     lengths = [len(item.prompt) + len(item.response) for item in items]
-    return lengths, forward_flops(config.model, lengths, sum(lengths))
+    how = config.lora, config.sft.gradient_checkpointing, config.sft.dropout
+    return lengths, training_flops(config.model, lengths, sum(lengths), *how)

@@ -11,9 +11,10 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from rlhf.config.compose import config_root, load, quoted, register, typed
+from rlhf.config.compose import config_root, quoted, register, typed
 from rlhf.config.errors import ConfigError
 from rlhf.main import compose
+from rlhf.prepare import load_config
 
 
 @pytest.fixture
@@ -67,6 +68,8 @@ def is_one_line(message, key, value, fix):
         ("modle=opt-13b", "modle", "opt-13b", "did you mean model?"),
         ("reward_model=opt-13bb", "reward_model", "opt-13bb", "did you mean opt-13b?"),
         ("zero=4", "zero", "4", "3-offload"),
+        ("zero@critic_zero=4", "zero@critic_zero", "4", "3-offload"),
+        ("zero=same", "zero.stage", "${zero.stage}", "correct the reference"),  # as which?
         # keys that Hydra alone would accept
         ("+ppo.kl_cof=0.1", "ppo.kl_cof", "0.1", "did you mean ppo.kl_coef?"),
         ("+experimnt=x", "experimnt", "x", "did you mean experiments?"),
@@ -130,6 +133,7 @@ def test_a_bad_point_of_a_sweep_stops_all_of_them(run):
 
 def test_all_points_of_a_sweep_are_handed_in_and_zero_takes_numbers(run):
     assert [(p.zero.stage, p.seed) for p in run("-m", "zero=0,3", "seed=2")] == [(0, 2), (3, 2)]
+    assert [p.critic_zero.stage for p in run("-m", "zero@critic_zero=0,3", "zero=2")] == [0, 3]
 
 
 @pytest.mark.parametrize(
@@ -138,6 +142,9 @@ def test_all_points_of_a_sweep_are_handed_in_and_zero_takes_numbers(run):
         ("zero=3", "zero='3'"),
         ("zero=0,1", "zero='0','1'"),
         ("+zero=3", "+zero='3'"),
+        ("zero@critic_zero=3", "zero@critic_zero='3'"),
+        ("zero@reference_zero=0,1", "zero@reference_zero='0','1'"),
+        ("zero@critic_zero=same", "zero@critic_zero=same"),
         ("zero='3'", "zero='3'"),
         ("zero=3-offload", "zero=3-offload"),
         ("zero.stage=3", "zero.stage=3"),
@@ -163,6 +170,6 @@ def test_groups_and_keys_mix_and_the_reward_model_has_the_models_names(make_conf
 
 
 def test_loading_from_python_checks_too(make_config):
-    assert load() == make_config()
+    assert load_config() == make_config()
     with pytest.raises(ConfigError, match=r"^ppo\.gamma=2"):
-        load("ppo.gamma=2")
+        load_config("ppo.gamma=2")

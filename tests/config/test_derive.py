@@ -4,9 +4,11 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from rlhf.config.derive import batches, check, check_devices, max_sequence
+from rlhf.config.checks import check, check_devices
+from rlhf.config.derive import batches, max_sequence, roles
 from rlhf.config.errors import ConfigError
-from rlhf.config.memory import activation_bytes_per_token, training_state_gib
+from rlhf.config.memory import Role, activation_bytes_per_token, adapter_parameters, state_gib
+from rlhf.config.schema import LORAS, ZEROS
 
 STAGES = st.sampled_from(["sft", "reward", "ppo"])
 SIZES = st.integers(1, 16)
@@ -75,11 +77,40 @@ def test_a_micro_batch_must_divide_a_ranks_share(make_config, set_key, stage, pe
         assert batches(set_key(config, f"{stage}.micro_batch_size", better), stage).micro == better
 
 
+def trained(config, stage):
+    """The models that the stage trains, each with whether its activations are recomputed."""
+    if stage != "ppo":
+        model = config.model if stage == "sft" else config.reward_model
+        return [(model, getattr(config, stage).gradient_checkpointing)]
+    critic = config.model if config.ppo.critic == "actor" else config.reward_model
+    return [(config.model, config.ppo.gradient_checkpointing), (critic, config.ppo.critic_gradient_checkpointing)]
+
+
+def held(config, stage):
+    """The models that the stage holds, spelled out."""
+    actor, judge = Role(config.model, config.zero, config.lora), Role(config.reward_model, config.reward_zero, None)
+    if stage == "sft":
+        return [actor]
+    if stage == "reward":
+        return [Role(config.reward_model, config.reward_zero, config.reward_lora)]
+    from_actor = config.ppo.critic == "actor"
+    models = [actor, Role(config.model if from_actor else config.reward_model, config.critic_zero, config.critic_lora)]
+    if config.lora.rank == 0 or not config.lora.only:
+        models.append(Role(config.model, config.reference_zero, None))
+    if config.ppo.critic != "reward" or config.critic_lora.rank == 0 or not config.critic_lora.only:
+        models.append(judge)
+    return models
+
+
 def room_bytes(config, stage):
     """Memory of a device that the stage's weights, gradients and optimiser leave."""
-    models = {"sft": [config.model], "reward": [config.reward_model], "ppo": [config.model, config.reward_model]}[stage]
-    state = training_state_gib(config, models, models if stage == "ppo" else [])
-    return models, max(0.0, config.hardware.memory_gib - state) * 2**30
+    state = sum(state_gib(role, config) for role in held(config, stage))
+    return max(0.0, config.hardware.memory_gib - state) * 2**30
+
+
+def set_all(config, names, key, value):
+    for name in names:
+        setattr(getattr(config, name), key, value)
 
 
 @pytest.fixture(scope="module")
@@ -93,26 +124,44 @@ NAMES = st.sampled_from(["opt-125m", "opt-1.3b", "opt-13b"])
 
 @given(
     STAGES, NAMES, NAMES, st.sampled_from([24, 40, 80]), st.sampled_from([1, 8]), st.sampled_from([0, 2, 3]),
-    st.integers(1, 64), st.integers(8, 900), st.booleans(),
+    st.integers(1, 64), st.integers(8, 900), st.booleans(), st.booleans(), st.sampled_from([0, 0, 64]),
+    st.sampled_from(["reward", "actor"]),
 )  # fmt: skip
-@example("ppo", "opt-125m", "opt-1.3b", 40, 1, 0, 57, 72, False)  # the critic is the larger
+@example("ppo", "opt-125m", "opt-1.3b", 40, 1, 0, 57, 72, False, False, 0, "reward")  # the critic is the larger
+@example("ppo", "opt-125m", "opt-1.3b", 40, 1, 0, 64, 400, True, False, 0, "reward")  # and is not recomputed
 def test_a_derived_micro_batch_divides_and_fits(
-    make_config, set_key, shapes, stage, model, reward, memory, world, zero, per_rank, tokens, checkpointing
-):
+    make_config, set_key, shapes, stage, model, reward, memory, world, zero, per_rank, tokens, checkpointing,
+    critic_checkpointing, rank, critic,
+):  # fmt: skip
     """Every model that the stage trains fits its activations, whichever of actor and critic is the larger."""
     config = at_world(make_config(), world)
-    config.model, config.reward_model = shapes[model], shapes[reward]
-    config.hardware.memory_gib, config.zero.stage, config.precision.dtype = memory, zero, "bf16"
+    config.model, config.reward_model, config.ppo.critic = shapes[model], shapes[reward], critic
+    config.hardware.memory_gib, config.precision.dtype = memory, "bf16"
+    set_all(config, ZEROS, "stage", zero)
+    set_all(config, LORAS, "rank", rank)
     config.data.max_prompt_tokens = config.data.max_response_tokens = tokens
     set_key(config, f"{stage}.batch_size", per_rank * world)
     set_key(config, f"{stage}.gradient_checkpointing", checkpointing)
+    config.ppo.critic_gradient_checkpointing = critic_checkpointing
     micro = batches(config, stage).micro
     assert per_rank % micro == 0
-    models, room = room_bytes(config, stage)
+    room = room_bytes(config, stage)
     rows = micro * (2 if stage == "reward" else 1)
-    for shape in models:
-        needed = rows * max_sequence(config) * activation_bytes_per_token(shape, "bf16", checkpointing)
+    for shape, recomputed in trained(config, stage):
+        needed = rows * max_sequence(config) * activation_bytes_per_token(shape, "bf16", recomputed)
         assert micro == 1 or needed <= room, f"{shape.name} needs {needed / 2**30:.0f} of {room / 2**30:.0f} GiB"
+
+
+@pytest.mark.parametrize("only", [True, False])
+@pytest.mark.parametrize("ranks", [(0, 0), (8, 0), (0, 8), (8, 8)])
+@pytest.mark.parametrize("critic", ["reward", "actor", "org/another-model"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_a_stage_holds_the_models_that_it_loads(make_config, stage, critic, ranks, only):
+    """With adapters alone the reference is the actor, and the reward model the critic that started from it."""
+    config = make_config("zero@critic_zero='1'", "zero@reference_zero='2'", "zero@reward_zero='3'")
+    config.ppo.critic, (config.lora.rank, config.critic_lora.rank) = critic, ranks
+    set_all(config, LORAS, "only", only)
+    assert roles(config, stage) == held(config, stage)
 
 
 def test_a_grouped_reward_micro_batch_counts_all_answers_of_a_prompt(make_config, shapes):
@@ -122,7 +171,7 @@ def test_a_grouped_reward_micro_batch_counts_all_answers_of_a_prompt(make_config
     rows = config.data.demo.answers_per_prompt * config.data.demo.rounds
     config.data.max_prompt_tokens = config.data.max_response_tokens = 512
     micro = batches(config, "reward").micro
-    _, room = room_bytes(config, "reward")
+    room = room_bytes(config, "reward")
     needed = micro * rows * max_sequence(config) * activation_bytes_per_token(config.reward_model, "bf16", False)
     assert micro == 1 or needed <= room, f"{micro} elements need {needed / 2**30:.0f} of {room / 2**30:.0f} GiB"
 
@@ -139,18 +188,40 @@ def test_more_memory_never_means_a_smaller_micro_batch(make_config, shapes):
 
 
 def test_state_memory_of_a_hand_case(make_config):
-    """1.3e9 parameters in mixed precision on 8 ranks: 16 bytes each, less what each ZeRO stage shards."""
+    """1.3e9 parameters in mixed precision on 8 ranks: 16 bytes each, less what each ZeRO stage shards; 0 is run as 1."""
     config = at_world(make_config(), 8)
     config.precision.dtype = "bf16"
     config.model.parameters = 1_300_000_000
-    expected = {"0": 16.0, "1": 4 + 12 / 8, "2": 2 + 2 / 8 + 12 / 8, "3": 16 / 8}
+    learns, reads = Role(config.model, config.zero, config.lora), Role(config.model, config.zero, None)
+    expected = {"0": 4 + 12 / 8, "1": 4 + 12 / 8, "2": 2 + 2 / 8 + 12 / 8, "3": 16 / 8}
     for config.zero.stage, size in ((int(stage), size) for stage, size in expected.items()):
-        assert training_state_gib(config, [config.model], []) == pytest.approx(1.3e9 * size / 2**30)
+        assert state_gib(learns, config) == pytest.approx(1.3e9 * size / 2**30)
     config.zero.offload_optimizer = True
-    assert training_state_gib(config, [config.model], []) == pytest.approx(1.3e9 * 4 / 8 / 2**30)
-    assert training_state_gib(config, [], [config.model]) == pytest.approx(1.3e9 * 2 / 8 / 2**30)
-    config.precision.dtype, config.zero.stage, config.zero.offload_optimizer = "fp32", 0, False
-    assert training_state_gib(config, [config.model], []) == pytest.approx(1.3e9 * 16 / 2**30)
+    assert state_gib(learns, config) == pytest.approx(1.3e9 * 4 / 8 / 2**30)
+    assert state_gib(reads, config) == pytest.approx(1.3e9 * 2 / 8 / 2**30)
+    config.zero.offload_parameters = True
+    assert state_gib(learns, config) == pytest.approx(1.3e9 * 2 / 8 / 2**30)
+    assert state_gib(reads, config) == 0
+    # fp32: weight, gradient and two moments; ZeRO keeps a master weight beside them.
+    config.precision.dtype, config.zero.offload_optimizer, config.zero.offload_parameters = "fp32", False, False
+    for config.zero.stage, size in ((0, 16), (1, 8 + 12 / 8), (2, 4 + 4 / 8 + 12 / 8), (3, 20 / 8)):
+        assert state_gib(learns, config) == pytest.approx(1.3e9 * size / 2**30)
+    config.zero.stage = 0
+    assert state_gib(reads, config) == pytest.approx(1.3e9 * 4 / 2**30)
+
+
+def test_state_memory_of_adapters_of_a_hand_case(make_config):
+    """Adapters of rank 8 on the matrices of an OPT of 2 layers, width 64 and 256 in between: 4 of 64 x 64 and 2 of 64 x 256
+    in each; and on those of a Llama, which has 3 of the latter, and half as many keys."""
+    config = make_config("model=opt-tiny", "lora=r8", "precision=bf16")
+    adapters = 8 * 2 * (4 * (64 + 64) + 2 * (64 + 256))
+    assert adapter_parameters(config.model, 8) == adapters
+    learns, whole = Role(config.model, config.zero, config.lora), config.model.parameters + adapters
+    assert state_gib(learns, config) == pytest.approx((2 * whole + 14 * adapters) / 2**30)
+    config.lora.only = False
+    assert state_gib(learns, config) == pytest.approx(16 * whole / 2**30)
+    llama = make_config("model=llama-tiny", "model.kv_heads=2", "model.ffn=200").model
+    assert adapter_parameters(llama, 1) == 2 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 200))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +248,6 @@ def test_state_memory_of_a_hand_case(make_config):
         # hardware
         ({"hardware.device": "tpu"}, "hardware.device"),
         ({"hardware.nodes": 0}, "hardware.nodes"),
-        ({"precision.dtype": "fp16"}, "precision.dtype"),  # on the CPU
         ({"zero.stage": 4}, "zero.stage"),
         ({"zero.offload_optimizer": True}, "zero.offload_optimizer"),  # at stage 0
         ({"zero.stage": 2, "zero.offload_parameters": True}, "zero.offload_parameters"),
@@ -244,6 +314,126 @@ def test_what_cannot_work_is_refused_by_its_key(make_config, set_key, changes, k
     assert "\n" not in str(error.value)
 
 
+FAMILIES = "opt, bloom, gpt_neox, gptj, gpt_neo, gpt2, codegen, llama, qwen2, qwen3, mistral, gemma2"
+FORMATS = "give a .jsonl, .json, .csv, .parquet or .txt file"
+PLACE = "give a directory that holds config.json, or a hub id"
+
+
+def per_role(roles, *cases):
+    """The same cases for each role, `{}` standing for its name."""
+    fill = lambda text, role: text.replace("{}", role) if isinstance(text, str) else text  # noqa: E731
+    return [
+        ({fill(name, role): value for name, value in changes.items()}, *(fill(text, role) for text in rest))
+        for changes, *rest in cases
+        for role in roles
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "value", "fix"),
+    [
+        # names
+        ({"model.family": "gpt5"}, "model.family", "gpt5", FAMILIES),
+        ({"reward_model.family": "other"}, "reward_model.family", "other", FAMILIES),
+        ({"model.layers": 0}, "model.path", "null", "give a directory or hub id"),  # model=local without a path
+        ({"reward.normalize": "mean"}, "reward.normalize", "mean", "choose one of bias, standard, none"),
+        ({"ppo.ptx.source": "web"}, "ppo.ptx.source", "web", "choose one of demonstrations, file, hub"),
+        ({"rollout.engine": "warp"}, "rollout.engine", "warp", "choose one of hf"),
+        # how each role is sharded
+        *per_role(
+            ZEROS,
+            ({"{}.stage": 4}, "{}.stage", "4", "choose one of 0, 1, 2, 3"),
+            ({"{}.bucket_elements": 0}, "{}.bucket_elements", "0", "at least 1"),
+            ({"{}.persistence_elements": -1}, "{}.persistence_elements", "-1", "at least 0"),
+            ({"{}.live_elements": 0}, "{}.live_elements", "0", "at least 1"),
+            ({"{}.stage": 2, "{}.offload_parameters": True}, "{}.offload_parameters", "True", "{}=3-offload"),
+            ({"{}.offload_optimizer": True}, "{}.offload_optimizer", "True", "{}=2-offload"),  # at stage 0
+            ({"{}.stage": 2, "{}.quantized_weights": True}, "{}.stage", "2", "{}=plusplus"),
+            ({"{}.stage": 1, "{}.quantized_gradients": True}, "{}.stage", "1", "{}=plusplus"),
+            ({"{}.secondary_partition": 2}, "{}.stage", "0", "{}=plusplus"),
+            ({"{}.stage": 3, "{}.quantized_weights": True}, "{}.quantized_weights", "True", "{}.quantized_weights=false"),
+            ({"{}.stage": 3, "{}.quantized_gradients": True}, "{}.quantized_gradients", "True",
+             "{}.quantized_gradients=false"),
+            ({"{}.secondary_partition": 0}, "{}.secondary_partition", "0", "hardware.gpus_per_node"),
+            ({"{}.stage": 3, "{}.secondary_partition": 3, "hardware.gpus_per_node": 8}, "{}.secondary_partition", "3",
+             "hardware.gpus_per_node"),
+        ),
+        ({"zero.stage": 3, "zero.secondary_partition": 2, "critic_zero.stage": 3, "critic_zero.secondary_partition": 4,
+          "hardware.gpus_per_node": 8}, "zero.secondary_partition", "2", "give all the same"),
+        # adapters of each role
+        *per_role(
+            LORAS,
+            ({"{}.rank": -1}, "{}.rank", "-1", "at least 0"),
+            ({"{}.dropout": 1.5}, "{}.dropout", "1.5", "at most 1"),
+            ({"{}.learning_rate": -1e-3}, "{}.learning_rate", "-0.001", "at least 0"),
+            ({"{}.rank": 8}, "{}.alpha", "0", "try 16"),  # as the option none has it
+            ({"{}.target_modules": "q_proj"}, "{}.target_modules", "q_proj", "{}.target_modules=[q_proj,v_proj]"),
+            ({"{}.target_modules": []}, "{}.target_modules", "[]", "give auto or a list"),
+            ({"{}.target_modules": [1]}, "{}.target_modules", "[1]", "give auto or a list"),
+            ({"{}.target_modules": None}, "{}.target_modules", "None", "give auto or a list"),
+            ({"{}.rank": 8, "{}.alpha": 16, "{}.only": False, "{}.save_merged": False}, "{}.save_merged", "False",
+             "set it true"),
+        ),
+        *per_role(
+            ("lora", "reward_lora"),
+            ({"{}.rank": 8, "{}.alpha": 16, "{}.save_merged": False}, "{}.save_merged", "False", "start from a model.path"),
+        ),
+        # shapes with random weights
+        *per_role(
+            ("model", "reward_model"),
+            ({"{}.heads": 0}, "{}.heads", "0", "change one"),
+            ({"{}.heads": 5}, "{}.heads", "5", "change one"),  # 64 wide
+            ({"{}.kv_heads": 0}, "{}.kv_heads", "0", "change one"),
+            ({"{}.kv_heads": 3}, "{}.kv_heads", "3", "change one"),  # of 4 heads
+            ({"{}.head_width": 32}, "{}.head_width", "32", "set {}.head_width=16"),
+            ({"{}.family": "gpt_neo", "{}.layers": 3}, "{}.layers", "3", "give an even number"),
+            ({"{}.family": "codegen", "{}.heads": 2, "{}.kv_heads": 2, "{}.head_width": 32}, "{}.heads", "2", "change it"),
+            ({"{}.gguf_file": "a.gguf"}, "{}.gguf_file", "a.gguf", "give {}.path too"),
+            ({"{}.positions": 127}, "{}.positions", "127", "lower data.max_prompt_tokens=64"),
+        ),
+        # PPO
+        ({"ppo.dropout": 1.5}, "ppo.dropout", "1.5", "at most 1"),
+        ({"ppo.dropout": 0.1}, "ppo.dropout", "0.1", "set ppo.ratio_tolerance too"),
+        ({"ppo.critic_dropout": -0.1}, "ppo.critic_dropout", "-0.1", "at least 0"),
+        ({"ppo.ratio_tolerance": 0.0}, "ppo.ratio_tolerance", "0.0", "above 0"),
+        ({"ppo.critic_weight_decay": -1.0}, "ppo.critic_weight_decay", "-1.0", "at least 0"),
+        ({"ppo.length_penalty": float("nan")}, "ppo.length_penalty", "nan", "give a number"),
+        ({"ppo.ptx_coef": -1.0}, "ppo.ptx_coef", "-1.0", "at least 0"),
+        ({"ppo.ptx_coef": 1.0, "ppo.ptx.source": "file"}, "ppo.ptx.file", "None", FORMATS),
+        ({"ppo.ptx_coef": 1.0, "ppo.ptx.source": "file", "ppo.ptx.file": "no.txt"}, "ppo.ptx.file", "no.txt", FORMATS),
+        ({"ppo.ptx_coef": 1.0, "ppo.ptx.source": "hub"}, "ppo.ptx.hub", "null", "ppo.ptx.hub=NAME"),
+        ({"ppo.ema_decay": 1.1}, "ppo.ema_decay", "1.1", "at most 1"),
+        ({"ppo.ema_start": -1}, "ppo.ema_start", "-1", "at least 0"),
+        ({"ppo.ema_interval": 0}, "ppo.ema_interval", "0", "at least 1"),
+        ({"ppo.max_nonfinite": 0}, "ppo.max_nonfinite", "0", "at least 1"),
+        ({"sft.max_nonfinite": 0}, "sft.max_nonfinite", "0", "at least 1"),
+        ({"reward.max_nonfinite": -1}, "reward.max_nonfinite", "-1", "at least 1"),
+        ({"ppo.critic": "/no/such/model"}, "ppo.critic", "/no/such/model", PLACE),
+        ({"ppo.critic": "./no-such-model"}, "ppo.critic", "./no-such-model", PLACE),
+        ({"model.path": "org/model"}, "ppo.critic", "reward", "try ppo.critic=actor or reward_model=opt-tiny"),
+        ({"reward_model.path": "org/model"}, "ppo.critic", "reward", "try ppo.critic=actor"),
+        ({"rollout.fixed_length": True}, "ppo.eos_penalty", "-1.0", "set ppo.eos_penalty=null"),
+        ({"rollout.min_new_tokens": 48}, "ppo.eos_penalty", "-1.0", "set ppo.eos_penalty=null"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_one_line_with_key_value_and_fix(make_config, set_key, changes, key, value, fix):
+    config = make_config()
+    for name, value_of_key in changes.items():
+        set_key(config, name, value_of_key)
+    with pytest.raises(ConfigError) as error:
+        check(config)
+    message = str(error.value)
+    assert message.startswith(f"{key}={value}: ")
+    assert "\n" not in message
+    assert fix in message.split("; ", 1)[1]
+
+
+def test_what_is_suggested_for_a_role_is_an_option_that_works(make_config):
+    """`zero@critic_zero=2-offload` and the like compose, and pass where the same keys did not."""
+    for option in ("2-offload", "3-offload", "plusplus"):
+        check(make_config(*(f"zero@{role}={option}" for role in ZEROS[1:]), f"zero={option}"))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -276,6 +466,32 @@ def test_what_would_fail_minutes_later_is_refused_at_once(make_config, set_key, 
         {"hardware.gpus_per_node": 4},
         {"zero.stage": 3, "zero.offload_optimizer": True, "zero.offload_parameters": True},
         {"model.path": "facebook/opt-125m", "reward_model.path": "facebook/opt-125m"},
+        {"precision.dtype": "fp16"},  # DeepSpeed knows whether this CPU can
+        {"critic_zero.stage": 3, "reference_zero.stage": 2, "reward_zero.stage": 1},
+        {"zero.stage": 3, "zero.secondary_partition": 2, "hardware.gpus_per_node": 4},  # others have none
+        {"zero.stage": 3, "zero.quantized_weights": True, "zero.quantized_gradients": True, "hardware.device": "cuda"},
+        {"lora.rank": 8, "lora.alpha": 16, "lora.target_modules": ["q_proj", "v_proj"], "lora.learning_rate": 0.0},
+        {"lora.rank": 8, "lora.alpha": 16, "lora.only": False},
+        {"lora.rank": 8, "lora.alpha": 16, "lora.save_merged": False, "model.path": "org/m", "ppo.critic": "actor"},
+        {"critic_lora.rank": 8, "critic_lora.alpha": 16, "critic_lora.save_merged": False},  # its base is a reward stage's
+        {"model.family": "llama", "model.kv_heads": 2, "model.head_width": 32},
+        {"model.family": "bloom", "model.positions": 1},  # ALiBi
+        {"model.path": "org/model", "model.family": "anything", "model.heads": 5, "ppo.critic": "actor"},
+        {"model.path": "org/model", "model.gguf_file": "a.gguf", "ppo.critic": "actor"},
+        {"model.path": "org/model", "ppo.critic": "org/critic"},
+        {"model.path": "org/model", "ppo.reward": "org/reward"},  # whose tokenizer is looked at when it is there
+        {"model.path": "org/model", "stages": ["sft", "reward"]},
+        {"ppo.dropout": 0.1, "ppo.ratio_tolerance": 1.0},
+        {"ppo.dropout": 0.1, "stages": ["sft"]},
+        {"ppo.critic_dropout": 0.1},
+        {"ppo.length_penalty": -0.5},
+        {"ppo.ptx_coef": 27.8},
+        {"ppo.ptx_coef": 1.0, "ppo.ptx.source": "file", "ppo.ptx.file": __file__},
+        {"ppo.ptx_coef": 1.0, "ppo.ptx.source": "hub", "ppo.ptx.hub": "org/texts"},
+        {"ppo.ptx.source": "hub"},  # with coefficient 0
+        {"ppo.ema": True, "ppo.ema_decay": 1.0, "ppo.ema_start": 5, "ppo.ema_interval": 3},
+        {"rollout.fixed_length": True, "ppo.eos_penalty": None},
+        {"reward.normalize": "standard"},
         {"stages": ["sft"], "reward.batch_size": 7, "hardware.gpus_per_node": 2},  # only stages that run are checked
         {"data.source": "files", "data.files.train": __file__, "data.files.heldout": __file__},
     ],

@@ -4,13 +4,15 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from rlhf.config.checks import check
 from rlhf.config.compose import config_root, register
-from rlhf.config.derive import check
-from rlhf.config.schema import PLACE_KEYS, RESULT_KEYS, covered, leaf_keys
+from rlhf.config.schema import LORAS, PLACE_KEYS, RESULT_KEYS, ZEROS, covered, leaf_keys
 
 CONF = config_root() / "conf"
 GROUPS = {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in CONF.iterdir() if path.is_dir()}
 GROUPS["reward_model"] = GROUPS["model"]
+for group in ("zero", "lora"):
+    GROUPS[group].remove("same")  # of the other roles: as the policy's
 # Options of different groups, composed together: as many compositions as the largest group has options.
 MIXES = [
     {group: option for group, option in zip(GROUPS, options, strict=True) if option is not None}
@@ -79,7 +81,37 @@ def test_a_prefix_covers_whole_names_only():
 def test_every_group_is_in_the_table_of_contents():
     defaults = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml").defaults)
     named = {key for entry in defaults if isinstance(entry, dict) for key in entry}
-    assert set(GROUPS) == {key for key in named if not key.startswith("override ")}
+    packages = {key for key in named if "@" in key}
+    assert set(GROUPS) == {key for key in named - packages if not key.startswith("override ")}
+    assert packages == {f"{key.split('_')[-1]}@{key}" for key in (*ZEROS, *LORAS)} - {"zero@zero", "lora@lora"}
+
+
+@pytest.mark.parametrize("role", ["critic_zero", "reference_zero", "reward_zero", "critic_lora", "reward_lora"])
+def test_each_role_follows_the_policys_option_until_it_has_its_own(make_config, role):
+    group = role.split("_")[1]
+    chosen, own = {"zero": ("2", "3"), "lora": ("r8", "r64")}[group]
+    alone, both = make_config(f"{group}='{chosen}'"), make_config(f"{group}='{chosen}'", f"{group}@{role}='{own}'")
+    assert getattr(alone, role) == getattr(alone, group) == getattr(both, group)
+    assert getattr(both, role) == getattr(make_config(f"{group}='{own}'"), group) != getattr(both, group)
+
+
+def test_a_key_of_the_policy_is_one_of_the_other_roles_until_they_have_their_own(make_config):
+    """All but the adapters' learning rate: null is the role's own."""
+    config = make_config("zero='3'", "zero.bucket_elements=1000", "reward_zero.stage=1", "lora=r8", "critic_lora.rank=4",
+                         "lora.only=false", "lora.learning_rate=0.1")  # fmt: skip
+    assert [getattr(config, role).bucket_elements for role in ZEROS] == [1000] * 4
+    assert [getattr(config, role).stage for role in ZEROS] == [3, 3, 3, 1]
+    assert [getattr(config, role).rank for role in LORAS] == [8, 4, 8]
+    assert [getattr(config, role).only for role in LORAS] == [False] * 3
+    assert [getattr(config, role).learning_rate for role in LORAS] == [0.1, None, None]
+
+
+@pytest.mark.parametrize("group", ["zero", "lora"])
+def test_what_is_the_same_has_all_keys(group):
+    """A key that conf/<group>/same.yaml lacked would not follow the policy's."""
+    default = {"zero": "0", "lora": "none"}[group]
+    same, default = (list(OmegaConf.load(CONF / group / f"{name}.yaml")) for name in ("same", default))
+    assert same == default
 
 
 @pytest.mark.parametrize("mix", MIXES, ids=lambda mix: ",".join(mix.values()))

@@ -116,6 +116,41 @@ def test_a_hub_id_is_handed_on_as_it_is(config):
     assert node.inputs == {"actor": "facebook/opt-125m", "reward": "org/reward-model"}
 
 
+def test_where_the_critic_starts_decides_the_result_by_what_it_names(config, tmp_path):
+    """Of a path, what it holds, not where it is."""
+    from_reward = nodes(config)
+    config.ppo.critic = "actor"
+    from_actor = nodes(config)
+    assert from_actor[:2] == from_reward[:2]
+    assert from_actor[2].fingerprint != from_reward[2].fingerprint
+    places = [tmp_path / name for name in ("a", "b", "c")]
+    for place, text in zip(places, ("same", "same", "other"), strict=True):
+        place.mkdir()
+        (place / "config.json").write_text(text)
+    planned = []
+    for config.ppo.critic in map(str, places):
+        planned.append(nodes(config)[2])
+    assert planned[0].fingerprint == planned[1].fingerprint != planned[2].fingerprint
+    assert planned[0].fingerprint not in (from_reward[2].fingerprint, from_actor[2].fingerprint)
+    assert [node.inputs["critic"] for node in planned] == list(map(str, places))
+    assert "critic" not in from_actor[2].inputs
+    config.ppo.critic = "org/critic"
+    assert nodes(config)[2].inputs["critic"] == "org/critic"
+
+
+def test_a_critic_that_starts_from_another_reward_model_is_another_result(config):
+    before = nodes(config)[2]
+    config.reward.learning_rate *= 2
+    assert nodes(config)[2].fingerprint != before.fingerprint
+
+
+def test_a_stage_given_as_the_critic_is_its_model(config):
+    _, reward, _ = nodes(config)
+    finish(reward).directory.model.mkdir()
+    config.ppo.critic = str(reward.directory.path)
+    assert nodes(config)[2].inputs["critic"] == str(reward.directory.model)
+
+
 def test_planning_writes_nothing(config, tmp_path):
     nodes(config)
     assert list(tmp_path.iterdir()) == []

@@ -4,11 +4,11 @@ import pytest
 import torch
 from tiny import policy_engine, scorer_engine
 
+from rlhf.models.families import ARGUMENTS
 from rlhf.ppo.forward import response_logprobs, response_scores, response_values
 
-# OPT as most sizes have it, and as OPT-350M has it: narrow embedding, layer norm after each block.
-SHAPES = {
-    "opt": (),
+# Every family; and OPT as OPT-350M has it: narrow embedding, layer norm after each block.
+SHAPES = {family: (f"model={family.replace('_', '-')}-tiny",) for family in ARGUMENTS} | {
     "opt-350m's": tuple(
         f"{key}.{change}" for key in ("model", "reward_model") for change in ("embedding=32", "norm_first=false")
     ),
@@ -18,7 +18,9 @@ SHAPES = {
 @pytest.fixture(scope="module", params=list(SHAPES))
 def engines(request, make_config, tokenizer):
     config = make_config(*SHAPES[request.param])
-    return policy_engine(config, tokenizer), scorer_engine(config, tokenizer)
+    policy, scorer = policy_engine(config, tokenizer), scorer_engine(config, tokenizer)
+    scorer.module.bias, scorer.module.scale = 0.5, 2.0
+    return policy, scorer
 
 
 def sequences(pad_left, pad_right):
@@ -43,8 +45,8 @@ def test_padding_changes_nothing(engines, pad_left, pad_right):  # rows 1, 4, 5,
     policy, scorer = engines
     rows, ids, mask, width = sequences(pad_left, pad_right)
     logprobs, entropies = response_logprobs(policy, ids, mask, width, 0.7)
-    values = response_values(scorer, ids, mask, width, bias=0.5)
-    scores = response_scores(scorer, ids, mask, bias=0.5)
+    values = response_values(scorer, ids, mask, width)
+    scores = response_scores(scorer, ids, mask)
     for row, (prompt, response) in enumerate(rows):
         single = torch.cat([prompt, response])[None]
         everything = torch.ones_like(single)
@@ -52,8 +54,8 @@ def test_padding_changes_nothing(engines, pad_left, pad_right):  # rows 1, 4, 5,
         plain = response_logprobs(policy, single, everything, length, 0.7)
         assert torch.allclose(logprobs[row, :length], plain[0][0], atol=1e-5)
         assert torch.allclose(entropies[row, :length], plain[1][0], atol=1e-5)
-        assert torch.allclose(values[row, :length], response_values(scorer, single, everything, length, 0.5)[0], atol=1e-5)
-        assert torch.allclose(scores[row], response_scores(scorer, single, everything, 0.5)[0], atol=1e-5)
+        assert torch.allclose(values[row, :length], response_values(scorer, single, everything, length)[0], atol=1e-5)
+        assert torch.allclose(scores[row], response_scores(scorer, single, everything)[0], atol=1e-5)
 
 
 @torch.no_grad()
@@ -72,8 +74,8 @@ def test_log_probabilities_are_those_of_plain_transformers(engines):
 def test_the_value_of_an_action_does_not_see_it(engines):
     _, scorer = engines
     _, ids, mask, width = sequences(0, 0)
-    values = response_values(scorer, ids, mask, width, 0.0)
+    values = response_values(scorer, ids, mask, width)
     changed = ids.clone()
     changed[0, -1] += 1  # the last action of the longer row
-    assert torch.allclose(values[0], response_values(scorer, changed, mask, width, 0.0)[0])
-    assert not torch.allclose(response_scores(scorer, ids, mask, 0.0)[0], response_scores(scorer, changed, mask, 0.0)[0])
+    assert torch.allclose(values[0], response_values(scorer, changed, mask, width)[0])
+    assert not torch.allclose(response_scores(scorer, ids, mask)[0], response_scores(scorer, changed, mask)[0])

@@ -1,9 +1,11 @@
 """The documented API, on models on disk, with the real engines."""
 
 import json
+import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import dataset, save_models
 
 from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
@@ -20,6 +22,8 @@ SMALL = (
     "ppo.max_steps=2",
     "rollout.max_new_tokens=8",
 )
+
+ONE_UPDATE = ("ppo.update_epochs=1", "ppo.batch_size=8")
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +99,81 @@ def test_a_wrong_old_log_probability_stops_the_run(make_config, models, tokenize
         trainer.train_rlhf(out)
 
 
-def test_a_score_that_is_not_finite_stops_the_run(make_config, models, tokenizer):
-    *_, loader, engine, trainer = build(make_config, models, tokenizer)
+def spoil(engine, value):
+    """Every score of the reward model becomes NaN or infinite."""
     with torch.no_grad():
-        engine.reward.module.classifier.score.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="score is not finite"):
-        trainer.generate_experience(next(iter(loader)))
+        engine.reward.module.classifier.score.weight.fill_(value)
+
+
+def copies(*engines):
+    return [parameter.detach().clone() for engine in engines for parameter in engine.module.parameters()]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_rollout_whose_score_is_not_finite_is_left_out_and_kept(make_config, models, tokenizer, tmp_path, value):
+    args, loader, engine, _ = build(make_config, models, tokenizer, "ppo.max_nonfinite=3")
+    trainer = DeepSpeedPPOTrainer(engine=engine, args=args, inspection=tmp_path / "inspection")
+    spoil(engine, value)
+    before = copies(engine.actor, engine.critic)
+    batch = next(iter(loader))
+    out = trainer.generate_experience(batch)
+    losses = trainer.train_rlhf(out)
+    assert all(map(math.isnan, losses))
+    assert all(torch.equal(*pair) for pair in zip(copies(engine.actor, engine.critic), before, strict=True))
+    metrics = trainer.metrics | describe_speed(args, out, trainer.clock)
+    check_names(metrics)
+    assert metrics["train/nonfinite"] == 1.0 and all(map(math.isfinite, metrics.values()))
+    assert not {"reward/mean", "policy/loss", "value/loss"} & set(metrics)
+    kept = load_file(tmp_path / "inspection" / "step-1-rank-0.safetensors")
+    assert {"prompts", "responses", "mask", "logprobs", "values", "scores", "advantages"} <= set(kept)
+    assert torch.equal(kept["responses"], out.responses) and not torch.isfinite(kept["scores"]).any()
+    assert json.loads((tmp_path / "inspection" / "step-1.json").read_text()) == {"step": 1, "problem": "a score"}
+    assert (trainer.iteration, trainer.update.updates, trainer.kl.coef) == (1, 0, args.ppo.kl_coef)
+    trainer.train_rlhf(trainer.generate_experience(batch))  # the second in a row, and the third ends the run
+    with pytest.raises(FloatingPointError, match="a score is not finite for 3 steps in a row"):
+        trainer.train_rlhf(trainer.generate_experience(batch))
+
+
+def test_the_last_rollout_that_is_tolerated_stops_the_run(make_config, models, tokenizer, tmp_path):
+    args, loader, engine, _ = build(make_config, models, tokenizer, "ppo.max_nonfinite=1")
+    trainer = DeepSpeedPPOTrainer(engine=engine, args=args, inspection=tmp_path)
+    spoil(engine, float("nan"))
+    out = trainer.generate_experience(next(iter(loader)))
+    with pytest.raises(FloatingPointError, match=r"a score is not finite at step 1 .*lower the learning rate"):
+        trainer.train_rlhf(out)
+    assert (tmp_path / "step-1-rank-0.safetensors").is_file()
+
+
+def test_a_finite_rollout_in_between_starts_the_count_anew(make_config, models, tokenizer, tmp_path):
+    args, loader, engine, _ = build(make_config, models, tokenizer, "ppo.max_nonfinite=2")
+    trainer = DeepSpeedPPOTrainer(engine=engine, args=args, inspection=tmp_path)
+    batch, head = next(iter(loader)), engine.reward.module.classifier.score.weight
+    good, counted = head.detach().clone(), []
+    for bad in (True, False, True):
+        with torch.no_grad():
+            head.copy_(torch.full_like(good, math.nan) if bad else good)
+        losses = trainer.train_rlhf(trainer.generate_experience(batch))
+        counted.append(trainer.metrics["train/nonfinite"])
+        assert any(map(math.isnan, losses)) == bad
+    assert counted == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("column", "problem"),
+    [
+        ("logprobs", "a log-probability"),
+        ("reference_logprobs", "a reference log-probability"),
+        ("values", "a value"),
+        ("scores", "a score"),
+    ],
+)
+def test_whatever_is_not_finite_in_a_rollout_is_named(make_config, models, tokenizer, tmp_path, column, problem):
+    args, loader, engine, _ = build(make_config, models, tokenizer)
+    trainer = DeepSpeedPPOTrainer(engine=engine, args=args, inspection=tmp_path)
+    out = trainer.generate_experience(next(iter(loader)))
+    getattr(out, column).view(-1)[3] = math.nan
+    assert all(map(math.isnan, trainer.train_rlhf(out)))
+    assert json.loads((tmp_path / "step-1.json").read_text())["problem"] == problem
 
 
 def test_the_end_of_text_action_can_be_left_out(make_config, models, tokenizer):
@@ -128,7 +201,7 @@ def test_micro_batches_do_not_change_the_update(make_config, models, tokenizer):
 def test_deepspeed_chat_reproduces_its_formulas(make_config, models, tokenizer):
     """Its token rewards, advantages and losses, computed here by loops from the description of its trainer."""
     args, loader, _engine, trainer = build(
-        make_config, models, tokenizer, "ppo=deepspeed-chat", "rollout.do_sample=false", *SMALL
+        make_config, models, tokenizer, "ppo=deepspeed-chat", "rollout.do_sample=false", *SMALL, *ONE_UPDATE
     )
     out = trainer.generate_experience(next(iter(loader)))
     kl_ctl, gamma, lam, clip = 0.1, 1.0, 0.95, 5.0

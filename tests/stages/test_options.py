@@ -1,13 +1,26 @@
 """Every option of every group runs all three stages, small, in this process."""
 
+import importlib
 import json
 import math
 
 import pytest
+import torch
 
+from rlhf.config.checks import check
+from rlhf.config.derive import batches
+from rlhf.data.records import load_dataset
+from rlhf.data.tokens import encode_demonstrations, right_mask, sequence_batch
+from rlhf.engine.distributed import start
+from rlhf.engine.save import save_model
+from rlhf.engine.zero import Learning, training_engine
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.spec import freeze
 from rlhf.launch.worker import run_rank
+from rlhf.models.load import load_policy, load_scorer, new_policy
+from rlhf.models.source import Source
+from rlhf.models.tokenizer import load_tokenizer
+from rlhf.ppo.forward import response_scores
 
 SMALL = (
     "sft.max_steps=2",
@@ -37,6 +50,8 @@ OPTIONS = {
     "the other choice of each": (
         "sft.loss_on=full",
         "sft.dropout=0.1",
+        "reward.dropout=0.1",
+        "ppo.critic_weight_decay=0.2",
         "reward.grouped=false",
         "reward.normalize=none",
         "reward.batch_size=8",
@@ -62,14 +77,43 @@ OPTIONS = {
         "rollout.do_sample=false",
     ),
     "a narrow embedding after layer norm": ("model.embedding=32", "model.norm_first=false"),
-}
+    "another sharding for each role": (
+        "zero='2'", "zero@critic_zero=3-offload", "zero@reference_zero='3'", "zero@reward_zero='1'"
+    ),
+    "adapters of some roles": ("lora=r8", "lora@reward_lora=none", "critic_lora.rank=4", "lora.learning_rate=1e-3"),
+    "adapters and weights": ("lora=r8", "lora.only=false"),
+    "scores of deviation one": ("reward.normalize=standard",),
+    "a critic from the actor": ("ppo.critic=actor", "ppo.critic_gradient_checkpointing=true"),
+    "dropout in the updates": ("ppo.dropout=0.1", "ppo.critic_dropout=0.1", "ppo.ratio_tolerance=1.0"),
+    "a pre-training loss": ("ppo.ptx_coef=27.8",),
+    "a moving average": ("ppo.ema=true", "ppo.ema_interval=2"),
+    "responses of one length": ("rollout.fixed_length=true", "ppo.eos_penalty=null", "ppo.length_penalty=0.01"),
+}  # fmt: skip
 
 
 def run_stages(config):
     """Run all stages of a configuration; their results by name."""
+    check(config)
     for node in nodes(config):
         run_rank(freeze(node, config))
     return {node.stage: node.directory.result().metrics for node in nodes(config)}
+
+
+def logged(config, stage):
+    """The metrics of a stage's steps."""
+    (node,) = (node for node in nodes(config) if node.stage == stage)
+    return [json.loads(line) for line in node.directory.metrics.read_text().splitlines()]
+
+
+def scores_of_demonstrations(config):
+    """By the saved reward model."""
+    place = str(nodes(config)[0].directory.model)
+    source, tokenizer = Source(place, "ppo.reward"), load_tokenizer(place, "ppo.reward")
+    scorer = load_scorer(source, config, config.reward_zero, 0.0)
+    items = encode_demonstrations(load_dataset(config).train.demonstrations, tokenizer, config.data)
+    batch = sequence_batch(items, tokenizer.pad_token_id, torch.device("cpu"))
+    with torch.no_grad():
+        return response_scores(scorer, batch.ids, right_mask(batch.lengths, batch.ids.size(1)))
 
 
 @pytest.mark.parametrize("name", list(OPTIONS))
@@ -83,61 +127,101 @@ def test_option(make_config, tmp_path, name):
     for node in nodes(config):
         assert (node.directory.model / "model.safetensors").is_file()
     if name == "the other choice of each":
-        coefficients = [json.loads(line)["kl/coef"] for line in nodes(config)[2].directory.metrics.read_text().splitlines()]
+        coefficients = [line["kl/coef"] for line in logged(config, "ppo")]
         assert coefficients[1] != coefficients[0]
         assert "eval/reward_bias" not in results["reward"]
+    for stage in ("sft", "reward", "ppo"):
+        assert all(line["train/nonfinite"] == 0.0 for line in logged(config, stage))
+    ppo = nodes(config)[2].directory.path
+    assert (ppo / "critic" / "model.safetensors").is_file()
+    assert (ppo / "ema" / "model.safetensors").is_file() == (name == "a moving average")
+    assert all(("policy/ptx_loss" in line) == (name == "a pre-training loss") for line in logged(config, "ppo"))
+    assert ("eval/reward_scale" in results["reward"]) == (name == "scores of deviation one")
+    if name == "responses of one length":
+        assert {line["length/response"] for line in logged(config, "ppo")} == {6.0}
 
 
-def test_the_bias_makes_demonstrations_score_zero(make_config, tmp_path):  # row 10
-    import torch
-
-    from rlhf.data.records import load_dataset
-    from rlhf.data.tokens import encode_demonstrations, right_mask, sequence_batch
-    from rlhf.models.heads import BIAS, last_token, model_inputs
-    from rlhf.models.load import Source, load_scorer
-    from rlhf.models.tokenizer import load_tokenizer
-
-    config = make_config(*SMALL, "stage=reward", f"output_root={tmp_path}")
+@pytest.mark.parametrize(("normalize", "deviation"), [("bias", None), ("standard", 1.0)])
+def test_the_bias_makes_demonstrations_score_zero(make_config, tmp_path, normalize, deviation):  # row 10
+    config = make_config(*SMALL, "stage=reward", f"reward.normalize={normalize}", f"output_root={tmp_path}")
     run_stages(config)
-    place = str(nodes(config)[0].directory.model)
-    scorer, tokenizer = load_scorer(Source(place, "ppo.reward"), config, 0.0), load_tokenizer(place, "ppo.reward")
-    items = encode_demonstrations(load_dataset(config).train.demonstrations, tokenizer, config.data)
-    batch = sequence_batch(items, tokenizer.pad_token_id, torch.device("cpu"))
-    with torch.no_grad():
-        outputs = scorer(**model_inputs(scorer, batch.ids, right_mask(batch.lengths, batch.ids.size(1))))
-    scores = last_token(outputs, batch.lengths) - getattr(scorer.config, BIAS)
+    scores = scores_of_demonstrations(config)
     assert scores.mean().item() == pytest.approx(0.0, abs=1e-5)
+    if deviation is not None:
+        assert scores.std(correction=0).item() == pytest.approx(deviation, rel=1e-4)
 
 
 def test_merged_adapters_give_the_trained_function(make_config, tmp_path, tokenizer):
-    import torch
-
-    from rlhf.config.derive import batches
-    from rlhf.engine.distributed import start
-    from rlhf.engine.save import save_model
-    from rlhf.engine.zero import training_engine
-    from rlhf.models.load import Source, load_policy, new_policy
-
     config = make_config(*SMALL, "lora=r8")
     start(config)
-    engine = training_engine(
-        new_policy(config.model, config, tokenizer, 0.0), config, config.sft, batches(config, "sft"), 0.0
-    )
+    learning = Learning(config.sft, batches(config, "sft"), config.zero, config.lora, 0.1, 0.0, checkpointing=False)
+    engine = training_engine(new_policy(config.model, config, tokenizer, config.zero, 0.0), config, learning)
     trained = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
     assert trained and all("lora_" in name for name in trained)
     with torch.no_grad():
         for name, parameter in trained.items():
             if "lora_B" in name:
                 parameter.normal_(std=0.1)
-    save_model(engine, tokenizer, config, tmp_path / "model")
+    save_model(engine, tokenizer, config.lora, tmp_path / "model", "")
     ids = torch.arange(2, 20)[None]
     engine.eval()
     with torch.no_grad():
-        merged, adapted = (
-            load_policy(Source(str(tmp_path / "model"), "ppo.actor"), config, 0.0)(ids).logits,
-            engine(ids).logits,
-        )
-    assert torch.allclose(merged, adapted, atol=1e-5)
+        merged = load_policy(Source(str(tmp_path / "model"), "ppo.actor"), config, config.zero, 0.0)(ids).logits
+        assert torch.allclose(merged, engine(ids).logits, atol=1e-5)
+
+
+def spoiled(function, calls):
+    """The function, whose tensor is NaN at these of its calls."""
+    count = iter(range(1000))
+    return lambda *arguments: function(*arguments) * (math.nan if next(count) in calls else 1.0)
+
+
+# Which function gives the first step's number that is not finite, and what is then missing from its metrics.
+SPOILED = {
+    "sft": ("rlhf.stages.sft.loss_of", range(4), "train/loss"),
+    "reward": ("rlhf.stages.reward.pair_margins", range(1), "train/loss"),
+    "ppo": ("rlhf.ppo.trainer.score", range(4), "reward/mean"),
+}
+
+
+@pytest.mark.parametrize("stage", list(SPOILED))
+def test_a_step_that_is_not_finite_is_left_out_and_kept(make_config, tmp_path, monkeypatch, stage):
+    place, calls, missing = SPOILED[stage]
+    config = make_config(*SMALL, "sft.batch_size=32", "reward.batch_size=8", f"output_root={tmp_path}")
+    config.stages = ["sft", "reward", "ppo"] if stage == "ppo" else [stage]
+    module, name = place.rsplit(".", 1)
+    monkeypatch.setattr(place, spoiled(getattr(importlib.import_module(module), name), calls))
+    results = run_stages(config)
+    first, second = logged(config, stage)
+    assert (first["train/nonfinite"], second["train/nonfinite"]) == (1.0, 0.0)
+    assert missing not in first and math.isfinite(second[missing])
+    assert all(value is not None and math.isfinite(value) for value in first.values())
+    assert all(math.isfinite(value) for value in results[stage].values())
+    directory = nodes(config)[-1].directory.path / "nonfinite"
+    assert {file.name for file in directory.iterdir()} == {"step-1.json", "step-1-rank-0.safetensors"}
+
+
+@pytest.mark.parametrize("stage", list(SPOILED))
+def test_too_many_steps_in_a_row_that_are_not_finite_stop_a_stage(make_config, tmp_path, monkeypatch, stage):
+    place, _, _ = SPOILED[stage]
+    config = make_config(*SMALL, f"{stage}.max_nonfinite=2", f"output_root={tmp_path}")
+    config.stages = ["sft", "reward", "ppo"] if stage == "ppo" else [stage]
+    module, name = place.rsplit(".", 1)
+    monkeypatch.setattr(place, spoiled(getattr(importlib.import_module(module), name), range(1000)))
+    with pytest.raises(FloatingPointError, match=r"is not finite for 2 steps in a row .*lower the learning rate"):
+        run_stages(config)
+    assert not nodes(config)[-1].directory.done
+
+
+def test_stages_given_by_their_directories_are_their_models(make_config, tmp_path):
+    """As `ppo.critic=outputs/stages/reward-0123456789ab`: its model/ is meant."""
+    config = make_config(*SMALL, f"output_root={tmp_path}")
+    config.stages = ["sft", "reward"]
+    run_stages(config)
+    sft, reward = (str(node.directory.path) for node in nodes(config))
+    config.stages, config.ppo.actor, config.ppo.reward, config.ppo.critic = ["ppo"], sft, reward, reward
+    results = run_stages(config)
+    assert math.isfinite(results["ppo"]["eval/reward"])
 
 
 def test_own_files(make_config, tmp_path):

@@ -1,0 +1,95 @@
+"""Reading a model's weights one at a time, from safetensors or PyTorch files."""
+
+import json
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from rlhf.config.errors import ConfigError
+from rlhf.models.source import REACH_S, Source
+
+# What transformers has renamed since checkpoints were written.
+RENAMED = {"lm_head.weight": "embed_out.weight"}
+
+
+def safetensors_names(place: Path) -> set[str] | None:
+    """The names of the weights in a directory's safetensors files; None if it has none."""
+    index, single = place / "model.safetensors.index.json", place / "model.safetensors"
+    if index.is_file():
+        return set(json.loads(index.read_text())["weight_map"])
+    if single.is_file():
+        with safe_open(single, "pt") as file:
+            return set(file.keys())
+    return None
+
+
+class Checkpoint:
+    """The files of a model: `names`, where a model's weight is among them, and its value."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.place = local_files(source)
+        self.files = self.index()
+        self.names = set(self.files)
+
+    def index(self) -> dict[str, Path]:
+        """The file of each weight."""
+        for stem in ("model.safetensors", "pytorch_model.bin"):
+            index, single = self.place / f"{stem}.index.json", self.place / stem
+            if index.is_file():
+                names = json.loads(index.read_text())["weight_map"]
+                return {name: self.place / file for name, file in names.items()}
+            if single.is_file():
+                return dict.fromkeys(self.open(single).keys(), single)
+        raise ConfigError(
+            self.source.key,
+            self.source.path,
+            "there are no weights",
+            "give one with model.safetensors or pytorch_model.bin",
+        )
+
+    def open(self, file: Path) -> Any:
+        """A file's weights by name, mapped into memory; nothing is unpickled but tensors."""
+        if file.suffix == ".safetensors":
+            return safe_open(file, "pt")
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
+
+    def find(self, name: str, prefix: str) -> str | None:
+        """The stored name of a model's weight: checkpoints have or lack the prefix of the body, as they were saved with or
+        without a head."""
+        bare = name.removeprefix(f"{prefix}.")
+        for candidate in (name, bare, f"{prefix}.{name}", RENAMED.get(name)):
+            if candidate in self.files:
+                return candidate
+        return None
+
+    def read(self, name: str, empty: Tensor) -> Tensor:
+        """The stored weight on rank 0, in the format of `empty`; on other ranks whatever memory holds."""
+        if torch.distributed.get_rank() != 0:
+            return torch.empty_like(empty, device="cpu")
+        opened = self.open(self.files[name])
+        stored = opened.get_tensor(name) if hasattr(opened, "get_tensor") else opened[name]
+        if stored.shape != empty.shape:
+            problem = f"{name} is {tuple(stored.shape)}, its configuration says {tuple(empty.shape)}"
+            raise ConfigError(self.source.key, self.source.path, problem, "give weights that belong to the configuration")
+        copied: Tensor = stored.to(empty.dtype, copy=True)
+        return copied
+
+
+def local_files(source: Source) -> Path:
+    """The directory of a model's files, downloaded if it is a hub id (by one rank of a machine at a time)."""
+    if Path(source.place).is_dir():
+        return Path(source.place)
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        found = HfApi().model_info(source.path, revision=source.revision, timeout=REACH_S).siblings or []
+    except Exception:  # the hub cannot be reached (its client's errors are no public names): what was downloaded before
+        return Path(snapshot_download(source.path, revision=source.revision, local_files_only=True))
+    files = [file.rfilename for file in found]
+    kind = "*.safetensors*" if any(file.endswith(".safetensors") for file in files) else "*.bin*"
+    return Path(snapshot_download(source.path, revision=source.revision, allow_patterns=[kind, "*.json"]))

@@ -1,0 +1,62 @@
+"""An exponential moving average of a model that learns, in float32; sharded as the model is."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rlhf.config.schema import Ppo
+from rlhf.engine.distributed import is_main, world
+from rlhf.engine.save import whole_weight
+
+
+class MovingAverage:
+    """The average of the trained weights after each update, `decay * average + (1 - decay) * weight`.
+
+    It begins as a copy of the weights at update `ppo.ema_start` and follows them every `ppo.ema_interval` updates. Each
+    rank keeps its shard at ZeRO stage 3; at lower stages rank 0 keeps the whole. In half precision it follows the weights
+    as they are used, not the optimiser's float32 copies.
+    """
+
+    def __init__(self, engine: Any, ppo: Ppo) -> None:
+        self.engine, self.ppo = engine, ppo
+        self.shadows: dict[int, Tensor] = {}
+
+    def parameters(self) -> list[Any]:
+        """The trained parameters of which this rank keeps an average."""
+        trained = [parameter for parameter in self.engine.module.parameters() if parameter.requires_grad]
+        return [parameter for parameter in trained if is_main() or hasattr(parameter, "ds_id")]
+
+    @torch.no_grad()
+    def update(self, updates: int) -> None:
+        """Follow the weights after so many updates of the actor."""
+        if updates < self.ppo.ema_start or (updates - self.ppo.ema_start) % self.ppo.ema_interval:
+            return
+        for parameter in self.parameters():
+            weight = held(parameter).detach().float()
+            shadow = self.shadows.get(id(parameter))
+            if shadow is None:
+                self.shadows[id(parameter)] = weight.clone()
+            else:
+                shadow.lerp_(weight, 1 - self.ppo.ema_decay)
+
+    def read(self, parameter: Any) -> Tensor:
+        """A parameter's average, whole and on the host of rank 0, in the parameter's format; its value where there is none.
+        All ranks must call this."""
+        if not hasattr(parameter, "ds_id"):
+            shadow = self.shadows.get(id(parameter))
+            return whole_weight(parameter) if shadow is None else shadow.to(parameter.dtype).cpu().contiguous()
+        if id(parameter) not in self.shadows:
+            return whole_weight(parameter)
+        shard = self.shadows[id(parameter)].flatten().to(self.engine.device)
+        shards = [torch.empty_like(shard) for _ in range(world())]
+        dist.all_gather(shards, shard)
+        flat = torch.cat(shards)[: parameter.ds_numel]
+        return flat.view(parameter.ds_shape).to(parameter.dtype).cpu()
+
+
+def held(parameter: Any) -> Tensor:
+    """What this rank holds of a parameter: its shard, or all of it."""
+    weight: Tensor = parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter
+    return weight

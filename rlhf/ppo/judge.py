@@ -1,0 +1,46 @@
+"""Scores of responses by a reward model that may have another tokenizer than the actor."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.data.tokens import Encoded, Tokenizer, right_mask, sequence_batch
+from rlhf.ppo.engine import DeepSpeedRLHFEngine
+from rlhf.ppo.forward import response_scores
+
+
+def score(engine: DeepSpeedRLHFEngine, ids: Tensor, mask: Tensor, responses: int, ended: Tensor) -> Tensor:
+    """The reward model's score of each sequence, [B] in float32.
+
+    `ids` and `mask` [B, T] are the actor's, their last `responses` columns the responses; `ended` [B] tells which of them
+    reached end-of-text. A reward model with a tokenizer of its own reads the decoded text, encoded as it was trained on it:
+    the prompt, then the response after a space, then end-of-text if the actor ended.
+    """
+    if engine.reward_tokenizer is None:
+        return response_scores(engine.reward, ids, mask)
+    split = ids.size(1) - responses
+    items = [
+        encoded(engine, row[:split][kept[:split].bool()], row[split:][kept[split:].bool()], bool(done))
+        for row, kept, done in zip(ids, mask, ended, strict=True)
+    ]
+    batch = sequence_batch(items, engine.reward_tokenizer.pad_token_id, engine.device)
+    return response_scores(engine.reward, batch.ids, right_mask(batch.lengths, batch.ids.size(1)))
+
+
+def encoded(engine: DeepSpeedRLHFEngine, prompt: Tensor, response: Tensor, ended: bool) -> Encoded:
+    """A prompt and a response of the actor's tokens in those of the reward model; where its positions do not suffice, they
+    lose their beginning, the prompt first."""
+    own: Tokenizer = engine.reward_tokenizer
+    prompt_text, text = (engine.tokenizer.decode(part, skip_special_tokens=True) for part in (prompt, response))
+    answer = list(own(" " + text.strip(), add_special_tokens=False)["input_ids"]) + [own.eos_token_id] * ended
+    question = list(own(prompt_text)["input_ids"])
+    limit = positions(engine.reward.module.config)
+    room = limit - len(answer)
+    return Encoded(question[-room:] if room > 0 else [], answer[-limit:])
+
+
+def positions(settings: Any) -> int:
+    """The longest sequence that a model reads."""
+    limit = getattr(settings, "max_position_embeddings", None)
+    return int(limit) if limit is not None and settings.model_type != "bloom" else torch.iinfo(torch.int32).max

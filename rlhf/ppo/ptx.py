@@ -1,0 +1,42 @@
+"""The pre-training loss that PPO-ptx adds to the actor's updates (arXiv 2203.02155, section 3.5)."""
+
+import torch
+from torch import Tensor
+
+from rlhf.config.derive import Batches, max_sequence
+from rlhf.config.errors import ConfigError
+from rlhf.config.schema import Config
+from rlhf.data.loaders import share
+from rlhf.data.records import load_dataset
+from rlhf.data.streams import stream
+from rlhf.data.text import load_texts
+from rlhf.data.tokens import Encoded, SequenceBatch, Tokenizer, right_mask, sequence_batch
+from rlhf.engine.distributed import rank
+
+
+class Texts:
+    """Texts as token ids; for each update of the actor as many as it has sequences."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, plan: Batches, device: torch.device) -> None:
+        self.config, self.plan, self.device, self.pad = config, plan, device, int(tokenizer.pad_token_id)
+        limit = max_sequence(config)
+        demonstrations = load_dataset(config).train.demonstrations if config.ppo.ptx.source == "demonstrations" else []
+        texts = load_texts(config.ppo.ptx, config.data.prompt_format, demonstrations)
+        encoded = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+        self.items = [Encoded([], ids[:limit]) for ids in encoded if len(ids) > 1]
+        if not self.items:
+            raise ConfigError("ppo.ptx.source", config.ppo.ptx.source, "it has no text", "check ppo.ptx.column")
+
+    def batches(self, update: int) -> tuple[list[SequenceBatch], float]:
+        """This rank's micro-batches of texts for an update, and the number of tokens that all ranks predict in it."""
+        size = self.plan.ranks * self.plan.per_rank
+        order = stream(self.config.seed, "ptx", update).integers(len(self.items), size=size).tolist()
+        count = sum(len(self.items[i].response) - 1 for i in order)
+        own = [self.items[i] for i in share(order, rank(), self.plan.ranks)]
+        parts = [own[start : start + self.plan.micro] for start in range(0, len(own), self.plan.micro)]
+        return [sequence_batch(part, self.pad, self.device) for part in parts], float(count)
+
+
+def predicted(batch: SequenceBatch) -> Tensor:
+    """[B, T - 1] mask of the tokens that a text's loss covers: all but the first."""
+    return right_mask(batch.lengths, batch.ids.size(1))[:, 1:]

@@ -1,0 +1,62 @@
+"""The README.md beside each saved model: what it is, how it came to be, how to load it."""
+
+from typing import Any
+
+from rlhf.engine.save import plain_module
+from rlhf.experiment.spec import Spec
+from rlhf.models.heads import BIAS, SCALE, own_classifier
+
+KINDS = {
+    "sft": "a language model fine-tuned on demonstrations",
+    "reward": "a reward model trained on comparisons",
+    "ppo": "a language model trained by PPO against a reward model",
+    "critic": "the critic of a PPO run",
+    "ema": "a moving average of the policy of a PPO run",
+}
+LANGUAGE_MODEL = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = AutoModelForCausalLM.from_pretrained(DIR), AutoTokenizer.from_pretrained(DIR)
+```"""
+CLASSIFIER = """```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model, tokenizer = AutoModelForSequenceClassification.from_pretrained(DIR), AutoTokenizer.from_pretrained(DIR)
+```"""
+OWN_CLASSIFIER = """transformers has no sequence classifier for this family. `AutoModel.from_pretrained(DIR)` loads the
+body; the weights of the head, [1, width], are `score.weight` in the safetensors file. With this package the whole is
+
+```python
+from transformers import AutoConfig
+
+from rlhf.models.heads import classifier_class
+
+model = classifier_class(AutoConfig.from_pretrained(DIR)).from_pretrained(DIR)
+```
+
+which takes what AutoModelForSequenceClassification takes for other families."""
+
+
+def card(spec: Spec, kind: str, engine: Any, metrics: dict[str, float]) -> str:
+    """The text for a model of the stage; `kind` is one of KINDS."""
+    config, model = spec.config, plain_module(engine)
+    scorer = kind in ("reward", "critic")
+    loading = LANGUAGE_MODEL if not scorer else OWN_CLASSIFIER if own_classifier(model) else CLASSIFIER
+    start = config.reward_model if kind == "reward" else config.model
+    origin = [f"- {name}: `{place}`" for name, place in sorted(spec.inputs.items())] or [
+        f"- started from: `{start.path}`" if start.path else f"- started from: random weights in the shape of {start.name}"
+    ]
+    lines = ["# " + KINDS[kind][0].upper() + KINDS[kind][1:], "", *origin]
+    lines += [
+        f"- family: `{model.config.model_type}`, {config.precision.dtype}",
+        f"- stage: `{spec.stage}-{spec.fingerprint[:12]}`",
+    ]
+    lines += [f"- data: `{config.data.source}`, prompts as `{config.data.prompt_format!r}`"]
+    lines += ["", "## Loading", "", loading, ""]
+    if scorer:
+        bias, scale = (getattr(model.config, name, default) for name, default in ((BIAS, 0.0), (SCALE, 1.0)))
+        formula = f"(output - {bias:.6g}) / {scale:.6g}, `{BIAS}` and `{SCALE}` of config.json"
+        lines += [f"A score is read at the end-of-text token: {formula}.", ""]
+    if metrics:
+        lines += ["## Held-out figures", "", *(f"- {name}: {value:.6g}" for name, value in sorted(metrics.items())), ""]
+    return "\n".join(lines)

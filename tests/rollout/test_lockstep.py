@@ -1,0 +1,53 @@
+"""Ranks whose responses end at very different lengths go on together: at ZeRO 3 each forward pass needs all of them, at
+ZeRO 2 the next collective does. Started as a script this file is one rank."""
+
+import json
+import os
+import sys
+
+import pytest
+from ranks import run_script
+
+
+@pytest.mark.parametrize("zero", ["2", "3"])
+def test_ranks_that_end_at_different_lengths_do_not_wait_for_each_other_forever(zero):
+    printed = [json.loads(output.splitlines()[-1]) for output in run_script(__file__, 2, zero)]
+    assert printed[0]["lengths"] == [1, 1, 1] and printed[0]["ended"] == [True] * 3
+    assert min(printed[1]["lengths"]) > 30
+    assert printed[0]["sum"] == printed[1]["sum"] > 0
+
+
+def main(zero):
+    """Rank 0 draws end-of-text at once: its number lies just above the probability of the padding token, which comes first
+    in the vocabulary."""
+    import numpy as np
+    import torch
+    from tiny import policy_engine, prompts
+
+    from rlhf.config.compose import composed
+    from rlhf.data.records import load_dataset
+    from rlhf.engine.distributed import rank, start, total
+    from rlhf.models.tokenizer import build_tokenizer
+    from rlhf.ppo.forward import response_logprobs
+    from rlhf.rollout import generate
+
+    config = composed(
+        f"zero='{zero}'", "zero.persistence_elements=0", "hardware.gpus_per_node=2", "rollout.temperature=1000.0"
+    )
+    start(config)
+    tokenizer = build_tokenizer(config.model, "model", config, load_dataset(config))
+    policy = policy_engine(config, tokenizer)
+    batch = prompts(config, tokenizer)
+    number = 1.5 / config.model.vocabulary if rank() == 0 else 0.5
+    random = np.full((3, config.rollout.max_new_tokens), number, dtype=np.float32)
+    responses = generate(policy, batch, random, tokenizer, config.rollout)
+    ids = torch.cat([batch.ids, responses.tokens], 1)
+    logprobs, _ = response_logprobs(policy, ids, torch.ones_like(ids), responses.tokens.size(1), 1.0)
+    (together,) = total(float(-logprobs.sum()))
+    print(json.dumps({"lengths": responses.lengths.tolist(), "ended": responses.ended.tolist(), "sum": together}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
+    sys.stdout.flush()
+    os._exit(0)

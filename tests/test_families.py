@@ -1,0 +1,159 @@
+"""Every model family runs the three stages, and leaves models that plain transformers loads. `FAMILIES` is the list that
+README's table of families is made from (test_readme.py)."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import run_specs, specs
+
+from rlhf.config.derive import FAMILIES as NAMES
+from rlhf.experiment.graph import nodes
+from rlhf.launch import launch
+
+# Family: the options of `model` beside its tiny one.
+FAMILIES = {
+    "opt": "OPT 125M to 175B",
+    "bloom": "BLOOM 560M to 176B",
+    "gpt_neox": "Pythia 70M to 12B, GPT-NeoX 20B, Dolly v2 3B to 12B",
+    "gptj": "GPT-J 6B",
+    "gpt_neo": "GPT-Neo 125M to 2.7B",
+    "gpt2": "GPT-2 124M to 1.5B",
+    "codegen": "CodeGen 350M to 16B",
+    "llama": "Llama 2, 3, 3.1, 3.2, SmolLM2",
+    "qwen2": "Qwen2.5 0.5B to 72B",
+    "qwen3": "Qwen3 0.6B to 32B",
+    "mistral": "Mistral 7B",
+    "gemma2": "Gemma 2 2B and 9B",
+}
+SMALL = (
+    "sft.max_steps=3",
+    "reward.max_steps=2",
+    "ppo.max_steps=2",
+    "ppo.rollout_batch_size=8",
+    "ppo.batch_size=8",
+    "ppo.update_epochs=2",
+    "ppo.eval_every=null",
+    "rollout.max_new_tokens=8",
+    "data.demo.demonstrations=200",
+    "data.demo.rounds=1",
+    "data.demo.heldout_prompts=8",
+)
+LORA = (
+    "lora=r8",
+    "sft.gradient_checkpointing=true",
+    "reward.gradient_checkpointing=true",
+    "ppo.gradient_checkpointing=true",
+)
+
+
+def tiny(family):
+    """What a user types."""
+    return f"model={family.replace('_', '-')}-tiny"
+
+
+def trained(config):
+    """The stages of a configuration, run in this process as `python -m rlhf` does."""
+    from rich.console import Console
+
+    for node in nodes(config):
+        if not node.directory.done:
+            launch(node, config, Console(quiet=True))
+    return {node.stage: node.directory for node in nodes(config)}
+
+
+def load_classifier(place):
+    """A reward model or critic: by plain transformers, or for a family without a classifier as its model card says."""
+    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+
+    settings = AutoConfig.from_pretrained(place)
+    if settings.model_type != "codegen":
+        return AutoModelForSequenceClassification.from_pretrained(place, output_loading_info=True)
+    from rlhf.models.heads import classifier_class
+
+    assert "transformers has no sequence classifier" in (Path(place) / "README.md").read_text()
+    _, body = AutoModel.from_pretrained(place, output_loading_info=True)
+    assert not body["missing_keys"]
+    return classifier_class(settings).from_pretrained(place, output_loading_info=True)
+
+
+def test_the_list_is_that_of_the_configuration():
+    assert tuple(FAMILIES) == NAMES
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_runs_all_stages_and_plain_transformers_loads_what_they_leave(make_config, tmp_path, family):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = make_config(tiny(family), *SMALL, f"output_root={tmp_path}")
+    directories = trained(config)
+    for place in (directories["sft"].model, directories["ppo"].model):
+        model, report = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True)
+        assert model.config.model_type == family and not report["missing_keys"] and not report["unexpected_keys"]
+        assert "AutoModelForCausalLM" in (place / "README.md").read_text()
+        assert AutoTokenizer.from_pretrained(place).pad_token_id != AutoTokenizer.from_pretrained(place).eos_token_id
+        assert torch.isfinite(model(torch.tensor([[5, 6, 7]])).logits).all()
+    for place in (directories["reward"].model, directories["ppo"].path / "critic"):
+        model, report = load_classifier(place)
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        assert model(torch.tensor([[5, 6, 7]])).logits.shape == (1, 1)
+    moved = [AutoModelForCausalLM.from_pretrained(directories[stage].model) for stage in ("sft", "ppo")]
+    assert any(not torch.equal(a, b) for a, b in zip(*(m.parameters() for m in moved), strict=True))
+
+
+@pytest.fixture(scope="module")
+def with_adapters(make_config, tmp_path_factory):
+    """Every family with adapters and gradient checkpointing on two ranks, at a ZeRO stage of its own."""
+    configs = {}
+    for number, family in enumerate(FAMILIES):
+        root = tmp_path_factory.mktemp(family)
+        configs[family] = make_config(
+            tiny(family), *SMALL, *LORA, "hardware.gpus_per_node=2", f"zero='{number % 4}'", "zero.persistence_elements=0",
+            f"output_root={root}",
+        )  # fmt: skip
+    run_specs([file for config in configs.values() for file in specs(config)], world=2)
+    return configs
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_runs_all_stages_with_adapters_on_two_ranks(with_adapters, family):
+    from peft import PeftConfig
+    from transformers import AutoModelForCausalLM
+
+    for node in nodes(with_adapters[family]):
+        assert node.directory.done
+        adapter = node.directory.path / "adapter"
+        assert PeftConfig.from_pretrained(adapter).r == 8
+        kind = AutoModelForCausalLM if node.stage != "reward" else None
+        loaded = kind.from_pretrained(node.directory.model) if kind else load_classifier(node.directory.model)[0]
+        assert torch.isfinite(loaded(torch.tensor([[5, 6, 7]])).logits).all()
+        lines = [json.loads(line) for line in node.directory.metrics.read_text().splitlines()]
+        assert lines[-1]["step"] == len(lines) and all(line["train/nonfinite"] == 0.0 for line in lines)
+
+
+@pytest.mark.parametrize("zero", ["0", "2", "3"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_runs_all_stages(make_config, tmp_path, precision, zero):
+    from transformers import AutoModelForCausalLM
+
+    config = make_config(tiny("llama"), *SMALL, f"precision={precision}", f"zero='{zero}'", f"output_root={tmp_path}")
+    directories = trained(config)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    models = [AutoModelForCausalLM.from_pretrained(directories[stage].model, dtype="auto") for stage in ("sft", "ppo")]
+    assert all(parameter.dtype == dtype for parameter in models[0].parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(*(m.parameters() for m in models), strict=True))
+    for line in directories["ppo"].metrics.read_text().splitlines():
+        metrics = json.loads(line)
+        assert metrics["train/nonfinite"] == metrics["policy/overflows"] == metrics["value/overflows"] == 0.0
+
+
+def test_an_actor_learns_from_a_reward_model_of_another_family(make_config, tmp_path):
+    config = make_config(tiny("opt"), "reward_model=gpt2-tiny", *SMALL, f"output_root={tmp_path}")
+    directories = trained(config)
+    critic = json.loads((directories["ppo"].path / "critic" / "config.json").read_text())
+    assert critic["model_type"] == "gpt2"  # they share the built-in tokenizer
+    config = make_config(tiny("opt"), "reward_model=gpt2-tiny", *SMALL, f"output_root={tmp_path}", "ppo.critic=actor")
+    directories = trained(config)
+    critic = json.loads((directories["ppo"].path / "critic" / "config.json").read_text())
+    assert critic["model_type"] == "opt"
