@@ -1,7 +1,7 @@
 """The entry: compose with Hydra, check everything, then run the stages that are not done yet.
 
-Nothing here imports torch or deepspeed. Hydra's jobs only hand their configuration in, so that all points of a sweep are
-composed and checked before the first one starts.
+Nothing here imports torch or deepspeed, unless a model that the user names is looked at. Hydra's jobs only hand their
+configuration in, so that all points of a sweep are composed and checked before the first one starts.
 """
 
 import os

@@ -35,4 +35,6 @@ def check_sources(config: Config, planned: list[Node]) -> None:
         given = {"actor": config.ppo.actor is not None, "reward": config.ppo.reward is not None, "critic": True}
         for key, place in node.inputs.items():
             if given[key]:
-                check_source(Source(place, f"ppo.{key}"), config, scorer=key != "actor")
+                model = config.model if key == "actor" else config.reward_model
+                source = Source(place, f"ppo.{key}", trust_remote_code=model.trust_remote_code)
+                check_source(source, config, scorer=key != "actor")

@@ -196,6 +196,17 @@ def check_lora(config: Config, key: str) -> None:
     if lora.rank > 0 and not lora.save_merged and random:
         problem = "random weights under the adapters would be lost"
         raise ConfigError(f"{key}.save_merged", False, problem, "set it true, or start from a model.path")
+    if lora.rank > 0 and not lora.save_merged and (base.revision or base.gguf_file):
+        problem = "adapters name the model they belong to by its path alone"
+        raise ConfigError(f"{key}.save_merged", False, problem, "set it true, or give neither revision nor gguf_file")
+    sharded = next((name for name in ZEROS if getattr(config, name).stage == 3), None)
+    if lora.rank > 0 and not lora.save_merged and sharded and "ppo" in config.stages:
+        problem = f"PPO cannot merge them into a model that {sharded}.stage=3 shards"
+        raise ConfigError(f"{key}.save_merged", False, problem, "set it true")
+    shifted = "reward" in config.stages and config.reward.normalize != "none"
+    if key == "reward_lora" and lora.rank > 0 and not lora.save_merged and shifted:
+        problem = "the scores' bias is kept in the config.json of the merged model"
+        raise ConfigError(f"{key}.save_merged", False, problem, "set it true, or reward.normalize=none")
 
 
 def check_lengths(config: Config) -> None:

@@ -77,7 +77,10 @@ def roles(config: Config, stage: str) -> list[Role]:
     if stage == "reward":
         return [Role(config.reward_model, config.reward_zero, config.reward_lora)]
     critic = config.model if config.ppo.critic == "actor" else config.reward_model
-    held = [Role(config.model, config.zero, config.lora), Role(critic, config.critic_zero, config.critic_lora)]
+    held = [
+        Role(config.model, config.zero, config.lora, config.ppo.ema),
+        Role(critic, config.critic_zero, config.critic_lora),
+    ]
     if not shares_reference(config):
         held.append(Role(config.model, config.reference_zero, None))
     if not shares_reward(config):
@@ -88,6 +91,11 @@ def roles(config: Config, stage: str) -> list[Role]:
 def adapters_only(lora: Lora) -> bool:
     """Whether adapters alone are trained."""
     return lora.rank > 0 and lora.only
+
+
+def shown_rate(lora: Lora, rate: float) -> float:
+    """The peak learning rate of what mostly learns: adapters that are alone, or the model."""
+    return lora.learning_rate if adapters_only(lora) and lora.learning_rate is not None else rate
 
 
 def shares_reference(config: Config) -> bool:

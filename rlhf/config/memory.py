@@ -9,11 +9,13 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Role:
-    """A model that a stage holds: how it is sharded, and how it is trained (None: not at all)."""
+    """A model that a stage holds: how it is sharded, how it is trained (None: not at all), and whether a moving average of
+    it is kept."""
 
     model: Model
     zero: Zero
     lora: Lora | None
+    average: bool = False
 
 
 def bytes_per_element(dtype: str) -> int:
@@ -44,7 +46,8 @@ def state_gib(role: Role, config: Config) -> float:
     weights = 0.0 if zero.offload_parameters else size / (ranks if zero.stage == 3 else 1)
     gradients = size / (ranks if zero.stage >= 2 else 1)
     moments = 0.0 if zero.offload_optimizer else optimizer / (ranks if half or zero.stage >= 1 else 1)
-    return (whole * weights + trained * (gradients + moments)) / GIB
+    average = 4 / (ranks if zero.stage == 3 else 1) if role.average else 0
+    return (whole * weights + trained * (gradients + moments + average)) / GIB
 
 
 def activation_bytes_per_token(model: Model, dtype: str, checkpointing: bool) -> float:

@@ -65,13 +65,22 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer, data: Data) -> list[int] | 
     if len(ids) <= data.max_prompt_tokens:
         return ids
     if data.truncation == "left":
-        return ids[-data.max_prompt_tokens :]
+        return last_tokens(ids, data.max_prompt_tokens, tokenizer)
     paragraphs = prompt.split("\n") if data.truncation == "paragraphs" else []
     for start in range(1, len(paragraphs)):
         ids = prompt_ids("\n".join(paragraphs[start:]), tokenizer, data)
         if len(ids) <= data.max_prompt_tokens:
             return ids
     return None
+
+
+def last_tokens(ids: list[int], count: int, tokenizer: Tokenizer) -> list[int]:
+    """The end of a prompt that is too long; the special tokens that it begins with (Llama's and Gemma's beginning-of-text)
+    stay."""
+    special = set(tokenizer.all_special_ids)
+    start = next((place for place, token in enumerate(ids) if token not in special), 0)
+    kept = ids[: min(start, count)]
+    return kept + ids[max(start, len(ids) - count + len(kept)) :] if count > len(kept) else kept
 
 
 def prompt_ids(prompt: str, tokenizer: Tokenizer, data: Data) -> list[int]:

@@ -3,9 +3,19 @@
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The norm of an accumulated gradient over all ranks, without its loss scale; and what DeepSpeed made of it: a number,
+    or one per parameter group, loss scale included."""
+
+    norm: float
+    raw: Any
 
 
 def advance(engine: Any) -> None:
@@ -18,40 +28,42 @@ def finish(*engines: Any) -> list[float]:
     """End an update of engines that learn together: each takes its step, or, if the gradient of one of them is not finite
     on any rank (fp16 overflows that way), none does. Returns their gradient norms before clipping, over all ranks; NaN
     where they are not finite."""
-    norms = [gradient_norm(engine) for engine in engines]
-    skipped = not all(math.isfinite(norm) for norm in norms)
-    for engine, norm in zip(engines, norms, strict=True):
-        with found(engine, math.nan if skipped else norm):
+    gradients = [gradient(engine) for engine in engines]
+    left_out = not all(math.isfinite(found.norm) for found in gradients)
+    for engine, found in zip(engines, gradients, strict=True):
+        with known(engine, found, left_out):
             engine.step()
-    return [norm if math.isfinite(norm) else math.nan for norm in norms]
+    return [found.norm if math.isfinite(found.norm) else math.nan for found in gradients]
 
 
-def gradient_norm(engine: Any) -> float:
-    """The norm of an accumulated gradient over all ranks, its loss scale divided out."""
+def gradient(engine: Any) -> Gradient:
+    """What has been accumulated; all ranks must ask for it."""
     optimizer = engine.optimizer
     if hasattr(optimizer, "scaled_global_norm"):  # ZeRO 1 and 2
-        return float(optimizer.scaled_global_norm()) / float(optimizer.loss_scale)
+        norm = optimizer.scaled_global_norm()
+        return Gradient(float(norm) / float(optimizer.loss_scale), norm)
     if hasattr(optimizer, "_get_norm_groups"):  # ZeRO 3
-        groups = torch.stack([torch.as_tensor(norm).float().cpu() for norm in optimizer._get_norm_groups()])
-        norm = float(groups.norm()) if bool((groups >= 0).all()) else math.nan  # DeepSpeed says -1 for what is not finite
-        return norm / float(optimizer.loss_scale)
+        groups = optimizer._get_norm_groups()
+        numbers = [float(norm) for norm in groups]
+        whole = math.hypot(*numbers) if min(numbers) >= 0 else math.nan  # DeepSpeed says -1 for what is not finite
+        return Gradient(whole / float(optimizer.loss_scale), groups)
     averaged = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
-    return float(torch.nn.utils.get_total_norm(averaged))  # stage 0
+    return Gradient(float(torch.nn.utils.get_total_norm(averaged)), None)  # stage 0
 
 
 @contextmanager
-def found(engine: Any, norm: float) -> Iterator[None]:
-    """Let the optimiser's step find this gradient norm: it need not compute it again, and at NaN it clears the gradient and
-    leaves the weights alone, as at an overflow of its own."""
+def known(engine: Any, found: Gradient, left_out: bool) -> Iterator[None]:
+    """Let the optimiser's step find this gradient: it need not look at it again. One that is left out it finds to be NaN,
+    so that it clears it and leaves the weights alone, as at an overflow of its own."""
     optimizer = engine.optimizer
     with ExitStack() as stack:
         if hasattr(optimizer, "scaled_global_norm"):
-            value = torch.tensor(norm * float(optimizer.loss_scale), device=engine.device)
-            stack.enter_context(replaced(optimizer, "scaled_global_norm", value))
+            norm = found.raw * math.nan if left_out else found.raw
+            stack.enter_context(replaced(optimizer, "scaled_global_norm", norm))
         elif hasattr(optimizer, "_get_norm_groups"):
-            value = torch.tensor(norm * float(optimizer.loss_scale), device=engine.device)
-            stack.enter_context(replaced(optimizer, "_get_norm_groups", [value]))
-        elif not math.isfinite(norm):
+            groups = [norm * math.nan for norm in found.raw] if left_out else found.raw
+            stack.enter_context(replaced(optimizer, "_get_norm_groups", groups))
+        elif left_out:
             engine.module.zero_grad(set_to_none=True)  # AdamW passes over what has no gradient
             stack.enter_context(replaced(engine, "clip_fp32_gradients", None))
         yield

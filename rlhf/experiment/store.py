@@ -30,6 +30,10 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, allow_nan=True) + "\n")
 
 
+# What a new attempt at a stage leaves where it is: whose turn it is, what was said, what was put aside to be looked at.
+KEPT = ("status.json", "lock", "logs", "nonfinite")
+
+
 @dataclass(frozen=True)
 class Result:
     """What a finished stage says of itself; `seconds` is the wall time of the run that finished it."""
@@ -84,9 +88,10 @@ class StageDirectory:
         write_json(self.path / "status.json", {**self.status(), **changes, "heartbeat": time.time()})
 
     def clear(self) -> None:
-        """Remove what an unfinished attempt left, all but the status and the log."""
-        for name in ("metrics.jsonl", "samples.jsonl", "tensorboard", "wandb", "model", "model.partial"):
-            place = self.path / name
+        """Remove what an unfinished attempt left, all but what is KEPT."""
+        for place in self.path.iterdir() if self.path.is_dir() else ():
+            if place.name in KEPT:
+                continue
             if place.is_dir():
                 shutil.rmtree(place)
             else:

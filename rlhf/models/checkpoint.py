@@ -91,5 +91,6 @@ def local_files(source: Source) -> Path:
     except Exception:  # the hub cannot be reached (its client's errors are no public names): what was downloaded before
         return Path(snapshot_download(source.path, revision=source.revision, local_files_only=True))
     files = [file.rfilename for file in found]
-    kind = "*.safetensors*" if any(file.endswith(".safetensors") for file in files) else "*.bin*"
-    return Path(snapshot_download(source.path, revision=source.revision, allow_patterns=[kind, "*.json"]))
+    safe = {"model.safetensors", "model.safetensors.index.json"} & set(files)
+    kind = "model*.safetensors*" if safe else "pytorch_model*.bin*"
+    return Path(snapshot_download(source.path, revision=source.revision, allow_patterns=[kind, "config.json"]))

@@ -34,7 +34,9 @@ class Scorer(nn.Module):
         """Outputs of every token, in float32."""
         core = self.classifier.get_base_model() if hasattr(self.classifier, "get_base_model") else self.classifier
         body = getattr(core, core.base_model_prefix)
-        hidden = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **inputs).last_hidden_state
+        # An actor of another size may have more rows that no token uses (Pythia, Qwen), and once in a while sample one.
+        ids = input_ids.clamp(max=self.config.get_text_config().vocab_size - 1)
+        hidden = body(input_ids=ids, attention_mask=attention_mask, use_cache=False, **inputs).last_hidden_state
         outputs: Tensor = (core.score(hidden).squeeze(-1) - self.bias) / self.scale
         return outputs
 

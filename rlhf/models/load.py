@@ -20,7 +20,7 @@ from rlhf.data.tokens import Tokenizer
 from rlhf.engine.sharded import materialize
 from rlhf.models.checkpoint import Checkpoint
 from rlhf.models.families import settings_of
-from rlhf.models.heads import Scorer, classifier_class, head_weights
+from rlhf.models.heads import BIAS, SCALE, Scorer, classifier_class, head_weights
 from rlhf.models.lora import adapter_base, add_adapters, with_adapter
 from rlhf.models.source import Source, read_settings, source_of
 
@@ -57,9 +57,12 @@ def new_scorer(model: Model, config: Config, tokenizer: Tokenizer, zero: Zero, d
 
 
 def headless_scorer(source: Source, config: Config, tokenizer: Tokenizer, zero: Zero, dropout: float) -> Scorer:
-    """A scorer whose body is a language model's and whose head is new."""
+    """A scorer whose body is that of the model there, and whose head, bias and scale are new."""
     classifier: Any = from_pretrained(classifier_class, source, config, zero, dropout, new_head=True)
-    classifier.config.pad_token_id = tokenizer.pad_token_id
+    settings, pad = classifier.config, int(tokenizer.pad_token_id)
+    settings.pad_token_id = pad if pad < settings.get_text_config().vocab_size else None  # else it could not be loaded
+    setattr(settings, BIAS, 0.0)
+    setattr(settings, SCALE, 1.0)
     return Scorer(classifier)
 
 
@@ -107,7 +110,7 @@ def from_pretrained(
             if new_head:
                 with torch.no_grad():
                     model.score.weight.copy_(head(config, model.score.weight))
-    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+    except (OSError, ValueError, RuntimeError, AttributeError, SafetensorError, UnpicklingError) as error:
         fix = "give a directory with config.json and weights, or a reachable hub id"
         raise ConfigError(source.key, source.path, f"it cannot be loaded ({first_line(error)})", fix) from error
     lacking = sorted(name for name in missing if not (new_head and name.startswith("score.")))

@@ -69,7 +69,9 @@ def reach(source: Source) -> None:
 
     fix = "give a directory with config.json and weights, or a hub id"
     try:
-        if isinstance(try_to_load_from_cache(source.path, "config.json", revision=source.revision), str):
+        if isinstance(
+            try_to_load_from_cache(source.path, source.gguf_file or "config.json", revision=source.revision), str
+        ):
             return
     except HFValidationError as error:
         raise ConfigError(source.key, source.path, "it is neither a directory nor a hub id", fix) from error

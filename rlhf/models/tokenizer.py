@@ -7,6 +7,8 @@ from rlhf.data.tokens import Tokenizer
 from rlhf.models.source import Source, expanded, reach
 
 PAD, EOS = "<|pad|>", "<|endoftext|>"
+# Tokens that vocabularies without a padding token keep for such uses (Llama 3.1 and later, Llama 3).
+RESERVED = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>")
 
 
 def build_tokenizer(model: Model, key: str, config: Config, dataset: Dataset) -> Tokenizer:
@@ -37,9 +39,17 @@ def load_tokenizer(
     if tokenizer.eos_token_id is None:
         raise ConfigError(key, path, "its tokenizer has no end-of-text token", "choose a model that has one")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+        tokenizer.add_special_tokens({"pad_token": padding(tokenizer)})
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     return tokenizer
+
+
+def padding(tokenizer: Tokenizer) -> str:
+    """A padding token that is not end-of-text: one that the vocabulary reserves, so that it has a row in the embedding, or
+    a new one. Our own forward passes never read it."""
+    known = tokenizer.get_vocab()
+    reserved = (*RESERVED, tokenizer.unk_token)
+    return next((token for token in reserved if token in known and known[token] != tokenizer.eos_token_id), "[PAD]")
 
 
 def training_text(config: Config, dataset: Dataset) -> list[str]:

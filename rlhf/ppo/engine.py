@@ -48,11 +48,12 @@ class DeepSpeedRLHFEngine:
     ) -> None:
         distributed.start(args)
         self.args, self.tokenizer, self.num_total_iters = args, tokenizer, num_total_iters
-        policy = Source(actor_model_name_or_path, "ppo.actor")
-        judge = Source(critic_model_name_or_path, "ppo.reward")
+        trusted, trusted_judge = args.model.trust_remote_code, args.reward_model.trust_remote_code
+        policy = Source(actor_model_name_or_path, "ppo.actor", trust_remote_code=trusted)
+        judge = Source(critic_model_name_or_path, "ppo.reward", trust_remote_code=trusted_judge)
         check_source(policy, args, scorer=False)
         check_source(judge, args, scorer=True)
-        reward_tokenizer = load_tokenizer(critic_model_name_or_path, "ppo.reward")
+        reward_tokenizer = load_tokenizer(judge.path, judge.key, None, trusted_judge)
         shared = same_vocabulary(tokenizer, reward_tokenizer)
         self.reward_tokenizer: Tokenizer | None = None if shared else reward_tokenizer
         self.check_critic()
@@ -143,9 +144,11 @@ class AdaptersOff:
         training, module = self.engine.module.training, self.engine.module
         adapted = module.classifier if isinstance(module, Scorer) else module
         self.engine.eval()
-        with adapted.disable_adapter():
-            yield
-        self.engine.train(training)
+        try:
+            with adapted.disable_adapter():
+                yield
+        finally:
+            self.engine.train(training)
 
 
 def is_shared(engine: Any) -> bool:

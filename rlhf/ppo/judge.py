@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.data.tokens import Encoded, Tokenizer, right_mask, sequence_batch
+from rlhf.data.tokens import Encoded, Tokenizer, last_tokens, right_mask, sequence_batch
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
 from rlhf.ppo.forward import response_scores
 
@@ -37,7 +37,9 @@ def encoded(engine: DeepSpeedRLHFEngine, prompt: Tensor, response: Tensor, ended
     question = list(own(prompt_text)["input_ids"])
     limit = positions(engine.reward.module.config)
     room = limit - len(answer)
-    return Encoded(question[-room:] if room > 0 else [], answer[-limit:])
+    if room < len(question):
+        question = last_tokens(question, max(0, room), own)
+    return Encoded(question, answer[-limit:])
 
 
 def positions(settings: Any) -> int:

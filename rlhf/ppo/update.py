@@ -12,6 +12,7 @@ from rlhf.algo.logprobs import token_logprobs
 from rlhf.algo.losses import policy_loss, policy_ratio, value_loss
 from rlhf.algo.masked import masked_sum
 from rlhf.algo.schedule import learning_rate
+from rlhf.config.derive import shown_rate
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.data.loaders import share
@@ -84,9 +85,10 @@ class Update:
 
     def set_rates(self) -> None:
         """Both learning rates of the next update."""
-        ppo = self.ppo
+        ppo, args = self.ppo, self.args
         factor = learning_rate(self.updates, self.total_updates, 1.0, ppo.warmup_steps, ppo.schedule)
-        self.rates = factor * ppo.learning_rate, factor * ppo.critic_learning_rate
+        actor, critic = shown_rate(args.lora, ppo.learning_rate), shown_rate(args.critic_lora, ppo.critic_learning_rate)
+        self.rates = factor * actor, factor * critic
         for engine in (self.engine.actor, self.engine.critic):
             set_rates(engine, factor)
 

@@ -25,7 +25,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     config = replace(config, ppo=replace(config.ppo, critic=inputs.get("critic", config.ppo.critic)))
     ppo = config.ppo
     dataset = load_dataset(config)
-    tokenizer = load_tokenizer(inputs["actor"], "ppo.actor")
+    tokenizer = load_tokenizer(inputs["actor"], "ppo.actor", None, config.model.trust_remote_code)
     loader = create_prompt_dataloader(config, tokenizer, dataset)
     engine = DeepSpeedRLHFEngine(
         actor_model_name_or_path=inputs["actor"],

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlhf.algo.losses import preference_loss
 from rlhf.algo.schedule import learning_rate
-from rlhf.config.derive import Batches, batches
+from rlhf.config.derive import Batches, batches, shown_rate
 from rlhf.config.schema import Config
 from rlhf.data.loaders import all_batches, even_shares, share, steps_per_epoch, total_steps
 from rlhf.data.records import Comparison, Dataset, load_dataset, require
@@ -75,7 +75,10 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
                 own = [train[i] for i in share(chosen, rank(), plan.ranks)]
                 measured, lengths = train_step(engine, own, plan, tokenizer.pad_token_id)
             rows = comparison_batch(own, tokenizer.pad_token_id).rows
-            metrics = {"lr/model": factor * reward.learning_rate, "train/epoch": (number + 1) / per_epoch}
+            metrics = {
+                "lr/model": factor * shown_rate(config.reward_lora, reward.learning_rate),
+                "train/epoch": (number + 1) / per_epoch,
+            }
             metrics |= keep_finite(nonfinite, number + 1, measured, rows, config)
             metrics |= step_speed(config, lengths, work(config, lengths), clock)
             if due(number + 1, steps, reward.eval_every):

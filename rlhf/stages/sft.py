@@ -9,7 +9,7 @@ from torch import Tensor
 from rlhf.algo.logprobs import token_logprobs
 from rlhf.algo.masked import masked_sum
 from rlhf.algo.schedule import learning_rate
-from rlhf.config.derive import Batches, batches
+from rlhf.config.derive import Batches, batches, shown_rate
 from rlhf.config.schema import Config
 from rlhf.data.loaders import all_batches, even_shares, share, steps_per_epoch, total_steps
 from rlhf.data.records import load_dataset, require
@@ -59,7 +59,10 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             with clock.phase("step"):
                 own = [train[i] for i in share(chosen, rank(), plan.ranks)]
                 measured = train_step(engine, own, plan, config, tokenizer.pad_token_id)
-            metrics = {"lr/model": factor * sft.learning_rate, "train/epoch": (number + 1) / per_epoch}
+            metrics = {
+                "lr/model": factor * shown_rate(config.lora, sft.learning_rate),
+                "train/epoch": (number + 1) / per_epoch,
+            }
             metrics |= keep_finite(nonfinite, number + 1, measured, sequence_batch(own, tokenizer.pad_token_id), config)
             metrics |= step_speed(config, *work(config, own), clock)
             if due(number + 1, steps, sft.eval_every):
