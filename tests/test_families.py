@@ -105,15 +105,29 @@ def test_a_family_runs_all_stages_and_plain_transformers_loads_what_they_leave(m
 @pytest.fixture(scope="module")
 def with_adapters(make_config, tmp_path_factory):
     """Every family with adapters and gradient checkpointing on two ranks, at a ZeRO stage of its own."""
-    configs = {}
-    for number, family in enumerate(FAMILIES):
-        root = tmp_path_factory.mktemp(family)
-        configs[family] = make_config(
-            tiny(family), *SMALL, *LORA, "hardware.gpus_per_node=2", f"zero='{number % 4}'", "zero.persistence_elements=0",
-            f"output_root={root}",
-        )  # fmt: skip
+    stages = {family: number % 4 for number, family in enumerate(FAMILIES)}
+    return on_two_ranks(make_config, tmp_path_factory, stages)
+
+
+def on_two_ranks(make_config, tmp_path_factory, stages):
+    """Families with adapters and gradient checkpointing, each at the ZeRO stage that `stages` says, trained."""
+    configs = {
+        family: make_config(
+            tiny(family), *SMALL, *LORA, "hardware.gpus_per_node=2", f"zero='{zero}'", "zero.persistence_elements=0",
+            f"output_root={tmp_path_factory.mktemp(family)}",
+        )
+        for family, zero in stages.items()
+    }  # fmt: skip
     run_specs([file for config in configs.values() for file in specs(config)], world=2)
     return configs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shift", [1, 2, 3])
+def test_every_family_runs_all_stages_with_adapters_at_the_other_zero_stages(make_config, tmp_path_factory, shift):
+    stages = {family: (number + shift) % 4 for number, family in enumerate(FAMILIES)}
+    for config in on_two_ranks(make_config, tmp_path_factory, stages).values():
+        assert all(node.directory.done for node in nodes(config))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
