@@ -85,6 +85,14 @@ def tokenizer(make_config, demo_data):
 
 
 @pytest.fixture(scope="session")
+def models(make_config, tokenizer, tmp_path_factory):
+    """The directories of a random actor and a random reward model; not to be changed."""
+    from tiny import save_models
+
+    return save_models(make_config(), tokenizer, tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
 def ragged():
     """`ragged(seed, rows, width, n)`: a right-padded mask with at least one token a row, and n float64 tensors of its
     shape that hold numbers everywhere, padding included."""

@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
+from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.data.records import load_dataset
 from rlhf.data.tokens import encode_prompt, prompt_batch
 from rlhf.engine.distributed import start
@@ -49,3 +51,10 @@ def save_models(config, tokenizer, directory):
 def dataset(config):
     """The configuration's data."""
     return load_dataset(config)
+
+
+def built(config, models, tokenizer):
+    """Prompts, engine and trainer of step 3 on models on disk."""
+    loader = create_prompt_dataloader(config, tokenizer)
+    engine = DeepSpeedRLHFEngine(*models, tokenizer, len(loader), config)
+    return loader, engine, DeepSpeedPPOTrainer(engine=engine, args=config)

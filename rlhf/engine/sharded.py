@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.config.schema import Config, Zero
+from rlhf.engine.distributed import is_main
 from rlhf.engine.settings import zero_settings
 
 
 def materialize(model: Any, config: Config, zero: Zero, value: Callable[[str, Tensor], Tensor]) -> None:
     """Replace the weights of a model that was built on the meta device by `value(name, empty)`, on the host.
 
-    Under ZeRO stage 3 each is sharded before the next one is asked for; rank 0's value counts. A weight that two modules
+    Under ZeRO stage 3 each is sharded before the next is asked for, and rank 0 alone is asked. A weight that two modules
     share is asked for once. Buffers get the values that transformers computes for them.
     """
     places: dict[int, list[tuple[nn.Module, str]]] = {}
@@ -23,7 +24,9 @@ def materialize(model: Any, config: Config, zero: Zero, value: Callable[[str, Te
             if parameter is not None:
                 places.setdefault(id(parameter), []).append((module, attribute))
     for name, empty in list(model.named_parameters()):
-        parameter = nn.Parameter(value(name, empty), requires_grad=empty.requires_grad)
+        asked = zero.stage != 3 or is_main()  # sharding begins with rank 0's value on all ranks
+        weight = value(name, empty) if asked else torch.empty_like(empty, device="cpu")
+        parameter = nn.Parameter(weight, requires_grad=empty.requires_grad)
         parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' mark: leave it alone
         for module, attribute in places[id(empty)]:
             setattr(module, attribute, parameter)

@@ -68,9 +68,7 @@ class Checkpoint:
         return None
 
     def read(self, name: str, empty: Tensor) -> Tensor:
-        """The stored weight on rank 0, in the format of `empty`; on other ranks whatever memory holds."""
-        if torch.distributed.get_rank() != 0:
-            return torch.empty_like(empty, device="cpu")
+        """The stored weight, in the format of `empty`."""
         opened = self.open(self.files[name])
         stored = opened.get_tensor(name) if hasattr(opened, "get_tensor") else opened[name]
         if stored.shape != empty.shape:

@@ -16,6 +16,7 @@ INIT_SCALE = 0.55
 ROTARY_SHARE = 0.25
 # Tokens that a layer of local attention sees.
 NEO_WINDOW, WINDOW = 256, 4096
+NO_LIMIT = 2**31 - 1
 
 
 def grouped(model: Model) -> dict[str, Any]:
@@ -71,6 +72,12 @@ def settings_of(model: Model, **special_tokens: int | None) -> Any:
     )
 
 
+def last_position(settings: Any) -> int:
+    """The longest sequence that a model of this configuration reads, in tokens; ALiBi (BLOOM) sets no limit."""
+    limit = getattr(settings, "max_position_embeddings", None)
+    return int(limit) if limit and settings.model_type != "bloom" else NO_LIMIT
+
+
 def shape_of(settings: Any) -> dict[str, Any]:
     """The keys of `Model` that transformers' configuration of any family states: of those that it does not, the usual."""
     text = settings.get_text_config()
@@ -88,6 +95,6 @@ def shape_of(settings: Any) -> dict[str, Any]:
         "embedding": getattr(text, "word_embed_proj_dim", width),
         "norm_first": getattr(text, "do_layer_norm_before", True),
         "vocabulary": text.vocab_size,
-        "positions": getattr(text, "max_position_embeddings", None) or 2**31 - 1,
+        "positions": getattr(text, "max_position_embeddings", None) or NO_LIMIT,
         "tied": bool(settings.tie_word_embeddings),
     }

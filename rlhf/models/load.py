@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from rlhf.config.derive import max_sequence
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config, Lora, Model, Zero
 from rlhf.data.streams import torch_seed
@@ -22,7 +21,7 @@ from rlhf.models.checkpoint import Checkpoint
 from rlhf.models.families import settings_of
 from rlhf.models.heads import BIAS, SCALE, Scorer, classifier_class, head_weights
 from rlhf.models.lora import adapter_base, add_adapters, with_adapter
-from rlhf.models.source import Source, read_settings, source_of
+from rlhf.models.source import Source, check_positions, read_settings, source_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What configurations call dropout; layers are never dropped whole.
@@ -91,10 +90,7 @@ def from_pretrained(
     another kind, and for too few positions.
     """
     settings = read_settings(source)
-    positions = getattr(settings, "max_position_embeddings", None)
-    if positions is not None and settings.model_type != "bloom" and positions < max_sequence(config):
-        problem = f"it has {positions} positions, but prompt and response reach {max_sequence(config)} tokens"
-        raise ConfigError(source.key, source.path, problem, "lower data.max_prompt_tokens or the response lengths")
+    check_positions(source, settings, config)
     set_dropout(settings, dropout)
     if kind is classifier_class:
         settings.num_labels = 1
@@ -130,18 +126,17 @@ def load_sharded(
     files lack, and of theirs that it has no place for."""
     checkpoint = Checkpoint(source)
     model = on_meta(model_class, settings, config, source.trust_remote_code)
-    missing, used = set(), set()
+    stored = {name: checkpoint.find(name, model.base_model_prefix) for name, _ in model.named_parameters()}
 
     def value(name: str, empty: Tensor) -> Tensor:
-        stored = checkpoint.find(name, model.base_model_prefix)
-        if stored is None:
-            missing.add(name)
-            return head(config, empty) if name == "score.weight" else torch.zeros_like(empty, device="cpu")
-        used.add(stored)
-        return checkpoint.read(stored, empty)
+        found = stored[name]
+        if found is not None:
+            return checkpoint.read(found, empty)
+        return head(config, empty) if name == "score.weight" else torch.zeros_like(empty, device="cpu")
 
     materialize(model, config, zero, value)
-    return model, missing, checkpoint.names - used
+    missing = {name for name, found in stored.items() if found is None}
+    return model, missing, checkpoint.names - {found for found in stored.values() if found is not None}
 
 
 def random_model(kind: Callable[[Any], Any], settings: Any, config: Config, zero: Zero, purpose: str) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 from rlhf.config.derive import max_sequence
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config, Model
-from rlhf.models.families import shape_of
+from rlhf.models.families import last_position, shape_of
 
 REACH_S = 5.0
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
@@ -128,9 +128,7 @@ def check_source(source: Source, config: Config, scorer: bool, declared: Model |
     shape = shape_of(settings)
     if place.is_dir() and not any(file for pattern in WEIGHTS for file in place.glob(pattern)):
         raise ConfigError(source.key, source.path, "the directory holds no weights", "give one with model.safetensors")
-    if settings.model_type != "bloom" and shape["positions"] < max_sequence(config):
-        problem = f"it has {shape['positions']} positions, but prompt and response reach {max_sequence(config)} tokens"
-        raise ConfigError(source.key, source.path, problem, "lower data.max_prompt_tokens or the response lengths")
+    check_positions(source, settings, config)
     check_head(source, scorer)
     check_tokenizer(source, shape["vocabulary"])
     if declared is not None:
@@ -140,6 +138,13 @@ def check_source(source: Source, config: Config, scorer: bool, declared: Model |
             group = source.key.split(".")[0]
             fix = f"use {group}=local {source.key}=..., which reads the shape"
             raise ConfigError(source.key, source.path, f"it has {found}, unlike {group}={declared.name}", fix)
+
+
+def check_positions(source: Source, settings: Any, config: Config) -> None:
+    """The longest prompt and response fit."""
+    if last_position(settings) < max_sequence(config):
+        problem = f"it has {last_position(settings)} positions, but prompt and response reach {max_sequence(config)} tokens"
+        raise ConfigError(source.key, source.path, problem, "lower data.max_prompt_tokens or the response lengths")
 
 
 def check_head(source: Source, scorer: bool) -> None:

@@ -1,11 +1,9 @@
 """Scores of responses by a reward model that may have another tokenizer than the actor."""
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from rlhf.data.tokens import Encoded, Tokenizer, last_tokens, right_mask, sequence_batch
+from rlhf.models.families import last_position
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
 from rlhf.ppo.forward import response_scores
 
@@ -35,14 +33,8 @@ def encoded(engine: DeepSpeedRLHFEngine, prompt: Tensor, response: Tensor, ended
     prompt_text, text = (engine.tokenizer.decode(part, skip_special_tokens=True) for part in (prompt, response))
     answer = list(own(" " + text.strip(), add_special_tokens=False)["input_ids"]) + [own.eos_token_id] * ended
     question = list(own(prompt_text)["input_ids"])
-    limit = positions(engine.reward.module.config)
+    limit = last_position(engine.reward.module.config)
     room = limit - len(answer)
     if room < len(question):
         question = last_tokens(question, max(0, room), own)
     return Encoded(question, answer[-limit:])
-
-
-def positions(settings: Any) -> int:
-    """The longest sequence that a model reads."""
-    limit = getattr(settings, "max_position_embeddings", None)
-    return int(limit) if limit is not None and settings.model_type != "bloom" else torch.iinfo(torch.int32).max

@@ -1,6 +1,7 @@
 """What a stage is given besides its configuration and its inputs."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rlhf.config.schema import Config
@@ -26,9 +27,10 @@ def due(step: int, total: int, every: int | None) -> bool:
 
 
 def keep_finite(
-    nonfinite: Nonfinite, step: int, measured: dict[str, float], batch: SequenceBatch, config: Config
+    nonfinite: Nonfinite, step: int, measured: dict[str, float], batch: Callable[[], SequenceBatch], config: Config
 ) -> dict[str, float]:
-    """What a step measured, but for numbers that are not finite; counts a step that was left out because of one.
+    """What a step measured, but for numbers that are not finite; counts a step that was left out because of one, and
+    only then makes its `batch`, to be kept.
 
     A gradient that overflows in fp16 while the loss is finite is none: the loss scale is falling, as it should.
     """
@@ -36,5 +38,8 @@ def keep_finite(
     if problem is None and not math.isfinite(measured["train/grad_norm"]) and config.precision.dtype != "fp16":
         problem = "the gradient"
     kept = {name: value for name, value in measured.items() if math.isfinite(value)}
-    tensors = {"ids": batch.ids, "lengths": batch.lengths, "starts": batch.starts}
+    if problem is None:
+        return kept | {"train/nonfinite": nonfinite.note(step, None, {})}
+    found = batch()
+    tensors = {"ids": found.ids, "lengths": found.lengths, "starts": found.starts}
     return kept | {"train/nonfinite": nonfinite.note(step, problem, tensors)}

@@ -1,6 +1,7 @@
 """Stage 2, reward modelling: score the preferred answer above the other one."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,12 +75,11 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             with clock.phase("step"):
                 own = [train[i] for i in share(chosen, rank(), plan.ranks)]
                 measured, lengths = train_step(engine, own, plan, tokenizer.pad_token_id)
-            rows = comparison_batch(own, tokenizer.pad_token_id).rows
             metrics = {
                 "lr/model": factor * shown_rate(config.reward_lora, reward.learning_rate),
                 "train/epoch": (number + 1) / per_epoch,
             }
-            metrics |= keep_finite(nonfinite, number + 1, measured, rows, config)
+            metrics |= keep_finite(nonfinite, number + 1, measured, partial(read, own, tokenizer.pad_token_id), config)
             metrics |= step_speed(config, lengths, work(config, lengths), clock)
             if due(number + 1, steps, reward.eval_every):
                 final = evaluate(engine, heldout, dataset.agreement, plan, tokenizer.pad_token_id)
@@ -121,6 +121,11 @@ def train_step(engine: Any, elements: list[Element], plan: Batches, pad: int) ->
     (norm,) = finish(engine)
     loss_total, right, pairs = total(loss_sum, right, pairs)
     return {"train/loss": loss_total / count, "train/accuracy": right / pairs, "train/grad_norm": norm}, lengths
+
+
+def read(elements: list[Element], pad: int) -> SequenceBatch:
+    """The answers that a step reads."""
+    return comparison_batch(elements, pad).rows
 
 
 def scores(engine: Any, batch: SequenceBatch) -> Tensor:

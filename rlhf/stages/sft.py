@@ -1,6 +1,7 @@
 """Stage 1, supervised fine-tuning: imitate the demonstrations."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,7 +64,8 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
                 "lr/model": factor * shown_rate(config.lora, sft.learning_rate),
                 "train/epoch": (number + 1) / per_epoch,
             }
-            metrics |= keep_finite(nonfinite, number + 1, measured, sequence_batch(own, tokenizer.pad_token_id), config)
+            batch = partial(sequence_batch, own, tokenizer.pad_token_id)
+            metrics |= keep_finite(nonfinite, number + 1, measured, batch, config)
             metrics |= step_speed(config, *work(config, own), clock)
             if due(number + 1, steps, sft.eval_every):
                 final = evaluate(engine, heldout, plan, config, tokenizer.pad_token_id)

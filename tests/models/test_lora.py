@@ -4,13 +4,11 @@ import copy
 
 import pytest
 import torch
-from tiny import prompts, save_models
+from tiny import built, prompts
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
 from rlhf.config.errors import ConfigError
-from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.data.tokens import left_mask
 from rlhf.engine.distributed import start
 from rlhf.models.heads import model_inputs
@@ -188,17 +186,6 @@ def test_checkpointing_gives_the_same_gradients(make_config, tokenizer, model, o
         assert torch.allclose(gradient, gradients[1][name], rtol=1e-5, atol=1e-8), name
 
 
-@pytest.fixture(scope="module")
-def models(make_config, tokenizer, tmp_path_factory):
-    return save_models(make_config(), tokenizer, tmp_path_factory.mktemp("models"))
-
-
-def build(config, models, tokenizer):
-    loader = create_prompt_dataloader(config, tokenizer)
-    engine = DeepSpeedRLHFEngine(*models, tokenizer, len(loader), config)
-    return loader, engine, DeepSpeedPPOTrainer(engine=engine, args=config)
-
-
 def weights(engine):
     """The engine's distinct modules and their parameters, without adapters and the heads trained beside them."""
     modules = {id(e.module): e.module for e in (engine.actor, engine.critic, engine.ref, engine.reward)}
@@ -218,7 +205,7 @@ def sequences(config, tokenizer):
 
 def test_reference_and_reward_model_need_no_second_copy(make_config, models, tokenizer):
     config = make_config(*SMALL, "lora=r8", "ppo.learning_rate=0.01", "ppo.critic_learning_rate=0.01")
-    loader, engine, trainer = build(config, models, tokenizer)
+    loader, engine, trainer = built(config, models, tokenizer)
     policy = load_policy(Source(models[0], "ppo.actor"), config, config.zero, 0.0).eval()
     judge = load_scorer(Source(models[1], "ppo.reward"), config, config.zero, 0.0).eval()
     copies = sum(p.numel() for model in (policy, judge) for p in model.parameters())
@@ -251,7 +238,7 @@ def test_reference_and_reward_model_need_no_second_copy(make_config, models, tok
 @pytest.mark.parametrize("change", ("lora.only=false critic_lora.only=true", "critic_lora.only=false", "ppo.critic=actor"))
 def test_what_does_not_start_from_frozen_weights_has_its_own_copy(make_config, models, tokenizer, change):
     config = make_config(*SMALL, "lora=r8", *change.split())
-    loader, engine, trainer = build(config, models, tokenizer)
+    loader, engine, trainer = built(config, models, tokenizer)
     reference, reward = (False, True) if change.startswith("lora.only=false") else (True, False)
     assert (engine.ref.module is engine.actor.module, engine.reward.module is engine.critic.module) == (reference, reward)
     assert weights(engine)[0] == 3
@@ -266,7 +253,7 @@ def test_what_does_not_start_from_frozen_weights_has_its_own_copy(make_config, m
 
 def test_with_nothing_shared_there_are_four_models(make_config, models, tokenizer):
     config = make_config(*SMALL, "lora=r8", "lora.only=false")  # the critic's as the policy's
-    _loader, engine, _trainer = build(config, models, tokenizer)
+    _loader, engine, _trainer = built(config, models, tokenizer)
     policy = load_policy(Source(models[0], "ppo.actor"), config, config.zero, 0.0)
     judge = load_scorer(Source(models[1], "ppo.reward"), config, config.zero, 0.0)
     count, plain = weights(engine)
@@ -276,7 +263,7 @@ def test_with_nothing_shared_there_are_four_models(make_config, models, tokenize
 
 def test_the_shared_reference_is_itself_under_sharding(make_config, models, tokenizer):
     config = make_config(*SMALL, "lora=r8", "zero='3'", "zero.persistence_elements=0", "critic_zero.persistence_elements=0")
-    loader, engine, trainer = build(config, models, tokenizer)
+    loader, engine, trainer = built(config, models, tokenizer)
     assert weights(engine)[0] == 2
     whole = make_config()
     policy = load_policy(Source(models[0], "ppo.actor"), whole, whole.zero, 0.0).eval()

@@ -4,7 +4,6 @@ import deepspeed
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import save_models
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -31,11 +30,6 @@ SMALL = (
 
 def zero_of(stage):
     return f"zero={stage!r}", "zero.persistence_elements=0", f"zero@critic_zero={stage!r}", f"zero@reference_zero={stage!r}"
-
-
-@pytest.fixture(scope="module")
-def models(make_config, tokenizer, tmp_path_factory):
-    return save_models(make_config(), tokenizer, tmp_path_factory.mktemp("models"))
 
 
 def learner(config, model):

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from tiny import PROMPTS, prompts
+from tiny import PROMPTS, built, prompts
 from transformers import AutoModelForSequenceClassification
 
-from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
+from rlhf import DeepSpeedRLHFEngine
 from rlhf.config.errors import ConfigError
-from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.data.tokens import encode_prompt, encode_response, left_mask
 from rlhf.engine.distributed import start
 from rlhf.models.load import new_policy, new_scorer
@@ -56,12 +55,6 @@ def models(make_config, tokenizer, other, tmp_path_factory):
     return actor, reward_model(place / "reward", config, other, reward_bias=0.25, reward_scale=2.0)
 
 
-def build(config, models, tokenizer):
-    loader = create_prompt_dataloader(config, tokenizer)
-    engine = DeepSpeedRLHFEngine(*models, tokenizer, len(loader), config)
-    return loader, engine, DeepSpeedPPOTrainer(engine=engine, args=config)
-
-
 def rollout(config, tokenizer, answers, ended):
     """Prompts on the left, answers on the right, as the actor's tokens with padding between and around them."""
     batch = prompts(config, tokenizer)
@@ -97,7 +90,7 @@ def expected(place, config, other, ended, answers=ANSWERS):
 def test_the_text_is_scored_in_the_reward_models_own_tokens(make_config, models, tokenizer, other, ended):
     """At its end-of-text, which only a response that ended has."""
     config = make_config(*SMALL, "ppo.critic=actor")
-    _, engine, _ = build(config, models, tokenizer)
+    _, engine, _ = built(config, models, tokenizer)
     assert same_vocabulary(engine.reward_tokenizer, other) and not same_vocabulary(engine.reward_tokenizer, tokenizer)
     with torch.no_grad():
         scores = score(engine, *rollout(config, tokenizer, ANSWERS, ended))
@@ -107,7 +100,7 @@ def test_the_text_is_scored_in_the_reward_models_own_tokens(make_config, models,
 
 def test_the_end_of_text_counts(make_config, models, tokenizer):
     config = make_config(*SMALL, "ppo.critic=actor")
-    _, engine, _ = build(config, models, tokenizer)
+    _, engine, _ = built(config, models, tokenizer)
     with torch.no_grad():
         closed, open_ = (score(engine, *rollout(config, tokenizer, ANSWERS, (done,) * 3)) for done in (True, False))
     assert float((closed - open_).abs().min()) > 1e-3
@@ -115,7 +108,7 @@ def test_the_end_of_text_counts(make_config, models, tokenizer):
 
 def test_a_response_of_nothing_but_end_of_text(make_config, models, tokenizer, other):
     config = make_config(*SMALL, "ppo.critic=actor")
-    _, engine, _ = build(config, models, tokenizer)
+    _, engine, _ = built(config, models, tokenizer)
     batch = prompts(config, tokenizer)
     ids = torch.cat([batch.ids, torch.full((3, 1), tokenizer.eos_token_id)], dim=1)
     mask = torch.cat([left_mask(batch.lengths, batch.ids.size(1)), torch.ones(3, 1, dtype=torch.long)], dim=1)
@@ -126,7 +119,7 @@ def test_a_response_of_nothing_but_end_of_text(make_config, models, tokenizer, o
 
 def test_a_rollout_is_scored_by_its_text(make_config, models, tokenizer, other):
     config = make_config(*SMALL, "ppo.critic=actor", "ppo.micro_batch_size=2")
-    loader, _, trainer = build(config, models, tokenizer)
+    loader, _, trainer = built(config, models, tokenizer)
     out = trainer.generate_experience(next(iter(loader)))
     for row in range(8):
         question = tokenizer.decode(out.prompts[row][out.prompt_mask[row].bool()])
@@ -147,7 +140,7 @@ def test_a_critic_that_cannot_read_the_actors_tokens_is_refused(make_config, mod
 
 def test_a_critic_may_start_from_the_actor(make_config, models, tokenizer):
     config = make_config(*SMALL, "ppo.critic=actor")
-    loader, engine, trainer = build(config, models, tokenizer)
+    loader, engine, trainer = built(config, models, tokenizer)
     body = engine.actor.module.model.state_dict()
     started = engine.critic.module.classifier
     assert type(started).__name__ == "OPTForSequenceClassification"
@@ -168,7 +161,7 @@ def test_a_critic_may_start_from_a_third_model(make_config, models, tokenizer, t
     config = make_config(*SMALL, "reward_model=llama-tiny", "reward_model.vocabulary=768")
     third = reward_model(tmp_path / "critic", config, tokenizer, reward_bias=0.5)
     config = make_config(*SMALL, f"ppo.critic={third}")
-    loader, engine, trainer = build(config, models, tokenizer)
+    loader, engine, trainer = built(config, models, tokenizer)
     assert type(engine.critic.module.classifier).__name__ == "LlamaForSequenceClassification"
     assert type(engine.reward.module.classifier).__name__ == "GPT2ForSequenceClassification"
     out = trainer.generate_experience(next(iter(loader)))
@@ -188,7 +181,7 @@ def narrow(make_config, tokenizer, other, tmp_path):
 
 def test_few_positions_cut_the_prompts_beginning(narrow, tokenizer, other):
     config, models = narrow
-    _, engine, _ = build(config, models, tokenizer)
+    _, engine, _ = built(config, models, tokenizer)
     answers = ("Warm water and a soft cloth, then air for a day.", "Ask.", "A little at a time, and with care.")
     question = [other(config.data.prompt_format.format(prompt=prompt))["input_ids"] for prompt in PROMPTS]
     reply = [other(" " + text)["input_ids"] + [other.eos_token_id] for text in answers]
@@ -202,7 +195,7 @@ def test_few_positions_cut_the_prompts_beginning(narrow, tokenizer, other):
 @pytest.mark.parametrize("length", (36, 50))
 def test_a_response_that_fills_all_positions_leaves_no_prompt(narrow, tokenizer, other, length):
     config, models = narrow
-    _, engine, _ = build(config, models, tokenizer)
+    _, engine, _ = built(config, models, tokenizer)
     text = "q" * 80
     while len(other(" " + text)["input_ids"]) >= length:
         text = text[:-1]

@@ -6,12 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import dataset, policy_engine, prompts, random_numbers, save_models
+from tiny import built, dataset, policy_engine, prompts, random_numbers, save_models
 from transformers import AutoModelForSequenceClassification
 
-from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
-from rlhf.config.schema import Config
-from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.data.tokens import encode_demonstrations, left_mask, right_mask, sequence_batch
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.spec import freeze
@@ -32,17 +29,6 @@ SMALL = (
     "ppo.max_steps=2",
     "rollout.max_new_tokens=8",
 )
-
-
-@pytest.fixture(scope="module")
-def models(make_config, tokenizer, tmp_path_factory):
-    return save_models(make_config(), tokenizer, tmp_path_factory.mktemp("models"))
-
-
-def build(config: Config, models, tokenizer):
-    loader = create_prompt_dataloader(config, tokenizer)
-    engine = DeepSpeedRLHFEngine(*models, tokenizer, len(loader), config)
-    return loader, engine, DeepSpeedPPOTrainer(engine=engine, args=config)
 
 
 LENGTHS, ENDED = (3, 8, 5), (True, False, False)
@@ -73,7 +59,7 @@ def test_length_and_end_of_text_penalties(make_config, tokenizer, models, option
     config = make_config(
         *SMALL, option, *subtract, f"ppo.length_penalty={length_penalty}", "ppo.whiten_advantages=false", "ppo.kl_coef=0.3"
     )
-    _, _, trainer = build(config, models, tokenizer)
+    _, _, trainer = built(config, models, tokenizer)
     given = responses(tokenizer)
     experience, shaped = trainer.appraise(prompts(config, tokenizer), given)
     scores = experience.scores.tolist()
@@ -110,7 +96,7 @@ def test_a_rollout_of_fixed_length_trains(make_config, tokenizer, models, greedy
     config = make_config(
         *SMALL, "rollout.fixed_length=true", "ppo.eos_penalty=null", f"rollout.do_sample={str(not greedy).lower()}"
     )
-    loader, _, trainer = build(config, models, tokenizer)
+    loader, _, trainer = built(config, models, tokenizer)
     out = trainer.generate_experience(next(iter(loader)))
     assert (out.mask == 1).all() and out.mask.shape == (8, 8)
     assert trainer.metrics["length/response"] == 8.0 and trainer.metrics["length/ended"] == 0.0
@@ -183,7 +169,7 @@ def test_the_critic_has_the_reward_models_scale(trained, make_config, tmp_path):
     tokenizer = load_tokenizer(trained.place, "ppo.reward")
     config = make_config(*SMALL, *REWARD[2:])
     actor, _ = save_models(config, tokenizer, tmp_path)
-    loader, _, trainer = build(config, (actor, trained.place), tokenizer)
+    loader, _, trainer = built(config, (actor, trained.place), tokenizer)
     out = trainer.generate_experience(next(iter(loader)))
     plain = AutoModelForSequenceClassification.from_pretrained(trained.place).eval()
     bias, scale = trained.metrics.get("eval/reward_bias", 0.0), trained.metrics.get("eval/reward_scale", 1.0)
@@ -224,7 +210,7 @@ def test_checkpointing_is_on_in_the_update_alone(make_config, tokenizer, models,
         *SMALL, *adapters, "ppo.micro_batch_size=4", f"ppo.gradient_checkpointing={str(actor_on).lower()}",
         f"ppo.critic_gradient_checkpointing={str(critic_on).lower()}", "rollout.fixed_length=true", "ppo.eos_penalty=null",
     )  # fmt: skip
-    loader, engine, trainer = build(config, models, tokenizer)
+    loader, engine, trainer = built(config, models, tokenizer)
     actor, critic = attentions(engine)
     for batch in loader:  # the second rollout comes after an update
         rollout, scoring, training, values = [], [], [], []
@@ -247,7 +233,7 @@ def test_checkpointing_is_on_in_the_update_alone(make_config, tokenizer, models,
 def test_checkpointing_changes_no_update(make_config, tokenizer, models):
     results = []
     for on in ("true", "false"):
-        loader, engine, trainer = build(make_config(*SMALL, f"ppo.gradient_checkpointing={on}"), models, tokenizer)
+        loader, engine, trainer = built(make_config(*SMALL, f"ppo.gradient_checkpointing={on}"), models, tokenizer)
         for batch in loader:
             trainer.train_rlhf(trainer.generate_experience(batch))
         results.append([p.detach().clone() for e in (engine.actor, engine.critic) for p in e.module.parameters()])
@@ -270,7 +256,7 @@ def appraised(engine, config, tokenizer, given):
 def test_dropout_is_off_when_a_rollout_is_appraised(make_config, tokenizer, models):
     changes = "ppo.dropout=0.2", "ppo.critic_dropout=0.5", "ppo.ratio_tolerance=5.0"
     config = make_config(*SMALL, *changes)
-    loader, engine, trainer = build(config, models, tokenizer)
+    loader, engine, trainer = built(config, models, tokenizer)
     assert engine.critic.module.config.dropout == 0.5 and engine.ref.module.config.dropout == 0.0
     given = responses(tokenizer)
     for batch in loader:

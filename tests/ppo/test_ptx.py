@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import dataset, save_models
+from tiny import built, dataset
 from transformers import AutoModelForCausalLM
 
-from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
 from rlhf.config.derive import Batches
 from rlhf.config.errors import ConfigError
 from rlhf.data.loaders import create_prompt_dataloader
@@ -29,15 +28,8 @@ SMALL = (
 )
 
 
-@pytest.fixture(scope="module")
-def models(make_config, tokenizer, tmp_path_factory):
-    return save_models(make_config(), tokenizer, tmp_path_factory.mktemp("models"))
-
-
 def build(config, models, tokenizer):
-    loader = create_prompt_dataloader(config, tokenizer)
-    engine = DeepSpeedRLHFEngine(*models, tokenizer, len(loader), config)
-    trainer = DeepSpeedPPOTrainer(engine=engine, args=config)
+    loader, _engine, trainer = built(config, models, tokenizer)
     return trainer, trainer.generate_experience(next(iter(loader)))
 
 

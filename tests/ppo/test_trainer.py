@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import dataset, save_models
+from tiny import dataset
 
 from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
 from rlhf.config.errors import ConfigError
@@ -24,11 +24,6 @@ SMALL = (
 )
 
 ONE_UPDATE = ("ppo.update_epochs=1", "ppo.batch_size=8")
-
-
-@pytest.fixture(scope="module")
-def models(make_config, tokenizer, tmp_path_factory):
-    return save_models(make_config(), tokenizer, tmp_path_factory.mktemp("models"))
 
 
 def build(make_config, models, tokenizer, *overrides):

@@ -85,7 +85,7 @@ def test_what_a_step_of_supervised_training_measured_is_kept_as_far_as_it_is_fin
 ):
     config = make_config(f"precision={precision}")
     counter, measured = Nonfinite(3, tmp_path, rank=0), {"train/loss": loss, "train/grad_norm": norm, "train/accuracy": 0.5}
-    kept = keep_finite(counter, 4, measured, BATCH, config)
+    kept = keep_finite(counter, 4, measured, lambda: BATCH, config)
     assert kept.pop("train/nonfinite") == float(problem is not None)
     assert kept == {name: value for name, value in measured.items() if math.isfinite(value)}
     if problem is None:
