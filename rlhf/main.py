@@ -1,4 +1,4 @@
-"""The entry: compose with Hydra, check everything, then run the stages that are not done yet.
+"""The entry: compose every point with Hydra, check all of them, merge their stages into one graph, run what is not done.
 
 Nothing here imports torch or deepspeed, unless a model that the user names is looked at. Hydra's jobs only hand their
 configuration in, so that all points of a sweep are composed and checked before the first one starts.
@@ -6,109 +6,182 @@ configuration in, so that all points of a sweep are composed and checked before 
 
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from rich.markup import escape
 
 from rlhf.config.checks import check_devices
 from rlhf.config.compose import config_root, from_hydra, quoted, register, typed
 from rlhf.config.errors import ConfigError
-from rlhf.config.schema import Config
-from rlhf.experiment.graph import Node, nodes
-from rlhf.experiment.summary import link_run, print_summary
-from rlhf.launch import StageFailed, launch
-from rlhf.prepare import check_sources, prepared
+from rlhf.experiment.checkpoints import check_layout
+from rlhf.experiment.graph import nodes
+from rlhf.experiment.record import forget, record
+from rlhf.experiment.summary import print_failures, print_plan, print_summary, print_sweep
+from rlhf.experiment.sweep import Outcome, Point, Task, merged
+from rlhf.launch import execute
+from rlhf.prepare import check_sources, estimate, prepared
+from rlhf.search import search, wants_search
+
+Handed = tuple[DictConfig, list[str], Path, bool]
 
 
-@dataclass(frozen=True)
-class Point:
-    """One composed configuration and the directory that Hydra gave it."""
+class Invalid(Exception):
+    """Points that cannot work, each with the reason."""
 
-    config: Config
-    run_directory: Path
+    def __init__(self, problems: list[tuple[str, ConfigError]], points: int) -> None:
+        lines = [f"{name}: {error}" if points > 1 else str(error) for name, error in problems]
+        super().__init__("\n".join(dict.fromkeys(lines)))
 
 
 def main() -> int:
-    """Run what the command line asks for; returns the exit code."""
+    """Run what the command line asks for; returns the exit code: 0 done or submitted, 1 a stage failed, 2 bad input, 130
+    stopped."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        points = compose()
-        plans = [(point, plan(point.config)) for point in points]
-        for point, planned in plans:
-            run(point, planned)
-    except ConfigError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}")
+        if wants_search(sys.argv[1:]):
+            return search(sys.argv[1:], run_one)
+        composed = compose()
+        try:
+            return run(points_of(composed))
+        except (ConfigError, Invalid):
+            forget([directory for _, _, directory, _ in composed])
+            raise
+    except (ConfigError, Invalid) as error:
+        for line in str(error).splitlines():
+            console.print(f"[bold red]error:[/] {escape(line)}")
         return 2
-    except StageFailed as error:
-        console.print(f"[bold red]failed:[/] {escape(str(error))}")
-        return 1
     except KeyboardInterrupt:
         console.print("[bold red]interrupted[/]")
         return 130
-    return 0
 
 
-def escape(text: str) -> str:
-    """Text in which rich sees no markup."""
-    return text.replace("[", r"\[")
-
-
-def compose() -> list[Point]:
-    """All points that the command line describes, checked; none for --help, --cfg and the like."""
+def compose() -> list[Handed]:
+    """All points that the command line describes, with their overrides and directories, and whether they are a sweep's;
+    none for --help, --cfg and the like."""
     register()
     sys.argv[1:] = quoted(sys.argv[1:])
-    composed: list[tuple[DictConfig, Path]] = []
+    composed: list[Handed] = []
 
     @hydra.main(version_base="1.3", config_path=str(config_root() / "conf"), config_name="config")
     def hand_in(config: DictConfig) -> None:
-        composed.append((config, Path(HydraConfig.get().runtime.output_dir)))
+        job = HydraConfig.get()
+        swept = job.mode == RunMode.MULTIRUN
+        composed.append((config, list(job.overrides.task), Path(job.runtime.output_dir), swept))
 
+    without_hydras_report(hand_in)
+    return composed
+
+
+def without_hydras_report(action: Callable[[], None]) -> None:
+    """Run Hydra so that what is wrong is raised, in one line, instead of printed in several."""
     wanted_traceback = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises what is wrong instead of printing several lines of it
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        hand_in()
+        action()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if wanted_traceback == "1":
             raise
         raise from_hydra(error, sys.argv[1:]) from error
     except OSError as error:
-        raise ConfigError(
-            "output_root",
-            error.filename,
-            f"it cannot be written ({error.strerror})",
-            "choose another directory: output_root=...",
-        ) from error
+        problem = f"it cannot be written ({error.strerror})"
+        raise ConfigError("output_root", error.filename, problem, "choose another directory: output_root=...") from error
     finally:
         os.environ.pop("HYDRA_FULL_ERROR")
         if wanted_traceback is not None:
             os.environ["HYDRA_FULL_ERROR"] = wanted_traceback
-    return [Point(prepared(typed(config)), directory) for config, directory in composed]
 
 
-def plan(config: Config) -> list[Node]:
-    """The stages of one point; devices are asked for only if something is left to do."""
-    planned = nodes(config)
-    if not all(node.directory.done for node in planned):
-        check_devices(config)
-        check_sources(config, planned)
-    return planned
+def points_of(composed: list[Handed]) -> list[Point]:
+    """The points, checked. Raises Invalid with everything that is wrong in any of them."""
+    points, problems = [], []
+    for config, overrides, directory, swept in composed:
+        try:
+            checked = prepared(typed(config))
+            points.append(Point(checked, overrides, directory, swept, nodes(checked)))
+        except ConfigError as error:
+            problems.append((directory.name, error))
+    if problems:
+        raise problems[0][1] if len(composed) == 1 else Invalid(problems, len(composed))
+    return points
 
 
-def run(point: Point, planned: list[Node]) -> None:
-    """Run a point's stages in order, reuse those that are done, and show what came out."""
-    console = Console()
-    reused: dict[str, bool] = {}
-    for node in planned:
-        reused[node.stage] = node.directory.done
-        if node.directory.done:
-            console.print(f"[green]✓[/] {node.stage}: done before, {node.directory.path}")
-        else:
-            launch(node, point.config, console)
-    link_run(point.run_directory, planned, reused)
-    print_summary(planned, console)
+def run(points: list[Point]) -> int:
+    """Run the stages of some points that are not done, reuse those that are, and show what came out."""
+    if not points:
+        return 0
+    tasks, terminal = merged(points), Console()
+    console = terminal if terminal.is_terminal else Console(width=160)
+    waiting = [task for task in tasks if not task.node.directory.done]
+    check_tasks(tasks, waiting)
+    first = points[0].config
+    if first.dry_run or points[0].swept:
+        print_plan(points, tasks, {task.key: estimate(task.config, task.node.stage) for task in waiting}, console)
+    if first.dry_run:
+        forget([point.directory for point in points])
+        return 0
+    outcomes = {task.key: Outcome("reused") for task in tasks if task not in waiting}
+    for point in points:
+        record(point, outcomes)
+    if not points[0].swept:
+        for task in tasks:
+            if task not in waiting:
+                console.print(f"[green]✓[/] {task.node.stage}: done before, {task.node.directory.path}", soft_wrap=True)
+    if waiting:
+        outcomes |= execute(waiting, console)
+    for point in points:
+        record(point, outcomes)
+    if points[0].swept:
+        print_sweep(points, outcomes, console)
+    else:
+        print_summary(points[0].stages, outcomes, console)
+    print_failures(tasks, outcomes, Console(stderr=True, soft_wrap=True))
+    states = {outcome.state for outcome in outcomes.values()}
+    return 1 if states & {"failed", "skipped"} else 130 if "stopped" in states else 0
+
+
+def run_one(config: DictConfig, overrides: list[str], directory: Path) -> tuple[int, Point]:
+    """Run one point of a search, beside a configuration file as Hydra leaves one."""
+    (point,) = points_of([(config, overrides, directory, False)])
+    (directory / ".hydra").mkdir(parents=True, exist_ok=True)
+    (directory / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    return run([point]), point
+
+
+def check_tasks(tasks: list[Task], waiting: list[Task]) -> None:
+    """Look at what stages start from, and at the devices they want, before the first one starts. Raises Invalid."""
+    problems: list[tuple[str, ConfigError]] = []
+    needed = {parent for task in waiting for parent in task.parents}
+    for task in tasks:
+        try:
+            if task in waiting:
+                check_devices(task.config)
+                check_sources(task.config, task.node)
+                if task.config.checkpoint.resume:
+                    check_layout(task.node.directory.path, task.config, task.node.stage)
+            else:
+                check_done(task, task.key in needed)
+        except ConfigError as error:
+            problems.append((", ".join(task.points), error))
+    if problems:
+        raise Invalid(problems, len({name for task in tasks for name in task.points}))
+
+
+def check_done(task: Task, needed: bool) -> None:
+    """A finished stage that was damaged since is refused, and so is one whose model is gone if another stage needs it."""
+    directory = task.node.directory
+    try:
+        directory.result()
+        problem = directory.damage() if needed else None
+    except ValueError as error:
+        problem = str(error)
+    if problem is not None:
+        fix = "remove the directory, and the stage is trained again"
+        raise ConfigError(task.node.stage, directory.path, problem, fix)

@@ -1,11 +1,15 @@
 """From a composed configuration to one that can run: shapes read where none is stated, everything checked."""
 
+from collections.abc import Sequence
+
 from rlhf.config.checks import check
 from rlhf.config.compose import composed
 from rlhf.config.schema import Config
+from rlhf.data.records import load_dataset
 from rlhf.data.text import load_texts
 from rlhf.experiment.graph import Node
 from rlhf.models.source import Source, check_source, fill_shapes, source_of
+from rlhf.plan.work import Work, work
 
 
 def load_config(*overrides: str) -> Config:
@@ -20,21 +24,32 @@ def prepared(config: Config) -> Config:
     return whole
 
 
-def check_sources(config: Config, planned: list[Node]) -> None:
-    """Look at what stages which are not done will load beside the data set, before the first one starts: models (within
-    seconds, without reading weights) and the texts of the pre-training loss."""
-    waiting = {node.stage for node in planned if not node.directory.done}
-    if "sft" in waiting and config.model.path is not None:
+def check_sources(config: Config, node: Node) -> None:
+    """Look at what a stage that is not done will load beside the data set, before anything starts: models (within seconds,
+    without reading weights) and the texts of the pre-training loss."""
+    if node.stage == "sft" and config.model.path is not None:
         check_source(source_of(config.model, "model"), config, scorer=False, declared=config.model)
-    if "reward" in waiting and config.reward_model.path is not None:
+    if node.stage == "reward" and config.reward_model.path is not None:
         check_source(source_of(config.reward_model, "reward_model"), config, scorer=False, declared=config.reward_model)
-    if "ppo" in waiting:
+    if node.stage == "ppo":
         if config.ppo.ptx_coef > 0 and config.ppo.ptx.source != "demonstrations":
             load_texts(config.ppo.ptx, config.data.prompt_format, [])
-        (node,) = (node for node in planned if node.stage == "ppo")
         given = {"actor": config.ppo.actor is not None, "reward": config.ppo.reward is not None, "critic": True}
         for key, place in node.inputs.items():
             if given[key]:
                 model = config.model if key == "actor" else config.reward_model
                 source = Source(place, f"ppo.{key}", trust_remote_code=model.trust_remote_code)
                 check_source(source, config, scorer=key != "actor")
+
+
+def estimate(config: Config, stage: str) -> Work | None:
+    """The work of a stage; None where it depends on records that would have to be downloaded."""
+    if config.data.source == "hub":
+        return work(config, stage, None)
+    records = load_dataset(config).train
+    kinds: dict[str, Sequence[object]] = {
+        "sft": records.demonstrations,
+        "reward": records.comparisons,
+        "ppo": records.prompts,
+    }
+    return work(config, stage, len(kinds[stage]))

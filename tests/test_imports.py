@@ -19,7 +19,8 @@ LAYERS = (
     ("rollout",),
     ("ppo",),
     ("stages",),
-    ("launch", "prepare"),
+    ("launch", "prepare", "report", "status"),
+    ("search",),
     ("main", "__main__"),
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

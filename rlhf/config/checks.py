@@ -2,6 +2,7 @@
 loaded."""
 
 import os
+import shutil
 from pathlib import Path
 
 from rlhf.config.derive import FAMILIES, batches, max_sequence, ranks
@@ -57,7 +58,10 @@ def check_names(config: Config) -> None:
     one_of("ppo.eos_penalty_mode", config.ppo.eos_penalty_mode, ("replace", "subtract"))
     one_of("ppo.ptx.source", config.ppo.ptx.source, ("demonstrations", "file", "hub"))
     one_of("rollout.engine", config.rollout.engine, ("hf",))
-    one_of("launcher.kind", config.launcher.kind, ("auto", "inline", "local"))
+    one_of("launcher.kind", config.launcher.kind, ("auto", "inline", "local", "slurm"))
+    one_of("checkpoint.on_error", config.checkpoint.on_error, ("go_on", "stop"))
+    one_of("sweep.direction", config.sweep.direction, ("maximize", "minimize"))
+    one_of("sweep.sampler", config.sweep.sampler, ("tpe", "random"))
     one_of("tracking.wandb.mode", config.tracking.wandb.mode, (None, "online", "offline", "disabled"))
     try:
         shown = config.data.prompt_format.format(prompt="?!?")
@@ -120,10 +124,16 @@ def check_zero(key: str, zero: Zero, config: Config) -> None:
 
 
 def check_devices(config: Config) -> None:
-    """The devices asked for are on this machine (asked only when something is to run here)."""
-    hardware = config.hardware
+    """The devices asked for are on this machine (asked only when something is to run here), or SLURM is."""
+    hardware, parallel = config.hardware, config.launcher.parallel
+    if config.launcher.kind == "slurm":
+        if shutil.which("sbatch") is None:
+            problem = "there is no SLURM on this machine (no sbatch on PATH)"
+            raise ConfigError("launcher", "slurm", problem, "log in to the cluster, or try launcher=local")
+        return
     if hardware.nodes > 1:
-        raise ConfigError("hardware.nodes", hardware.nodes, "stages run on this machine only", "set hardware.nodes=1")
+        fix = "set hardware.nodes=1, or launcher=slurm"
+        raise ConfigError("hardware.nodes", hardware.nodes, "stages run on this machine only", fix)
     if hardware.device == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         there = (
@@ -131,6 +141,9 @@ def check_devices(config: Config) -> None:
             if visible is None
             else len([d for d in visible.split(",") if d and d != "-1"])
         )
+        if hardware.gpus_per_node <= there < parallel * hardware.gpus_per_node:
+            problem = f"{parallel} stages of {hardware.gpus_per_node} GPUs at once need more than the {there} GPUs here"
+            raise ConfigError("launcher.parallel", parallel, problem, f"try {there // hardware.gpus_per_node}")
         if there < hardware.gpus_per_node:
             fix = f"set hardware.gpus_per_node={there}" if there else "try hardware=cpu"
             raise ConfigError("hardware.gpus_per_node", hardware.gpus_per_node, f"this machine shows {there} GPUs", fix)

@@ -5,6 +5,8 @@ Hydra alone accepts any `+key=value`; merging the composed values into the schem
 
 import difflib
 import re
+import sys
+import zlib
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, ValidationError
 
 from rlhf.config.errors import ConfigError, first_line
-from rlhf.config.schema import Config, leaf_keys
+from rlhf.config.keys import leaf_keys
+from rlhf.config.schema import Config
 
 
 def config_root() -> Path:
@@ -27,9 +30,18 @@ def register() -> None:
     """Tell Hydra where the presets are, and that every model can be a reward model too."""
     root = config_root()
     OmegaConf.register_new_resolver("rlhf_root", lambda: str(root), replace=True)
+    OmegaConf.register_new_resolver("rlhf_point", lambda overrides: point_name(list(overrides), sys.argv[1:]), replace=True)
     for path in (root / "conf" / "model").glob("*.yaml"):
         node = {"defaults": [{"/model@_here_": path.stem}, "_self_"]}
         ConfigStore.instance().store(group="reward_model", name=path.stem, node=node, provider="conf/model")
+
+
+def point_name(overrides: list[str], typed_in: list[str]) -> str:
+    """A directory's name for a point of a sweep: the overrides that were not typed as they are, the swept ones; shortened
+    with a checksum where they are long."""
+    swept = [override.lstrip("+") for override in overrides if override not in typed_in]
+    name = re.sub(r"[^\w.,=+@:-]", "_", ",".join(swept)) or "point"
+    return name if len(name) <= 100 else f"{name[:90]}-{zlib.crc32(name.encode()):08x}"
 
 
 def composed(*overrides: str) -> Config:

@@ -27,6 +27,18 @@ def ranks(config: Config) -> int:
     return config.hardware.nodes * config.hardware.gpus_per_node
 
 
+def layout(config: Config, stage: str) -> dict[str, str | int]:
+    """The keys on which it depends what each rank keeps of the models that the stage trains."""
+    keys: dict[str, str | int] = {
+        "hardware.nodes": config.hardware.nodes,
+        "hardware.gpus_per_node": config.hardware.gpus_per_node,
+    }
+    trained = {"sft": ("zero",), "reward": ("reward_zero",), "ppo": ("zero", "critic_zero")}[stage]
+    return keys | {
+        f"{zero}.{key}": getattr(getattr(config, zero), key) for zero in trained for key in ("stage", "bucket_elements")
+    }
+
+
 def max_sequence(config: Config) -> int:
     """Longest sequence that training meets, in tokens."""
     return config.data.max_prompt_tokens + max(config.data.max_response_tokens, config.rollout.max_new_tokens)

@@ -62,7 +62,23 @@ CLOSED: dict[str, tuple[float, float]] = {
     "rollout.top_k": (0, INFINITY),
     "rollout.max_new_tokens": (1, INFINITY),
     "rollout.min_new_tokens": (0, INFINITY),
-    "launcher.threads": (1, INFINITY),
+    "checkpoint.every_steps": (1, INFINITY),
+    "checkpoint.keep": (1, INFINITY),
+    "sweep.trials": (1, INFINITY),
+    **{
+        f"launcher.{key}": (1, INFINITY)
+        for key in (
+            "threads",
+            "parallel",
+            "time_minutes",
+            "memory_gib",
+            "cpus_per_gpu",
+            "array_parallelism",
+            "signal_delay_s",
+        )
+    },
+    "launcher.grace_s": (0, INFINITY),
+    "launcher.max_requeues": (0, INFINITY),
 }
 
 # Key: most; the number must be above 0.
@@ -77,6 +93,7 @@ POSITIVE: dict[str, float] = {
     "hardware.peak_tflops.fp16": INFINITY,
     "hardware.peak_tflops.bf16": INFINITY,
     "launcher.lock_timeout_s": INFINITY,
+    "checkpoint.every_minutes": INFINITY,
 }
 
 

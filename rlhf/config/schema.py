@@ -3,8 +3,8 @@
 Sequences are counted over all ranks unless a name says otherwise; lengths are in tokens, times in seconds, KL in nats.
 """
 
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, get_type_hints
+from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -277,13 +277,50 @@ class Tracking:
 
 
 @dataclass
+class Checkpoint:
+    """When an unfinished stage is saved, and what is done with what was saved."""
+
+    every_steps: int | None = MISSING
+    every_minutes: float | None = MISSING
+    keep: int = MISSING
+    on_error: str = MISSING
+    resume: bool = MISSING
+
+
+@dataclass
+class Search:
+    """What `-m` with intervals looks for, and how."""
+
+    objective: str = MISSING
+    direction: str = MISSING
+    sampler: str = MISSING
+    trials: int = MISSING
+
+
+@dataclass
 class Launcher:
-    """Where stages run."""
+    """Where stages run; the keys from `partition` on are SLURM's."""
 
     kind: str = MISSING
     threads: int | None = MISSING
+    parallel: int = MISSING
+    grace_s: float = MISSING
     lock_timeout_s: float = MISSING
     allow_code_change: bool = MISSING
+    snapshot: bool = MISSING
+    wait: bool = MISSING
+    partition: str | None = MISSING
+    account: str | None = MISSING
+    qos: str | None = MISSING
+    constraint: str | None = MISSING
+    time_minutes: int = MISSING
+    memory_gib: int | None = MISSING
+    cpus_per_gpu: int | None = MISSING
+    setup: list[str] = MISSING
+    array_parallelism: int = MISSING
+    signal_delay_s: int = MISSING
+    max_requeues: int = MISSING
+    additional: dict[str, Any] | None = MISSING
 
 
 @dataclass
@@ -294,6 +331,9 @@ class Config:
     seed: int = MISSING
     name: str = MISSING
     output_root: str = MISSING
+    dry_run: bool = MISSING
+    checkpoint: Checkpoint = MISSING
+    sweep: Search = MISSING
     model: Model = MISSING
     reward_model: Model = MISSING
     hardware: Hardware = MISSING
@@ -316,49 +356,3 @@ class Config:
 
 ZEROS = ("zero", "critic_zero", "reference_zero", "reward_zero")
 LORAS = ("lora", "critic_lora", "reward_lora")
-# Of ZeRO's keys those that change numbers by more than rounding.
-QUANTIZED = ("quantized_weights", "quantized_gradients")
-
-# Raised when the meaning of a stage's result changes, so that older results are not taken for it.
-SCHEMA_VERSION = 2
-
-# The keys that decide each stage's result, by prefix. `ppo.actor`, `ppo.reward` and `ppo.critic` enter as the identity of
-# what they name (experiment/fingerprint.py), and so do paths of models and files.
-RESULT_KEYS: dict[str, tuple[str, ...]] = {
-    "sft": ("seed", "model", "precision", "lora", "data", "sft", *(f"zero.{key}" for key in QUANTIZED)),
-    "reward": (
-        "seed", "reward_model", "precision", "reward_lora", "data", "reward", *(f"reward_zero.{key}" for key in QUANTIZED),
-    ),
-    "ppo": (
-        "seed", "precision", "lora", "critic_lora", "data", "ppo", "rollout",
-        *(f"{zero}.{key}" for zero in ZEROS for key in QUANTIZED),
-    ),
-}  # fmt: skip
-
-# The keys that never change a result beyond rounding: places, speeds and names.
-PLACE_KEYS: tuple[str, ...] = (
-    "stages", "name", "output_root", "hardware", "tracking", "launcher", "model.name", "reward_model.name",
-    *(f"{zero}.{field.name}" for zero in ZEROS for field in fields(Zero) if field.name not in QUANTIZED),
-    "sft.micro_batch_size", "sft.gradient_checkpointing",
-    "reward.micro_batch_size", "reward.gradient_checkpointing",
-    "ppo.micro_batch_size", "ppo.gradient_checkpointing", "ppo.critic_gradient_checkpointing", "ppo.actor", "ppo.reward",
-    "ppo.critic", "sft.max_nonfinite", "reward.max_nonfinite", "ppo.max_nonfinite",
-    "lora.save_merged", "critic_lora.save_merged", "reward_lora.save_merged",
-    "rollout.engine", "rollout.micro_batch_size",
-)  # fmt: skip
-
-
-def leaf_keys(schema: Any = Config, prefix: str = "") -> list[str]:
-    """Every dotted key of the schema, in order of declaration."""
-    hints = get_type_hints(schema)
-    keys: list[str] = []
-    for field in fields(schema):
-        kind: Any = hints[field.name]
-        name = prefix + field.name
-        keys += leaf_keys(kind, name + ".") if is_dataclass(kind) else [name]
-    return keys
-
-
-def covered(key: str, prefixes: tuple[str, ...]) -> bool:
-    """Whether one of the prefixes is `key` or a group that holds it."""
-    return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)

@@ -5,8 +5,9 @@ import math
 import os
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,15 @@ from rlhf.models.lora import adapter_names, base_model, is_adapter, merged, plai
 
 # Of one file; weights are gathered one at a time, so that no process holds a model to save it.
 FILE_BYTES = 5 * 2**30
-SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+SAFETENSORS_DTYPES = {
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64",
+    torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
 Read = Callable[[Any], Tensor]
+# A tensor to be written: its name, format and shape, and what gives it when its turn comes.
+Writable = tuple[str, torch.dtype, Sequence[int], Callable[[], Tensor]]
 
 
 def whole_weight(parameter: Any) -> Tensor:
@@ -52,13 +58,13 @@ def save_model(
     """
     if lora.rank > 0:
         place = adapter_directory(directory) if lora.save_merged else directory
-        with replacing(place) as partial:
-            write_adapter(engine, partial, read)
-            write_texts(tokenizer, card, partial)
+        with replacing(place) as unfinished:
+            write_adapter(engine, unfinished, read)
+            write_texts(tokenizer, card, unfinished)
     if lora.rank == 0 or lora.save_merged:
-        with replacing(directory) as partial:
-            write_model(engine, lora, partial, read)
-            write_texts(tokenizer, card, partial)
+        with replacing(directory) as unfinished:
+            write_model(engine, lora, unfinished, read)
+            write_texts(tokenizer, card, unfinished)
 
 
 def adapter_directory(directory: Path) -> Path:
@@ -128,7 +134,8 @@ def write_model(engine: Any, lora: Lora, directory: Path, read: Read) -> None:
     if len(files) > 1:
         names = [f"model-{number + 1:05}-of-{len(files):05}.safetensors" for number in range(len(files))]
     for name, part in zip(names, files, strict=True):
-        write_weights(directory / name, part, lora, read)
+        weights = [(e.name, e.parameter.dtype, e.shape, partial(e.value, lora, read)) for e in part]
+        write_tensors(directory / name if is_main() else Path(os.devnull), weights)  # type: ignore[arg-type]
     if not is_main():
         return
     if len(files) > 1:
@@ -142,21 +149,20 @@ def write_model(engine: Any, lora: Lora, directory: Path, read: Read) -> None:
         model.generation_config.save_pretrained(directory)
 
 
-def write_weights(file: Path, part: list[Entry], lora: Lora, read: Read) -> None:
-    """A safetensors file, written weight by weight: the length of its header, the header (JSON: format, shape and place of
-    each weight), the weights."""
+def write_tensors(file: Path, tensors: list[Writable]) -> None:
+    """A safetensors file, written tensor by tensor: the length of its header, the header (JSON: format, shape and place of
+    each tensor), the tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for entry in part:
-        start, end = end, end + entry.bytes
-        dtype = SAFETENSORS_DTYPES[entry.parameter.dtype]
-        header[entry.name] = {"dtype": dtype, "shape": entry.shape, "data_offsets": [start, end]}
+    for name, dtype, shape, _ in tensors:
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": SAFETENSORS_DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with open(file if is_main() else os.devnull, "wb") as stream:
+    with file.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
-        for entry in part:
-            stream.write(entry.value(lora, read).contiguous().view(torch.uint8).numpy().data)
+        for *_, value in tensors:
+            stream.write(value().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def in_files(found: list[Entry]) -> list[list[Entry]]:

@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.keys import PLACE_KEYS, RESULT_KEYS, SCHEMA_VERSION, covered, leaf_keys
 from rlhf.config.ranges import at
-from rlhf.config.schema import PLACE_KEYS, RESULT_KEYS, SCHEMA_VERSION, Config, covered, leaf_keys
+from rlhf.config.schema import Config
 
 MIB = 2**20
 BLOCK = 2**14

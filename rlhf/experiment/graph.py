@@ -1,6 +1,6 @@
 """An experiment as a graph of stages: which there are, what each needs, where its result is."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rlhf.config.errors import ConfigError
@@ -11,12 +11,14 @@ from rlhf.experiment.store import StageDirectory
 
 @dataclass(frozen=True)
 class Node:
-    """A stage of a configuration: its identity, its directory, and the models it starts from (name: directory or id)."""
+    """A stage of a configuration: its identity, its directory, the models it starts from (name: directory or id), and the
+    fingerprints of the stages that make them."""
 
     stage: str
     fingerprint: str
     directory: StageDirectory
     inputs: dict[str, str] = field(default_factory=dict)
+    parents: tuple[str, ...] = ()
 
 
 def nodes(config: Config) -> list[Node]:
@@ -36,6 +38,7 @@ def ppo_node(config: Config, sft: Node, reward: Node) -> Node:
     """The PPO stage with its inputs: given by path, or found by fingerprint."""
     identities: dict[str, str] = {}
     places: dict[str, str] = {}
+    parents: list[str] = []
     for name, given, parent in (("actor", config.ppo.actor, sft), ("reward", config.ppo.reward, reward)):
         if given is not None:
             identities[name], places[name] = str(identity(given)), model_place(given)
@@ -48,12 +51,13 @@ def ppo_node(config: Config, sft: Node, reward: Node) -> Node:
                 f"run stage={parent.stage} or stage=all first, or give ppo.{name}=<directory or hub id>",
             )
         identities[name], places[name] = parent.fingerprint, str(parent.directory.model)
+        parents.append(parent.fingerprint)
     start = config.ppo.critic
     if start not in ("reward", "actor"):
         identities["critic"], places["critic"] = str(identity(start)), model_place(start)
     else:
         identities["critic"] = f"{start} {identities[start]}"
-    return node(config, "ppo", identities, places)
+    return replace(node(config, "ppo", identities, places), parents=tuple(parents))
 
 
 def model_place(given: str) -> str:

@@ -1,6 +1,8 @@
 """A stage frozen for its workers: what was launched is what runs, whatever is edited meanwhile."""
 
 import json
+import os
+import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -9,6 +11,7 @@ from omegaconf import OmegaConf
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
+from rlhf.experiment.checkpoints import check_layout, discard
 from rlhf.experiment.fingerprint import code_hash
 from rlhf.experiment.graph import Node
 from rlhf.experiment.store import StageDirectory, write_atomic, write_json
@@ -31,15 +34,39 @@ class Spec:
         return Path(self.directory) / "spec.json"
 
 
-def freeze(node: Node, config: Config) -> Spec:
-    """Write a stage's spec.json and config.yaml, and clear what an unfinished attempt left."""
-    directory = node.directory
+def spec_of(node: Node, config: Config) -> Spec:
+    """A stage as it is to run, with the code that is here now."""
+    return Spec(node.stage, node.fingerprint, str(node.directory.path), node.inputs, config, code_hash())
+
+
+def begin(spec: Spec) -> None:
+    """Begin an attempt: write the stage's spec.json and config.yaml, and clear what an unfinished one left, but for what it
+    can be resumed from. Raises ConfigError where that was saved by other devices."""
+    directory = stage_directory(spec)
+    if spec.config.checkpoint.resume:
+        check_layout(directory.path, spec.config, spec.stage)
+    else:
+        discard(directory.path)
     directory.clear()
-    spec = Spec(node.stage, node.fingerprint, str(directory.path), node.inputs, config, code_hash())
     write_json(spec.file, asdict(spec))
-    write_atomic(directory.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+    write_atomic(directory.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(spec.config)))
     attempts = int(directory.status().get("attempts", 0)) + 1
-    directory.set_status(state="starting", stage=node.stage, fingerprint=node.fingerprint, attempts=attempts, reason=None)
+    directory.set_status(
+        state="starting", stage=spec.stage, fingerprint=spec.fingerprint, attempts=attempts, reason=None,
+        host=socket.gethostname(), pid=os.getpid(), job=job_id(),
+    )  # fmt: skip
+
+
+def job_id() -> str | None:
+    """The SLURM job that this process belongs to, an element of an array as `<array>_<element>`."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
+
+
+def freeze(node: Node, config: Config) -> Spec:
+    """Begin an attempt at a stage as it is to run now."""
+    spec = spec_of(node, config)
+    begin(spec)
     return spec
 
 

@@ -32,6 +32,8 @@ def write_json(path: Path, value: Any) -> None:
 
 # What a new attempt at a stage leaves where it is: whose turn it is, what was said, what was put aside to be looked at.
 KEPT = ("status.json", "lock", "logs", "nonfinite")
+# And what grew with its checkpoints, if there are any.
+RESUMED = ("checkpoints", "metrics.jsonl", "samples.jsonl", "wandb", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -71,31 +73,58 @@ class StageDirectory:
         return (self.path / "result.json").is_file()
 
     def result(self) -> Result:
-        """The finished stage's result."""
-        return Result(**json.loads((self.path / "result.json").read_text()))
+        """The finished stage's result. Raises ValueError if it is damaged."""
+        try:
+            return Result(**json.loads((self.path / "result.json").read_text()))
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.path / 'result.json'} cannot be read ({error})") from error
+
+    def damage(self) -> str | None:
+        """What is wrong with a finished stage's model, as far as its files' names and sizes tell; None if nothing is."""
+        if not (self.model / "config.json").is_file() and not (self.model / "adapter_config.json").is_file():
+            return f"{self.model} has no config.json"
+        weights = sorted(self.model.glob("*.safetensors"))
+        if not weights:
+            return f"{self.model} has no weights"
+        return next((f"{file} is cut off" for file in weights if file.stat().st_size < safetensors_size(file)), None)
 
     def finish(self, result: Result) -> None:
         """Declare the stage done; the last thing that is written."""
         write_json(self.path / "result.json", result.__dict__)
 
     def status(self) -> dict[str, Any]:
-        """The last known state, or an empty dict."""
-        file = self.path / "status.json"
-        return dict(json.loads(file.read_text())) if file.is_file() else {}
+        """The last known state, or an empty dict where there is none that can be read."""
+        try:
+            return dict(json.loads((self.path / "status.json").read_text()))
+        except (OSError, TypeError, ValueError):
+            return {}
 
     def set_status(self, **changes: Any) -> None:
         """Change some fields of status.json and renew its heartbeat."""
         write_json(self.path / "status.json", {**self.status(), **changes, "heartbeat": time.time()})
 
     def clear(self) -> None:
-        """Remove what an unfinished attempt left, all but what is KEPT."""
+        """Remove what an unfinished attempt left, all but what is KEPT or can be resumed."""
+        kept = KEPT + (RESUMED if (self.path / "checkpoints").is_dir() else ())
         for place in self.path.iterdir() if self.path.is_dir() else ():
-            if place.name in KEPT:
+            if place.name in kept:
                 continue
             if place.is_dir():
                 shutil.rmtree(place)
             else:
                 place.unlink(missing_ok=True)
+
+
+def safetensors_size(file: Path) -> int:
+    """The size that a safetensors file says it has: eight bytes with the length of its header, the header, the tensors."""
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = int.from_bytes(start, "little") if len(start) == 8 else 2**62
+        if length > file.stat().st_size:
+            return length
+        header = json.loads(stream.read(length))
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return 8 + length + max(ends, default=0)
 
 
 @contextlib.contextmanager

@@ -1,15 +1,16 @@
-"""What a run leaves to read: summary.json with links to its stages, and the final table."""
+"""What is printed before a run (the plan) and after it (the final figures)."""
 
 import json
-import os
-from pathlib import Path
+from collections import Counter
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlhf.experiment.checkpoints import places
 from rlhf.experiment.graph import Node
-from rlhf.experiment.store import write_json
+from rlhf.experiment.sweep import Outcome, Point, Task
+from rlhf.plan.work import Work
 
 # Final figures in the order of the table: stage, metric, label, format.
 ROWS = (
@@ -26,40 +27,107 @@ ROWS = (
     ("ppo", "eval/length", "mean length of PPO, tokens", "{:.1f}"),
 )
 
-
-def link_run(run_directory: Path, planned: list[Node], reused: dict[str, bool]) -> None:
-    """Write a run's summary.json and link the stages it used."""
-    stages = {}
-    for node in planned:
-        stages[node.stage] = {
-            "directory": str(node.directory.path),
-            "reused": reused[node.stage],
-            "metrics": node.directory.result().metrics,
-        }
-        link = run_directory / "stages" / node.directory.path.name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.is_symlink():
-            link.symlink_to(os.path.relpath(node.directory.path, link.parent))
-    write_json(run_directory / "summary.json", {"stages": stages})
+# Those of a sweep's table: metric, heading, format.
+SWEEP_COLUMNS = (
+    ("eval/perplexity", "perplexity", "{:.2f}"),
+    ("eval/accuracy", "accuracy", "{:.3f}"),
+    ("eval/gold_sft", "gold, SFT", "{:.2f}"),
+    ("eval/gold", "gold, PPO", "{:.2f}"),
+    ("eval/reward", "reward", "{:.2f}"),
+    ("eval/kl_sequence", "KL", "{:.2f}"),
+    ("eval/length", "length", "{:.1f}"),
+)
 
 
-def print_summary(planned: list[Node], console: Console) -> None:
-    """The table of final figures, and two held-out prompts answered before and after PPO."""
-    results = {node.stage: node.directory.result() for node in planned}
-    table = Table(title="Result", title_justify="left")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    for stage, metric, label, form in ROWS:
-        if stage in results and metric in results[stage].metrics:
-            table.add_row(label, form.format(results[stage].metrics[metric]))
-    table.add_section()
-    for stage, result in results.items():
-        table.add_row(f"seconds, {stage}", f"{result.seconds:.0f}")
+def print_plan(points: list[Point], tasks: list[Task], works: dict[str, Work | None], console: Console) -> None:
+    """What will run, in which order, for which points, and how much work it is; `works` of the stages that are not done."""
+    table = Table(title=f"Plan: {count(len(points), 'point')}", title_justify="left")
+    for column in ("", "stage", "after", "points"):
+        table.add_column(column, no_wrap=column != "points", justify="right" if column == "" else "left")
+    numbers = {task.key: str(number) for number, task in enumerate(tasks, start=1)}
+    for column in ("steps", "TFLOP, at most"):
+        table.add_column(column, justify="right")
+    for task in tasks:
+        needs = ", ".join(numbers[parent] for parent in task.parents if parent in works)
+        used = task.points[0] if len(task.points) == 1 else f"{len(task.points)} of {len(points)}"
+        if task.key not in works:
+            table.add_row("✓", task.node.directory.path.name, "", used, "done", "", style="dim")
+            continue
+        found = works[task.key]
+        done = int(task.node.directory.status().get("step", 0)) if places(task.node.directory.path) else 0
+        steps = "?" if found is None else f"{found.steps:,}" + (f" ({done} done)" if done else "")
+        flops = "?" if found is None else f"{found.flops / 1e12:,.3g}"
+        table.add_row(numbers[task.key], task.node.directory.path.name, needs, used, steps, flops)
     console.print(table)
+    run, reused = kinds([task for task in tasks if task.key in works]), len(tasks) - len(works)
+    console.print(f"{run or 'nothing'} to run, {count(reused, 'stage')} done before")
+
+
+def count(number: int, what: str) -> str:
+    """A number with its noun."""
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def kinds(tasks: list[Task]) -> str:
+    """How many stages of each kind."""
+    found = Counter(task.node.stage for task in tasks)
+    return ", ".join(f"{number} {stage}" for stage, number in found.items())
+
+
+def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Console) -> None:
+    """The table of final figures, and two held-out prompts answered before and after PPO."""
+    planned = [node for node in stages if outcomes[node.fingerprint].good]
+    results = {node.stage: node.directory.result() for node in planned}
+    if results:
+        table = Table(title="Result", title_justify="left")
+        table.add_column("figure")
+        table.add_column("value", justify="right")
+        for stage, metric, label, form in ROWS:
+            if stage in results and metric in results[stage].metrics:
+                table.add_row(label, form.format(results[stage].metrics[metric]))
+        table.add_section()
+        for stage, result in results.items():
+            table.add_row(f"seconds, {stage}", f"{result.seconds:.0f}")
+        console.print(table)
     for node in planned:
         if node.stage == "ppo":
             print_samples(node, console)
-        console.print(f"{node.stage}: {node.directory.path}")
+        console.print(f"{node.stage}: {node.directory.path}", soft_wrap=True)
+
+
+def print_sweep(points: list[Point], outcomes: dict[str, Outcome], console: Console) -> None:
+    """One row per point: its final figures, or what became of it."""
+    metrics: dict[str, dict[str, float]] = {}
+    states = {}
+    for point in points:
+        ended = [(node, outcomes[node.fingerprint]) for node in point.stages]
+        states[point.name] = ", ".join(f"{node.stage} {outcome.state}" for node, outcome in ended if not outcome.good)
+        parts = [node.directory.result().metrics for node, outcome in ended if outcome.good]
+        metrics[point.name] = {name: value for part in parts for name, value in part.items()}
+    columns = [row for row in SWEEP_COLUMNS if any(row[0] in found for found in metrics.values())]
+    table = Table(title="Result", title_justify="left")
+    table.add_column("point", no_wrap=True)
+    for _, label, _ in columns:
+        table.add_column(label, justify="right")
+    if any(states.values()):
+        table.add_column("")
+    for name, found in metrics.items():
+        cells = [form.format(found[metric]) if metric in found else "" for metric, _, form in columns]
+        table.add_row(name, *cells, *([states[name]] if any(states.values()) else []))
+    console.print(table)
+    console.print(f"python -m rlhf.report {points[0].directory.parent}", soft_wrap=True, highlight=False)
+
+
+def print_failures(tasks: list[Task], outcomes: dict[str, Outcome], console: Console) -> None:
+    """Each stage that did not come to its end, with the reason and its log."""
+    for task in tasks:
+        outcome = outcomes[task.key]
+        if outcome.state in ("failed", "skipped"):
+            log = (
+                f" (log: {outcome.log})" if outcome.log is not None and str(outcome.log) not in str(outcome.reason) else ""
+            )
+            text = Text(f"{outcome.state} {task.node.directory.path}: {outcome.reason}{log}", style="red")
+            console.print(text, soft_wrap=True)
 
 
 def print_samples(node: Node, console: Console) -> None:

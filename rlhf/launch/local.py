@@ -1,5 +1,6 @@
 """One worker process per device of this machine: started, watched and ended together."""
 
+import json
 import os
 import re
 import signal
@@ -7,65 +8,122 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from rich.console import Console
 from rich.text import Text
 
 from rlhf.config.derive import ranks
-from rlhf.config.schema import Config
-from rlhf.experiment.spec import Spec
-from rlhf.launch import StageFailed
-from rlhf.launch.worker import free_port, rank_environment
+from rlhf.experiment import stopping
+from rlhf.experiment.spec import Spec, stage_directory
+from rlhf.experiment.stopping import SAVED, Stopped
+from rlhf.launch.worker import error_file, free_port, rank_environment
 
-GRACE_S = 5.0
+# Between asking a worker whose stage has failed elsewhere to end, and ending it.
+GRACE_S = 2.0
 
 
-def run_workers(spec: Spec, config: Config, console: Console) -> None:
-    """Run a stage on all devices. Raises StageFailed naming the rank that failed first, after ending the others."""
-    workers = start_workers(spec, config, console)
-    previous = signal.signal(signal.SIGTERM, interrupt)
+class StageFailed(Exception):
+    """A stage ended without a result; the message says which rank, why, and where its log is."""
+
+    def __init__(self, message: str, log: Path) -> None:
+        super().__init__(message)
+        self.log = log
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What a stage may use here: names of GPUs (None: all that are visible), and threads per rank on the CPU."""
+
+    gpus: list[str] | None
+    threads: int
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the ranks of all nodes meet, which node this is, and what the ranks read (None: the stage's own spec)."""
+
+    node: int = 0
+    address: str = "127.0.0.1"
+    port: int = 0
+    spec: Path | None = None
+
+
+def run_workers(
+    spec: Spec, console: Console, devices: Devices, meeting: Meeting | None = None, over: Callable[[], bool] = bool
+) -> None:
+    """Run this node's ranks of a stage and wait for them.
+
+    Returns when they are done, or when `over` says that the stage is. When this process is asked to stop, they are: they
+    save and leave. Raises StageFailed naming the rank that failed first, after ending the others; or Stopped.
+    """
+    meeting = meeting or Meeting(port=free_port())
+    workers = start_workers(spec, console, devices, meeting)
     try:
-        failed = watch(workers)
+        codes = watch(workers, spec.config.launcher.grace_s, over)
     finally:
         end(workers)
-        signal.signal(signal.SIGTERM, previous)
-    if failed is not None:
-        raise StageFailed(
-            f"{spec.stage}: rank {failed} failed: {last_error(log_file(spec, failed))} (log: {log_file(spec, failed)})"
-        )
+    judge(spec, {meeting.node * len(workers) + number: code for number, code in enumerate(codes)})
 
 
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """Treat SIGTERM as Ctrl-C, so that the workers are ended too."""
-    raise KeyboardInterrupt
+def judge(spec: Spec, codes: dict[int, int | None]) -> None:
+    """What the exit codes of this node's ranks, and what all ranks have noted, come to. Raises StageFailed or Stopped."""
+    bad = [rank for rank, code in codes.items() if code not in (None, 0, SAVED)]
+    ended = stopping.asked.is_set() and all(codes[rank] in (-signal.SIGTERM, -signal.SIGKILL) for rank in bad)
+    noted = [rank for rank in range(ranks(spec.config)) if error_file(spec, rank).is_file()]
+    if noted or (bad and not ended):
+        rank = first_failed(spec, bad, noted)
+        log = log_file(spec, rank)
+        raise StageFailed(f"{spec.stage}: rank {rank} failed: {reason_of(spec, rank, codes.get(rank))} (log: {log})", log)
+    if bad:
+        raise Stopped("asked to stop before it could save")
+    if SAVED in codes.values():
+        raise Stopped(str(stage_directory(spec).status().get("reason")))
 
 
-def start_workers(spec: Spec, config: Config, console: Console) -> list[subprocess.Popen[str]]:
-    """Start every rank, with its output in a log file and, for rank 0, on the console as well."""
-    world, port = ranks(config), free_port()
-    threads = config.launcher.threads or max(1, (os.cpu_count() or 1) // world)
+def start_workers(spec: Spec, console: Console, devices: Devices, meeting: Meeting) -> list[subprocess.Popen[str]]:
+    """Start this node's ranks, each with its output in a log file and, for rank 0, on the console as well."""
+    hardware = spec.config.hardware
+    count, world = hardware.gpus_per_node, hardware.gpus_per_node * hardware.nodes
     workers = []
-    for rank in range(world):
-        environment = {**os.environ, **rank_environment(rank, rank, world, port), "OMP_NUM_THREADS": str(threads)}
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "rlhf.launch.worker", str(spec.file)],
+    for local_rank in range(count):
+        rank = meeting.node * count + local_rank
+        environment = {
+            **os.environ,
+            **rank_environment(rank, local_rank, world, meeting.port, meeting.address),
+            "OMP_NUM_THREADS": str(devices.threads),
+        }
+        if devices.gpus is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices.gpus)
+        log = log_file(spec, rank)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        error_file(spec, rank).unlink(missing_ok=True)
+        workers.append(spawn(meeting.spec or spec.file, environment))
+        prefix = f"[{Path(spec.directory).name} {rank}]" if spec.config.launcher.parallel > 1 else f"[{rank}]"
+        shown = console if rank == 0 else None
+        threading.Thread(target=relay, args=(workers[-1].stdout, log, prefix, shown), daemon=True).start()
+    return workers
+
+
+def spawn(spec: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    """Start one rank. SLURM's signal goes to every process of a job: it is held back until the worker can ignore it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "rlhf.launch.worker", str(spec)],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,  # Ctrl-C reaches the launcher alone, which ends the workers in order
+            start_new_session=True,  # Ctrl-C reaches the launcher alone, which stops the workers in order
         )
-        workers.append(worker)
-        assert worker.stdout is not None
-        log = log_file(spec, rank)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        threading.Thread(target=relay, args=(worker.stdout, log, console if rank == 0 else None), daemon=True).start()
-    return workers
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
 
 
 def log_file(spec: Spec, rank: int) -> Path:
@@ -73,37 +131,62 @@ def log_file(spec: Spec, rank: int) -> Path:
     return Path(spec.directory) / "logs" / f"rank-{rank}.log"
 
 
-def relay(stream: IO[str], log: Path, console: Console | None) -> None:
+def relay(stream: IO[str], log: Path, prefix: str, console: Console | None) -> None:
     """Copy a worker's output to its log, and rank 0's to the console."""
     with log.open("w") as file:
         for line in stream:
             file.write(line)
             file.flush()
             if console is not None:
-                console.print(Text(f"[0] {line.rstrip()}"))
+                console.print(Text(f"{prefix} {line.rstrip()}"), soft_wrap=True)
 
 
-def watch(workers: list[subprocess.Popen[str]]) -> int | None:
-    """Wait until all are done (None) or one has failed (its rank)."""
+def watch(workers: list[subprocess.Popen[str]], grace_s: float, over: Callable[[], bool] = bool) -> list[int | None]:
+    """The workers' exit codes, once all have ended, or one has failed, or the stage is over. Tells them when this process
+    is asked to stop, and waits `grace_s` for them to save."""
+    deadline: float | None = None
     while True:
         codes = [worker.poll() for worker in workers]
-        failed = [rank for rank, code in enumerate(codes) if code]
-        if failed:
-            return failed[0]
-        if all(code == 0 for code in codes):
-            return None
-        time.sleep(0.1)
+        if all(code is not None for code in codes) or any(code not in (None, 0, SAVED) for code in codes) or over():
+            return codes
+        if stopping.aborted.is_set() or (deadline is not None and time.monotonic() > deadline):
+            end(workers)
+        elif deadline is None and stopping.asked.is_set():
+            deadline = time.monotonic() + grace_s
+            for worker in workers:
+                if worker.poll() is None:
+                    worker.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
 
 
 def end(workers: list[subprocess.Popen[str]]) -> None:
-    """Ask the workers that are left to stop, then make them."""
+    """End the workers that are left: ask them, then make them."""
     for number, patience in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
         left = [worker for worker in workers if worker.poll() is None]
         for worker in left:
             os.killpg(worker.pid, number)
-        deadline = time.time() + patience
-        while time.time() < deadline and any(worker.poll() is None for worker in left):
-            time.sleep(0.05)
+            worker.send_signal(number)
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and any(worker.poll() is None for worker in left):
+            time.sleep(0.02)
+
+
+def first_failed(spec: Spec, bad: list[int], noted: list[int]) -> int:
+    """One that was killed and noted nothing, or the one that noted its error first: others fail because it has gone."""
+    killed = [rank for rank in bad if rank not in noted]
+    times = {rank: json.loads(error_file(spec, rank).read_text())["time"] for rank in noted}
+    return killed[0] if killed else min(times, key=lambda rank: times[rank])
+
+
+def reason_of(spec: Spec, rank: int, code: int | None) -> str:
+    """Why a rank failed: what it noted, the signal that ended it, or what its log says."""
+    file = error_file(spec, rank)
+    if file.is_file():
+        return str(json.loads(file.read_text())["error"])
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        return f"it was ended by {name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+    return last_error(log_file(spec, rank))
 
 
 def last_error(log: Path) -> str:

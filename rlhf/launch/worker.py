@@ -1,13 +1,18 @@
 """One rank of a stage. `python -m rlhf.launch.worker <spec.json>`, or called in the launching process."""
 
 import os
+import signal
 import socket
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
 
-from rlhf.config.errors import ConfigError
+from rlhf.config.errors import ConfigError, first_line
 from rlhf.experiment.spec import Spec, thaw
+from rlhf.experiment.stopping import SAVED, Stopped, listening
+from rlhf.experiment.store import write_json
 
 
 def run_inline(spec: Spec) -> None:
@@ -16,13 +21,13 @@ def run_inline(spec: Spec) -> None:
     run_rank(spec)
 
 
-def rank_environment(rank: int, local_rank: int, world_size: int, port: int) -> dict[str, str]:
+def rank_environment(rank: int, local_rank: int, world_size: int, port: int, address: str = "127.0.0.1") -> dict[str, str]:
     """The variables that torch.distributed and DeepSpeed read."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(local_rank),
         "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
     }
 
@@ -32,6 +37,19 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def error_file(spec: Spec, rank: int) -> Path:
+    """Where a rank notes why it failed, and when: the ranks that fail because it has gone note theirs later."""
+    return Path(spec.directory) / "logs" / f"rank-{rank}.error"
+
+
+def note_error(spec: Spec, error: Exception) -> None:
+    """Leave the note, and the traceback in the log."""
+    bad_input = isinstance(error, ConfigError)
+    text = str(error) if bad_input else f"{type(error).__name__}: {first_line(error)}"
+    write_json(error_file(spec, int(os.environ.get("RANK", "0"))), {"time": time.time(), "error": text})
+    print(f"error: {error}", file=sys.stderr) if bad_input else traceback.print_exc()
 
 
 def run_rank(spec: Spec) -> None:
@@ -44,16 +62,33 @@ def run_rank(spec: Spec) -> None:
     run_stage(spec)
 
 
+def follow_parent(period_s: float = 1.0) -> None:
+    """End this process when the one that started it has gone: nobody would know of it."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(period_s)
+    os._exit(1)
+
+
 def main() -> int:
-    """A worker process: exit code 0 when done, 2 for bad input, 1 for everything else."""
-    try:
-        run_rank(thaw(Path(sys.argv[1])))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    except Exception:
-        traceback.print_exc()
-        return 1
+    """A worker process: exit code 0 when done, SAVED when it was asked to stop and has saved, 2 for bad input, 1 for
+    everything else."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
+    threading.Thread(target=follow_parent, daemon=True).start()
+    spec: Spec | None = None
+    with listening(signal.SIGTERM):
+        try:
+            spec = thaw(Path(sys.argv[1]))
+            run_rank(spec)
+        except Stopped:
+            return SAVED
+        except Exception as error:
+            if spec is None:
+                print(f"error: {error}", file=sys.stderr)
+            else:
+                note_error(spec, error)
+            return 2 if isinstance(error, ConfigError) else 1
     return 0
 
 

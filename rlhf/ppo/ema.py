@@ -9,6 +9,7 @@ from torch import Tensor
 from rlhf.config.schema import Ppo
 from rlhf.engine.distributed import is_main, world
 from rlhf.engine.save import whole_weight
+from rlhf.engine.state import held
 
 
 class MovingAverage:
@@ -41,6 +42,19 @@ class MovingAverage:
             else:
                 shadow.lerp_(weight, 1 - self.ppo.ema_decay)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """What this rank keeps of the average."""
+        kept = enumerate(self.shadows.get(id(parameter)) for parameter in self.parameters())
+        return {f"average.{number}": shadow for number, shadow in kept if shadow is not None}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on with such a state; entries of others are passed over."""
+        for number, parameter in enumerate(self.parameters()):
+            if f"average.{number}" in state:
+                self.shadows[id(parameter)] = state[f"average.{number}"].to(held(parameter).device)
+            else:
+                self.shadows.pop(id(parameter), None)
+
     def read(self, parameter: Any) -> Tensor:
         """A parameter's average, whole and on the host of rank 0, in the parameter's format; its value where there is none.
         All ranks must call this."""
@@ -54,9 +68,3 @@ class MovingAverage:
         dist.all_gather(shards, shard)
         flat = torch.cat(shards)[: parameter.ds_numel]
         return flat.view(parameter.ds_shape).to(parameter.dtype).cpu()
-
-
-def held(parameter: Any) -> Tensor:
-    """What this rank holds of a parameter: its shard, or all of it."""
-    weight: Tensor = parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter
-    return weight

@@ -3,6 +3,7 @@
 import math
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,7 @@ class DeepSpeedPPOTrainer:
         self.update = Update(engine, args)
         self.metrics: dict[str, float] = {}
         self.clock = Clock()
+        self.pending: Experience | None = None
         directory = inspection or Path(args.output_root) / "nonfinite"
         self.nonfinite = Nonfinite(args.ppo.max_nonfinite, directory, rank())
 
@@ -61,6 +63,7 @@ class DeepSpeedPPOTrainer:
         with self.clock.phase("score"):
             experience, shaped = self.appraise(prompt_batch, responses)
         self.metrics = describe_rollout(experience, responses, shaped, self.kl.coef)
+        self.pending = experience
         return experience
 
     def appraise(self, prompts: PromptBatch, responses: Responses) -> tuple[Experience, Tensor]:
@@ -112,6 +115,7 @@ class DeepSpeedPPOTrainer:
         Every pass goes over the samples of all ranks in a new order, `ppo.batch_size` at a time. Raises RuntimeError if
         the first mini-batch does not reproduce the rollout's log-probabilities.
         """
+        self.pending = None
         if problem := first_problem(experience):
             with self.clock.phase("train"):
                 self.iteration += 1
@@ -129,6 +133,34 @@ class DeepSpeedPPOTrainer:
             return self.left_out(experience, "a loss")
         self.metrics["train/nonfinite"] = self.nonfinite.note(self.iteration, None, {})
         return losses
+
+    def numbers(self) -> dict[str, Any]:
+        """With `tensors`, all that training has changed beside the engines: what a checkpoint keeps of this rank."""
+        return {
+            "iteration": self.iteration,
+            "updates": self.update.updates,
+            "kl": self.kl.state_dict(),
+            "nonfinite": self.nonfinite.row,
+            "metrics": self.metrics,
+            "seconds": self.clock.seconds,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The moving average, and the rollout that no update has seen yet."""
+        pending = {} if self.pending is None else {f.name: getattr(self.pending, f.name) for f in fields(self.pending)}
+        average = {} if self.update.average is None else self.update.average.state_dict()
+        return {f"experience.{name}": tensor for name, tensor in pending.items()} | average
+
+    def load_state_dict(self, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Go on where `numbers` and `tensors` were taken."""
+        self.iteration, self.update.updates = numbers["iteration"], numbers["updates"]
+        self.kl.load_state_dict(numbers["kl"])
+        self.nonfinite.row = numbers["nonfinite"]
+        self.metrics, self.clock = numbers["metrics"], Clock(numbers["seconds"])
+        if self.update.average is not None:
+            self.update.average.load_state_dict(tensors)
+        kept = {name.removeprefix("experience."): t for name, t in tensors.items() if name.startswith("experience.")}
+        self.pending = Experience(**{name: t.to(self.engine.device) for name, t in kept.items()}) if kept else None
 
     def left_out(self, experience: Experience, problem: str) -> tuple[float, float]:
         """Count a rollout that is not finite, keep it for inspection, and log of it what can be logged."""

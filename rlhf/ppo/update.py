@@ -16,7 +16,7 @@ from rlhf.config.derive import shown_rate
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.data.loaders import share
-from rlhf.data.streams import stream
+from rlhf.data.streams import stream, torch_seed
 from rlhf.data.tokens import SequenceBatch, right_mask
 from rlhf.engine.distributed import maximum, rank, total
 from rlhf.engine.step import advance, finish
@@ -72,6 +72,7 @@ class Update:
         device = experience.prompts.device
         count = float(experience.loss_mask[torch.tensor(order, device=device)].sum())
         self.set_rates()
+        torch.manual_seed(torch_seed(self.args.seed, "ppo dropout", self.updates, rank()))
         own = share(order, rank(), self.engine.batches.ranks)
         texts, text_count = self.texts.batches(self.updates) if self.texts else ([], 0.0)
         for number, start in enumerate(range(0, len(own), self.engine.batches.micro)):

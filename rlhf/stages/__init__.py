@@ -8,7 +8,9 @@ import torch
 
 from rlhf.config.schema import Config
 from rlhf.engine.distributed import barrier, is_main
+from rlhf.experiment.checkpoints import discard
 from rlhf.experiment.spec import Spec, stage_directory
+from rlhf.experiment.stopping import Stopped
 from rlhf.experiment.store import Result
 from rlhf.stages import ppo, reward, sft
 from rlhf.stages.context import Context
@@ -40,10 +42,15 @@ def run_stage(spec: Spec) -> None:
     try:
         metrics = RUN[spec.stage](spec.config, spec.inputs, Context(directory, tracker, spec))
         code = 0
+    except Stopped as stopped:
+        if is_main():
+            directory.set_status(state="stopped", reason=str(stopped))
+        raise
     finally:
         tracker.close(code)
         free_memory()
     if is_main():
         directory.finish(Result(spec.stage, spec.fingerprint, time.time() - started, metrics))
         directory.set_status(state="done")
+        discard(directory.path)
     barrier()

@@ -1,7 +1,8 @@
 """Stage 3, PPO: raise the reward model's score while staying near the policy that supervised fine-tuning left."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from rlhf.data.records import load_dataset
 from rlhf.engine.distributed import is_main, maximum
 from rlhf.engine.save import save_model
 from rlhf.models.tokenizer import load_tokenizer
-from rlhf.ppo.evaluate import Evaluation, compare, heldout_prompts
+from rlhf.ppo.evaluate import Answer, Evaluation, compare, heldout_prompts
 from rlhf.ppo.report import describe_speed
 from rlhf.stages.card import card
 from rlhf.stages.context import Context, due
+from rlhf.stages.saver import Saver
 from rlhf.track.progress import Bar
 from rlhf.track.throughput import peak_memory_gib
 
@@ -36,12 +38,20 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     )
     trainer = DeepSpeedPPOTrainer(engine=engine, args=config, inspection=context.directory.path / "nonfinite")
     evaluation = Evaluation(engine, config, dataset.gold, heldout_prompts(config, dataset, tokenizer))
-    before = evaluation.answers(engine.ref)
-    final: dict[str, float] = {}
+    saver = Saver(context, {"actor": engine.actor, "critic": engine.critic})
+    start = saver.resume()
+    if start.step or start.tensors:
+        trainer.load_state_dict(start.numbers["trainer"], start.tensors)
+    before = [Answer(**kept) for kept in start.numbers.get("before", [])] or evaluation.answers(engine.ref)
+    final: dict[str, float] = start.numbers.get("final", {})
 
-    with Bar("ppo", len(loader), is_main()) as bar:
-        for number, prompt_batch in enumerate(loader, start=1):
-            out = trainer.generate_experience(prompt_batch)
+    def numbers() -> dict[str, Any]:
+        return {"trainer": trainer.numbers(), "before": [asdict(answer) for answer in before], "final": final}
+
+    with Bar("ppo", len(loader), is_main(), start.step) as bar:
+        for number, prompt_batch in islice(enumerate(loader, start=1), start.step, None):
+            out = trainer.pending or trainer.generate_experience(prompt_batch)
+            saver.boundary(number - 1, "rollout", numbers, trainer.tensors)
             trainer.train_rlhf(out)
             metrics = trainer.metrics | describe_speed(config, out, trainer.clock)
             metrics["memory/peak_gib"] = maximum(peak_memory_gib())
@@ -53,6 +63,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             context.tracker.log(number, metrics)
             context.tracker.status(number, len(loader))
             bar.update(number, figures(metrics, final))
+            saver.boundary(number, None, numbers, trainer.tensors)
 
     save(trainer, context, final)
     engine.release()

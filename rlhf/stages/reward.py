@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from rlhf.models.tokenizer import build_tokenizer
 from rlhf.plan.flops import training_flops
 from rlhf.stages.card import card
 from rlhf.stages.context import Context, due, keep_finite
+from rlhf.stages.saver import Saver
 from rlhf.stages.speed import step_speed
 from rlhf.track.nonfinite import Nonfinite
 from rlhf.track.progress import Bar
@@ -62,12 +64,14 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     nonfinite = Nonfinite(reward.max_nonfinite, context.directory.path / "nonfinite", rank())
     steps = total_steps(len(train), reward.batch_size, reward.epochs, reward.max_steps, "reward.batch_size")
     per_epoch = steps_per_epoch(len(train), reward.batch_size, "reward.batch_size")
-    final: dict[str, float] = {}
+    every_batch = enumerate(all_batches(len(train), reward.batch_size, config.seed, "reward.batch_size", steps))
+    saver = Saver(context, {"model": engine})
+    start = saver.resume()
+    final: dict[str, float] = start.numbers.get("final", {})
+    nonfinite.row = start.numbers.get("nonfinite", 0)
 
-    with Bar("reward", steps, is_main()) as bar:
-        for number, chosen in enumerate(
-            all_batches(len(train), reward.batch_size, config.seed, "reward.batch_size", steps)
-        ):
+    with Bar("reward", steps, is_main(), start.step) as bar:
+        for number, chosen in islice(every_batch, start.step, None):
             factor = learning_rate(number, steps, 1.0, reward.warmup_steps, reward.schedule)
             set_rates(engine, factor)
             torch.manual_seed(torch_seed(config.seed, "reward dropout", number, rank()))
@@ -88,6 +92,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             context.tracker.status(number + 1, steps)
             figures = {"loss": f"{measured['train/loss']:.3f}", "accuracy": f"{measured['train/accuracy']:.2f}"}
             bar.update(number + 1, figures | {"samples/s": f"{metrics['throughput/samples_per_s']:.0f}"})
+            saver.boundary(number + 1, None, partial(dict, final=final, nonfinite=nonfinite.row))
 
     if reward.normalize != "none":
         mean, deviation = moments(engine, dataset, plan, config, tokenizer)

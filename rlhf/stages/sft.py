@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from rlhf.models.tokenizer import build_tokenizer
 from rlhf.plan.flops import training_flops
 from rlhf.stages.card import card
 from rlhf.stages.context import Context, due, keep_finite
+from rlhf.stages.saver import Saver
 from rlhf.stages.speed import step_speed
 from rlhf.track.nonfinite import Nonfinite
 from rlhf.track.progress import Bar
@@ -49,10 +51,14 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     nonfinite = Nonfinite(sft.max_nonfinite, context.directory.path / "nonfinite", rank())
     steps = total_steps(len(train), sft.batch_size, sft.epochs, sft.max_steps, "sft.batch_size")
     per_epoch = steps_per_epoch(len(train), sft.batch_size, "sft.batch_size")
-    final: dict[str, float] = {}
+    every_batch = enumerate(all_batches(len(train), sft.batch_size, config.seed, "sft.batch_size", steps))
+    saver = Saver(context, {"model": engine})
+    start = saver.resume()
+    final: dict[str, float] = start.numbers.get("final", {})
+    nonfinite.row = start.numbers.get("nonfinite", 0)
 
-    with Bar("sft", steps, is_main()) as bar:
-        for number, chosen in enumerate(all_batches(len(train), sft.batch_size, config.seed, "sft.batch_size", steps)):
+    with Bar("sft", steps, is_main(), start.step) as bar:
+        for number, chosen in islice(every_batch, start.step, None):
             factor = learning_rate(number, steps, 1.0, sft.warmup_steps, sft.schedule)
             set_rates(engine, factor)
             torch.manual_seed(torch_seed(config.seed, "sft dropout", number, rank()))
@@ -76,6 +82,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
                 number + 1,
                 {"loss": f"{measured['train/loss']:.3f}", "samples/s": f"{metrics['throughput/samples_per_s']:.0f}"},
             )
+            saver.boundary(number + 1, None, partial(dict, final=final, nonfinite=nonfinite.row))
 
     text = card(context.spec, "sft", engine, final)
     save_model(engine, tokenizer, config.lora, context.directory.model, text)

@@ -10,9 +10,9 @@ QUIET_PERIOD_S = 5.0
 
 
 class Bar:
-    """Progress of a stage with its latest figures; silent where `show` is false."""
+    """Progress of a stage, `done` steps of which were done before, with its latest figures; silent unless `show`."""
 
-    def __init__(self, label: str, total: int, show: bool) -> None:
+    def __init__(self, label: str, total: int, show: bool, done: int = 0) -> None:
         self.label, self.total, self.show = label, total, show
         self.console = Console()
         self.last = 0.0
@@ -26,7 +26,7 @@ class Bar:
                 TextColumn("{task.fields[figures]}"),
                 console=self.console,
             )
-            self.task = self.progress.add_task(label, total=total, figures="")
+            self.task = self.progress.add_task(label, total=total, completed=done, figures="")
 
     def __enter__(self) -> "Bar":
         if self.progress is not None:

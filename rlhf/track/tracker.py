@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,26 +14,54 @@ from rlhf.track.environment import environment
 from rlhf.track.metrics import check_names
 from rlhf.track.wandb import WandbRun
 
-STATUS_PERIOD_S = 5.0
+HEARTBEAT_PERIOD_S = 5.0
 
 
 class Tracker:
     """Writes a stage's directory; on ranks other than the first it does nothing."""
 
     def __init__(self, config: Config, stage: str, fingerprint: str, directory: StageDirectory, main: bool) -> None:
-        self.directory, self.main = directory, main
-        self.last_status = 0.0
+        self.directory, self.main, self.config = directory, main, config
         self.wandb: WandbRun | None = None
         self.tensorboard: Any = None
+        self.progress: dict[str, int] = {}
+        self.closing = threading.Event()
         if not main:
             return
         write_json(directory.path / "environment.json", environment(config))
         if config.tracking.wandb.enabled:
             self.wandb = WandbRun(config, stage, fingerprint, directory.path)
-        if config.tracking.tensorboard:
+        self.heart = threading.Thread(target=self.beat, daemon=True)
+        self.heart.start()
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files that grow by a line at a time."""
+        return {"metrics": self.directory.metrics, "samples": self.directory.samples}
+
+    def written(self) -> dict[str, int]:
+        """How long each of `files` is now, in bytes, once it has reached the disk."""
+        lengths = {}
+        for name, file in self.files.items():
+            if file.exists():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+                lengths[name] = file.stat().st_size
+        return lengths
+
+    def resume(self, written: dict[str, int], step: int) -> None:
+        """Go back to where `files` were so long, after `step` steps; or to the beginning."""
+        if not self.main:
+            return
+        for name, file in self.files.items():
+            if name in written:
+                os.truncate(file, written[name])
+            else:
+                file.unlink(missing_ok=True)
+        if self.config.tracking.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.tensorboard = SummaryWriter(str(directory.path / "tensorboard"))
+            self.tensorboard = SummaryWriter(str(self.directory.path / "tensorboard"), purge_step=step + 1)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append one step's metrics, null for what is not finite. Raises KeyError for a name that is not in the table."""
@@ -47,10 +77,13 @@ class Tracker:
                 self.tensorboard.add_scalar(name, value, step)
 
     def status(self, step: int, total: int) -> None:
-        """Renew the heartbeat, at most every few seconds."""
-        if self.main and (step == total or time.monotonic() - self.last_status > STATUS_PERIOD_S):
-            self.last_status = time.monotonic()
-            self.directory.set_status(state="running", step=step, total=total)
+        """Say how far the stage is."""
+        self.progress = {"step": step, "total": total}
+
+    def beat(self) -> None:
+        """Renew the heartbeat with what `status` was told last, until the tracker is closed."""
+        while not self.closing.wait(HEARTBEAT_PERIOD_S):
+            self.directory.set_status(state="running", **self.progress)
 
     def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Append prompts with their responses and rewards."""
@@ -63,6 +96,10 @@ class Tracker:
 
     def close(self, exit_code: int) -> None:
         """Flush everything; trackers show a stage whose exit code is not 0 as failed."""
+        if self.main:
+            self.closing.set()
+            self.heart.join()
+            self.directory.set_status(**self.progress)
         if self.wandb is not None:
             self.wandb.finish(exit_code)
         if self.tensorboard is not None:

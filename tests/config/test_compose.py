@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from rlhf.config.compose import config_root, quoted, register, typed
 from rlhf.config.errors import ConfigError
-from rlhf.main import compose
+from rlhf.main import Invalid, compose, points_of
 from rlhf.prepare import load_config
 
 
@@ -24,7 +24,7 @@ def run(monkeypatch, tmp_path):
     def call(*arguments):
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", ["rlhf", *arguments, f"output_root={tmp_path}"])
-        return [point.config for point in compose()]
+        return [point.config for point in points_of(compose())]
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
@@ -128,7 +128,16 @@ def test_the_bad_one_of_several_overrides_is_named(run):
 
 
 def test_a_bad_point_of_a_sweep_stops_all_of_them(run):
-    assert refused(run, "-m", "ppo.gamma=0.9,1.5").startswith("ppo.gamma=1.5: ")
+    with pytest.raises(Invalid) as caught:
+        run("-m", "ppo.gamma=0.9,1.5,-1", "sft.epochs=1,0")
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["ppo.gamma=0.9,sft.epochs=0", "sft.epochs=0"],
+        ["ppo.gamma=1.5,sft.epochs=1", "ppo.gamma=1.5"],
+        ["ppo.gamma=1.5,sft.epochs=0", "sft.epochs=0"],
+        ["ppo.gamma=-1,sft.epochs=1", "ppo.gamma=-1.0"],
+        ["ppo.gamma=-1,sft.epochs=0", "sft.epochs=0"],
+    ]
 
 
 def test_all_points_of_a_sweep_are_handed_in_and_zero_takes_numbers(run):

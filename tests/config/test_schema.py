@@ -6,7 +6,8 @@ from omegaconf import OmegaConf
 
 from rlhf.config.checks import check
 from rlhf.config.compose import config_root, register
-from rlhf.config.schema import LORAS, PLACE_KEYS, RESULT_KEYS, ZEROS, covered, leaf_keys
+from rlhf.config.keys import PLACE_KEYS, RESULT_KEYS, covered, leaf_keys
+from rlhf.config.schema import LORAS, ZEROS
 
 CONF = config_root() / "conf"
 GROUPS = {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in CONF.iterdir() if path.is_dir()}

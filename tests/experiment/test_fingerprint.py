@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from rlhf.config.schema import PLACE_KEYS, RESULT_KEYS, leaf_keys
+from rlhf.config.keys import PLACE_KEYS, RESULT_KEYS, leaf_keys
 from rlhf.experiment.fingerprint import fingerprint, identity
 
 STAGES = ("sft", "reward", "ppo")

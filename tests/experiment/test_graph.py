@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from rlhf.config.errors import ConfigError
@@ -92,7 +94,8 @@ def test_a_stage_given_by_path_is_the_same_as_one_that_was_found(config, ending)
         node.directory.model.mkdir()
     config.ppo.actor, config.ppo.reward = str(sft.directory.path) + ending, str(reward.directory.path) + ending
     (given,) = only(config, "ppo")
-    assert given == found
+    assert found.parents == (sft.fingerprint, reward.fingerprint) and given.parents == ()
+    assert replace(given, parents=found.parents) == found
 
 
 def test_a_given_actor_is_used_and_decides_the_result(config, tmp_path):

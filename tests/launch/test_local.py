@@ -1,3 +1,4 @@
+import re
 import signal
 import subprocess
 import sys
@@ -7,7 +8,8 @@ import pytest
 
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.spec import freeze, thaw
-from rlhf.launch import StageFailed, launch
+from rlhf.experiment.sweep import Task
+from rlhf.launch.here import run_stage_here
 from rlhf.launch.local import end, last_error, watch
 
 
@@ -22,7 +24,7 @@ def test_the_rank_that_failed_is_named_and_the_others_are_ended():
         process("import time; time.sleep(60)"),
     ]
     started = time.time()
-    assert watch(workers) == 1
+    assert watch(workers, 10.0) == [None, 3, None]
     end(workers)
     assert time.time() - started < 10
     assert [worker.poll() for worker in workers] == [-signal.SIGTERM, 3, -signal.SIGTERM]
@@ -38,7 +40,7 @@ def test_a_worker_that_ignores_the_request_is_killed(monkeypatch):
 
 
 def test_all_done_is_no_failure():
-    assert watch([process("pass"), process("pass")]) is None
+    assert watch([process("pass"), process("pass")], 10.0) == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -74,9 +76,9 @@ def test_a_failing_stage_names_rank_reason_and_log(make_config, tmp_path):
     )
     config = make_config(*overrides)
     (node,) = nodes(config)
-    with pytest.raises(StageFailed, match=r"ppo: rank \d failed: .*actor.*rank-\d\.log") as caught:
-        launch(node, config, Console(quiet=True))
-    assert "\n" not in str(caught.value)
+    outcome = run_stage_here(Task(node, config), Console(quiet=True), None)
+    assert outcome.state == "failed" and outcome.log.name.startswith("rank-")
+    assert re.search(r"^ppo: rank \d failed: .*actor.*rank-\d\.log", outcome.reason) and "\n" not in outcome.reason
     assert node.directory.status()["state"] == "failed" and "actor" in node.directory.status()["reason"]
     assert not (node.directory.path / "lock").exists()
 

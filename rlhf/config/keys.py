@@ -1,0 +1,54 @@
+"""Which keys decide a stage's result, and which only where and how fast it is made: every key is one or the other."""
+
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
+
+from rlhf.config.schema import ZEROS, Config, Zero
+
+# Of ZeRO's keys those that change numbers by more than rounding.
+QUANTIZED = ("quantized_weights", "quantized_gradients")
+
+# Raised when the meaning of a stage's result changes, so that older results are not taken for it.
+SCHEMA_VERSION = 2
+
+# The keys that decide each stage's result, by prefix. `ppo.actor`, `ppo.reward` and `ppo.critic` enter as the identity of
+# what they name (experiment/fingerprint.py), and so do paths of models and files.
+RESULT_KEYS: dict[str, tuple[str, ...]] = {
+    "sft": ("seed", "model", "precision", "lora", "data", "sft", *(f"zero.{key}" for key in QUANTIZED)),
+    "reward": (
+        "seed", "reward_model", "precision", "reward_lora", "data", "reward", *(f"reward_zero.{key}" for key in QUANTIZED),
+    ),
+    "ppo": (
+        "seed", "precision", "lora", "critic_lora", "data", "ppo", "rollout",
+        *(f"{zero}.{key}" for zero in ZEROS for key in QUANTIZED),
+    ),
+}  # fmt: skip
+
+# The keys that never change a result beyond rounding: places, speeds and names.
+PLACE_KEYS: tuple[str, ...] = (
+    "stages", "name", "output_root", "dry_run", "checkpoint", "sweep", "hardware", "tracking", "launcher",
+    "model.name", "reward_model.name",
+    *(f"{zero}.{field.name}" for zero in ZEROS for field in fields(Zero) if field.name not in QUANTIZED),
+    "sft.micro_batch_size", "sft.gradient_checkpointing",
+    "reward.micro_batch_size", "reward.gradient_checkpointing",
+    "ppo.micro_batch_size", "ppo.gradient_checkpointing", "ppo.critic_gradient_checkpointing", "ppo.actor", "ppo.reward",
+    "ppo.critic", "sft.max_nonfinite", "reward.max_nonfinite", "ppo.max_nonfinite",
+    "lora.save_merged", "critic_lora.save_merged", "reward_lora.save_merged",
+    "rollout.engine", "rollout.micro_batch_size",
+)  # fmt: skip
+
+
+def leaf_keys(schema: Any = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema, in order of declaration."""
+    hints = get_type_hints(schema)
+    keys: list[str] = []
+    for field in fields(schema):
+        kind: Any = hints[field.name]
+        name = prefix + field.name
+        keys += leaf_keys(kind, name + ".") if is_dataclass(kind) else [name]
+    return keys
+
+
+def covered(key: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether one of the prefixes is `key` or a group that holds it."""
+    return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)

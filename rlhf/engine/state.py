@@ -1,0 +1,140 @@
+"""All of an engine that training changes, as named tensors: what a checkpoint holds and what resuming puts back.
+
+Tensors are copied in place, so nothing is unpickled and no process holds more than one of them twice. Each rank keeps what
+it alone has; what all ranks have alike rank 0 keeps. Frozen weights are not among it: they are where they came from.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf.engine.distributed import is_main
+
+Find = Callable[[str], Tensor | None]
+# What fp16's dynamic loss scale is made of (deepspeed/runtime/fp16/loss_scaler.py).
+LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def held(parameter: Any) -> Tensor:
+    """What this rank holds of a parameter: its shard at ZeRO stage 3, or all of it."""
+    weight: Tensor = parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter
+    return weight
+
+
+def trained(engine: Any) -> Iterator[tuple[str, Any]]:
+    """Names and parameters that learn."""
+    return ((name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad)
+
+
+def masters(engine: Any) -> list[Tensor]:
+    """The tensors that the optimiser steps on: at ZeRO 1 to 3 this rank's flat float32 parts, else the parameters."""
+    for attribute in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):
+        if hasattr(engine.optimizer, attribute):
+            return list(getattr(engine.optimizer, attribute))
+    return [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
+
+
+def moments(engine: Any) -> dict[Tensor, dict[str, Any]]:
+    """The state that AdamW keeps of each of `masters`."""
+    wrapped = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    found: dict[Tensor, dict[str, Any]] = wrapped.state
+    return found
+
+
+def is_flat(engine: Any) -> bool:
+    """Whether the optimiser steps on copies of the weights."""
+    return hasattr(engine.optimizer, "optimizer")
+
+
+def engine_state(engine: Any) -> dict[str, Tensor]:
+    """What this rank keeps of an engine."""
+    state: dict[str, Tensor] = {}
+    for name, parameter in trained(engine):
+        if is_main() or hasattr(parameter, "ds_id"):
+            state[f"weight/{name}"] = held(parameter).detach()
+    if not is_flat(engine) and not is_main():
+        return state
+    known = moments(engine)
+    for number, master in enumerate(masters(engine)):
+        if is_flat(engine):
+            state[f"master/{number}"] = master.detach()
+        for key, value in known.get(master, {}).items():
+            state[f"moment/{number}/{key}"] = torch.as_tensor(value)
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    for key in LOSS_SCALE:
+        if hasattr(scaler, key):
+            state[f"scale/{key}"] = torch.tensor(getattr(scaler, key), dtype=torch.float64)
+    return state
+
+
+@torch.no_grad()
+def restore_engine(engine: Any, find: Find) -> None:
+    """Put back what `engine_state` kept; `find` gives a tensor by its name, or None. Raises KeyError for one that is
+    missing."""
+    for name, parameter in trained(engine):
+        copy(held(parameter), find, f"weight/{name}")
+        if hasattr(parameter, "ds_id"):
+            forget_gathered(parameter)
+    known = moments(engine)
+    for number, master in enumerate(masters(engine)):
+        if is_flat(engine):
+            copy(master, find, f"master/{number}")
+        state = {key: find(f"moment/{number}/{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
+        if state["exp_avg"] is not None:
+            known[master] = {key: placed(value, master) for key, value in state.items() if value is not None}
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    for key in LOSS_SCALE:
+        if hasattr(scaler, key) and (value := find(f"scale/{key}")) is not None:
+            setattr(scaler, key, float(value) if key == "cur_scale" else int(value))
+
+
+def copy(target: Tensor, find: Find, name: str) -> None:
+    """Fill a tensor with the one of that name."""
+    value = find(name)
+    if value is None:
+        raise KeyError(f"the checkpoint has no {name}")
+    target.data.copy_(value.view(target.shape))
+
+
+def placed(value: Tensor, master: Tensor) -> Tensor | int:
+    """A moment beside the tensor it belongs to; a count of steps stays a number where it was one (DeepSpeed's CPU Adam)."""
+    return int(value) if value.dtype == torch.int64 else value.to(master.device, copy=True)
+
+
+def forget_gathered(parameter: Any) -> None:
+    """Drop whole copies of a sharded parameter that were made from its former shards."""
+    if parameter.ds_status.name == "AVAILABLE":
+        parameter.partition()
+    if getattr(parameter, "ds_secondary_tensor", None) is not None:
+        parameter.ds_secondary_tensor = None
+
+
+def generators() -> dict[str, Tensor]:
+    """The state of every random generator of this process. Nothing here draws from one without seeding it first; a library
+    may."""
+    _, words, position, _, _ = np.random.get_state()
+    state = {
+        "generator/torch": torch.get_rng_state(),
+        "generator/numpy": torch.tensor([*map(int, words), int(position)]),
+        "generator/python": torch.tensor(random.getstate()[1]),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["generator/cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_generators(find: Find) -> None:
+    """Put the generators back."""
+    if (state := find("generator/torch")) is not None:
+        torch.set_rng_state(state)
+    if (state := find("generator/numpy")) is not None:
+        *words, position = state.tolist()
+        np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), position, 0, 0.0))
+    if (state := find("generator/python")) is not None:
+        random.setstate((3, tuple(state.tolist()), None))
+    if (state := find("generator/cuda")) is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state)

@@ -1,0 +1,118 @@
+"""The checkpoints of an unfinished stage: directories that appear whole, know their own checksums, and replace each other.
+
+`checkpoints/<name>/` holds one file per rank and manifest.json, which is written last: what was saved, by how many ranks,
+and each file's size and SHA-256. Names sort by age: `step-000012` after step 12, `step-000012-rollout` after the
+rollout that follows it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf.config.derive import layout
+from rlhf.config.errors import ConfigError
+from rlhf.config.schema import Config
+from rlhf.experiment.store import write_json
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself: `numbers` are the stage's own, `files` maps names to [bytes, SHA-256]."""
+
+    step: int
+    layout: dict[str, Any]
+    numbers: dict[str, Any]
+    files: dict[str, list[Any]]
+
+
+def checkpoint_name(step: int, phase: str | None) -> str:
+    """The name of the checkpoint after `step` steps, or after a phase of the next one."""
+    return f"step-{step:06}" + (f"-{phase}" if phase else "")
+
+
+def places(directory: Path) -> list[Path]:
+    """The checkpoints of a stage's directory, the newest first; unfinished ones are not among them."""
+    found = (directory / "checkpoints").glob("step-*")
+    return sorted((place for place in found if (place / MANIFEST).is_file()), key=lambda place: place.name, reverse=True)
+
+
+def partial(directory: Path, name: str) -> Path:
+    """Where a checkpoint is written before it is whole."""
+    return directory / "checkpoints" / f".{name}.partial"
+
+
+def describe(file: Path) -> list[Any]:
+    """A file's size and SHA-256, once it has reached the disk."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+        return [file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()]
+
+
+def commit(directory: Path, name: str, manifest: Manifest, keep: int) -> None:
+    """Make a written checkpoint the newest one, and remove all but the last `keep`."""
+    unfinished, place = partial(directory, name), directory / "checkpoints" / name
+    content = asdict(manifest)
+    write_json(unfinished / MANIFEST, {"digest": digest(content), **content})
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(unfinished, place)
+    for old in places(directory)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def digest(content: dict[str, Any]) -> str:
+    """A checksum of a manifest."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(place: Path) -> Manifest:
+    """A checkpoint's manifest. Raises ValueError if it is damaged."""
+    try:
+        content = json.loads((place / MANIFEST).read_text())
+        known = content.pop("digest")
+        manifest = Manifest(**content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{MANIFEST} cannot be read") from error
+    if known != digest(content):
+        raise ValueError(f"{MANIFEST} has changed")
+    return manifest
+
+
+def damage(place: Path, names: list[str], manifest: Manifest) -> str | None:
+    """What is wrong with some of a checkpoint's files; None if nothing is."""
+    for name in names:
+        file = place / name
+        if not file.is_file():
+            return f"{name} is missing"
+        size, known = manifest.files[name]
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if describe(file)[1] != known:
+            return f"{name} has changed"
+    return None
+
+
+def check_layout(directory: Path, config: Config, stage: str) -> None:
+    """Refuse to resume a stage on other devices than those that saved it. Raises ConfigError."""
+    for place in places(directory):
+        try:
+            saved = read_manifest(place).layout
+        except ValueError:
+            continue  # whoever resumes reports it and takes the one before
+        for key, value in layout(config, stage).items():
+            if saved.get(key) != value:
+                raise ConfigError(
+                    key, value, f"{place} was saved with {saved.get(key)}",
+                    f"resume with {key}={saved.get(key)}, or train the stage anew with checkpoint.resume=false",
+                )  # fmt: skip
+        return
+
+
+def discard(directory: Path) -> None:
+    """Remove all checkpoints."""
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)

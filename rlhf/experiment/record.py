@@ -1,0 +1,62 @@
+"""What a run or a point of a sweep leaves: its configuration, links to its stages, and summary.json."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from rlhf.experiment.graph import Node
+from rlhf.experiment.store import write_atomic, write_json
+from rlhf.experiment.sweep import Outcome, Point
+
+# From worst to best: a point is as its worst stage is.
+STATES = ("failed", "skipped", "stopped", "queued", "planned")
+
+
+def record(point: Point, outcomes: dict[str, Outcome]) -> None:
+    """Write a point's summary.json and config.yaml, and link its stages; stages without an outcome are planned."""
+    stages = {node.stage: entry(node, outcomes.get(node.fingerprint, Outcome("planned"))) for node in point.stages}
+    states = [stage["state"] for stage in stages.values()]
+    state = next((state for state in STATES if state in states), "done")
+    point.directory.mkdir(parents=True, exist_ok=True)
+    write_atomic(point.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(point.config)))
+    for node in point.stages:
+        link(point.directory / "stages" / node.directory.path.name, node.directory.path)
+    summary = {"point": point.name, "overrides": point.overrides, "state": state, "stages": stages}
+    write_json(point.directory / "summary.json", summary)
+
+
+def entry(node: Node, outcome: Outcome) -> dict[str, Any]:
+    """A stage of summary.json."""
+    return {
+        "directory": str(node.directory.path),
+        "state": "done" if outcome.good else outcome.state,
+        "reused": outcome.state == "reused",
+        "reason": outcome.reason,
+        "log": None if outcome.log is None else str(outcome.log),
+        "metrics": node.directory.result().metrics if outcome.good else {},
+    }
+
+
+def link(place: Path, target: Path) -> None:
+    """A relative link, so that the whole output directory can be moved."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not place.is_symlink():
+        place.symlink_to(os.path.relpath(target, place.parent))
+
+
+def forget(directories: list[Path]) -> None:
+    """Remove what Hydra made for points that were not run, and directories that are empty then."""
+    for directory in directories:
+        if (directory / "summary.json").exists():
+            continue
+        shutil.rmtree(directory / ".hydra", ignore_errors=True)
+        for place in (directory, *list(directory.parents)[:3]):
+            left = [file.name for file in place.iterdir()] if place.is_dir() else [""]
+            if left == ["multirun.yaml"]:
+                (place / "multirun.yaml").unlink()
+            elif left:
+                break
+            place.rmdir()

@@ -1,0 +1,78 @@
+"""The points of a sweep as one graph: each stage once, however many points share it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rlhf.config.schema import Config
+from rlhf.experiment.graph import Node
+
+
+@dataclass(frozen=True)
+class Point:
+    """One checked configuration, the overrides that made it, the directory that Hydra gave it, whether it is one of a
+    sweep's, and its stages."""
+
+    config: Config
+    overrides: list[str]
+    directory: Path
+    swept: bool
+    stages: list[Node]
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others."""
+        return self.directory.name
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage of the graph, with the configuration of the first point that wants it and the names of all that do."""
+
+    node: Node
+    config: Config
+    points: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """The stage's fingerprint."""
+        return self.node.fingerprint
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Fingerprints of the stages it needs."""
+        return self.node.parents
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended: `state` is done, reused, queued, failed, skipped or stopped."""
+
+    state: str
+    reason: str | None = None
+    log: Path | None = None
+
+    @property
+    def good(self) -> bool:
+        """Whether stages that need it can go on."""
+        return self.state in ("done", "reused")
+
+
+def merged(points: list[Point]) -> list[Task]:
+    """The distinct stages of all points, those that others need first: all of a kind together, in the points' order."""
+    tasks: dict[str, Task] = {}
+    for stage in ("sft", "reward", "ppo"):
+        for point in points:
+            for node in point.stages:
+                if node.stage == stage:
+                    task = tasks.setdefault(node.fingerprint, Task(node, point.config))
+                    task.points.append(point.name)
+    return list(tasks.values())
+
+
+def unmet(task: Task, outcomes: dict[str, Outcome], by_key: dict[str, Task]) -> str | None:
+    """Why a stage cannot run, its needs having ended; None if it can."""
+    for parent in task.parents:
+        outcome = outcomes.get(parent)
+        if outcome is not None and not outcome.good:
+            return f"{by_key[parent].node.directory.path.name} {outcome.state}"
+    return None

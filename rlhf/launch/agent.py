@@ -1,0 +1,101 @@
+"""What a SLURM job runs on each of its nodes: it starts this node's ranks, watches them, and has the job queued again when
+its time is over."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from rlhf.experiment.spec import Spec, begin, job_id, stage_directory, thaw
+from rlhf.experiment.stopping import Stopped, listening, received
+from rlhf.experiment.store import locked
+from rlhf.launch.here import local_threads
+from rlhf.launch.local import Devices, Meeting, StageFailed, run_workers
+
+# SLURM ends a job that it was asked to end, or to queue again, within its KillWait (30 s unless configured); by then this
+# process has gone with it.
+LINGER_S = 600.0
+
+
+class Agent:
+    """What submitit pickles: nothing but the name of the spec's file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = str(file)
+
+    def __call__(self) -> None:
+        """Run this node's part of the job; SLURM shows a job that did not end well as failed."""
+        code = run_node(Path(self.file))
+        if code:
+            raise SystemExit(code)
+
+
+def run_node(file: Path) -> int:
+    """This node's ranks of a stage; returns the exit code of the job's task."""
+    console = Console(width=200)
+    with listening(signal.SIGTERM, signal.SIGUSR2):
+        spec = thaw(file)
+        directory, first = stage_directory(spec), node_number() == 0
+        try:
+            if not first:
+                run_ranks(spec, file, console)
+                return 0
+            with locked(directory, spec.config.launcher.lock_timeout_s, waiting=console.print):
+                if not directory.done:
+                    begin(spec)
+                    run_ranks(spec, file, console)
+            return 0
+        except Stopped as stopped:
+            console.print(f"stopped: {stopped}")
+            return leave(spec, str(stopped), first)
+        except Exception as error:
+            reason = str(error) if isinstance(error, StageFailed) else f"{type(error).__name__}: {error}"
+            console.print(f"failed: {reason}")
+            directory.set_status(state="failed", reason=reason)
+            return 1
+
+
+def run_ranks(spec: Spec, file: Path, console: Console) -> None:
+    """Start and watch this node's workers; beyond the first node they may be in vain, if another job does the stage."""
+    directory = stage_directory(spec)
+    meeting = Meeting(node_number(), master(), port(), file)
+    run_workers(spec, console, Devices(None, local_threads(spec.config)), meeting, lambda: directory.done)
+
+
+def leave(spec: Spec, reason: str, first: bool) -> int:
+    """After saving: have the job queued again if its time is over. SLURM does so by itself if it took the nodes back for
+    another job, and does not if the user cancelled it."""
+    directory, limit = stage_directory(spec), spec.config.launcher.max_requeues
+    if signal.SIGUSR2 in received:
+        requeues = int(directory.status().get("requeues", 0))
+        if requeues >= limit:
+            directory.set_status(state="stopped", reason=f"{reason}; launcher.max_requeues={limit} is reached")
+            return 1
+        if first:
+            directory.set_status(state="queued", reason=f"{reason}; its time was over", requeues=requeues + 1)
+            subprocess.run(["scontrol", "requeue", job_id() or ""], check=True, timeout=120)
+    elif first:
+        directory.set_status(state="stopped", reason=reason)
+    time.sleep(LINGER_S)
+    return 1
+
+
+def node_number() -> int:
+    """This node's number in the job."""
+    return int(os.environ.get("SLURM_NODEID", "0"))
+
+
+def master() -> str:
+    """The job's first node."""
+    import submitit
+
+    return str(submitit.JobEnvironment().hostnames[0])
+
+
+def port() -> int:
+    """A port for this job's ranks to meet at, another one after each time it is queued again."""
+    job, restarts = int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    return 20000 + (7 * job + restarts) % 20000

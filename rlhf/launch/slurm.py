@@ -1,0 +1,196 @@
+"""Submitting a graph of stages to SLURM: a job per stage, after the jobs of the stages it needs.
+
+Jobs are made by submitit; what they run is rlhf/launch/agent.py, from a copy of the package. Everything is kept in
+`<output_root>/slurm/`: specs, logs, the copies.
+"""
+
+import os
+import shutil
+import subprocess
+import time
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rlhf.config.errors import ConfigError
+from rlhf.experiment.spec import Spec, spec_of
+from rlhf.experiment.store import StageDirectory, locked, write_json
+from rlhf.experiment.sweep import Outcome, Task, unmet
+from rlhf.launch.agent import Agent
+
+FOLLOW_PERIOD_S = 5.0
+# A job that has left the queue may show its result a little later, through a network file system.
+GONE_S = 30.0
+
+
+def submit(tasks: list[Task], console: Console) -> dict[str, Outcome]:
+    """Submit the stages that no living job will do; with launcher.wait, follow them to their end. Raises ConfigError for
+    what SLURM refuses."""
+    config = tasks[0].config
+    place = Path(config.output_root).absolute() / "slurm"
+    with locked(StageDirectory(place), config.launcher.lock_timeout_s, waiting=console.print):
+        alive = active_jobs()
+        jobs = {task.key: job for task in tasks if (job := task.node.directory.status().get("job")) in alive}
+        for task in tasks:
+            if task.key in jobs:
+                console.print(f"{task.node.directory.path}: queued before, job {jobs[task.key]}", soft_wrap=True)
+        for group in groups([task for task in tasks if task.key not in jobs]):
+            for task, job in zip(group, submit_group(group, jobs, place), strict=True):
+                jobs[task.key] = job
+                console.print(f"{task.node.directory.path}: job {job}", soft_wrap=True)
+    if config.launcher.wait:
+        return follow(tasks, jobs, place, console)
+    console.print("submitted; `python -m rlhf.status` shows how far they are", highlight=False)
+    return {task.key: Outcome("queued", f"job {jobs[task.key]}", log_of(place, jobs[task.key])) for task in tasks}
+
+
+def groups(tasks: list[Task]) -> list[list[Task]]:
+    """Stages that one array can do, in the order of the graph: of one kind, with the same needs and resources."""
+    found: dict[Any, list[Task]] = {}
+    for task in tasks:
+        alike = task.node.stage, sorted(task.parents), asdict(task.config.launcher), asdict(task.config.hardware)
+        found.setdefault(repr(alike), []).append(task)
+    return list(found.values())
+
+
+def submit_group(group: list[Task], jobs: dict[str, str], place: Path) -> list[str]:
+    """Submit one job, or an array; returns the ids."""
+    import submitit
+
+    config = group[0].config
+    agents = [Agent(write_spec(spec_of(task.node, task.config), place)) for task in group]
+    needs = [jobs[parent] for parent in group[0].parents if parent in jobs]
+    executor = submitit.AutoExecutor(folder=place / "logs", cluster="slurm")
+    executor.update_parameters(
+        **parameters(group[0], needs, package_copy(place) if config.launcher.snapshot else package())
+    )
+    for task in group:
+        task.node.directory.set_status(
+            state="queued", stage=task.node.stage, fingerprint=task.node.fingerprint, job=None, reason=None, requeues=0
+        )
+    try:
+        if len(group) == 1:
+            submitted = [executor.submit(agents[0])]
+        else:
+            with executor.batch():
+                submitted = [executor.submit(agent) for agent in agents]
+    except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError, OSError) as error:
+        for task in group:
+            task.node.directory.set_status(state="failed", reason="SLURM refused the job")
+        said = str(getattr(error, "stderr", "") or error).strip().splitlines()
+        problem = f"SLURM refused the job: {said[-1] if said else error}"
+        raise ConfigError(
+            "launcher", "slurm", problem, "check launcher.partition, .account, .time_minutes and so on"
+        ) from error
+    for task, job in zip(group, submitted, strict=True):
+        if task.node.directory.status().get("state") == "queued":
+            task.node.directory.set_status(job=job.job_id)
+    return [str(job.job_id) for job in submitted]
+
+
+def parameters(task: Task, needs: list[str], code: Path) -> dict[str, Any]:
+    """What sbatch is told, in submitit's words: the resources of `hardware`, the rest of `launcher`."""
+    hardware, launcher = task.config.hardware, task.config.launcher
+    cpus = launcher.cpus_per_gpu
+    found: dict[str, Any] = {
+        "name": f"rlhf-{task.node.stage}",
+        "nodes": hardware.nodes,
+        "tasks_per_node": 1,
+        "gpus_per_node": hardware.gpus_per_node if hardware.device == "cuda" else None,
+        "cpus_per_task": None if cpus is None else cpus * hardware.gpus_per_node,
+        "timeout_min": launcher.time_minutes,
+        "stderr_to_stdout": True,
+        "slurm_mem": None if launcher.memory_gib is None else f"{launcher.memory_gib}G",
+        "slurm_partition": launcher.partition,
+        "slurm_account": launcher.account,
+        "slurm_qos": launcher.qos,
+        "slurm_constraint": launcher.constraint,
+        "slurm_array_parallelism": launcher.array_parallelism,
+        "slurm_signal_delay_s": launcher.signal_delay_s,
+        "slurm_setup": [f"export PYTHONPATH={code}:$PYTHONPATH", *launcher.setup],
+        "slurm_dependency": ",".join(f"afterok:{job}" for job in needs) or None,
+        "slurm_srun_args": ["--kill-on-bad-exit=1"],
+        "slurm_additional_parameters": {"kill-on-invalid-dep": "yes", "requeue": True, **(launcher.additional or {})},
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def write_spec(spec: Spec, place: Path) -> Path:
+    """The frozen stage that a job reads."""
+    file = place / "specs" / f"{Path(spec.directory).name}.json"
+    write_json(file, asdict(spec))
+    return file
+
+
+def package() -> Path:
+    """The directory that holds the package."""
+    return Path(__file__).resolve().parents[2]
+
+
+def package_copy(place: Path) -> Path:
+    """A directory with a copy of the package as it is now; one for each state of it."""
+    from rlhf.experiment.fingerprint import code_hash
+
+    copy = place / "code" / code_hash()[:12]
+    if not copy.exists():
+        unfinished = copy.with_name(f".{uuid.uuid4().hex}")
+        shutil.copytree(package() / "rlhf", unfinished / "rlhf", ignore=shutil.ignore_patterns("__pycache__"))
+        os.replace(unfinished, copy)
+    return copy
+
+
+def active_jobs() -> set[str]:
+    """The user's jobs that wait or run, elements of arrays by themselves. Raises ConfigError if SLURM does not answer."""
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = str(getattr(error, "stderr", "") or error).strip().splitlines()
+        problem = f"SLURM does not answer: {said[-1] if said else error}"
+        raise ConfigError("launcher", "slurm", problem, "see `squeue`") from error
+    return set(done.stdout.split())
+
+
+def log_of(place: Path, job: str) -> Path:
+    """The log of a job's first node."""
+    return place / "logs" / f"{job}_0_log.out"
+
+
+def follow(tasks: list[Task], jobs: dict[str, str], place: Path, console: Console) -> dict[str, Outcome]:
+    """Wait until every stage is done or no job is left that would do it."""
+    outcomes: dict[str, Outcome] = {}
+    known, last_seen = {task.key: task for task in tasks}, dict.fromkeys(jobs, time.monotonic())
+    while len(outcomes) < len(tasks):
+        alive = active_jobs()
+        for task in tasks:
+            if task.key in outcomes:
+                continue
+            if task.node.directory.done:
+                outcomes[task.key] = Outcome("done")
+            elif jobs[task.key] in alive:
+                last_seen[task.key] = time.monotonic()
+                continue
+            else:
+                ended = ended_badly(task, jobs[task.key], outcomes, known, place)
+                if ended is None and time.monotonic() - last_seen[task.key] < GONE_S:
+                    continue
+                outcomes[task.key] = ended or Outcome(
+                    "failed", f"job {jobs[task.key]} has gone", log_of(place, jobs[task.key])
+                )
+            outcome = outcomes[task.key]
+            console.print(f"{task.node.directory.path}: {outcome.state} {outcome.reason or ''}", soft_wrap=True)
+        time.sleep(FOLLOW_PERIOD_S if len(outcomes) < len(tasks) else 0.0)
+    return outcomes
+
+
+def ended_badly(task: Task, job: str, outcomes: dict[str, Outcome], known: dict[str, Task], place: Path) -> Outcome | None:
+    """How a stage ended whose job has left the queue without a result; None if its directory does not tell (yet)."""
+    status = task.node.directory.status()
+    if blocked := unmet(task, outcomes, known):
+        return Outcome("skipped", blocked)
+    if status.get("state") in ("failed", "stopped"):
+        return Outcome(str(status["state"]), str(status.get("reason")), log_of(place, job))
+    return None

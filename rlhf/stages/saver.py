@@ -1,0 +1,179 @@
+"""Saving a stage so that it resumes exactly, and resuming it."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from rlhf.config.derive import layout
+from rlhf.engine.distributed import barrier, gather, is_main, rank, total, world
+from rlhf.engine.save import write_tensors
+from rlhf.engine.state import engine_state, generators, restore_engine, restore_generators
+from rlhf.experiment import stopping
+from rlhf.experiment.checkpoints import (
+    Manifest,
+    checkpoint_name,
+    commit,
+    damage,
+    describe,
+    discard,
+    partial,
+    places,
+    read_manifest,
+)
+from rlhf.experiment.stopping import Stopped
+from rlhf.stages.context import Context
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Progress:
+    """Where a stage stands: `step` steps are done. `numbers` and `tensors` are the stage's own, beside its engines."""
+
+    step: int = 0
+    numbers: dict[str, Any] = field(default_factory=dict)
+    tensors: Tensors = field(default_factory=dict)
+
+
+class Saver:
+    """Saves a stage's engines, generators and own state at intervals (`checkpoint.every_…`) and when it is asked to stop.
+
+    All ranks must call its methods together.
+    """
+
+    def __init__(self, context: Context, engines: dict[str, Any]) -> None:
+        self.context, self.engines = context, engines
+        self.settings = context.spec.config.checkpoint
+        self.directory = context.directory.path
+        self.saved_at = time.monotonic()
+
+    def resume(self) -> Progress:
+        """Put everything back as the newest sound checkpoint has it; where there is none, begin."""
+        candidates: list[Path] = gather(places(self.directory))[0]
+        for place in candidates:
+            problem, manifest = self.verify(place)
+            if problem is None and manifest is not None:
+                progress = self.load(place, manifest)
+                self.context.tracker.resume(progress.numbers["written"], manifest.step)
+                self.say(f"resumed {self.context.spec.stage} at {place.name}")
+                return progress
+            self.say(f"{place} is damaged ({problem}); using the one before it")
+            barrier()
+            if is_main():
+                shutil.rmtree(place, ignore_errors=True)
+        if is_main():
+            discard(self.directory)
+        self.context.tracker.resume({}, 0)
+        barrier()
+        return Progress()
+
+    def verify(self, place: Path) -> tuple[str | None, Manifest | None]:
+        """What is wrong with a checkpoint (None: nothing), each rank looking at some of its files; and its manifest."""
+        try:
+            manifest = read_manifest(place)
+            problem = damage(place, sorted(manifest.files)[rank() :: world()], manifest)
+        except ValueError as error:
+            manifest, problem = None, str(error)
+        return next((found for found in gather(problem) if found), None), manifest
+
+    def load(self, place: Path, manifest: Manifest) -> Progress:
+        """Read a sound checkpoint: what this rank kept, else what rank 0 kept for all."""
+        own, common = (open_tensors(place / f"rank-{number}.safetensors") for number in (rank(), 0))
+
+        def find(name: str) -> Tensor | None:
+            source = own if name in own[1] else common
+            return source[0].get_tensor(name) if name in source[1] else None
+
+        for key, engine in self.engines.items():
+            restore_engine(engine, lambda name, key=key: find(f"{key}/{name}"))  # type: ignore[misc]
+        restore_generators(lambda name: own[0].get_tensor(name) if name in own[1] else None)
+        names = sorted(name for name in own[1] if name.startswith("stage/"))
+        tensors = {name.removeprefix("stage/"): own[0].get_tensor(name) for name in names}
+        return Progress(manifest.step, manifest.numbers, tensors)
+
+    def boundary(
+        self, step: int, phase: str | None, numbers: Callable[[], dict[str, Any]], tensors: Callable[[], Tensors] = dict
+    ) -> None:
+        """Save if it is time to, after `step` steps (and a phase of the next one). Raises Stopped if the stage was asked to
+        stop on any rank."""
+        every, minutes = self.settings.every_steps, self.settings.every_minutes
+        due = is_main() and (
+            (phase is None and every is not None and step % every == 0)
+            or (minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes)
+        )
+        stop, save = total(stopping.asked.is_set(), due)
+        if not stop and not save:
+            return
+        name = checkpoint_name(step, phase)
+        problem = self.save(name, step, numbers(), tensors())
+        if stop:
+            raise Stopped(f"saved as {name}" if problem is None else problem)
+
+    def save(self, name: str, step: int, numbers: dict[str, Any], tensors: Tensors) -> str | None:
+        """Write a checkpoint; returns what went wrong, if anything did. Then the one before is kept."""
+        place = partial(self.directory, name)
+        if is_main():
+            shutil.rmtree(place, ignore_errors=True)
+        barrier()
+        state = {f"{key}/{part}": t for key, engine in self.engines.items() for part, t in engine_state(engine).items()}
+        state |= generators() | {f"stage/{key}": tensor for key, tensor in tensors.items()}
+        found = gather(attempt(self.write, place / f"rank-{rank()}.safetensors", state))
+        problem = next((problem for _, problem in found if problem), None)
+        if problem is None:
+            files = {f"rank-{number}.safetensors": written for number, (written, _) in enumerate(found)}
+            problem = gather(attempt(self.commit, name, step, numbers, files) if is_main() else (None, None))[0][1]
+        self.saved_at = time.monotonic()
+        if problem is None:
+            return None
+        if is_main():
+            shutil.rmtree(place, ignore_errors=True)
+        told = f"{name} could not be saved: {problem}; the checkpoint before it is kept"
+        self.say(told)
+        if self.settings.on_error == "stop":
+            raise RuntimeError(f"{told} (checkpoint.on_error=stop)")
+        return told
+
+    def write(self, file: Path, state: Tensors) -> list[Any]:
+        """This rank's file; returns its size and checksum."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(file, [(name, tensor.dtype, tensor.shape, fetch(tensor)) for name, tensor in state.items()])
+        return describe(file)
+
+    def commit(self, name: str, step: int, numbers: dict[str, Any], files: dict[str, list[Any]]) -> None:
+        """Declare the checkpoint whole."""
+        tracker, spec = self.context.tracker, self.context.spec
+        numbers = {**numbers, "written": tracker.written()}
+        commit(self.directory, name, Manifest(step, layout(spec.config, spec.stage), numbers, files), self.settings.keep)
+
+    def say(self, text: str) -> None:
+        """Tell the user, once."""
+        if is_main():
+            print(text, flush=True)
+
+
+def attempt(action: Callable[..., Any], *arguments: Any) -> tuple[Any, str | None]:
+    """What an action returns, or what the disk said to it: other ranks must hear of it before this one gives up."""
+    try:
+        return action(*arguments), None
+    except OSError as error:
+        return None, error.strerror or str(error)
+
+
+def fetch(tensor: Tensor) -> Callable[[], Tensor]:
+    """A tensor's value, on the host."""
+    return lambda: tensor.detach().cpu()
+
+
+def open_tensors(file: Path) -> tuple[Any, set[str]]:
+    """A safetensors file that is read tensor by tensor, and the names in it. Raises RuntimeError if it is none."""
+    try:
+        opened = safe_open(file, framework="pt")
+        return opened, set(opened.keys())
+    except SafetensorError as error:
+        raise RuntimeError(f"{file} cannot be read: {error}") from error
