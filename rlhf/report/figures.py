@@ -1,0 +1,81 @@
+"""The final figures that a report compares: which, what they are called, and which direction is better."""
+
+import math
+from dataclasses import dataclass
+
+from rlhf.report.groups import Group
+from rlhf.report.statistics import Estimate, estimate
+from rlhf.track.metrics import METRICS
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A final figure. `better` is 1 or -1 where more or less of it is better; 0 where that depends on something else, as
+    with the score of a reward model that a policy may exploit."""
+
+    kind: str
+    metric: str
+    label: str
+    better: int = 0
+
+    @property
+    def unit(self) -> str:
+        """The unit of the metric, empty if it has none."""
+        return METRICS.get(self.metric, ("", ""))[0]
+
+    @property
+    def key(self) -> str:
+        """The name in tables for machines."""
+        return f"{self.kind} {self.metric}"
+
+
+FIGURES = (
+    Figure("sft", "eval/perplexity", "SFT perplexity", -1),
+    Figure("reward", "eval/accuracy", "reward model accuracy", 1),
+    Figure("reward", "eval/accuracy_ceiling", "… the label noise permits"),
+    Figure("ppo", "eval/gold_sft", "gold reward, SFT"),
+    Figure("ppo", "eval/gold", "gold reward, PPO", 1),
+    Figure("ppo", "eval/reward_sft", "score, SFT"),
+    Figure("ppo", "eval/reward", "score, PPO"),
+    Figure("ppo", "eval/kl_sequence", "KL per response"),
+    Figure("ppo", "eval/length_sft", "length, SFT"),
+    Figure("ppo", "eval/length", "length, PPO"),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure of one group; `best` if its mean beats every other group's."""
+
+    estimate: Estimate | None
+    best: bool = False
+
+
+def every_figure(groups: list[Group]) -> list[Figure]:
+    """The figures that any group has: those of FIGURES first, then whatever else was measured."""
+    present = {(kind, metric) for group in groups for point in group.points for kind, stage in point.stages.items()
+               for metric in stage.figures}  # fmt: skip
+    known = [figure for figure in FIGURES if (figure.kind, figure.metric) in present]
+    others = sorted(present - {(figure.kind, figure.metric) for figure in known})
+    return known + [Figure(kind, metric, f"{kind} {metric}") for kind, metric in others]
+
+
+def compared(groups: list[Group], figure: Figure) -> list[Cell]:
+    """The figure of each group, the best mean marked where there is something to compare."""
+    estimates = [estimate(group.values(figure.kind, figure.metric)) for group in groups]
+    means = [known.mean for known in estimates if known is not None]
+    best = max(means, key=lambda mean: figure.better * mean, default=None)
+    contest = figure.better != 0 and len(means) > 1 and min(means) != max(means)
+    return [Cell(known, contest and known is not None and known.mean == best) for known in estimates]
+
+
+def short(value: float | None) -> str:
+    """A number with three significant digits, as people write it; a dash for none."""
+    if value is None or math.isnan(value):
+        return "–"
+    rounded = float(f"{value:.2e}")
+    size = abs(rounded)
+    if size >= 1e7 or 0 < size < 1e-3:
+        return f"{value:.2e}"
+    decimals = 2 if size == 0 else max(0, 2 - int(f"{rounded:e}".partition("e")[2]))
+    return f"{rounded:,.{decimals}f}"

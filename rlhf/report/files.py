@@ -1,0 +1,115 @@
+"""Reading what runs have written, of which any file may be missing, cut off or damaged."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# What a damaged file can raise: nothing else is expected of it.
+DAMAGE = (OSError, ValueError, RecursionError, yaml.YAMLError)
+
+
+class Unreadable(Exception):
+    """A file is there but cannot be used; the message says why."""
+
+
+def text(file: Path) -> str | None:
+    """A file's content, or None if there is none."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise Unreadable(f"{file.name} cannot be read ({error.strerror})") from error
+
+
+def read_object(file: Path) -> dict[str, Any] | None:
+    """A JSON object, or None if there is no such file."""
+    return parsed(file, json.loads, "JSON object")
+
+
+def read_yaml(file: Path) -> dict[str, Any] | None:
+    """A YAML mapping, or None if there is no such file. (The faster loader in C crashes on deep nesting.)"""
+    return parsed(file, yaml.safe_load, "YAML mapping")
+
+
+def parsed(file: Path, parse: Any, kind: str) -> dict[str, Any] | None:
+    """A file's content through `parse`; Unreadable if that is no mapping."""
+    content = text(file)
+    if content is None:
+        return None
+    try:
+        value = parse(content)
+    except DAMAGE as error:
+        raise Unreadable(f"{file.name} is cut off or damaged: no {kind}") from error
+    if not isinstance(value, dict):
+        raise Unreadable(f"{file.name} holds no {kind}")
+    return value
+
+
+def read_lines(file: Path) -> Iterator[dict[str, Any] | None]:
+    """The objects of a JSON Lines file, None for a line that is damaged; nothing if there is no such file."""
+    try:
+        with file.open(encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                if line.strip():
+                    yield line_object(line)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise Unreadable(f"{file.name} cannot be read ({error.strerror})") from error
+
+
+def line_object(line: str) -> dict[str, Any] | None:
+    """The JSON object of a line, or None."""
+    try:
+        value = json.loads(line)
+    except DAMAGE:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer beyond the floats
+        return None
+
+
+def whole(value: Any) -> int | None:
+    """A whole number, or None."""
+    known = number(value)
+    return None if known is None else int(known)
+
+
+def words(value: Any) -> str | None:
+    """Text as it is, nothing for nothing, anything else as JSON."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, default=str)
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """A mapping, empty if it is none."""
+    return value if isinstance(value, dict) else {}
+
+
+def numbers(value: Any) -> dict[str, float]:
+    """The finite numbers of a mapping."""
+    known = {name: number(entry) for name, entry in mapping(value).items()}
+    return {str(name): entry for name, entry in known.items() if entry is not None}
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping by dotted keys; lists are values."""
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            leaves |= flat(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves

@@ -1,0 +1,105 @@
+"""Points that differ in nothing but the seed, and what tells such groups apart."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.config.keys import PLACE_KEYS, covered
+from rlhf.report.collect import Collection, Point, natural
+from rlhf.report.stage import Stage
+
+# What does not make another group: the seed, and keys that never change a result. Of those, what names the models that
+# PPO starts from is in the fingerprint by its identity, and `stages` says what there is to compare.
+KEPT_KEYS = ("stages", "ppo.actor", "ppo.reward", "ppo.critic")
+IGNORED = ("seed", *(key for key in PLACE_KEYS if key not in KEPT_KEYS))
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Points of one configuration under several seeds; `label` says what sets it apart from the other groups."""
+
+    label: str
+    points: list[Point]
+
+    def stages(self, kind: str) -> list[Stage]:
+        """Its stages of one kind, each once: a result that two points share is one result."""
+        return list({p.stages[kind].place: p.stages[kind] for p in self.points if kind in p.stages}.values())
+
+    def values(self, kind: str, metric: str) -> list[float]:
+        """A final figure of each of its stages that has it."""
+        return [stage.figures[metric] for stage in self.stages(kind) if metric in stage.figures]
+
+
+def grouped(collection: Collection) -> list[Group]:
+    """The groups, in the natural order of what tells them apart."""
+    # A point whose configuration is lost belongs where its overrides, but for the seed, belong.
+    twins = {unseeded(point): identity(point) for point in collection.points if point.config and point.overrides}
+    members: dict[str, list[Point]] = {}
+    for point in collection.points:
+        key = identity(point) if point.config else twins.get(unseeded(point), identity(point))
+        members.setdefault(key, []).append(point)
+    sets = list(members.values())
+    labels = labelled(sets) if len(sets) > 1 else [lonely(collection)]
+    found = [Group(label, points) for label, points in zip(labels, sets, strict=True)]
+    return sorted(found, key=lambda group: natural(group.label))
+
+
+def identity(point: Point) -> str:
+    """All that decides a point's results but the seed, as text."""
+    return json.dumps(deciding(point), sort_keys=True, default=str)
+
+
+def unseeded(point: Point) -> tuple[str, ...]:
+    """What was typed for a point but its seed."""
+    return tuple(sorted(entry for entry in point.overrides if key_of(entry) != "seed"))
+
+
+def deciding(point: Point) -> dict[str, Any]:
+    """The dotted keys that make a group, from the configuration or, without one, from the overrides."""
+    known = point.config or dict(entry.lstrip("+").partition("=")[::2] for entry in point.overrides)
+    return {key: value for key, value in known.items() if not covered(key, IGNORED)}
+
+
+def lonely(collection: Collection) -> str:
+    """What the only group is called."""
+    return "all points" if len(collection.points) > 1 else collection.points[0].name
+
+
+def labelled(sets: list[list[Point]]) -> list[str]:
+    """What tells each set of points from the others: as it was typed where that does, else the keys that differ."""
+    typed = [set(point.overrides) for points in sets for point in points if point.overrides]
+    common = set.intersection(*typed) if typed else set()
+    labels = []
+    for points in sets:
+        first = next((point for point in points if point.overrides), points[0])
+        own = [entry for entry in first.overrides if entry not in common and not covered(key_of(entry), IGNORED)]
+        labels.append(", ".join(own))
+    if len(set(labels)) < len(sets) or sum(not label for label in labels) > 1:
+        labels = by_keys(sets)
+    labels = [label or "default" for label in labels]
+    return [label if labels.count(label) == 1 else f"{label} ({number})" for number, label in enumerate(labels, 1)]
+
+
+def key_of(override: str) -> str:
+    """The key of an override as Hydra writes it."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def by_keys(sets: list[list[Point]], most: int = 4) -> list[str]:
+    """Labels of the keys that differ; where they are many, of the first few."""
+    settings = [deciding(points[0]) for points in sets]
+    keys = differing(settings)
+    more = ", …" if len(keys) > most else ""
+    return [", ".join(f"{key}={shown(own.get(key))}" for key in keys[:most]) + more for own in settings]
+
+
+def differing(settings: list[dict[str, Any]]) -> list[str]:
+    """The keys that do not have one and the same value everywhere, in the order of their first appearance."""
+    keys: Iterable[str] = dict.fromkeys(key for own in settings for key in own)
+    return [key for key in keys if len({(key in own, shown(own.get(key))) for own in settings}) > 1]
+
+
+def shown(value: Any) -> str:
+    """A configuration value as YAML people write it."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)

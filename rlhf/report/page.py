@@ -1,0 +1,151 @@
+"""The page: everything a template needs, and the template filled in."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from rlhf.report import plots, statistics, throughput
+from rlhf.report.collect import Collection, Point, rank
+from rlhf.report.failures import failures, missing
+from rlhf.report.figures import FIGURES, compared, every_figure, short
+from rlhf.report.files import number
+from rlhf.report.groups import Group, differing, shown
+from rlhf.report.samples import side_by_side
+from rlhf.report.stage import Stage
+from rlhf.report.versions import versions
+
+# Points that are named one by one where a stage is shared; more are counted.
+NAMED = 3
+
+
+@dataclass(frozen=True)
+class Legend:
+    """A group's entry: its colour, and how many of its results a plot shows, of how many points."""
+
+    label: str
+    colour: str
+    n: int
+    points: int
+
+
+def page(collection: Collection, groups: list[Group]) -> str:
+    """The report as one HTML document that needs nothing else."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"short": short, "shown": shown, "decimal": decimal}
+    return environment.get_template("page.html").render(context(collection, groups))
+
+
+def context(collection: Collection, groups: list[Group]) -> dict[str, Any]:
+    """What the template shows, by section."""
+    figures = [figure for figure in every_figure(groups) if figure in FIGURES]
+    seed, prompts = side_by_side(groups)
+    by_kind, by_stage = throughput.speeds(collection)
+    keys = differing([point.config for point in collection.points])
+    return {
+        "name": collection.name,
+        "place": str(collection.place),
+        "now": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "method": statistics.METHOD,
+        "overview": overview(collection),
+        "period": period(collection),
+        "stages": [(stage, users(collection, stage)) for stage in collection.stages],
+        "legend": legend(groups, plots.under_way(groups)),
+        "finished": legend(groups, [len(plots.pairs(group, "eval/reward")) for group in groups]),
+        "curves": inline(plots.curves(groups)),
+        "frontier": inline(plots.frontier(groups)),
+        "places": plots.PLACES,
+        "figures": figures,
+        "rows": list(zip(groups, zip(*[compared(groups, figure) for figure in figures], strict=True), strict=False)),
+        "speed_columns": used_columns(by_stage),
+        "by_kind": by_kind,
+        "by_stage": by_stage,
+        "seed": seed,
+        "prompts": prompts,
+        "keys": keys,
+        "numeric": [key for key in keys if numeric([point.config.get(key) for point in collection.points])],
+        "points": collection.points,
+        "failures": failures(collection),
+        "missing": missing(collection),
+        "versions": versions(collection),
+    }
+
+
+def inline(svg: str | None) -> Markup | None:
+    """A plot as markup: matplotlib has escaped the text in it."""
+    return None if svg is None else Markup(svg)
+
+
+def decimal(value: float | None) -> str:
+    """A score of one answer: two decimals say enough."""
+    return "–" if value is None else f"{value:.2f}"
+
+
+def numeric(values: list[Any]) -> bool:
+    """Whether all that is set is numbers."""
+    return all(number(value) is not None for value in values if value is not None)
+
+
+def overview(collection: Collection) -> list[str]:
+    """How many points and stages, in which states, and what sharing saved."""
+    points = counted([point.state for point in collection.points])
+    kinds = counted([stage.kind for stage in sorted(collection.stages, key=lambda stage: rank(stage.kind))])
+    uses = sum(len(point.stages) for point in collection.points)
+    lines = [
+        f"{plural(len(collection.points), 'point')}: {points}",
+        f"{plural(len(collection.stages), 'stage')}: {kinds or 'none yet'}",
+    ]
+    if uses > len(collection.stages):
+        lines.append(f"{len(collection.stages)} stages instead of {uses}: one that several points use is run once")
+    return lines
+
+
+def plural(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def counted(names: list[str]) -> str:
+    """How often each name occurs, as `4 done, 2 failed`."""
+    return ", ".join(f"{names.count(name):,} {name}" for name in dict.fromkeys(names))
+
+
+def period(collection: Collection) -> str | None:
+    """From the first to the last step that any stage logged."""
+    times = [float(value) for stage in collection.stages for value in stage.series.get("time") if math.isfinite(value)]
+    if not times:
+        return None
+    form = "%Y-%m-%d %H:%M"
+    return f"{time.strftime(form, time.localtime(min(times)))} to {time.strftime(form, time.localtime(max(times)))}"
+
+
+def users(collection: Collection, stage: Stage) -> list[str]:
+    """The points that use a stage: all, a few by name, or the first of them and how many more."""
+    using: list[Point] = collection.users(stage)
+    if len(using) == len(collection.points) > 1:
+        return [f"all {len(using)} points"]
+    names = [point.name for point in using]
+    return names if len(names) <= NAMED else [*names[: NAMED - 1], f"and {len(names) - NAMED + 1} more"]
+
+
+def legend(groups: list[Group], shown: list[int]) -> list[Legend]:
+    """The groups with their colours; `shown` is of how many results a plot has something, per group."""
+    return [
+        Legend(group.label, colour, n, len(group.points))
+        for group, colour, n in zip(groups, plots.colours(len(groups)), shown, strict=True)
+    ]
+
+
+def used_columns(speeds: list[throughput.Speed]) -> list[tuple[str, str]]:
+    """The speed figures that any stage has."""
+    return [column for column in throughput.COLUMNS if any(column[0] in speed.figures for speed in speeds)]

@@ -1,0 +1,204 @@
+"""The plots, as SVG that a page can hold: curves over steps, and final reward against KL."""
+
+import io
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from rlhf.report.groups import Group
+from rlhf.report.stage import Stage
+from rlhf.report.statistics import Array, bands, estimate
+
+# Okabe and Ito's palette, which colour-blind people can tell apart, but for its yellow and black,
+# which a white card and a dark page would swallow.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+MARKERS = "osD^v<>h"
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "rlhf",
+    "text.parse_math": False,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": "#333333",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.use_mathtext": False,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "xtick.color": "#666666",
+    "ytick.color": "#666666",
+    "xtick.labelcolor": "#333333",
+    "ytick.labelcolor": "#333333",
+    "lines.linewidth": 1.8,
+}
+# A curve has at most so many places; the steps of each are averaged.
+PLACES = 200
+# Curves of so few places show them.
+DOTTED = 25
+
+# Panels: stage, metric, title, label of the y axis.
+Panel = tuple[str, str, str, str]
+PANELS: tuple[Panel, ...] = (
+    ("ppo", "reward/mean", "Reward model's score, rollouts", "mean score"),
+    ("ppo", "eval/gold", "Gold reward, held-out prompts", "mean gold reward"),
+    ("ppo", "kl/sequence", "KL to the reference, rollouts", "nats per response"),
+    ("ppo", "length/response", "Response length, rollouts", "tokens"),
+)
+# Where no point has a PPO stage under way.
+EARLIER_PANELS: tuple[Panel, ...] = (
+    ("sft", "train/loss", "SFT, training loss", "nats per token"),
+    ("reward", "train/loss", "Reward model, training loss", "nats per comparison"),
+    ("reward", "train/accuracy", "Reward model, training accuracy", "share of pairs"),
+)
+
+
+def colours(count: int) -> list[str]:
+    """A colour per group: distinct ones while there are few, else a scale in the groups' order."""
+    if count <= len(PALETTE):
+        return list(PALETTE[:count])
+    scale = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, count))
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in colour[:3]) for colour in scale.tolist()]
+
+
+def curves(groups: list[Group]) -> str | None:
+    """Reward, gold reward, KL and length over steps, mean and interval over each group's seeds; None without a step."""
+    panels = with_data(groups, PANELS) or with_data(groups, EARLIER_PANELS)
+    if not panels:
+        return None
+    rows = math.ceil(len(panels) / 2)
+
+    def paint(canvas: Canvas) -> None:
+        axes = canvas.subplots(rows, 2, squeeze=False).ravel()
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
+        for axis, panel in zip(axes, panels, strict=False):
+            kind, metric, title, label = panel
+            for group, colour in zip(groups, colours(len(groups)), strict=True):
+                draw_curve(axis, *course(group.stages(kind), metric), colour)
+            axis.set(title=title, xlabel=f"{'PPO' if kind == 'ppo' else kind} step", ylabel=label)
+            axis.margins(x=0.02)
+
+    return drawn("curves", (9.6, 3.2 * rows), paint)
+
+
+def with_data(groups: list[Group], panels: tuple[Panel, ...]) -> list[Panel]:
+    """The panels for which any stage has logged anything."""
+    return [
+        panel
+        for panel in panels
+        if any(np.isfinite(stage.series.get(panel[1])).any() for g in groups for stage in g.stages(panel[0]))
+    ]
+
+
+def under_way(groups: list[Group]) -> list[int]:
+    """How many stages each group's curves are of: the most of any panel."""
+    panels = with_data(groups, PANELS) or with_data(groups, EARLIER_PANELS)
+    kinds = {panel[0] for panel in panels}
+    return [max((sum(len(s.series.steps) > 0 for s in g.stages(kind)) for kind in kinds), default=0) for g in groups]
+
+
+def course(stages: list[Stage], metric: str) -> tuple[Array, Array]:
+    """Steps, ascending, and the metric there [stages, steps], NaN where a stage has not logged it.
+
+    The gold reward begins at step 0 with that of the model that PPO starts from.
+    """
+    logged = []
+    for stage in stages:
+        values = stage.series.get(metric)
+        known = np.isfinite(values)
+        points = dict(zip(stage.series.steps[known].tolist(), values[known].tolist(), strict=True))
+        if metric == "eval/gold" and points and "eval/gold_sft" in stage.figures:
+            points[0.0] = stage.figures["eval/gold_sft"]
+        logged.append(points)
+    steps = sorted({step for points in logged for step in points})
+    table = np.array([[points.get(step, np.nan) for step in steps] for points in logged]).reshape(len(logged), len(steps))
+    return binned(np.array(steps), table)
+
+
+def binned(steps: Array, values: Array) -> tuple[Array, Array]:
+    """At most PLACES columns, each the mean of neighbouring steps."""
+    if len(steps) <= PLACES:
+        return steps, values
+    starts = np.linspace(0, len(steps), PLACES + 1).astype(int)[:-1]
+    known = np.isfinite(values)
+    counts = np.add.reduceat(known, starts, axis=1, dtype=np.int64)
+    sums = np.add.reduceat(np.where(known, values, 0.0), starts, axis=1)
+    widths = np.diff([*starts, len(steps)])
+    return np.add.reduceat(steps, starts) / widths, np.where(counts, sums / np.maximum(counts, 1), np.nan)
+
+
+def draw_curve(axis: Axes, steps: Array, values: Array, colour: str) -> None:
+    """The mean as a line, the interval as a band."""
+    if not len(steps):
+        return
+    mean, low, high, _ = bands(values)
+    axis.plot(steps, mean, color=colour, marker="o" if len(steps) <= DOTTED else "", markersize=3.5)
+    axis.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
+
+
+def frontier(groups: list[Group]) -> str | None:
+    """Final score and final gold reward against final KL: a dot per seed, a large one per group's mean; None without."""
+    wanted = (("eval/reward", "Reward model's score", "mean score"), ("eval/gold", "Gold reward", "mean gold reward"))
+    panels = [panel for panel in wanted if any(len(pairs(group, panel[0])) for group in groups)]
+    if not panels:
+        return None
+
+    def paint(canvas: Canvas) -> None:
+        for axis, (metric, title, label) in zip(canvas.subplots(1, 2, squeeze=False)[0], panels, strict=False):
+            draw_frontier(axis, groups, metric)
+            axis.set(title=title, xlabel="KL to the reference, nats per response", ylabel=f"{label}, held-out prompts")
+            axis.margins(0.08)
+        if len(panels) == 1:
+            canvas.axes[1].set_visible(False)
+
+    return drawn("frontier", (9.6, 3.9), paint)
+
+
+def pairs(group: Group, metric: str, horizontal: str = "eval/kl_sequence") -> Array:
+    """KL and the metric of each finished PPO stage, [stages, 2]."""
+    known = [stage.figures for stage in group.stages("ppo") if metric in stage.figures and horizontal in stage.figures]
+    return np.array([[figures[horizontal], figures[metric]] for figures in known]).reshape(len(known), 2)
+
+
+def draw_frontier(axis: Axes, groups: list[Group], metric: str) -> None:
+    """The starting point without KL, every seed, and the means in the order of their KL, joined."""
+    means = []
+    for number, (group, colour) in enumerate(zip(groups, colours(len(groups)), strict=True)):
+        dots = pairs(group, metric)
+        if len(dots):
+            mark = MARKERS[number % len(MARKERS)]
+            axis.scatter(dots[:, 0], dots[:, 1], s=22, color=colour, alpha=0.55, marker=mark, linewidths=0, zorder=3)
+            means.append(dots.mean(axis=0))
+            x, y = means[-1].tolist()
+            axis.scatter(x, y, s=95, color=colour, marker=mark, edgecolors="white", linewidths=1.2, zorder=4)
+    start = estimate([value for group in groups for value in group.values("ppo", f"{metric}_sft")])
+    if start is not None:
+        axis.scatter(0.0, start.mean, s=60, facecolors="white", edgecolors="#555555", linewidths=1.4, zorder=4)
+        axis.annotate("SFT", (0.0, start.mean), xytext=(8, 0), textcoords="offset points", va="center", color="#555555")
+        means.append(np.array([0.0, start.mean]))
+    ordered = np.array(sorted(means, key=lambda mean: float(mean[0])))
+    axis.plot(*ordered.T, color="#bbbbbb", linewidth=1.0, zorder=2)
+
+
+def drawn(name: str, size: tuple[float, float], paint: Callable[[Canvas], None]) -> str:
+    """What `paint` paints, as an SVG element whose ids begin with `name`; the same for the same input."""
+    with matplotlib.rc_context(STYLE):
+        canvas = Canvas(figsize=size, layout="constrained")
+        paint(canvas)
+        canvas.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr, call-arg]
+        stream = io.StringIO()
+        canvas.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :]
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", svg)

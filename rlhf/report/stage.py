@@ -1,0 +1,212 @@
+"""One stage's directory as a report sees it: how far it is, what it measured, what is wrong with it."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf.report.files import Unreadable, mapping, number, numbers, read_lines, read_object, whole, words
+from rlhf.report.statistics import Array
+
+# A running stage renews its heartbeat every few seconds; one that is silent for longer is dead or hangs.
+SILENCE_S = 60.0
+ALIVE = ("queued", "starting", "running")
+ENDED = ("failed", "skipped", "stopped")
+# The metrics whose course a report shows or averages; a stage logs some sixty, over maybe many thousands of steps.
+FOLLOWED = (
+    "time", "train/loss", "train/accuracy", "reward/mean", "eval/gold", "kl/sequence", "length/response",
+    "time/step_s", "time/rollout_s", "time/score_s", "time/train_s", "throughput/samples_per_s",
+    "throughput/tokens_per_s", "throughput/rollout_tokens_per_s", "throughput/score_tokens_per_s",
+    "throughput/train_tokens_per_s", "throughput/tflops_per_gpu", "throughput/mfu", "memory/peak_gib",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """Metrics over steps: `steps` ascending, and as many values of each metric, NaN where one was not logged."""
+
+    steps: Array = field(default_factory=lambda: np.empty(0))
+    values: dict[str, Array] = field(default_factory=dict)
+
+    def get(self, name: str) -> Array:
+        """A metric's values, NaN if it was never logged."""
+        return self.values.get(name, np.full(len(self.steps), np.nan))
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a point's summary.json, written at unix second `time`, says of one of its stages."""
+
+    state: str | None = None
+    reason: str | None = None
+    log: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    time: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A stage's directory. `state` is that of status.json, or `stalled` if it went silent, `damaged` if files are."""
+
+    place: Path
+    kind: str
+    state: str
+    reason: str | None = None
+    log: str | None = None
+    seconds: float | None = None
+    step: int | None = None
+    total: int | None = None
+    attempts: int | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    series: Series = field(default_factory=Series)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.place.name
+
+
+def read_stage(place: Path, kind: str, told: Told) -> Stage:
+    """A stage from its directory and, where that is silent, from what a point was told of it."""
+    notes: list[str] = []
+    status = attempt(read_object, place / "status.json", notes)
+    result = attempt(read_object, place / "result.json", notes)
+    environment = attempt(read_object, place / "environment.json", notes)
+    state, reason = standing(place, status, result is not None, told)
+    series, samples = read_series(place, state, notes), read_samples(place, state, notes)
+    if result is not None:
+        told = Told()  # a result speaks for itself
+    known = status or {}
+    return Stage(
+        place,
+        kind,
+        state,
+        reason,
+        log_file(place, told) if state != "done" else None,
+        number((result or {}).get("seconds")),
+        whole(known.get("step")),
+        whole(known.get("total")),
+        whole(known.get("attempts")),
+        numbers((result or {}).get("metrics")) or told.metrics,
+        series,
+        samples,
+        environment or {},
+        tuple(notes),
+    )
+
+
+def attempt(read: Any, file: Path, notes: list[str]) -> dict[str, Any] | None:
+    """What `read` makes of the file; None with a note if it is damaged."""
+    try:
+        found: dict[str, Any] | None = read(file)
+    except Unreadable as error:
+        notes.append(str(error))
+        return None
+    return found
+
+
+def standing(place: Path, status: dict[str, Any] | None, done: bool, told: Told) -> tuple[str, str | None]:
+    """A stage's state and its reason, from its directory or, where there is none, from what a point was told."""
+    if done:
+        return "done", None
+    if not place.is_dir():
+        if told.state == "done":
+            return "damaged", "its directory is gone; the figures are those of summary.json"
+        return told.state or "planned", told.reason
+    if status is None:
+        return "damaged", "it has no readable status.json and no result.json"
+    return unfinished(status, told)
+
+
+def unfinished(status: dict[str, Any], told: Told) -> tuple[str, str | None]:
+    """State and reason of a stage without a result. Its status knows best, but for a process that died without a word."""
+    state = words(status.get("state")) or "unknown"
+    beat = number(status.get("heartbeat")) or 0.0
+    if state == "done":
+        return "damaged", "status.json says done, but there is no readable result.json"
+    if state in ALIVE and told.state in ENDED and told.time >= beat:
+        return str(told.state), told.reason
+    silent = time.time() - beat
+    if state == "running" and silent > SILENCE_S:
+        return "stalled", f"no heartbeat for {duration(silent)}: its process is dead or hangs" if beat else "no heartbeat"
+    return state, words(status.get("reason")) or (told.reason if told.state == state else None)
+
+
+def read_series(place: Path, state: str, notes: list[str]) -> Series:
+    """The followed metrics; of a step that was logged twice, as after a restart, the last."""
+    rows: dict[int, dict[str, Any]] = {}
+    for row in whole_lines(place / "metrics.jsonl", state, notes):
+        step = whole(row.get("step"))
+        if step is not None:
+            rows[step] = {name: row[name] for name in FOLLOWED if name in row}
+    steps = sorted(rows)
+    names = {name for row in rows.values() for name in row}
+    missing = float("nan")
+    columns = {
+        name: np.array([missing if (value := number(rows[step].get(name))) is None else value for step in steps])
+        for name in sorted(names)
+    }
+    return Series(np.array(steps, dtype=np.float64), columns)
+
+
+def read_samples(place: Path, state: str, notes: list[str]) -> list[dict[str, Any]]:
+    """The rows of the last evaluation."""
+    last = -1
+    kept: list[dict[str, Any]] = []
+    for row in whole_lines(place / "samples.jsonl", state, notes):
+        step = whole(row.get("step"))
+        if step is None or step < last:
+            continue
+        kept = [*kept, row] if step == last else [row]
+        last = step
+    return kept
+
+
+def whole_lines(file: Path, state: str, notes: list[str]) -> list[dict[str, Any]]:
+    """The lines that can be read, with a note about others; a stage that runs may be writing its last one."""
+    try:
+        lines = list(read_lines(file))
+    except Unreadable as error:
+        notes.append(str(error))
+        return []
+    cut = bool(lines) and lines[-1] is None
+    damaged = lines.count(None) - cut
+    if cut and state not in ALIVE:
+        notes.append(f"the last line of {file.name} is cut off and was left out")
+    if damaged:
+        notes.append(f"{damaged} of {len(lines)} lines of {file.name} are damaged and were left out")
+    return [line for line in lines if line is not None]
+
+
+def log_file(place: Path, told: Told) -> str | None:
+    """Where to read what happened: the log that the point names, else the stage's own."""
+    if told.log is not None:
+        own = place / "logs" / Path(told.log).name
+        return str(own) if own.is_file() else told.log
+    logs = sorted((place / "logs").glob("*.log")) if place.is_dir() else []
+    return str(logs[0]) if logs else None
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def told_of(entry: Any, written: float) -> Told:
+    """A stage's entry of summary.json."""
+    known = mapping(entry)
+    return Told(
+        words(known.get("state")),
+        words(known.get("reason")),
+        words(known.get("log")),
+        numbers(known.get("metrics")),
+        written,
+    )

@@ -1,0 +1,85 @@
+"""How fast stages were, as totals over totals: samples of all steps over the seconds of all steps."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlhf.report.collect import Collection
+from rlhf.report.stage import Series, Stage
+
+# Rates by the time that each is per: of a whole step, or of one of PPO's phases.
+RATES = {
+    "throughput/samples_per_s": "time/step_s",
+    "throughput/tokens_per_s": "time/step_s",
+    "throughput/rollout_tokens_per_s": "time/rollout_s",
+    "throughput/score_tokens_per_s": "time/score_s",
+    "throughput/train_tokens_per_s": "time/train_s",
+    "throughput/mfu": "time/step_s",
+}
+MEAN, PEAK = "time/step_s", "memory/peak_gib"
+COLUMNS = (
+    ("steps", "steps"),
+    ("throughput/samples_per_s", "samples/s"),
+    ("throughput/tokens_per_s", "tokens/s"),
+    ("throughput/rollout_tokens_per_s", "… rollout"),
+    ("throughput/score_tokens_per_s", "… score"),
+    ("throughput/train_tokens_per_s", "… train"),
+    (MEAN, "step, s"),
+    ("throughput/mfu", "MFU, %"),
+    (PEAK, "peak memory, GiB"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Speed:
+    """Speed figures by metric, of one stage or (means over stages, the peak of peaks) of all of a kind on one machine."""
+
+    label: str
+    device: str
+    n: int
+    figures: dict[str, float]
+
+
+def speeds(collection: Collection) -> tuple[list[Speed], list[Speed]]:
+    """Speed of each kind of stage on each type of machine, and of each stage that has logged a step."""
+    measured = [stage for stage in collection.stages if len(stage.series.steps)]
+    each = [Speed(stage.name, device(stage), 1, speed(stage.series)) for stage in measured]
+    kinds: dict[tuple[str, str], list[Speed]] = {}
+    for stage, own in zip(measured, each, strict=True):
+        kinds.setdefault((stage.kind, own.device), []).append(own)
+    return [together(kind, place, members) for (kind, place), members in kinds.items()], each
+
+
+def speed(series: Series) -> dict[str, float]:
+    """One stage's figures over its steps, for those that were logged."""
+    found = {"steps": float(len(series.steps))}
+    for rate, seconds in RATES.items():
+        rates, weights = series.get(rate), series.get(seconds)
+        known = np.isfinite(rates) & np.isfinite(weights) & (weights > 0)
+        if known.any():
+            found[rate] = float(np.average(rates[known], weights=weights[known]))
+    for name, reduce in ((MEAN, np.nanmean), (PEAK, np.nanmax)):
+        if np.isfinite(series.get(name)).any():
+            found[name] = float(reduce(series.get(name)))
+    if "throughput/mfu" in found:
+        found["throughput/mfu"] *= 100
+    return found
+
+
+def together(kind: str, place: str, members: list[Speed]) -> Speed:
+    """Several stages of one kind on one type of machine."""
+    values: dict[str, list[float]] = {}
+    for own in members:
+        for name, value in own.figures.items():
+            values.setdefault(name, []).append(value)
+    figures = {name: max(known) if name == PEAK else sum(known) / len(known) for name, known in values.items()}
+    return Speed(kind, place, len(members), figures)
+
+
+def device(stage: Stage) -> str:
+    """What a stage ran on, as `2 × 8 × A100`: nodes, devices of each, their type."""
+    hardware = stage.environment.get("hardware")
+    if not isinstance(hardware, dict):
+        return "unknown"
+    counts = [hardware.get("nodes", 1), hardware.get("gpus_per_node", 1)]
+    return " × ".join([str(count) for count in counts if count != 1] + [str(hardware.get("gpu", "unknown"))])

@@ -1,0 +1,56 @@
+"""What the stages were made with, and where they do not agree."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.report.collect import Collection
+from rlhf.report.files import mapping
+from rlhf.report.groups import shown
+from rlhf.report.stage import Stage
+from rlhf.report.throughput import device
+
+
+@dataclass(frozen=True)
+class Version:
+    """A thing with its value, or its values with the stages that have each."""
+
+    name: str
+    values: list[tuple[str, list[str]]]
+
+
+def versions(collection: Collection) -> list[Version]:
+    """Python, packages, code, host and hardware of all stages that say what they were made with."""
+    facts = {stage.name: described(stage) for stage in collection.stages if stage.environment}
+    names = dict.fromkeys(name for own in facts.values() for name in own)
+    found = []
+    for name in names:
+        values: dict[str, list[str]] = {}
+        for stage, own in facts.items():
+            values.setdefault(own.get(name, "not installed"), []).append(stage)
+        found.append(Version(name, list(values.items())))
+    return found
+
+
+def described(stage: Stage) -> dict[str, str]:
+    """The facts of a stage's environment.json."""
+    environment = stage.environment
+    gpus = environment.get("gpus")
+    packages = {str(name): version for name, version in mapping(environment.get("packages")).items() if version}
+    facts: dict[str, Any] = {
+        "git commit": commit(mapping(environment.get("git"))),
+        "hardware": device(stage),
+        "GPUs": ", ".join(dict.fromkeys(map(str, gpus))) or None if isinstance(gpus, list) else None,
+        "host": environment.get("host"),
+        "platform": environment.get("platform"),
+        "processor": environment.get("processor"),
+        "python": environment.get("python"),
+        **packages,
+    }
+    return {name: shown(value) for name, value in facts.items() if value is not None}
+
+
+def commit(git: dict[str, Any]) -> str | None:
+    """The code's commit, and whether it was changed since."""
+    if not git.get("commit"):
+        return None
+    return shown(git["commit"]) + (f" with changes ({shown(git['diff'])[:12]})" if git.get("diff") else "")
