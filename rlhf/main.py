@@ -27,7 +27,7 @@ from rlhf.experiment.record import forget, record
 from rlhf.experiment.summary import print_failures, print_plan, print_summary, print_sweep
 from rlhf.experiment.sweep import Outcome, Point, Task, merged
 from rlhf.launch import execute
-from rlhf.prepare import check_sources, estimate, prepared
+from rlhf.prepare import check_sources, estimates, prepared
 from rlhf.search import search, wants_search
 
 Handed = tuple[DictConfig, list[str], Path, bool]
@@ -76,7 +76,11 @@ def compose() -> list[Handed]:
         swept = job.mode == RunMode.MULTIRUN
         composed.append((config, list(job.overrides.task), Path(job.runtime.output_dir), swept))
 
-    without_hydras_report(hand_in)
+    try:
+        without_hydras_report(hand_in)
+    except ConfigError:
+        forget([directory for _, _, directory, _ in composed])
+        raise
     return composed
 
 
@@ -123,7 +127,7 @@ def run(points: list[Point]) -> int:
     check_tasks(tasks, waiting)
     first = points[0].config
     if first.dry_run or points[0].swept:
-        print_plan(points, tasks, {task.key: estimate(task.config, task.node.stage) for task in waiting}, console)
+        print_plan(points, tasks, estimates(waiting), console)
     if first.dry_run:
         forget([point.directory for point in points])
         return 0
@@ -140,6 +144,10 @@ def run(points: list[Point]) -> int:
         record(point, outcomes)
     if points[0].swept:
         print_sweep(points, outcomes, console)
+        if first.tracking.wandb.enabled:
+            from rlhf.track.wandb import log_sweep
+
+            log_sweep(points, tasks, outcomes)
     else:
         print_summary(points[0].stages, outcomes, console)
     print_failures(tasks, outcomes, Console(stderr=True, soft_wrap=True))

@@ -1,13 +1,12 @@
 """From a composed configuration to one that can run: shapes read where none is stated, everything checked."""
 
-from collections.abc import Sequence
-
 from rlhf.config.checks import check
 from rlhf.config.compose import composed
 from rlhf.config.schema import Config
 from rlhf.data.records import load_dataset
 from rlhf.data.text import load_texts
 from rlhf.experiment.graph import Node
+from rlhf.experiment.sweep import Task
 from rlhf.models.source import Source, check_source, fill_shapes, source_of
 from rlhf.plan.work import Work, work
 
@@ -42,14 +41,20 @@ def check_sources(config: Config, node: Node) -> None:
                 check_source(source, config, scorer=key != "actor")
 
 
-def estimate(config: Config, stage: str) -> Work | None:
-    """The work of a stage; None where it depends on records that would have to be downloaded."""
-    if config.data.source == "hub":
-        return work(config, stage, None)
-    records = load_dataset(config).train
-    kinds: dict[str, Sequence[object]] = {
-        "sft": records.demonstrations,
-        "reward": records.comparisons,
-        "ppo": records.prompts,
-    }
-    return work(config, stage, len(kinds[stage]))
+def estimates(tasks: list[Task]) -> dict[str, Work | None]:
+    """The work of each stage, by fingerprint; None where it depends on records that would have to be downloaded."""
+    known: dict[str, dict[str, int]] = {}
+    found: dict[str, Work | None] = {}
+    for task in tasks:
+        config, stage = task.config, task.node.stage
+        if config.data.source == "hub":
+            found[task.key] = work(config, stage, None)
+            continue
+        source = f"{config.data} {config.seed}"
+        if source not in known:
+            train = load_dataset(config).train
+            known[source] = {
+                "sft": len(train.demonstrations), "reward": len(train.comparisons), "ppo": len(train.prompts),
+            }  # fmt: skip
+        found[task.key] = work(config, stage, known[source][stage])
+    return found

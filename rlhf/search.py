@@ -41,8 +41,12 @@ def search(arguments: list[str], run_one: RunOne) -> int:
     register()
     fixed, space = split([argument for argument in quoted(arguments) if not argument.startswith("-")])
     base = prepared(typed(composed(fixed, [])))
-    study = open_study(base)
     console, code = Console(), 0
+    if base.dry_run:
+        lines = "  ".join(f"{override.key_or_group}={override.value()}" for override in space)
+        console.print(f"{base.sweep.trials} trials for the best {base.sweep.objective}: {lines}", soft_wrap=True)
+        return 0
+    study = open_study(base)
     repeat_broken(study)
     while (done := finished(study)) < base.sweep.trials:
         study.sampler = sampler(base, done)

@@ -19,7 +19,8 @@ from rlhf.experiment.store import StageDirectory, write_atomic, write_json
 
 @dataclass(frozen=True)
 class Spec:
-    """All that a worker reads: the stage, its identity, its inputs and the resolved configuration."""
+    """All that a worker reads: the stage, its identity, its inputs, the resolved configuration, a hash of the code, and the
+    fingerprints of the stages that make its inputs."""
 
     stage: str
     fingerprint: str
@@ -27,6 +28,7 @@ class Spec:
     inputs: dict[str, str]
     config: Config
     code: str
+    parents: list[str]
 
     @property
     def file(self) -> Path:
@@ -36,7 +38,9 @@ class Spec:
 
 def spec_of(node: Node, config: Config) -> Spec:
     """A stage as it is to run, with the code that is here now."""
-    return Spec(node.stage, node.fingerprint, str(node.directory.path), node.inputs, config, code_hash())
+    return Spec(
+        node.stage, node.fingerprint, str(node.directory.path), node.inputs, config, code_hash(), list(node.parents)
+    )
 
 
 def begin(spec: Spec) -> None:

@@ -38,7 +38,7 @@ RESUMED = ("checkpoints", "metrics.jsonl", "samples.jsonl", "wandb", "tensorboar
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished stage says of itself; `seconds` is the wall time of the run that finished it."""
+    """What a finished stage says of itself; `seconds` is its wall time, over all attempts."""
 
     stage: str
     fingerprint: str

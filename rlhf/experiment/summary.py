@@ -104,6 +104,8 @@ def print_sweep(points: list[Point], outcomes: dict[str, Outcome], console: Cons
         states[point.name] = ", ".join(f"{node.stage} {outcome.state}" for node, outcome in ended if not outcome.good)
         parts = [node.directory.result().metrics for node, outcome in ended if outcome.good]
         metrics[point.name] = {name: value for part in parts for name, value in part.items()}
+    if not any(metrics.values()) and not any(outcome.state in ("failed", "stopped") for outcome in outcomes.values()):
+        return  # all submitted
     columns = [row for row in SWEEP_COLUMNS if any(row[0] in found for found in metrics.values())]
     table = Table(title="Result", title_justify="left")
     table.add_column("point", no_wrap=True)

@@ -2,9 +2,9 @@
 its time is over."""
 
 import os
+import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 from rich.console import Console
@@ -14,10 +14,6 @@ from rlhf.experiment.stopping import Stopped, listening, received
 from rlhf.experiment.store import locked
 from rlhf.launch.here import local_threads
 from rlhf.launch.local import Devices, Meeting, StageFailed, run_workers
-
-# SLURM ends a job that it was asked to end, or to queue again, within its KillWait (30 s unless configured); by then this
-# process has gone with it.
-LINGER_S = 600.0
 
 
 class Agent:
@@ -40,6 +36,8 @@ def run_node(file: Path) -> int:
         spec = thaw(file)
         directory, first = stage_directory(spec), node_number() == 0
         try:
+            if needed := missing_input(spec):
+                raise RuntimeError(f"{needed}, which it needs, is not done")
             if not first:
                 run_ranks(spec, file, console)
                 return 0
@@ -49,11 +47,11 @@ def run_node(file: Path) -> int:
                     run_ranks(spec, file, console)
             return 0
         except Stopped as stopped:
-            console.print(f"stopped: {stopped}")
+            console.print(f"stopped: {stopped}", soft_wrap=True)
             return leave(spec, str(stopped), first)
         except Exception as error:
-            reason = str(error) if isinstance(error, StageFailed) else f"{type(error).__name__}: {error}"
-            console.print(f"failed: {reason}")
+            reason = str(error) if isinstance(error, StageFailed | RuntimeError) else f"{type(error).__name__}: {error}"
+            console.print(f"failed: {reason}", soft_wrap=True)
             directory.set_status(state="failed", reason=reason)
             return 1
 
@@ -66,21 +64,40 @@ def run_ranks(spec: Spec, file: Path, console: Console) -> None:
 
 
 def leave(spec: Spec, reason: str, first: bool) -> int:
-    """After saving: have the job queued again if its time is over. SLURM does so by itself if it took the nodes back for
-    another job, and does not if the user cancelled it."""
+    """After saving: have the job queued again if its time is over, or if SLURM takes its nodes for another job; not if the
+    user cancelled it. Nodes but the first leave with 0: another code would have srun end the first one too."""
+    if not first:
+        return 0
     directory, limit = stage_directory(spec), spec.config.launcher.max_requeues
-    if signal.SIGUSR2 in received:
-        requeues = int(directory.status().get("requeues", 0))
-        if requeues >= limit:
-            directory.set_status(state="stopped", reason=f"{reason}; launcher.max_requeues={limit} is reached")
-            return 1
-        if first:
-            directory.set_status(state="queued", reason=f"{reason}; its time was over", requeues=requeues + 1)
-            subprocess.run(["scontrol", "requeue", job_id() or ""], check=True, timeout=120)
-    elif first:
+    requeues = int(directory.status().get("requeues", 0))
+    if signal.SIGUSR2 in received and requeues < limit:
+        directory.set_status(state="queued", reason=f"{reason}; its time was over", requeues=requeues + 1)
+    elif signal.SIGUSR2 in received:
+        directory.set_status(state="stopped", reason=f"{reason}; launcher.max_requeues={limit} is reached")
+        return 1
+    elif preempted():
+        directory.set_status(state="queued", reason=f"{reason}; another job took its place")
+    else:
         directory.set_status(state="stopped", reason=reason)
-    time.sleep(LINGER_S)
-    return 1
+        return 1
+    subprocess.run(["scontrol", "requeue", job_id() or ""], check=True, timeout=120)
+    return 0
+
+
+def preempted() -> bool:
+    """Whether SLURM has told this job to give way, and still lets it run for its grace time. A job that is cancelled or
+    queued again by others does not run any more; then nothing is to be done."""
+    command = ["scontrol", "-o", "show", "job", job_id() or ""]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stdout
+    return "JobState=RUNNING" in told and re.search(r"\bPreemptTime=(?!None)", told) is not None
+
+
+def missing_input(spec: Spec) -> str | None:
+    """A stage that this one needs and that is not done. SLURM takes a job that it has forgotten for one that ended well."""
+    needed = [Path(place).parent for place in spec.inputs.values()] if spec.parents else []
+    return next(
+        (place.name for place in needed if not (place / "result.json").is_file() and place.parent.name == "stages"), None
+    )
 
 
 def node_number() -> int:

@@ -3,17 +3,18 @@
 import os
 import queue
 import signal
+import traceback
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from rich.console import Console
 
 from rlhf.config.derive import ranks
-from rlhf.config.errors import ConfigError
+from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config
 from rlhf.experiment.spec import begin, spec_of
 from rlhf.experiment.stopping import Stopped, listening
-from rlhf.experiment.store import locked
+from rlhf.experiment.store import locked, write_atomic
 from rlhf.experiment.sweep import Outcome, Task, unmet
 from rlhf.launch.local import Devices, StageFailed, log_file, run_workers
 
@@ -149,7 +150,9 @@ def run_locked(task: Task, console: Console, devices: Devices | None) -> Outcome
     except StageFailed as error:
         return failed(task, str(error), error.log)
     except Exception as error:
-        return failed(task, f"{type(error).__name__}: {str(error) or 'no message'}".splitlines()[0], None)
+        log = log_file(spec, 0)
+        write_atomic(log, traceback.format_exc())
+        return failed(task, f"{type(error).__name__}: {first_line(error)}", log)
     return Outcome("done") if node.directory.done else failed(task, "no result was written", log_file(spec, 0))
 
 

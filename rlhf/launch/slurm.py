@@ -5,6 +5,7 @@ Jobs are made by submitit; what they run is rlhf/launch/agent.py, from a copy of
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import time
@@ -110,7 +111,8 @@ def parameters(task: Task, needs: list[str], code: Path) -> dict[str, Any]:
         "slurm_constraint": launcher.constraint,
         "slurm_array_parallelism": launcher.array_parallelism,
         "slurm_signal_delay_s": launcher.signal_delay_s,
-        "slurm_setup": [f"export PYTHONPATH={code}:$PYTHONPATH", *launcher.setup],
+        # Safe path: `python -m` would look for the package in the directory of submission first.
+        "slurm_setup": [f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}:$PYTHONPATH", *launcher.setup],
         "slurm_dependency": ",".join(f"afterok:{job}" for job in needs) or None,
         "slurm_srun_args": ["--kill-on-bad-exit=1"],
         "slurm_additional_parameters": {"kill-on-invalid-dep": "yes", "requeue": True, **(launcher.additional or {})},

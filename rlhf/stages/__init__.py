@@ -1,7 +1,6 @@
 """The three stages. Each is `run(config, inputs, context) -> final metrics` and leaves a model in its directory."""
 
 import gc
-import time
 from collections.abc import Callable
 
 import torch
@@ -33,11 +32,10 @@ def free_memory() -> None:
 
 def run_stage(spec: Spec) -> None:
     """Run a frozen stage on this rank; rank 0 declares it done."""
-    started = time.time()
     directory = stage_directory(spec)
     if is_main():
         directory.set_status(state="running", reason=None)
-    tracker = Tracker(spec.config, spec.stage, spec.fingerprint, directory, is_main())
+    tracker = Tracker(spec, is_main())
     code = 1
     try:
         metrics = RUN[spec.stage](spec.config, spec.inputs, Context(directory, tracker, spec))
@@ -50,7 +48,7 @@ def run_stage(spec: Spec) -> None:
         tracker.close(code)
         free_memory()
     if is_main():
-        directory.finish(Result(spec.stage, spec.fingerprint, time.time() - started, metrics))
+        directory.finish(Result(spec.stage, spec.fingerprint, tracker.seconds, metrics))
         directory.set_status(state="done")
         discard(directory.path)
     barrier()

@@ -60,8 +60,10 @@ class Saver:
             problem, manifest = self.verify(place)
             if problem is None and manifest is not None:
                 progress = self.load(place, manifest)
-                self.context.tracker.resume(progress.numbers["written"], manifest.step)
+                self.context.tracker.resume(progress.numbers["written"], manifest.step, progress.numbers["seconds"])
                 self.say(f"resumed {self.context.spec.stage} at {place.name}")
+                if progress.numbers["code"] != self.context.spec.code:
+                    self.say("the package has changed since: what follows may differ from the unbroken run")
                 return progress
             self.say(f"{place} is damaged ({problem}); using the one before it")
             barrier()
@@ -69,7 +71,7 @@ class Saver:
                 shutil.rmtree(place, ignore_errors=True)
         if is_main():
             discard(self.directory)
-        self.context.tracker.resume({}, 0)
+        self.context.tracker.resume({}, 0, 0.0)
         barrier()
         return Progress()
 
@@ -148,7 +150,7 @@ class Saver:
     def commit(self, name: str, step: int, numbers: dict[str, Any], files: dict[str, list[Any]]) -> None:
         """Declare the checkpoint whole."""
         tracker, spec = self.context.tracker, self.context.spec
-        numbers = {**numbers, "written": tracker.written()}
+        numbers = {**numbers, "written": tracker.written(), "seconds": tracker.seconds, "code": spec.code}
         commit(self.directory, name, Manifest(step, layout(spec.config, spec.stage), numbers, files), self.settings.keep)
 
     def say(self, text: str) -> None:

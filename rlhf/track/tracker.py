@@ -1,5 +1,6 @@
 """Where a stage's metrics and samples go: files always, Weights & Biases and TensorBoard when asked."""
 
+import contextlib
 import json
 import math
 import os
@@ -8,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.schema import Config
-from rlhf.experiment.store import StageDirectory, write_json
+from rlhf.experiment.spec import Spec, stage_directory
+from rlhf.experiment.store import write_json
 from rlhf.track.environment import environment
 from rlhf.track.metrics import check_names
 from rlhf.track.wandb import WandbRun
@@ -20,19 +21,25 @@ HEARTBEAT_PERIOD_S = 5.0
 class Tracker:
     """Writes a stage's directory; on ranks other than the first it does nothing."""
 
-    def __init__(self, config: Config, stage: str, fingerprint: str, directory: StageDirectory, main: bool) -> None:
-        self.directory, self.main, self.config = directory, main, config
+    def __init__(self, spec: Spec, main: bool) -> None:
+        self.directory, self.main, self.config = stage_directory(spec), main, spec.config
+        self.started, self.spent = time.monotonic(), 0.0
         self.wandb: WandbRun | None = None
         self.tensorboard: Any = None
         self.progress: dict[str, int] = {}
         self.closing = threading.Event()
         if not main:
             return
-        write_json(directory.path / "environment.json", environment(config))
-        if config.tracking.wandb.enabled:
-            self.wandb = WandbRun(config, stage, fingerprint, directory.path)
+        write_json(self.directory.path / "environment.json", environment(spec.config))
+        if spec.config.tracking.wandb.enabled:
+            self.wandb = WandbRun(spec)
         self.heart = threading.Thread(target=self.beat, daemon=True)
         self.heart.start()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the stage: of this attempt, and of those before it up to where it was resumed."""
+        return self.spent + time.monotonic() - self.started
 
     @property
     def files(self) -> dict[str, Path]:
@@ -49,8 +56,9 @@ class Tracker:
                 lengths[name] = file.stat().st_size
         return lengths
 
-    def resume(self, written: dict[str, int], step: int) -> None:
-        """Go back to where `files` were so long, after `step` steps; or to the beginning."""
+    def resume(self, written: dict[str, int], step: int, spent: float) -> None:
+        """Go back to where `files` were so long, after `step` steps and `spent` seconds; or to the beginning."""
+        self.spent = spent
         if not self.main:
             return
         for name, file in self.files.items():
@@ -83,7 +91,8 @@ class Tracker:
     def beat(self) -> None:
         """Renew the heartbeat with what `status` was told last, until the tracker is closed."""
         while not self.closing.wait(HEARTBEAT_PERIOD_S):
-            self.directory.set_status(state="running", **self.progress)
+            with contextlib.suppress(OSError):  # a full disk; what cannot be saved says so itself
+                self.directory.set_status(state="running", **self.progress)
 
     def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Append prompts with their responses and rewards."""

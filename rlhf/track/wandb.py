@@ -1,5 +1,7 @@
-"""Weights & Biases: a stage is a run whose id is its fingerprint, a name is a group. Imported only when used."""
+"""Weights & Biases: a sweep is a group, a stage a run in it whose id is its fingerprint, and the sweep itself one more run,
+which tells what stages its points share. Imported only when used."""
 
+import hashlib
 import netrc
 import os
 from dataclasses import asdict
@@ -7,32 +9,23 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from rlhf.config.ranges import STAGES
 from rlhf.config.schema import Config
+from rlhf.experiment.spec import Spec
+from rlhf.experiment.sweep import Outcome, Point, Task
 
 
 class WandbRun:
     """One stage's run."""
 
-    def __init__(self, config: Config, stage: str, fingerprint: str, directory: Path) -> None:
+    def __init__(self, spec: Spec) -> None:
         import wandb
 
-        settings = config.tracking.wandb
         self.wandb = wandb
-        mode: Any = settings.mode or default_mode()
-        self.run = wandb.init(
-            project=settings.project,
-            entity=settings.entity,
-            group=settings.group or config.name,
-            job_type=stage,
-            name=f"{config.name}-{stage}-{fingerprint[:12]}",
-            id=fingerprint[:32],
-            resume="allow",
-            tags=[stage, *settings.tags],
-            config=asdict(config),
-            dir=str(directory),
-            mode=mode,
-            settings=wandb.Settings(console="off", silent=True),
-        )
+        place, name = Path(spec.directory), f"{spec.config.name}-{Path(spec.directory).name}"
+        self.run = start(spec.config, spec.stage, name, run_id(spec.fingerprint), place)
+        inputs = {"inputs": [run_id(parent) for parent in spec.parents]}
+        self.run.config.update(asdict(spec.config) | inputs, allow_val_change=True)
         self.run.define_metric("*", step_metric="stage_step")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -49,6 +42,66 @@ class WandbRun:
     def finish(self, exit_code: int) -> None:
         """End the run, as failed if the code is not 0."""
         self.run.finish(exit_code=exit_code)
+
+
+def run_id(fingerprint: str) -> str:
+    """The id of a stage's run: the same however often it is resumed."""
+    return fingerprint[:32]
+
+
+def start(config: Config, kind: str, name: str, identity: str, directory: Path) -> Any:
+    """A run, or the one of this id continued; its offline files in `directory`."""
+    import wandb
+
+    settings = config.tracking.wandb
+    mode: Any = settings.mode or default_mode()
+    return wandb.init(
+        project=settings.project,
+        entity=settings.entity,
+        group=settings.group or config.name,
+        job_type=kind,
+        name=name,
+        id=identity,
+        resume="allow",
+        tags=[kind, *settings.tags],
+        dir=str(directory),
+        mode=mode,
+        settings=wandb.Settings(console="off", silent=True),
+    )
+
+
+def log_sweep(points: list[Point], tasks: list[Task], outcomes: dict[str, Outcome]) -> None:
+    """The run of a sweep as a whole: its plan (a row per stage, with the points that share it) and its points (a row each,
+    with the runs of their stages and their final figures)."""
+    import wandb
+
+    config, place = points[0].config, points[0].directory.parent
+    identity = hashlib.sha256(f"{config.tracking.wandb.project}/{config.name}".encode()).hexdigest()[:32]
+    run = start(config, "sweep", config.name, identity, place)
+    plan = [
+        [task.node.directory.path.name, run_id(task.key), outcomes[task.key].state, ", ".join(task.points)]
+        for task in tasks
+    ]
+    figures = {name: value for point in points for name, value in metrics_of(point, outcomes).items()}
+    rows = []
+    for point in points:
+        runs = {node.stage: run_id(node.fingerprint) for node in point.stages}
+        found = metrics_of(point, outcomes)
+        rows.append([point.name, *(runs.get(stage) for stage in STAGES), *(found.get(name) for name in figures)])
+    columns: list[Any] = ["point", *(f"{stage} run" for stage in STAGES), *figures]
+    run.log(
+        {
+            "plan": wandb.Table(columns=["stage", "run", "state", "points"], data=plan),
+            "points": wandb.Table(columns=columns, data=rows),
+        }
+    )
+    run.finish()
+
+
+def metrics_of(point: Point, outcomes: dict[str, Outcome]) -> dict[str, float]:
+    """The final figures of a point's stages that are done."""
+    done = [node.directory.result().metrics for node in point.stages if outcomes[node.fingerprint].good]
+    return {name: value for part in done for name, value in part.items()}
 
 
 def default_mode() -> str:
