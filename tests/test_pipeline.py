@@ -2,13 +2,13 @@
 
 import json
 import os
-import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from records import history
 
 SMALL = (
     "sft.max_steps=6",
@@ -114,36 +114,12 @@ def test_throughput_is_logged_per_phase(place, first):
 
 
 def test_wandb_offline_files_hold_the_curves(place, first):
-    """Framing of the transaction log by hand (LevelDB's log format), records by wandb's own protocol."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
     (file,) = stage(place, "ppo").glob("wandb/offline-run-*/run-*.wandb")
-    history: dict[str, list[float]] = {}
-    for data in log_records(file.read_bytes()):
-        record = Record()
-        record.ParseFromString(data)
-        for item in record.history.item:
-            history.setdefault(item.key or "/".join(item.nested_key), []).append(json.loads(item.value_json))
+    found = history(file)
     logged = lines(stage(place, "ppo") / "metrics.jsonl")
     for name in ("reward/mean", "throughput/samples_per_s", "reward/std", "kl/sequence"):
-        assert history[name] == pytest.approx([line[name] for line in logged])
-    assert any(name.startswith("samples") for name in history)
-
-
-def log_records(data: bytes):
-    """Records of a LevelDB log after wandb's seven bytes of header."""
-    position, parts = 7, []
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        parts.append(data[position + 7 : position + 7 + length])
-        position += 7 + length
-        if kind in (1, 4):  # full, last
-            yield b"".join(parts)
-            parts = []
+        assert found[name] == pytest.approx([line[name] for line in logged])
+    assert any(name.startswith("samples") for name in found)
 
 
 def test_tensorboard_files_hold_the_curves(place, first):

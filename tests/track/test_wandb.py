@@ -1,6 +1,11 @@
-import pytest
+import json
 
-from rlhf.track.wandb import default_mode
+import pytest
+from records import records
+
+from rlhf.experiment.graph import nodes
+from rlhf.experiment.sweep import Outcome, Point, merged
+from rlhf.track.wandb import default_mode, log_sweep, run_id
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +33,28 @@ def test_what_wandb_itself_was_told_wins(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "secret")
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert default_mode() == "disabled"
+
+
+def test_the_run_of_a_sweep_holds_its_plan_and_links_points_to_the_stages_they_share(make_config, tmp_path):
+    points = []
+    for coefficient in (0.1, 0.2):
+        config = make_config(f"ppo.kl_coef={coefficient}", "tracking=wandb", "name=kl", f"output_root={tmp_path}")
+        place = tmp_path / "sweeps" / "kl" / f"ppo.kl_coef={coefficient}"
+        place.mkdir(parents=True)
+        points.append(Point(config, [], place, True, nodes(config)))
+    tasks = merged(points)
+    for _ in range(2):  # typed again: the same run
+        log_sweep(points, tasks, {task.key: Outcome("queued") for task in tasks})
+    files = sorted((tmp_path / "sweeps" / "kl" / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert files
+    runs = [record.run for file in files for record in records(file) if record.HasField("run")]
+    assert len({run.run_id for run in runs}) == 1 and {run.run_group for run in runs} == {"kl"}
+    assert {run.job_type for run in runs} == {"sweep"}
+    tables = {}
+    for file in files[-1].parent.glob("files/media/table/*.table.json"):
+        tables[file.name.split("_")[0]] = json.loads(file.read_text())
+    assert {"plan", "points"} == set(tables)
+    assert [row[0].split("-")[0] for row in tables["plan"]["data"]] == ["sft", "reward", "ppo", "ppo"]
+    assert [row[3].count("kl_coef") for row in tables["plan"]["data"]] == [2, 2, 1, 1]
+    rows = tables["points"]["data"]
+    assert rows[0][1] == rows[1][1] == run_id(tasks[0].key) and rows[0][3] != rows[1][3]
