@@ -34,7 +34,7 @@ PLACE_KEYS: tuple[str, ...] = (
     "ppo.micro_batch_size", "ppo.gradient_checkpointing", "ppo.critic_gradient_checkpointing", "ppo.actor", "ppo.reward",
     "ppo.critic", "sft.max_nonfinite", "reward.max_nonfinite", "ppo.max_nonfinite",
     "lora.save_merged", "critic_lora.save_merged", "reward_lora.save_merged",
-    "rollout.engine", "rollout.micro_batch_size",
+    "rollout.engine", "rollout.graphs", "rollout.gather", "rollout.micro_batch_size",
 )  # fmt: skip
 
 

@@ -246,6 +246,8 @@ class Rollout:
     """How responses are sampled; lengths in tokens."""
 
     engine: str = MISSING
+    graphs: bool = MISSING
+    gather: str = MISSING
     do_sample: bool = MISSING
     temperature: float = MISSING
     top_k: int = MISSING

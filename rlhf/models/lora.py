@@ -75,8 +75,13 @@ def adapter_names(name: str) -> tuple[str, str]:
 
 def merged(weight: Tensor, a: Tensor, b: Tensor, lora: Lora, transposed: bool) -> Tensor:
     """W + alpha / rank * B A in W's format, for a weight [outputs, inputs] or `transposed`."""
-    delta = lora.alpha / lora.rank * (b.float() @ a.float())
-    return (weight.float() + (delta.T if transposed else delta)).to(weight.dtype)
+    return (weight.float() + delta(a, b, lora.alpha / lora.rank, transposed)).to(weight.dtype)
+
+
+def delta(a: Tensor, b: Tensor, scale: float, transposed: bool) -> Tensor:
+    """What adapters add to a weight, in float32: scale * B A."""
+    change = scale * (b.float() @ a.float())
+    return change.T if transposed else change
 
 
 def base_model(model: Any) -> Any:

@@ -93,20 +93,27 @@ class DeepSpeedPPOTrainer:
         return experience, shaped
 
     def judge(self, ids: Tensor, mask: Tensor, actions: Tensor, ended: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Log-probabilities of policy and reference and values [B, R], 0 on padding, and scores [B]; in micro-batches."""
+        """Log-probabilities of policy and reference and values [B, R], 0 on padding, and scores [B]; in micro-batches of
+        sequences of about one length, without the columns that none of them needs."""
         engine, size, width = self.engine, self.engine.batches.micro, actions.size(1)
         engine.critic.eval()
         temperature = self.args.rollout.temperature
-        parts: list[tuple[Tensor, ...]] = []
-        for start in range(0, ids.size(0), size):
-            sequence = ids[start : start + size], mask[start : start + size]
-            logprobs, _ = response_logprobs(engine.actor, *sequence, width, temperature)
-            reference, _ = response_logprobs(engine.ref, *sequence, width, temperature)
-            values = response_values(engine.critic, *sequence, width)
-            scores = score(engine, *sequence, width, ended[start : start + size])
-            parts.append((logprobs, reference, values, scores))
-        logprobs, reference, values, scores = (torch.cat(column) for column in zip(*parts, strict=True))
-        logprobs, reference, values = (torch.where(actions.bool(), column, 0.0) for column in (logprobs, reference, values))
+        columns = [torch.zeros(actions.shape, device=ids.device) for _ in range(3)]
+        scores = torch.zeros(len(ids), device=ids.device)
+        for rows in mask.sum(1).argsort(descending=True, stable=True).split(size):
+            left = int(mask[rows, : ids.size(1) - width].sum(1).max())
+            right = int(actions[rows].sum(1).max())
+            kept = slice(ids.size(1) - width - left, ids.size(1) - width + right)
+            sequence = ids[rows, kept], mask[rows, kept]
+            found = (
+                response_logprobs(engine.actor, *sequence, right, temperature)[0],
+                response_logprobs(engine.ref, *sequence, right, temperature)[0],
+                response_values(engine.critic, *sequence, right),
+            )
+            for column, part in zip(columns, found, strict=True):
+                column[rows, :right] = torch.where(actions[rows, :right].bool(), part, 0.0)
+            scores[rows] = score(engine, *sequence, right, ended[rows])
+        logprobs, reference, values = columns
         return logprobs, reference, values, scores
 
     def train_rlhf(self, experience: Experience) -> tuple[float, float]:

@@ -15,7 +15,6 @@ from rlhf.algo.schedule import learning_rate
 from rlhf.config.derive import shown_rate
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
-from rlhf.data.loaders import share
 from rlhf.data.streams import stream, torch_seed
 from rlhf.data.tokens import SequenceBatch, right_mask
 from rlhf.engine.distributed import maximum, rank, total
@@ -73,7 +72,9 @@ class Update:
         count = float(experience.loss_mask[torch.tensor(order, device=device)].sum())
         self.set_rates()
         torch.manual_seed(torch_seed(self.args.seed, "ppo dropout", self.updates, rank()))
-        own = share(order, rank(), self.engine.batches.ranks)
+        # Sequences of about one length together, and as much work for each rank.
+        lengths = (experience.prompt_mask.sum(1) + experience.mask.sum(1)).tolist()
+        own = sorted(order, key=lambda row: -lengths[row])[rank() :: self.engine.batches.ranks]
         texts, text_count = self.texts.batches(self.updates) if self.texts else ([], 0.0)
         for number, start in enumerate(range(0, len(own), self.engine.batches.micro)):
             rows = experience.rows(torch.tensor(own[start : start + self.engine.batches.micro], device=device))

@@ -217,12 +217,15 @@ def test_checkpointing_is_on_in_the_update_alone(make_config, tokenizer, models,
         width = batch.ids.size(1)
         with watched(actor, rollout):
             generate(engine.actor, batch, random_numbers(config, 8), tokenizer, config.rollout)
-        # One pass over the prompt, then one token at a time from the cache; nothing is recomputed.
-        assert rollout == [(width, False)] + [(1, False)] * 7
+        # Prompts of about one length together, then one token at a time from the cache; nothing is recomputed.
+        assert rollout[-7:] == [(1, False)] * 7
+        assert all(1 < read <= width and not in_training for read, in_training in rollout[:-7])
         with watched(actor, scoring):
             out = trainer.generate_experience(batch)
         passes = 2 * (2 if adapters else 1)  # micro-batches; with adapters the reference is this model too
-        assert scoring == rollout + [(width + 8, False)] * passes
+        assert scoring[: len(rollout)] == rollout and len(scoring) == len(rollout) + passes
+        assert max(read for read, _ in scoring) == width + 8  # the longest; others without columns that none needs
+        assert not any(in_training for _, in_training in scoring)
         with watched(actor, training), watched(critic, values):
             trainer.train_rlhf(out)
         # Two mini-batches of one micro-batch: forward, and again in the backward pass where it is checkpointed.

@@ -1,3 +1,5 @@
+"""What every rollout engine must do."""
+
 import pytest
 import torch
 from tiny import PROMPTS, policy_engine, prompts, random_numbers
@@ -8,9 +10,15 @@ from rlhf.ppo.forward import response_logprobs
 from rlhf.rollout import generate
 
 
+@pytest.fixture(scope="module", params=["hf", "hybrid"])
+def make(make_config, request):
+    """Configurations whose rollouts one of the engines makes."""
+    return lambda *overrides: make_config(f"rollout={request.param}", *overrides)
+
+
 @pytest.fixture(scope="module")
-def config(make_config):
-    return make_config("rollout.max_new_tokens=12", "rollout.temperature=0.8")
+def config(make):
+    return make("rollout.max_new_tokens=12", "rollout.temperature=0.8")
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +26,8 @@ def engine(config, tokenizer):
     return policy_engine(config, tokenizer)
 
 
-def test_greedy_equals_plain_transformers(make_config, engine, tokenizer):
-    config = make_config("rollout.max_new_tokens=12", "rollout.do_sample=false")
+def test_greedy_equals_plain_transformers(make, engine, tokenizer):
+    config = make("rollout.max_new_tokens=12", "rollout.do_sample=false")
     batch = prompts(config, tokenizer)
     responses = generate(engine, batch, random_numbers(config, 3), tokenizer, config.rollout)
     for row, length in enumerate(responses.lengths.tolist()):
@@ -44,8 +52,8 @@ def test_a_sample_does_not_depend_on_its_batch(config, engine, tokenizer):
         assert together.tokens[row, :length].tolist() == alone.tokens[0, :length].tolist()
 
 
-def test_micro_batches_change_nothing(make_config, engine, tokenizer, config):
-    split = make_config("rollout.max_new_tokens=12", "rollout.temperature=0.8", "rollout.micro_batch_size=1")
+def test_micro_batches_change_nothing(make, engine, tokenizer, config):
+    split = make("rollout.max_new_tokens=12", "rollout.temperature=0.8", "rollout.micro_batch_size=1")
     numbers, batch = random_numbers(config, 3), prompts(config, tokenizer)
     whole = generate(engine, batch, numbers, tokenizer, config.rollout)
     parts = generate(engine, batch, numbers, tokenizer, split.rollout)
@@ -65,15 +73,15 @@ def test_the_sampler_reports_the_trainers_log_probabilities(config, engine, toke
     assert torch.allclose(logprobs * actions, responses.logprobs, atol=1e-4)
 
 
-def test_fixed_length_sampling_never_ends_early(make_config, engine, tokenizer):  # row 15
-    config = make_config("rollout.max_new_tokens=12", "rollout.min_new_tokens=12", "rollout.temperature=3.0")
+def test_fixed_length_sampling_never_ends_early(make, engine, tokenizer):  # row 15
+    config = make("rollout.max_new_tokens=12", "rollout.min_new_tokens=12", "rollout.temperature=3.0")
     responses = generate(engine, prompts(config, tokenizer), random_numbers(config, 3), tokenizer, config.rollout)
     assert responses.lengths.tolist() == [12, 12, 12]
     assert not (responses.tokens[:, :-1] == tokenizer.eos_token_id).any()
 
 
-def test_a_response_ends_with_its_first_end_of_text(make_config, engine, tokenizer):
-    config = make_config("rollout.max_new_tokens=24", "rollout.temperature=50.0")
+def test_a_response_ends_with_its_first_end_of_text(make, engine, tokenizer):
+    config = make("rollout.max_new_tokens=24", "rollout.temperature=50.0")
     texts = list(PROMPTS) * 60
     responses = generate(engine, prompts(config, tokenizer, texts), random_numbers(config, 180), tokenizer, config.rollout)
     assert responses.ended.any() and not responses.ended.all()

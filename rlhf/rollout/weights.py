@@ -1,0 +1,58 @@
+"""The weights as a rollout wants them: whole on every rank where they fit, adapters merged."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from rlhf.config.schema import Rollout
+from rlhf.engine.distributed import is_main
+from rlhf.engine.gather import fits_whole, gathered, is_sharded
+from rlhf.models.lora import delta
+
+told: set[str] = set()
+
+
+@contextmanager
+def ready(engine: Any, rollout: Rollout) -> Iterator[bool]:
+    """A context for a rollout of an engine; gives whether ranks go through it together, layer by layer."""
+    with ExitStack() as stack:
+        sharded = is_sharded(engine)
+        whole = sharded and (rollout.gather == "all" or (rollout.gather == "auto" and fits_whole(engine)))
+        if whole:
+            stack.enter_context(gathered(engine))
+        if sharded:
+            tell("rollouts gather the whole model once" if whole else "rollouts gather the model layer by layer")
+        if hasattr(engine.module, "peft_config") and not hasattr(engine, "off") and (whole or not sharded):
+            stack.enter_context(merged_adapters(engine.module))
+        yield sharded and not whole
+
+
+def tell(text: str) -> None:
+    """Say a choice, once."""
+    if is_main() and text not in told:
+        told.add(text)
+        print(text, flush=True)
+
+
+@contextmanager
+def merged_adapters(model: Any) -> Iterator[None]:
+    """A context in which adapters are part of the weights, which are afterwards what they were, bit for bit."""
+    from peft.tuners.lora import LoraLayer
+
+    settings = model.peft_config["default"]
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    kept = [layer.base_layer.weight.detach().clone() for layer in layers]
+    with torch.no_grad(), model.disable_adapter():
+        for layer in layers:
+            a, b = (factors["default"].weight for factors in (layer.lora_A, layer.lora_B))
+            weight = layer.base_layer.weight
+            change = delta(a, b, settings.lora_alpha / settings.r, isinstance(layer.base_layer, Conv1D))
+            weight.copy_((weight.float() + change).to(weight.dtype))
+        try:
+            yield
+        finally:
+            for layer, former in zip(layers, kept, strict=True):
+                layer.base_layer.weight.copy_(former)
