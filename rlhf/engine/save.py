@@ -90,6 +90,8 @@ class replacing:
             os.replace(self.partial, self.directory)
         if kind is None:
             barrier()
+        elif is_main():
+            shutil.rmtree(self.partial, ignore_errors=True)
 
 
 def write_texts(tokenizer: Tokenizer, card: str, directory: Path) -> None:

@@ -116,11 +116,15 @@ def forget_gathered(parameter: Any) -> None:
 def generators() -> dict[str, Tensor]:
     """The state of every random generator of this process. Nothing here draws from one without seeding it first; a library
     may."""
-    _, words, position, _, _ = np.random.get_state()
+    _, words, position, *half = np.random.get_state()
+    _, words_of_python, other_half = random.getstate()
     state = {
         "generator/torch": torch.get_rng_state(),
         "generator/numpy": torch.tensor([*map(int, words), int(position)]),
-        "generator/python": torch.tensor(random.getstate()[1]),
+        "generator/python": torch.tensor(words_of_python),
+        # Normal numbers come in pairs: the second of one that was begun.
+        "generator/numpy_half": torch.tensor(half, dtype=torch.float64),
+        "generator/python_half": torch.tensor([] if other_half is None else [other_half], dtype=torch.float64),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["generator/cuda"] = torch.cuda.get_rng_state()
@@ -133,8 +137,10 @@ def restore_generators(find: Find) -> None:
         torch.set_rng_state(state)
     if (state := find("generator/numpy")) is not None:
         *words, position = state.tolist()
-        np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), position, 0, 0.0))
+        begun, half = (0.0, 0.0) if (found := find("generator/numpy_half")) is None else found.tolist()
+        np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), position, int(begun), half))
     if (state := find("generator/python")) is not None:
-        random.setstate((3, tuple(state.tolist()), None))
+        found = find("generator/python_half")
+        random.setstate((3, tuple(state.tolist()), *([None] if found is None or not len(found) else found.tolist())))
     if (state := find("generator/cuda")) is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state)

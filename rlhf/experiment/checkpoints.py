@@ -39,7 +39,12 @@ def checkpoint_name(step: int, phase: str | None) -> str:
 def places(directory: Path) -> list[Path]:
     """The checkpoints of a stage's directory, the newest first; unfinished ones are not among them."""
     found = (directory / "checkpoints").glob("step-*")
-    return sorted((place for place in found if (place / MANIFEST).is_file()), key=lambda place: place.name, reverse=True)
+    return sorted((place for place in found if (place / MANIFEST).is_file()), key=age, reverse=True)
+
+
+def age(place: Path) -> tuple[int, str]:
+    """What checkpoints are sorted by: their step (of more than six digits, in the end), then their phase."""
+    return int(place.name.split("-")[1]), place.name
 
 
 def partial(directory: Path, name: str) -> Path:
@@ -111,6 +116,14 @@ def check_layout(directory: Path, config: Config, stage: str) -> None:
                     f"resume with {key}={saved.get(key)}, or train the stage anew with checkpoint.resume=false",
                 )  # fmt: skip
         return
+
+
+def tidy(directory: Path) -> None:
+    """Remove what a killed attempt has half written or half removed: it may be as large as a checkpoint."""
+    whole = places(directory)
+    for place in (directory / "checkpoints").glob("*"):
+        if place not in whole:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def discard(directory: Path) -> None:

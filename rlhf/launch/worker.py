@@ -1,5 +1,6 @@
 """One rank of a stage. `python -m rlhf.launch.worker <spec.json>`, or called in the launching process."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -48,8 +49,9 @@ def note_error(spec: Spec, error: Exception) -> None:
     """Leave the note, and the traceback in the log."""
     bad_input = isinstance(error, ConfigError)
     text = str(error) if bad_input else f"{type(error).__name__}: {first_line(error)}"
-    write_json(error_file(spec, int(os.environ.get("RANK", "0"))), {"time": time.time(), "error": text})
     print(f"error: {error}", file=sys.stderr) if bad_input else traceback.print_exc()
+    with contextlib.suppress(OSError):  # a full disk, perhaps the very error
+        write_json(error_file(spec, int(os.environ.get("RANK", "0"))), {"time": time.time(), "error": text})
 
 
 def run_rank(spec: Spec) -> None:

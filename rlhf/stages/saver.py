@@ -25,6 +25,7 @@ from rlhf.experiment.checkpoints import (
     partial,
     places,
     read_manifest,
+    tidy,
 )
 from rlhf.experiment.stopping import Stopped
 from rlhf.stages.context import Context
@@ -56,6 +57,8 @@ class Saver:
     def resume(self) -> Progress:
         """Put everything back as the newest sound checkpoint has it; where there is none, begin."""
         candidates: list[Path] = gather(places(self.directory))[0]
+        if is_main():
+            tidy(self.directory)
         for place in candidates:
             problem, manifest = self.verify(place)
             if problem is None and manifest is not None:
@@ -80,12 +83,13 @@ class Saver:
         try:
             manifest = read_manifest(place)
             problem = damage(place, sorted(manifest.files)[rank() :: world()], manifest)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             manifest, problem = None, str(error)
         return next((found for found in gather(problem) if found), None), manifest
 
     def load(self, place: Path, manifest: Manifest) -> Progress:
-        """Read a sound checkpoint: what this rank kept, else what rank 0 kept for all."""
+        """Read a sound checkpoint: what this rank kept, else what rank 0 kept for all. Nothing of it stays mapped: its room
+        on the disk is free when it is removed."""
         own, common = (open_tensors(place / f"rank-{number}.safetensors") for number in (rank(), 0))
 
         def find(name: str) -> Tensor | None:
@@ -96,7 +100,7 @@ class Saver:
             restore_engine(engine, lambda name, key=key: find(f"{key}/{name}"))  # type: ignore[misc]
         restore_generators(lambda name: own[0].get_tensor(name) if name in own[1] else None)
         names = sorted(name for name in own[1] if name.startswith("stage/"))
-        tensors = {name.removeprefix("stage/"): own[0].get_tensor(name) for name in names}
+        tensors = {name.removeprefix("stage/"): own[0].get_tensor(name).clone() for name in names}  # not the file
         return Progress(manifest.step, manifest.numbers, tensors)
 
     def boundary(

@@ -108,7 +108,8 @@ class Tracker:
         if self.main:
             self.closing.set()
             self.heart.join()
-            self.directory.set_status(**self.progress)
+            with contextlib.suppress(OSError):  # nor may it hide why the stage ends
+                self.directory.set_status(**self.progress)
         if self.wandb is not None:
             self.wandb.finish(exit_code)
         if self.tensorboard is not None:
