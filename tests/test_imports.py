@@ -21,7 +21,7 @@ LAYERS = (
     ("stages",),
     ("launch", "prepare", "report", "status"),
     ("search",),
-    ("main", "__main__"),
+    ("main", "__main__", "bench"),
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 # `from rlhf import DeepSpeedPPOTrainer, load_config`: the package itself only re-exports what users build on, by room.

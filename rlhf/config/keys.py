@@ -26,13 +26,13 @@ RESULT_KEYS: dict[str, tuple[str, ...]] = {
 
 # The keys that never change a result beyond rounding: places, speeds and names.
 PLACE_KEYS: tuple[str, ...] = (
-    "stages", "name", "output_root", "dry_run", "checkpoint", "sweep", "hardware", "tracking", "launcher",
+    "stages", "name", "output_root", "dry_run", "checkpoint", "sweep", "bench", "hardware", "tracking", "launcher",
     "model.name", "reward_model.name",
     *(f"{zero}.{field.name}" for zero in ZEROS for field in fields(Zero) if field.name not in QUANTIZED),
     "sft.micro_batch_size", "sft.gradient_checkpointing",
     "reward.micro_batch_size", "reward.gradient_checkpointing",
-    "ppo.micro_batch_size", "ppo.gradient_checkpointing", "ppo.critic_gradient_checkpointing", "ppo.actor", "ppo.reward",
-    "ppo.critic", "sft.max_nonfinite", "reward.max_nonfinite", "ppo.max_nonfinite",
+    "ppo.micro_batch_size", "ppo.packing", "ppo.gradient_checkpointing", "ppo.critic_gradient_checkpointing",
+    "ppo.actor", "ppo.reward", "ppo.critic", "sft.max_nonfinite", "reward.max_nonfinite", "ppo.max_nonfinite",
     "lora.save_merged", "critic_lora.save_merged", "reward_lora.save_merged",
     "rollout.engine", "rollout.graphs", "rollout.gather", "rollout.micro_batch_size",
 )  # fmt: skip

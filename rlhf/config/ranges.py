@@ -65,6 +65,7 @@ CLOSED: dict[str, tuple[float, float]] = {
     "checkpoint.every_steps": (1, INFINITY),
     "checkpoint.keep": (1, INFINITY),
     "sweep.trials": (1, INFINITY),
+    "bench.repeats": (1, INFINITY),
     **{
         f"launcher.{key}": (1, INFINITY)
         for key in (

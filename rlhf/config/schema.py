@@ -210,6 +210,7 @@ class Ppo(Training):
     critic: str = MISSING
     rollout_batch_size: int = MISSING
     update_epochs: int = MISSING
+    packing: str = MISSING
     critic_learning_rate: float = MISSING
     critic_weight_decay: float = MISSING
     critic_gradient_checkpointing: bool = MISSING
@@ -300,6 +301,15 @@ class Search:
 
 
 @dataclass
+class Bench:
+    """What `python -m rlhf.bench` measures."""
+
+    what: str = MISSING
+    lengths: str = MISSING
+    repeats: int = MISSING
+
+
+@dataclass
 class Launcher:
     """Where stages run; the keys from `partition` on are SLURM's."""
 
@@ -336,6 +346,7 @@ class Config:
     dry_run: bool = MISSING
     checkpoint: Checkpoint = MISSING
     sweep: Search = MISSING
+    bench: Bench = MISSING
     model: Model = MISSING
     reward_model: Model = MISSING
     hardware: Hardware = MISSING

@@ -37,15 +37,17 @@ class SequenceBatch:
 @dataclass(frozen=True)
 class PromptBatch:
     """Left-padded prompts: `ids` [B, Q], `lengths` [B], and the number of each among all prompts of the step, `samples`
-    (B), from which its random stream derives."""
+    (B), from which its random stream derives. `limits` [B] are the tokens after which an answer ends, whatever is drawn."""
 
     ids: Tensor
     lengths: Tensor
     samples: list[int]
+    limits: Tensor | None = None
 
     def to(self, device: torch.device) -> "PromptBatch":
         """The same prompts on a device."""
-        return PromptBatch(self.ids.to(device), self.lengths.to(device), self.samples)
+        limits = None if self.limits is None else self.limits.to(device)
+        return PromptBatch(self.ids.to(device), self.lengths.to(device), self.samples, limits)
 
 
 @dataclass(frozen=True)

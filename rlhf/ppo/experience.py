@@ -30,9 +30,11 @@ class Experience:
     returns: Tensor
     scores: Tensor
 
-    def rows(self, indices: Tensor) -> "Experience":
-        """Some of the samples, with the columns that none of them needs cut off."""
+    def rows(self, indices: Tensor, trim: bool = True) -> "Experience":
+        """Some of the samples, with the columns that none of them needs cut off if `trim`."""
         part = {f.name: getattr(self, f.name)[indices] for f in fields(self)}
+        if not trim:
+            return Experience(**part)
         left = part["prompts"].size(1) - int(part["prompt_mask"].sum(1).max())
         right = max(1, int(part["mask"].sum(1).max()))
         for name, tensor in part.items():

@@ -100,9 +100,13 @@ class DeepSpeedPPOTrainer:
         temperature = self.args.rollout.temperature
         columns = [torch.zeros(actions.shape, device=ids.device) for _ in range(3)]
         scores = torch.zeros(len(ids), device=ids.device)
-        for rows in mask.sum(1).argsort(descending=True, stable=True).split(size):
-            left = int(mask[rows, : ids.size(1) - width].sum(1).max())
-            right = int(actions[rows].sum(1).max())
+        order, left, right = torch.arange(len(ids), device=ids.device), ids.size(1) - width, width
+        if self.ppo.packing == "length":
+            order = mask.sum(1).argsort(descending=True, stable=True)
+        for rows in order.split(size):
+            if self.ppo.packing == "length":
+                left = int(mask[rows, : ids.size(1) - width].sum(1).max())
+                right = int(actions[rows].sum(1).max())
             kept = slice(ids.size(1) - width - left, ids.size(1) - width + right)
             sequence = ids[rows, kept], mask[rows, kept]
             found = (

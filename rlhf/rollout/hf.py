@@ -18,8 +18,8 @@ from rlhf.rollout.sampling import next_tokens
 class Chooser(LogitsProcessor):
     """Chooses each row's token itself and leaves generate, which decodes greedily, no other."""
 
-    def __init__(self, uniforms: Tensor, rollout: Rollout, eos: int) -> None:
-        self.uniforms, self.rollout, self.eos = uniforms, rollout, eos
+    def __init__(self, uniforms: Tensor, rollout: Rollout, eos: int, limits: Tensor | None) -> None:
+        self.uniforms, self.rollout, self.eos, self.limits = uniforms, rollout, eos, limits
         self.logprobs: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -27,6 +27,8 @@ class Chooser(LogitsProcessor):
         fixed = self.rollout.fixed_length
         forbid = self.eos if fixed or step < self.rollout.min_new_tokens else None
         tokens, logprobs = next_tokens(scores, self.uniforms[:, step], self.rollout, forbid)
+        if self.limits is not None:
+            tokens = torch.where(self.limits == step + 1, self.eos, tokens)
         self.logprobs.append(logprobs)
         return torch.full_like(scores, -torch.inf).scatter(-1, tokens[:, None], 0.0)
 
@@ -56,7 +58,8 @@ def generate_part(
     pass gathers weights from all of them."""
     ids, eos = prompts.ids[rows], int(tokenizer.eos_token_id)
     mask = left_mask(prompts.lengths[rows], ids.size(1))
-    chooser = Chooser(torch.from_numpy(uniforms[rows]).to(ids.device), rollout, eos)
+    limits = None if prompts.limits is None else prompts.limits[rows]
+    chooser = Chooser(torch.from_numpy(uniforms[rows]).to(ids.device), rollout, eos, limits)
     model = base_model(engine.module)
     # What the checkpoint's own generation config says (penalties, beams) is not asked for.
     own, model.generation_config = model.generation_config, GenerationConfig()

@@ -38,11 +38,9 @@ def generate(engine: Any, prompts: PromptBatch, uniforms: np.ndarray, tokenizer:
     with ready(engine, rollout) as together:
         for start in range(0, count, size):
             rows = order[start : start + size]
-            batch = Batch(
-                engine.module, prompts.ids[rows], prompts.lengths[rows], draws[rows], tokenizer, rollout, together
-            )
+            batch = Batch(engine.module, chosen(prompts, rows), draws[rows], tokenizer, rollout, together)
             tokens[rows], logprobs[rows] = batch.run()
-    ends = (tokens == int(tokenizer.eos_token_id)) & (not rollout.fixed_length)
+    ends = tokens == int(tokenizer.eos_token_id)  # which fixed_length never draws
     ended = ends.any(dim=1)
     lengths = torch.where(ended, ends.long().argmax(dim=1) + 1, width)
     longest = int(lengths.max())
@@ -55,21 +53,14 @@ class Batch:
     `size` rows that are left in their first rows; so a graph of the step can be played again and again."""
 
     def __init__(
-        self,
-        model: Any,
-        ids: Tensor,
-        lengths: Tensor,
-        draws: Tensor,
-        tokenizer: Tokenizer,
-        rollout: Rollout,
-        together: bool,
+        self, model: Any, prompts: PromptBatch, draws: Tensor, tokenizer: Tokenizer, rollout: Rollout, together: bool
     ) -> None:
         self.model, self.rollout, self.together = model, rollout, together
-        self.eos, device = int(tokenizer.eos_token_id), ids.device
-        count, self.width = ids.size(0), rollout.max_new_tokens
-        longest = int(lengths.max())
-        self.prompt = longest
-        self.ids, self.lengths, self.draws = ids[:, ids.size(1) - longest :], lengths, draws
+        lengths, device = prompts.lengths, prompts.ids.device
+        self.eos, count, self.width = int(tokenizer.eos_token_id), len(lengths), rollout.max_new_tokens
+        self.prompt = longest = int(lengths.max())
+        self.ids, self.lengths, self.draws = prompts.ids[:, prompts.ids.size(1) - longest :], lengths, draws
+        self.limits = torch.full_like(lengths, 2**31) if prompts.limits is None else prompts.limits.clone()
         slots = longest + self.width
         layers = base_model(model).config.get_text_config().num_hidden_layers
         self.cache: Any = Cache(layers=[StaticLayer(max_cache_len=slots) for _ in range(layers)])
@@ -159,11 +150,11 @@ class Batch:
         draw = self.draws[:size].index_select(1, self.step_number).squeeze(1)
         tokens, logprobs = next_tokens(logits, draw, self.rollout, self.eos if forbid else None)
         alive = self.alive[:size]
+        tokens = torch.where(self.limits[:size] == self.step_number + 1, self.eos, tokens)
         tokens = torch.where(alive, tokens, 0)
         self.tokens[:size].index_copy_(1, self.step_number, tokens[:, None])
         self.logprobs[:size].index_copy_(1, self.step_number, logprobs[:, None])
-        if not self.rollout.fixed_length:
-            alive.logical_and_(tokens != self.eos)
+        alive.logical_and_(tokens != self.eos)
         self.token[:size].copy_(tokens[:, None])
         self.mask[:size].index_fill_(1, self.slot, 1)
         self.step_number.add_(1)
@@ -201,13 +192,20 @@ class Batch:
     def compact(self, rows: Tensor, left: Tensor, smaller: int) -> Tensor:
         """Move the rows that are left, and finished ones to fill the smaller batch, to the front; which they are."""
         finished = (~self.alive[: len(rows)]).nonzero().squeeze(1)
-        chosen = torch.cat([left, finished])[:smaller]
-        for tensor in (self.tokens, self.logprobs, self.draws, self.token, self.position, self.mask, self.alive):
-            tensor[:smaller] = tensor[chosen]
+        kept = torch.cat([left, finished])[:smaller]
+        moved = self.tokens, self.logprobs, self.draws, self.limits, self.token, self.position, self.mask, self.alive
+        for tensor in moved:
+            tensor[:smaller] = tensor[kept]
         for layer in self.cache.layers:
-            layer.keys[:smaller], layer.values[:smaller] = layer.keys[chosen], layer.values[chosen]
+            layer.keys[:smaller], layer.values[:smaller] = layer.keys[kept], layer.values[kept]
             layer.keys, layer.values = layer.keys[:smaller], layer.values[:smaller]
-        return rows[chosen]
+        return rows[kept]
+
+
+def chosen(prompts: PromptBatch, rows: Tensor) -> PromptBatch:
+    """Some of the prompts."""
+    limits = None if prompts.limits is None else prompts.limits[rows]
+    return PromptBatch(prompts.ids[rows], prompts.lengths[rows], [prompts.samples[row] for row in rows.tolist()], limits)
 
 
 def bucket(rows: int, count: int, on_gpu: bool) -> int:

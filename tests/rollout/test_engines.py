@@ -1,5 +1,7 @@
 """What every rollout engine must do."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import PROMPTS, policy_engine, prompts, random_numbers
@@ -90,3 +92,10 @@ def test_a_response_ends_with_its_first_end_of_text(make, engine, tokenizer):
     ):
         assert tokenizer.eos_token_id not in tokens[: length - 1]
         assert ended == (tokens[length - 1] == tokenizer.eos_token_id)
+
+
+def test_limits_end_an_answer_whatever_is_drawn(make, engine, tokenizer):
+    config = make("rollout.max_new_tokens=12", "rollout.fixed_length=true", "ppo.eos_penalty=null")
+    batch = replace(prompts(config, tokenizer), limits=torch.tensor([3, 12, 20]))
+    responses = generate(engine, batch, random_numbers(config, 3), tokenizer, config.rollout)
+    assert responses.lengths.tolist() == [3, 12, 12] and responses.ended.tolist() == [True, True, False]
