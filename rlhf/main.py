@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hydra
+from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +26,7 @@ from rlhf.config.errors import ConfigError
 from rlhf.experiment.checkpoints import check_layout
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.record import forget, record
+from rlhf.experiment.store import StageDirectory
 from rlhf.experiment.summary import print_failures, print_plan, print_summary, print_sweep
 from rlhf.experiment.sweep import Outcome, Point, Task, merged
 from rlhf.launch import execute
@@ -31,6 +34,7 @@ from rlhf.prepare import check_sources, estimates, prepared
 from rlhf.search import search, wants_search
 
 Handed = tuple[DictConfig, list[str], Path, bool]
+MULTIRUN = {"-m", "--multirun"}
 
 
 class Invalid(Exception):
@@ -79,9 +83,29 @@ def compose() -> list[Handed]:
     try:
         without_hydras_report(hand_in)
     except ConfigError:
-        forget([directory for _, _, directory, _ in composed])
+        forget([directory for _, _, directory, _ in composed] or sweep_directory())
         raise
+    flags = [word for word in sys.argv[1:] if word.startswith("-")]
+    if not composed and flags and set(flags) <= MULTIRUN:
+        forget(sweep_directory())
+        swept = " ".join(word for word in sys.argv[1:] if word not in flags)
+        raise ConfigError("override", swept, "the sweep has no points", "give at least one value of each key")
     return composed
+
+
+def sweep_directory() -> list[Path]:
+    """Where Hydra has put multirun.yaml, which it does before it composes the first point; none if it cannot have."""
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    if not MULTIRUN & set(sys.argv):
+        return []
+    try:
+        overrides = OverridesParser.create().parse_overrides(words)
+        fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
+        with initialize_config_dir(str(config_root() / "conf"), version_base="1.3"):
+            place = hydra.compose("config", overrides=fixed, return_hydra_config=True).hydra.sweep.dir
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return []
+    return [Path(place).absolute()]
 
 
 def without_hydras_report(action: Callable[[], None]) -> None:
@@ -167,6 +191,7 @@ def check_tasks(tasks: list[Task], waiting: list[Task]) -> None:
     """Look at what stages start from, and at the devices they want, before the first one starts. Raises Invalid."""
     problems: list[tuple[str, ConfigError]] = []
     needed = {parent for task in waiting for parent in task.parents}
+    known = {task.key for task in tasks}
     for task in tasks:
         try:
             if task in waiting:
@@ -175,16 +200,26 @@ def check_tasks(tasks: list[Task], waiting: list[Task]) -> None:
                 if task.config.checkpoint.resume:
                     check_layout(task.node.directory.path, task.config, task.node.stage)
             else:
-                check_done(task, task.key in needed)
+                check_done(task.node.directory, task.key in needed)
+            for place in inputs_of(task, known) if task in waiting else []:
+                check_done(place, True)
         except ConfigError as error:
             problems.append((", ".join(task.points), error))
     if problems:
         raise Invalid(problems, len({name for task in tasks for name in task.points}))
 
 
-def check_done(task: Task, needed: bool) -> None:
+def inputs_of(task: Task, known: set[str]) -> list[StageDirectory]:
+    """The finished stages that a stage found by fingerprint, in the order of its parents, but for those of the graph."""
+    names = [
+        name for name, given in (("actor", task.config.ppo.actor), ("reward", task.config.ppo.reward)) if given is None
+    ]
+    found = zip(names, task.parents, strict=True) if task.parents else ()
+    return [StageDirectory(Path(task.node.inputs[name]).parent) for name, parent in found if parent not in known]
+
+
+def check_done(directory: StageDirectory, needed: bool) -> None:
     """A finished stage that was damaged since is refused, and so is one whose model is gone if another stage needs it."""
-    directory = task.node.directory
     try:
         directory.result()
         problem = directory.damage() if needed else None
@@ -192,4 +227,4 @@ def check_done(task: Task, needed: bool) -> None:
         problem = str(error)
     if problem is not None:
         fix = "remove the directory, and the stage is trained again"
-        raise ConfigError(task.node.stage, directory.path, problem, fix)
+        raise ConfigError(directory.path.name.rpartition("-")[0], directory.path, problem, fix)

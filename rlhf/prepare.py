@@ -3,7 +3,7 @@
 from rlhf.config.checks import check
 from rlhf.config.compose import composed
 from rlhf.config.schema import Config
-from rlhf.data.records import load_dataset
+from rlhf.data.records import Comparison, load_dataset
 from rlhf.data.text import load_texts
 from rlhf.experiment.graph import Node
 from rlhf.experiment.sweep import Task
@@ -43,18 +43,28 @@ def check_sources(config: Config, node: Node) -> None:
 
 def estimates(tasks: list[Task]) -> dict[str, Work | None]:
     """The work of each stage, by fingerprint; None where it depends on records that would have to be downloaded."""
-    known: dict[str, dict[str, int]] = {}
+    known: dict[str, dict[str, tuple[int, int]]] = {}
     found: dict[str, Work | None] = {}
     for task in tasks:
         config, stage = task.config, task.node.stage
         if config.data.source == "hub":
             found[task.key] = work(config, stage, None)
             continue
-        source = f"{config.data} {config.seed}"
+        source = f"{config.data} {config.seed} {config.reward.grouped}"
         if source not in known:
             train = load_dataset(config).train
             known[source] = {
-                "sft": len(train.demonstrations), "reward": len(train.comparisons), "ppo": len(train.prompts),
-            }  # fmt: skip
-        found[task.key] = work(config, stage, known[source][stage])
+                "sft": (len(train.demonstrations), 1),
+                "reward": elements(train.comparisons) if config.reward.grouped else (len(train.comparisons), 2),
+                "ppo": (len(train.prompts), 1),
+            }
+        found[task.key] = work(config, stage, *known[source][stage])
     return found
+
+
+def elements(comparisons: list[Comparison]) -> tuple[int, int]:
+    """Prompts that are compared on, and the most answers that one has: its pairs are read together."""
+    answers: dict[str, set[str]] = {}
+    for comparison in comparisons:
+        answers.setdefault(comparison.prompt, set()).update((comparison.chosen, comparison.rejected))
+    return len(answers), max((len(found) for found in answers.values()), default=2)

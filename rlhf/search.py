@@ -6,6 +6,9 @@ off is tried again.
 """
 
 import difflib
+import hashlib
+import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +23,8 @@ from rich.console import Console
 
 from rlhf.config.compose import config_root, from_hydra, point_name, quoted, register, typed
 from rlhf.config.errors import ConfigError
-from rlhf.config.schema import Config
+from rlhf.config.schema import Config, Search
+from rlhf.experiment.fingerprint import fingerprint
 from rlhf.experiment.sweep import Point
 from rlhf.prepare import prepared
 from rlhf.track.metrics import METRICS
@@ -46,7 +50,7 @@ def search(arguments: list[str], run_one: RunOne) -> int:
         lines = "  ".join(f"{override.key_or_group}={override.value()}" for override in space)
         console.print(f"{base.sweep.trials} trials for the best {base.sweep.objective}: {lines}", soft_wrap=True)
         return 0
-    study = open_study(base)
+    study = open_study(base, space)
     repeat_broken(study)
     while (done := finished(study)) < base.sweep.trials:
         study.sampler = sampler(base, done)
@@ -57,7 +61,7 @@ def search(arguments: list[str], run_one: RunOne) -> int:
         ended, point = run_one(composed(fixed, chosen), [*fixed, *chosen], place)
         if ended == 130:
             return 130
-        value = objective(point, base.sweep.objective) if ended == 0 else None
+        value = objective(point, base.sweep) if ended == 0 else None
         code = max(code, ended)
         if value is None:
             trial.set_user_attr("failed", True)
@@ -92,8 +96,9 @@ def composed(fixed: list[str], chosen: list[str], whole: bool = False) -> DictCo
             raise from_hydra(error, [*fixed, *chosen]) from error
 
 
-def open_study(config: Config) -> Any:
-    """The study of the sweep's directory, made if there is none. Raises ConfigError."""
+def open_study(config: Config, space: list[Override]) -> Any:
+    """The study in the sweep's directory of this space and all else that decides its values, made if there is none. Raises
+    ConfigError."""
     settings = config.sweep
     if settings.objective not in METRICS:
         near = difflib.get_close_matches(settings.objective, METRICS, n=1, cutoff=0.4)
@@ -111,10 +116,25 @@ def open_study(config: Config) -> Any:
         raise ConfigError("sweep.sampler", settings.sampler, "intervals need the package optuna", fix) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     place = Path(config.output_root) / "sweeps" / config.name / "study.journal"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(place)))
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        storage = JournalStorage(JournalFileBackend(str(place)))
+    except OSError as error:
+        problem = f"it cannot be written ({error.strerror})"
+        raise ConfigError(
+            "output_root", config.output_root, problem, "choose another directory: output_root=..."
+        ) from error
     direction: Any = settings.direction
-    return optuna.create_study(storage=storage, study_name=settings.objective, direction=direction, load_if_exists=True)
+    name = study_name(config, space)
+    return optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
+
+
+def study_name(config: Config, space: list[Override]) -> str:
+    """What tells a search from others of the same name: its space, what is sought, and what decides the values."""
+    searched = sorted(str(override.input_line) for override in space)
+    fixed = [fingerprint(config, stage, {}) for stage in config.stages]
+    identity = json.dumps([searched, config.sweep.objective, config.sweep.direction, fixed])
+    return f"{config.sweep.objective} {hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
 def sampler(config: Config, trial: int) -> Any:
@@ -160,10 +180,15 @@ def failed_state() -> Any:
     return TrialState.FAIL
 
 
-def objective(point: Point, name: str) -> float | None:
-    """The figure that is sought, of the last stage that has it; None if none does."""
-    found = [node.directory.result().metrics.get(name) for node in point.stages]
-    return next((value for value in reversed(found) if value is not None), None)
+def objective(point: Point, settings: Search) -> float | None:
+    """The figure that is sought, of the last stage that has it; None if it is not finite. Raises ConfigError if none does:
+    no other point would have it either."""
+    found = {name: value for node in point.stages for name, value in node.directory.result().metrics.items()}
+    if settings.objective not in found:
+        fix = f"choose one of {', '.join(sorted(found))}"
+        raise ConfigError("sweep.objective", settings.objective, "the stages have no such figure", fix)
+    value = found[settings.objective]
+    return value if math.isfinite(value) else None
 
 
 def report(study: Any, config: Config, console: Console) -> None:

@@ -10,7 +10,8 @@ from ranks import run_specs, specs
 
 from rlhf.config.derive import FAMILIES as NAMES
 from rlhf.experiment.graph import nodes
-from rlhf.launch import launch
+from rlhf.experiment.sweep import Task
+from rlhf.launch.here import run_stage_here
 
 # Family: the options of `model` beside its tiny one.
 FAMILIES = {
@@ -59,7 +60,7 @@ def trained(config):
 
     for node in nodes(config):
         if not node.directory.done:
-            launch(node, config, Console(quiet=True))
+            assert run_stage_here(Task(node, config), Console(quiet=True), None).good
     return {node.stage: node.directory for node in nodes(config)}
 
 

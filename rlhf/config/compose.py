@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, ValidationError
 
@@ -37,11 +38,22 @@ def register() -> None:
 
 
 def point_name(overrides: list[str], typed_in: list[str]) -> str:
-    """A directory's name for a point of a sweep: the overrides that were not typed as they are, the swept ones; shortened
-    with a checksum where they are long."""
-    swept = [override.lstrip("+") for override in overrides if override not in typed_in]
+    """A directory's name for a point of a sweep: its overrides but for those that were typed with one value for all points;
+    shortened with a checksum where they are long."""
+    fixed = fixed_keys(typed_in)
+    swept = [override.lstrip("+") for override in overrides if override.split("=", 1)[0] not in fixed]
     name = re.sub(r"[^\w.,=+@:-]", "_", ",".join(swept)) or "point"
     return name if len(name) <= 100 else f"{name[:90]}-{zlib.crc32(name.encode()):08x}"
+
+
+def fixed_keys(typed_in: list[str]) -> set[str]:
+    """The keys on the command line (with their +) that have one value; Hydra writes values in its own way afterwards."""
+    try:
+        given = [text for text in typed_in if not text.startswith("-")]
+        parsed = OverridesParser.create().parse_overrides(given)
+    except HydraException:
+        return set()
+    return {text.split("=", 1)[0] for text, one in zip(given, parsed, strict=True) if not one.is_sweep_override()}
 
 
 def composed(*overrides: str) -> Config:

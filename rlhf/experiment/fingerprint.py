@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.errors import ConfigError
 from rlhf.config.keys import PLACE_KEYS, RESULT_KEYS, SCHEMA_VERSION, covered, leaf_keys
 from rlhf.config.ranges import at
 from rlhf.config.schema import Config
@@ -38,7 +39,11 @@ def identity(path: str | None) -> str | None:
         return path
     for stage in (place, place.parent if place.name == "model" else place):
         if place.is_dir() and (stage / "result.json").is_file():
-            known = json.loads((stage / "result.json").read_text()).get("fingerprint")
+            try:
+                known = json.loads((stage / "result.json").read_text()).get("fingerprint")
+            except (ValueError, AttributeError) as error:
+                problem = f"{stage / 'result.json'} cannot be read ({error})"
+                raise ConfigError("path", path, problem, "remove the directory, and train the stage again") from error
             if known is not None:
                 return str(known)
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())

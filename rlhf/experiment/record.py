@@ -22,6 +22,10 @@ def record(point: Point, outcomes: dict[str, Outcome]) -> None:
     state = next((state for state in STATES if state in states), "done")
     point.directory.mkdir(parents=True, exist_ok=True)
     write_atomic(point.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(point.config)))
+    names = {node.directory.path.name for node in point.stages}
+    for place in (point.directory / "stages").glob("*"):
+        if place.is_symlink() and place.name not in names:
+            place.unlink()  # of what a point of this name was before
     for node in point.stages:
         link(point.directory / "stages" / node.directory.path.name, node.directory.path)
     summary = {"point": point.name, "overrides": point.overrides, "state": state, "stages": stages}
@@ -53,10 +57,18 @@ def forget(directories: list[Path]) -> None:
         if (directory / "summary.json").exists():
             continue
         shutil.rmtree(directory / ".hydra", ignore_errors=True)
-        for place in (directory, *list(directory.parents)[:3]):
+        for place in hydras(directory):
             left = [file.name for file in place.iterdir()] if place.is_dir() else [""]
             if left == ["multirun.yaml"]:
                 (place / "multirun.yaml").unlink()
             elif left:
                 break
             place.rmdir()
+
+
+def hydras(directory: Path) -> list[Path]:
+    """The directories that Hydra made for a point or a sweep: its own and those above it, up to the one that holds runs/ or
+    sweeps/; never the working directory."""
+    above = [directory, *directory.parents]
+    top = next((number + 2 for number, place in enumerate(above) if place.name in ("runs", "sweeps")), 1)
+    return [place for place in above[:top] if place.absolute() != Path.cwd()]

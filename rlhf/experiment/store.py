@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.experiment import stopping
+
 
 def write_atomic(path: Path, text: str) -> None:
     """Replace a file's content in one step."""
@@ -90,6 +92,8 @@ class StageDirectory:
         weights = sorted(self.model.glob("*.safetensors"))
         if not weights:
             return f"{self.model} has no weights"
+        if missing := next((name for name in shards(self.model) if not (self.model / name).is_file()), None):
+            return f"{self.model} has no {missing}"
         return next((f"{file} is cut off" for file in weights if file.stat().st_size < safetensors_size(file)), None)
 
     def finish(self, result: Result) -> None:
@@ -119,6 +123,15 @@ class StageDirectory:
                 place.unlink(missing_ok=True)
 
 
+def shards(model: Path) -> list[str]:
+    """The files that a model's weights are split into, if they are. Raises ValueError if their index is damaged."""
+    file = model / "model.safetensors.index.json"
+    try:
+        return sorted(set(json.loads(file.read_text())["weight_map"].values())) if file.is_file() else []
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read ({error})") from error
+
+
 def safetensors_size(file: Path) -> int:
     """The size that a safetensors file says it has: eight bytes with the length of its header, the header, the tensors."""
     with file.open("rb") as stream:
@@ -133,7 +146,8 @@ def safetensors_size(file: Path) -> int:
 
 @contextlib.contextmanager
 def locked(directory: StageDirectory, timeout_s: float, waiting: Callable[[str], None]) -> Iterator[None]:
-    """Hold the stage's lock. Waits for a living holder; takes over from one that is dead or silent for `timeout_s`.
+    """Hold the stage's lock. Waits for a living holder; takes over from one that is dead or silent for `timeout_s`. Raises
+    Stopped if this process is asked to stop while it waits.
 
     The lock is a file made exclusively, whose modification time is its holder's heartbeat, so a shared file system is
     all that is needed. `waiting` is told once who holds it.
@@ -152,6 +166,8 @@ def locked(directory: StageDirectory, timeout_s: float, waiting: Callable[[str],
                 f"{directory.path.name} is being trained by process {holder['pid']} on {holder['host']}; waiting for it"
             )
             told = True
+        if stopping.asked.is_set():
+            raise stopping.Stopped("asked to stop while another process trained it")
         time.sleep(1.0)
     stop = threading.Event()
     threading.Thread(target=beat, args=(file, stop, timeout_s / 6), daemon=True).start()

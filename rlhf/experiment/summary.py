@@ -90,7 +90,7 @@ def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Con
             table.add_row(f"seconds, {stage}", f"{result.seconds:.0f}")
         console.print(table)
     for node in planned:
-        if node.stage == "ppo":
+        if node.stage == "ppo" and node.directory.samples.is_file():
             print_samples(node, console)
         console.print(f"{node.stage}: {node.directory.path}", soft_wrap=True)
 

@@ -120,6 +120,8 @@ def run_stage_here(task: Task, console: Console, devices: Devices | None) -> Out
                 console.print(f"[green]✓[/] {node.stage}: done by another process, {node.directory.path}")
                 return Outcome("reused")
             return run_locked(task, console, devices)
+    except Stopped as stopped:
+        return Outcome("stopped", str(stopped))
     except OSError as error:
         return Outcome("failed", f"{error.filename or node.directory.path}: {error.strerror or error}")
 

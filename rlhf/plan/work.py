@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from rlhf.config.derive import max_sequence
 from rlhf.config.schema import Config
 from rlhf.plan.flops import forward_flops, generation_flops, training_flops
 
@@ -15,8 +14,9 @@ class Work:
     flops: int
 
 
-def work(config: Config, stage: str, records: int | None) -> Work | None:
-    """The work of a stage on so many records; None if that cannot be told (no records known, no limit of steps)."""
+def work(config: Config, stage: str, records: int | None, answers: int = 2) -> Work | None:
+    """The work of a stage on so many records; None if that cannot be told (no records known, no limit of steps). A record
+    of the reward model has so many answers: it is a pair, or all pairs of a prompt."""
     training = getattr(config, stage)
     size = config.ppo.rollout_batch_size if stage == "ppo" else training.batch_size
     by_records = None if records is None else training.epochs * (records // size)
@@ -24,7 +24,8 @@ def work(config: Config, stage: str, records: int | None) -> Work | None:
     if not known:
         return None
     steps = min(known)
-    return Work(steps, steps * {"sft": sft_step, "reward": reward_step, "ppo": ppo_step}[stage](config))
+    step = reward_step(config, answers) if stage == "reward" else {"sft": sft_step, "ppo": ppo_step}[stage](config)
+    return Work(steps, steps * step)
 
 
 def sft_step(config: Config) -> int:
@@ -33,10 +34,10 @@ def sft_step(config: Config) -> int:
     return training_flops(config.model, lengths, sum(lengths), config.lora, sft.gradient_checkpointing, sft.dropout)
 
 
-def reward_step(config: Config) -> int:
-    """Operations of a step of reward modelling on pairs, at most."""
+def reward_step(config: Config, answers: int) -> int:
+    """Operations of a step of reward modelling on records of so many answers, at most."""
     reward = config.reward
-    lengths = [config.data.max_prompt_tokens + config.data.max_response_tokens] * 2 * reward.batch_size
+    lengths = [config.data.max_prompt_tokens + config.data.max_response_tokens] * answers * reward.batch_size
     how = config.reward_lora, reward.gradient_checkpointing, reward.dropout
     return training_flops(config.reward_model, lengths, 0, *how)
 
@@ -46,7 +47,8 @@ def ppo_step(config: Config) -> int:
     ppo, critic = config.ppo, config.model if config.ppo.critic == "actor" else config.reward_model
     prompts = [config.data.max_prompt_tokens] * ppo.rollout_batch_size
     responses = [config.rollout.max_new_tokens] * ppo.rollout_batch_size
-    lengths, actions = [max_sequence(config)] * ppo.rollout_batch_size, sum(responses)
+    lengths = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+    actions = sum(responses)
     scoring = (
         2 * forward_flops(config.model, lengths, actions)
         + forward_flops(critic, lengths, 0)

@@ -158,7 +158,7 @@ def test_a_scorer_of_a_family_without_a_classifier(make_config, tokenizer, tmp_p
     engine = scorer_engine(config, tokenizer)
     randomise(engine.module)
     engine.module.config.reward_bias = 0.5
-    spec = Spec("reward", "0" * 64, str(tmp_path), {}, config, "")
+    spec = Spec("reward", "0" * 64, str(tmp_path), {}, config, "", [])
     text = card(spec, "reward", engine, {})
     save_model(engine, tokenizer, config.lora, tmp_path / "model", text)
     place = tmp_path / "model"
@@ -185,7 +185,7 @@ def test_a_scorer_of_a_family_without_a_classifier(make_config, tokenizer, tmp_p
 
 def test_a_card_names_the_class_that_loads(make_config, tokenizer, tmp_path):
     config = make_config()
-    spec = Spec("ppo", "0" * 64, str(tmp_path), {"actor": "somewhere"}, config, "")
+    spec = Spec("ppo", "0" * 64, str(tmp_path), {"actor": "somewhere"}, config, "", [])
     texts = (
         card(spec, "critic", scorer_engine(config, tokenizer), {}),
         card(spec, "ppo", policy_engine(config, tokenizer), {}),

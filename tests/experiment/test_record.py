@@ -1,0 +1,155 @@
+"""What a point leaves beside its stages, and what is taken away again of one that was not run."""
+
+import json
+import os
+import shutil
+
+import pytest
+from omegaconf import OmegaConf
+
+from rlhf.experiment.graph import nodes
+from rlhf.experiment.record import forget, record
+from rlhf.experiment.store import Result
+from rlhf.experiment.sweep import Outcome, Point
+
+KINDS = ("sft", "reward", "ppo")
+
+
+@pytest.fixture
+def point(make_config, tmp_path):
+    config = make_config("seed=3")
+    config.output_root = str(tmp_path / "outputs")
+    return Point(config, ["seed=3"], tmp_path / "outputs" / "sweeps" / "rlhf" / "seed=3", True, nodes(config))
+
+
+def finish(node, **metrics):
+    node.directory.finish(Result(node.stage, node.fingerprint, 1.0, metrics))
+
+
+def recorded(point, *states, **fields):
+    """summary.json after these states of sft, reward and ppo; None for a stage without an outcome."""
+    found = zip(point.stages, states, strict=True)
+    record(point, {node.fingerprint: Outcome(state, **fields) for node, state in found if state is not None})
+    return json.loads((point.directory / "summary.json").read_text())
+
+
+def test_a_planned_point_says_what_it_will_be(point, tmp_path):
+    summary = recorded(point, None, None, None)
+    assert summary["point"] == "seed=3" and summary["overrides"] == ["seed=3"] and summary["state"] == "planned"
+    assert list(summary["stages"]) == list(KINDS)
+    for node in point.stages:
+        assert summary["stages"][node.stage] == {
+            "directory": str(node.directory.path), "state": "planned", "reused": False, "reason": None, "log": None,
+            "metrics": {},
+        }  # fmt: skip
+    assert OmegaConf.load(point.directory / "config.yaml").seed == 3
+    assert not (tmp_path / "outputs" / "stages").exists()  # links dangle until a stage starts
+
+
+@pytest.mark.parametrize(
+    ("states", "state"),
+    [
+        (("done", "done", "done"), "done"),
+        (("reused", "reused", "done"), "done"),
+        (("done", "failed", "skipped"), "failed"),
+        (("reused", "reused", "skipped"), "skipped"),
+        (("done", "stopped", "skipped"), "skipped"),
+        (("done", "stopped", "stopped"), "stopped"),
+        (("reused", "queued", "queued"), "queued"),
+        (("done", "queued", None), "queued"),
+        (("done", None, None), "planned"),
+    ],
+)
+def test_a_point_is_as_its_worst_stage_is(point, states, state):
+    for node, found in zip(point.stages, states, strict=True):
+        if found in ("done", "reused"):
+            finish(node, **{f"eval/{node.stage}": 2.0})
+    summary = recorded(point, *states)
+    assert summary["state"] == state
+    for (kind, entry), found in zip(summary["stages"].items(), states, strict=True):
+        good = found in ("done", "reused")
+        assert entry["state"] == ("done" if good else found or "planned")
+        assert entry["reused"] == (found == "reused")
+        assert entry["metrics"] == ({f"eval/{kind}": 2.0} if good else {})
+
+
+def test_a_failure_keeps_its_reason_and_its_log(point, tmp_path):
+    entry = recorded(point, "failed", None, None, reason="out of memory", log=tmp_path / "rank-1.log")["stages"]["sft"]
+    assert (entry["reason"], entry["log"]) == ("out of memory", str(tmp_path / "rank-1.log"))
+
+
+def test_links_are_relative_and_survive_a_move(point, tmp_path):
+    recorded(point, None, None, None)
+    recorded(point, None, None, None)  # a second time changes nothing
+    for node in point.stages:
+        link = point.directory / "stages" / node.directory.path.name
+        assert link.is_symlink() and not os.path.isabs(os.readlink(link))
+        finish(node)
+        assert link.resolve() == node.directory.path.resolve()
+    shutil.move(tmp_path / "outputs", tmp_path / "elsewhere")
+    places = list((tmp_path / "elsewhere" / "sweeps" / "rlhf" / "seed=3" / "stages").iterdir())
+    assert sorted(place.name.split("-")[0] for place in places) == sorted(KINDS)
+    assert all((place / "result.json").is_file() for place in places)
+
+
+def test_a_point_that_became_another_one_links_its_own_stages_alone(point, make_config):
+    """The same name with other fixed values: `-m seed=1,2` and then `-m seed=1,2 ppo.kl_coef=0.4`."""
+    recorded(point, None, None, None)
+    config = make_config("seed=3", "ppo.kl_coef=0.4")
+    config.output_root = point.config.output_root
+    record(Point(config, ["seed=3", "ppo.kl_coef=0.4"], point.directory, True, nodes(config)), {})
+    links = {place.name for place in (point.directory / "stages").iterdir()}
+    assert links == {node.directory.path.name for node in nodes(config)}
+
+
+def hydras(place):
+    """What Hydra leaves for a point."""
+    (place / ".hydra").mkdir(parents=True)
+    for name in ("config.yaml", "hydra.yaml", "overrides.yaml"):
+        (place / ".hydra" / name).write_text("{}")
+    return place
+
+
+def left(tmp_path):
+    return {str(place.relative_to(tmp_path)) for place in tmp_path.rglob("*")}
+
+
+def test_a_sweep_that_was_not_run_leaves_nothing(tmp_path):
+    sweep = tmp_path / "outputs" / "sweeps" / "rlhf"
+    points = [hydras(sweep / f"seed={seed}") for seed in (1, 2, 3)]
+    (sweep / "multirun.yaml").write_text("{}")
+    forget(points)
+    assert left(tmp_path) == set()
+    forget(points)  # there is nothing any more
+
+
+def test_where_the_command_was_typed_stays_even_if_it_is_empty(tmp_path):
+    """A run's directory is one level less deep than a sweep's point."""
+    forget([hydras(tmp_path / "outputs" / "runs" / "2026-01-01_00-00-00-rlhf")])
+    assert tmp_path.is_dir() and left(tmp_path) == set()
+
+
+@pytest.mark.parametrize("place", ["seed=1", ".", "..", "../.."])
+def test_what_a_user_put_there_stays(tmp_path, place):
+    sweep = tmp_path / "outputs" / "sweeps" / "rlhf"
+    point = hydras(sweep / "seed=1")
+    (sweep / "multirun.yaml").write_text("{}")
+    mine = (sweep / place / "notes.txt").resolve()
+    mine.write_text("mine")
+    forget([point])
+    assert mine.read_text() == "mine" and not (point / ".hydra").exists()
+
+
+def test_points_that_were_run_before_stay_as_they_are(point, tmp_path):
+    hydras(point.directory)
+    recorded(point, None, None, None)
+    sweep = point.directory.parent
+    (sweep / "multirun.yaml").write_text("{}")
+    before = left(tmp_path)
+    forget([point.directory, hydras(sweep / "seed=4")])
+    assert left(tmp_path) == before
+
+
+def test_what_is_not_there_needs_no_forgetting(tmp_path):
+    forget([tmp_path / "outputs" / "runs" / "never-made"])
+    assert left(tmp_path) == set()

@@ -1,0 +1,146 @@
+"""How much work a stage is: its steps as it will count them, and operations that bound what it will do."""
+
+import pytest
+
+from rlhf.data.records import Comparison, Dataset, Demonstration, Split, load_dataset
+from rlhf.experiment.graph import nodes
+from rlhf.experiment.sweep import Task
+from rlhf.plan.flops import forward_flops, generation_flops, training_flops
+from rlhf.plan.work import Work, work
+from rlhf.prepare import estimates
+
+STAGES = ("sft", "reward", "ppo")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("records", "epochs", "max_steps", "steps"),
+    [
+        (100, 1, None, 12),  # the last records of a pass that fill no batch are left out
+        (100, 3, None, 36),
+        (100, 3, 5, 5),
+        (100, 3, 500, 36),  # no more than there are
+        (None, 3, 7, 7),
+        (None, 3, None, None),
+        (7, 3, None, 0),
+    ],
+)
+def test_steps_are_batches_of_all_passes_or_as_many_as_are_wanted(make_config, stage, records, epochs, max_steps, steps):
+    config = make_config()
+    settings = getattr(config, stage)
+    settings.epochs, settings.max_steps = epochs, max_steps
+    config.sft.batch_size = config.reward.batch_size = config.ppo.rollout_batch_size = config.ppo.batch_size = 8
+    found = work(config, stage, records)
+    assert (None if found is None else found.steps) == steps
+
+
+def test_a_rollout_is_a_step_of_ppo(make_config):
+    config = make_config("ppo.rollout_batch_size=32", "ppo.batch_size=8", "ppo.epochs=2", "ppo.max_steps=null")
+    assert work(config, "ppo", 64).steps == 4
+
+
+@pytest.fixture
+def small(make_config):
+    """Every stage has one step, on sequences of a length that is easily told."""
+    return make_config(
+        *(f"{stage}.max_steps=1" for stage in STAGES), "sft.batch_size=2", "reward.batch_size=2",
+        "ppo.rollout_batch_size=2", "ppo.batch_size=2", "ppo.update_epochs=3", "data.max_prompt_tokens=5",
+        "data.max_response_tokens=4", "rollout.max_new_tokens=3", "reward_model.layers=1",
+    )  # fmt: skip
+
+
+def test_a_step_of_sft(small):
+    lengths = [9, 9]
+    assert work(small, "sft", None) == Work(1, training_flops(small.model, lengths, 18))
+    small.lora.rank, small.sft.gradient_checkpointing = 2, True
+    assert work(small, "sft", None).flops == training_flops(small.model, lengths, 18, small.lora, True)
+
+
+def test_a_step_of_the_reward_model_reads_both_answers_of_a_pair(small):
+    small.reward.grouped = False
+    assert work(small, "reward", None) == Work(1, training_flops(small.reward_model, [9] * 4, 0))
+
+
+@pytest.mark.parametrize("critic", ["reward", "actor"])
+def test_a_step_of_ppo_samples_scores_and_learns(small, critic):
+    small.ppo.critic = critic
+    critic_model = small.model if critic == "actor" else small.reward_model
+    longest = [5 + 3] * 2
+    expected = (
+        generation_flops(small.model, [5, 5], [3, 3])
+        + 2 * forward_flops(small.model, longest, 6)  # the policy and the reference
+        + forward_flops(critic_model, longest, 0)
+        + forward_flops(small.reward_model, longest, 0)
+        + 3 * (training_flops(small.model, longest, 6) + training_flops(critic_model, longest, 0))
+    )
+    assert work(small, "ppo", None) == Work(1, expected)
+
+
+def test_work_grows_with_steps_and_lengths(make_config):
+    config = make_config("sft.max_steps=10")
+    ten = work(config, "sft", None)
+    config.sft.max_steps = 20
+    assert work(config, "sft", None).flops == 2 * ten.flops
+    config.data.max_prompt_tokens *= 2
+    assert work(config, "sft", None).flops > 2 * ten.flops
+
+
+def tasks_of(config):
+    return [Task(node, config) for node in nodes(config)]
+
+
+def test_a_sweeps_work_is_counted_on_its_own_records(make_config):
+    configs = [make_config(f"seed={seed}", "data.demo.rounds=1", "data.demo.demonstrations=100") for seed in (1, 2)]
+    tasks = [task for config in configs for task in tasks_of(config)]
+    found = estimates(tasks)
+    assert set(found) == {task.key for task in tasks}
+    steps = configs[0].sft.epochs * (100 // configs[0].sft.batch_size)
+    assert [found[task.key].steps for task in tasks if task.node.stage == "sft"] == [steps] * 2
+
+
+def test_records_that_would_have_to_be_downloaded_are_not(make_config, monkeypatch):
+    monkeypatch.setattr("rlhf.prepare.load_dataset", lambda config: pytest.fail("loaded"))
+    config = make_config("data=hub", "data.hub.name=org/set", "ppo.max_steps=3")
+    found = {task.node.stage: estimates([task])[task.key] for task in tasks_of(config)}
+    assert (found["sft"], found["reward"], found["ppo"].steps) == (None, None, 3)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_pairs_of_one_prompt_that_are_read_together_are_one_element(make_config, monkeypatch, grouped):
+    """As the stage itself counts them: see rlhf/data/tokens.py, encode_comparisons."""
+    answers = ("good", "fair", "bad")
+    pairs = [
+        Comparison(f"prompt {prompt}", answers[i], answers[j]) for prompt in range(8) for i, j in ((0, 1), (0, 2), (1, 2))
+    ]
+    split = Split([Demonstration("a", "b")] * 8, pairs, ["a"] * 8)
+    monkeypatch.setattr("rlhf.prepare.load_dataset", lambda config: Dataset(split, split))
+    config = make_config("reward.batch_size=4", "reward.epochs=2")
+    config.reward.grouped = grouped
+    (task,) = [task for task in tasks_of(config) if task.node.stage == "reward"]
+    found = estimates([task])[task.key]
+    assert found.steps == (2 * 8 // 4 if grouped else 2 * 24 // 4)
+    length = config.data.max_prompt_tokens + config.data.max_response_tokens
+    rows = 4 * (3 if grouped else 2)  # each answer of a prompt once
+    assert found.flops == found.steps * training_flops(config.reward_model, [length] * rows, 0)
+
+
+@pytest.mark.slow
+def test_the_steps_are_those_that_the_stages_will_do(make_config):
+    """On the demo, none of whose records are too long."""
+    from rlhf.data.loaders import create_prompt_dataloader, total_steps
+    from rlhf.data.tokens import encode_comparisons, encode_demonstrations
+    from rlhf.models.tokenizer import train_tokenizer, training_text
+
+    config = make_config("data.demo.rounds=1", "data.demo.demonstrations=100")
+    found = {task.node.stage: estimates([task])[task.key].steps for task in tasks_of(config)}
+    data = load_dataset(config)
+    tokenizer = train_tokenizer(training_text(config, data), config.data.tokenizer_vocabulary)
+    records = {
+        "sft": encode_demonstrations(data.train.demonstrations, tokenizer, config.data),
+        "reward": encode_comparisons(data.train.comparisons, tokenizer, config.data, config.reward.grouped),
+    }
+    steps = {"ppo": len(create_prompt_dataloader(config, tokenizer, data))}
+    for stage, found_records in records.items():
+        settings = getattr(config, stage)
+        steps[stage] = total_steps(len(found_records), settings.batch_size, settings.epochs, settings.max_steps, "")
+    assert found == steps
