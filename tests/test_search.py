@@ -151,13 +151,19 @@ class Runs:
         return 0, SimpleNamespace(stages=[node])
 
 
+@cache
+def composed_once(fixed, whole):
+    return composed(list(fixed), [], whole)
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """Trials are composed in no time: what is fixed by Hydra, once; what is chosen set in that."""
-    fixed_once = cache(lambda fixed, whole: composed(list(fixed), [], whole))
 
     def compose(fixed, chosen, whole=False):
-        return OmegaConf.merge(fixed_once(tuple(fixed), whole), OmegaConf.from_dotlist(chosen))
+        given = [override for override in fixed if override.startswith("output_root=")]
+        shared = composed_once(tuple(override for override in fixed if override not in given), whole)
+        return OmegaConf.merge(shared, OmegaConf.from_dotlist([*given, *chosen]))
 
     monkeypatch.setattr("rlhf.search.composed", compose)
 

@@ -26,6 +26,7 @@ SMALL = (
     "data.demo.heldout_prompts=16", "sft.max_steps=4", "reward.max_steps=3", "ppo.max_steps=1", "ppo.rollout_batch_size=8",
     "ppo.batch_size=8", "ppo.update_epochs=1", "rollout.max_new_tokens=8",
 )  # fmt: skip
+REAL = (*SMALL, "ppo.critic=actor", "ppo.max_nonfinite=1")
 FIGURES = {"sft": "eval/perplexity", "reward": "eval/accuracy", "ppo": "eval/gold"}
 
 
@@ -47,7 +48,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def swept(place):
     """A sweep of two points, run for real."""
-    done = rlhf("-m", *SMALL, "ppo.kl_coef=0.01,0.05", cwd=place)
+    done = rlhf("-m", *REAL, "ppo.kl_coef=0.01,0.05", cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -88,12 +89,12 @@ def test_a_sweep_trains_what_its_points_share_once_and_ends_in_a_table(place, sw
 
 def test_a_point_has_its_configuration_its_summary_and_links_to_its_stages(place, swept):
     sweep = place / "outputs" / "sweeps" / "rlhf"
-    assert {point.name for point in sweep.iterdir() if point.is_dir()} == {"ppo.kl_coef=0.01", "ppo.kl_coef=0.05"}
+    assert {"ppo.kl_coef=0.01", "ppo.kl_coef=0.05"} <= {point.name for point in sweep.iterdir() if point.is_dir()}
     for kl in (0.01, 0.05):
         point = sweep / f"ppo.kl_coef={kl}"
         told = summary(place, point.name)
         assert (told["point"], told["state"]) == (point.name, "done")
-        assert told["overrides"] == [*SMALL, f"ppo.kl_coef={kl}"]
+        assert told["overrides"] == [*REAL, f"ppo.kl_coef={kl}"]
         assert OmegaConf.load(point / "config.yaml").ppo.kl_coef == kl
         links = {link.name: link for link in (point / "stages").iterdir()}
         assert set(links) == {Path(entry["directory"]).name for entry in told["stages"].values()}
@@ -105,25 +106,9 @@ def test_a_point_has_its_configuration_its_summary_and_links_to_its_stages(place
             assert FIGURES[kind] in entry["metrics"]
 
 
-def test_a_sweep_is_extended_by_what_is_new_and_typed_again_runs_nothing(place, swept):
-    before, known = untouched(place), set(stages_of(place))
-    more = ("-m", *SMALL, "ppo.kl_coef=0.01,0.05,0.2")
-    extended = rlhf(*more, cwd=place)
-    assert extended.returncode == 0, extended.stderr
-    assert "1 ppo to run, 4 stages done before" in extended.stdout
-    (new,) = set(stages_of(place)) - known
-    assert new.name.startswith("ppo-") and (new / "result.json").is_file()
-    assert before.items() <= untouched(place).items()
-    assert row(extended.stdout.partition("Result")[2], "ppo.kl_coef=0.2")
-    before = untouched(place)
-    again = rlhf(*more, cwd=place)
-    assert again.returncode == 0 and "nothing to run, 5 stages done before" in again.stdout
-    assert untouched(place) == before
-    assert all(entry["reused"] for entry in summary(place, "ppo.kl_coef=0.2")["stages"].values())
-
-
-def test_a_point_that_fails_while_it_runs_does_not_stop_the_others(place, swept):
-    """A reward model of NaN, which only shows when it is used; the failing point comes first."""
+@pytest.fixture(scope="module")
+def extended(place, swept):
+    """One coefficient more, with the reward model and, first, with one of NaN, which only shows when it is used."""
     from safetensors.torch import load_file, save_file
 
     (reward,) = stages_of(place, "reward")
@@ -131,22 +116,35 @@ def test_a_point_that_fails_while_it_runs_does_not_stop_the_others(place, swept)
     weights = load_file(place / "broken" / "model.safetensors")
     weights["score.weight"].fill_(float("nan"))
     save_file(weights, place / "broken" / "model.safetensors", {"format": "pt"})
-    options = ("name=nan", "ppo.reward=./broken,null", "ppo.critic=actor", "ppo.max_nonfinite=1")
-    done = rlhf("-m", *SMALL, *options, cwd=place)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "2 ppo to run, 2 stages done before" in done.stdout
-    points = [json.loads(file.read_text()) for file in (place / "outputs" / "sweeps" / "nan").glob("*/summary.json")]
+    before = untouched(place)
+    done = rlhf("-m", *REAL, "ppo.kl_coef=0.2", "ppo.reward=./broken,null", "name=more", cwd=place)
+    assert before.items() <= untouched(place).items()
+    return done
+
+
+def test_a_point_that_fails_while_it_runs_does_not_stop_the_others(place, extended):
+    assert extended.returncode == 1 and "2 ppo to run, 2 stages done before" in extended.stdout
+    points = [json.loads(file.read_text()) for file in (place / "outputs" / "sweeps" / "more").glob("*/summary.json")]
     bad, good = sorted(points, key=lambda point: point["state"] == "done")
     assert (bad["state"], good["state"]) == ("failed", "done")
     entry = bad["stages"]["ppo"]
     assert "a score is not finite" in entry["reason"] and entry["metrics"] == {}
     assert [bad["stages"][kind]["state"] for kind in ("sft", "reward")] == ["done", "done"]
     assert "not finite" in (place / entry["log"]).read_text()  # with its traceback
-    said = [line for line in done.stderr.splitlines() if line.startswith("failed ")]
-    assert len(said) == 1
+    (said,) = [line for line in extended.stderr.splitlines() if line.startswith("failed ")]
     for part in (Path(entry["directory"]).name, entry["reason"], entry["log"]):
-        assert part in said[0]
-    assert row(done.stdout, bad["point"])[-1] == "ppo failed" and row(done.stdout, good["point"])[-1] == ""
+        assert part in said
+    table = extended.stdout.partition("Result")[2]
+    assert row(table, bad["point"])[-1] == "ppo failed" and row(table, good["point"])[-1] == ""
+
+
+def test_what_was_done_in_any_sweep_is_not_done_again(place, extended):
+    before = untouched(place)
+    again = rlhf("-m", *REAL, "ppo.kl_coef=0.01,0.05,0.2", cwd=place)
+    assert again.returncode == 0 and "nothing to run, 5 stages done before" in again.stdout
+    assert untouched(place) == before
+    assert all(row(again.stdout.partition("Result")[2], f"ppo.kl_coef={kl}") for kl in (0.01, 0.05, 0.2))
+    assert all(entry["reused"] for entry in summary(place, "ppo.kl_coef=0.2")["stages"].values())
 
 
 # --- the same in this process, with stages that train nothing ------------------------------------------------------
@@ -409,8 +407,13 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("asked", [(), ("stages=['ppo']",)], ids=["all", "ppo"])
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    ("damage", "asked"),
+    [
+        *((name, ()) for name in DAMAGE),
+        *((name, ("stages=['ppo']",)) for name in ("cut result", "cut weights", "no model")),
+    ],
+)
 def test_a_damaged_stage_that_another_one_needs_is_refused(sweep, stages, finished, damage, asked):
     sft, _ = finished
     DAMAGE[damage](sft)
@@ -423,7 +426,7 @@ def test_a_damaged_stage_that_another_one_needs_is_refused(sweep, stages, finish
     assert (code, err) == (0, "") and stages.kinds() == [1, 0, 1]
 
 
-@pytest.mark.parametrize("damage", [name for name in DAMAGE if name != "no config"])
+@pytest.mark.parametrize("damage", ["cut result", "empty result", "cut weights"])
 def test_a_damaged_stage_that_is_given_by_path_is_refused(sweep, stages, finished, damage):
     sft, _ = finished
     DAMAGE[damage](sft)
@@ -443,7 +446,7 @@ def test_one_shard_of_several_that_is_missing_is_noticed(sweep, stages, finished
     assert stages.ran == []
 
 
-@pytest.mark.parametrize("damage", [name for name in DAMAGE if "result" not in name])
+@pytest.mark.parametrize("damage", ["cut weights", "no model"])
 def test_weights_that_nothing_needs_any_more_may_be_gone(sweep, stages, finished, damage):
     for stage in finished:
         DAMAGE[damage](stage)

@@ -52,7 +52,7 @@ class Crew:
         self.running: dict[Future[Outcome], Task] = {}
         self.shares: queue.Queue[Devices] = queue.Queue()
         for number in range(parallel):
-            self.shares.put(share_of_devices(tasks[0], number, parallel))
+            self.shares.put(share_of_devices(max(tasks, key=lambda task: ranks(task.config)), number, parallel))
 
     def run(self) -> dict[str, Outcome]:
         """Run everything; returns when the last stage has ended."""

@@ -20,7 +20,7 @@ from rlhf.config.derive import ranks
 from rlhf.experiment import stopping
 from rlhf.experiment.spec import Spec, stage_directory
 from rlhf.experiment.stopping import SAVED, Stopped
-from rlhf.launch.worker import error_file, free_port, rank_environment
+from rlhf.launch.worker import PARENT, error_file, free_port, rank_environment
 
 # Between asking a worker whose stage has failed elsewhere to end, and ending it.
 GRACE_S = 2.0
@@ -61,11 +61,14 @@ def run_workers(
     save and leave. Raises StageFailed naming the rank that failed first, after ending the others; or Stopped.
     """
     meeting = meeting or Meeting(port=free_port())
-    workers = start_workers(spec, console, devices, meeting)
+    relays: list[threading.Thread] = []
+    workers = start_workers(spec, console, devices, meeting, relays)
     try:
         codes = watch(workers, spec.config.launcher.grace_s, over)
     finally:
         end(workers)
+        for thread in relays:
+            thread.join(1.0)  # so that the logs are whole
     judge(spec, {meeting.node * len(workers) + number: code for number, code in enumerate(codes)})
 
 
@@ -84,8 +87,11 @@ def judge(spec: Spec, codes: dict[int, int | None]) -> None:
         raise Stopped(str(stage_directory(spec).status().get("reason")))
 
 
-def start_workers(spec: Spec, console: Console, devices: Devices, meeting: Meeting) -> list[subprocess.Popen[str]]:
-    """Start this node's ranks, each with its output in a log file and, for rank 0, on the console as well."""
+def start_workers(
+    spec: Spec, console: Console, devices: Devices, meeting: Meeting, relays: list[threading.Thread]
+) -> list[subprocess.Popen[str]]:
+    """Start this node's ranks, each with its output in a log file and, for rank 0, on the console as well; `relays` gets
+    the threads that copy it."""
     hardware = spec.config.hardware
     count, world = hardware.gpus_per_node, hardware.gpus_per_node * hardware.nodes
     workers = []
@@ -95,6 +101,7 @@ def start_workers(spec: Spec, console: Console, devices: Devices, meeting: Meeti
             **os.environ,
             **rank_environment(rank, local_rank, world, meeting.port, meeting.address),
             "OMP_NUM_THREADS": str(devices.threads),
+            PARENT: str(os.getpid()),
         }
         if devices.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices.gpus)
@@ -104,7 +111,8 @@ def start_workers(spec: Spec, console: Console, devices: Devices, meeting: Meeti
         workers.append(spawn(meeting.spec or spec.file, environment))
         prefix = f"[{Path(spec.directory).name} {rank}]" if spec.config.launcher.parallel > 1 else f"[{rank}]"
         shown = console if rank == 0 else None
-        threading.Thread(target=relay, args=(workers[-1].stdout, log, prefix, shown), daemon=True).start()
+        relays.append(threading.Thread(target=relay, args=(workers[-1].stdout, log, prefix, shown), daemon=True))
+        relays[-1].start()
     return workers
 
 

@@ -15,6 +15,9 @@ from rlhf.experiment.spec import Spec, thaw
 from rlhf.experiment.stopping import SAVED, Stopped, listening
 from rlhf.experiment.store import write_json
 
+# The variable that tells a worker which process started it.
+PARENT = "RLHF_PARENT"
+
 
 def run_inline(spec: Spec) -> None:
     """Run a stage in this process, as its only rank."""
@@ -66,7 +69,7 @@ def run_rank(spec: Spec) -> None:
 
 def follow_parent(period_s: float = 1.0) -> None:
     """End this process when the one that started it has gone: nobody would know of it."""
-    parent = os.getppid()
+    parent = int(os.environ.get(PARENT, os.getppid()))
     while os.getppid() == parent:
         time.sleep(period_s)
     os._exit(1)

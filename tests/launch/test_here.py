@@ -243,7 +243,7 @@ from rlhf.prepare import load_config
 def train(task, console, devices):
     with (Path(sys.argv[1]) / "trained").open("a") as file:
         file.write("once\\n")
-    time.sleep(1.5)
+    time.sleep(1.0)
     task.node.directory.finish(Result("sft", task.key, 1.0, {}))
     return Outcome("done")
 
