@@ -102,6 +102,8 @@ def serve() -> None:
 def warm() -> None:
     """Do here what each process would do once, when it is first needed."""
     import deepspeed
+    import deepspeed.module_inject.auto_ep_layer
+    import torch._inductor.compile_fx  # noqa: F401
     from omegaconf import OmegaConf
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 

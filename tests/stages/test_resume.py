@@ -336,7 +336,7 @@ def of_models(lab, *changes):
     for stage in ("sft", "reward"):
         lab.base(stage)
     actor, reward = (lab.node(stage, (), lab.root_of(()))[0].directory.path for stage in ("sft", "reward"))
-    small = ("ppo.max_steps=2", "ppo.rollout_batch_size=8", "ppo.batch_size=4")
+    small = ("ppo.max_steps=2", "ppo.rollout_batch_size=8", "ppo.batch_size=4", "data.demo.heldout_prompts=2")
     return (*changes, *small, EVERY, f"ppo.actor={actor}", f"ppo.reward={reward}")
 
 
@@ -712,13 +712,14 @@ def test_a_stage_is_trained_anew_if_it_shall_not_be_resumed(lab, two_checkpoints
 
 @pytest.fixture
 def make_saver(make_config, tmp_path):
-    """`make_saver("checkpoint.keep=3", ...)`: a new Saver of the same stage, as after a new start."""
+    """`make_saver(keep=3)`: a new Saver of the same stage, as after a new start, with these keys of `checkpoint`."""
     from rlhf.stages.context import Context
     from rlhf.stages.saver import Saver
 
-    def make(*changes):
-        config = make_config("checkpoint.every_minutes=null", *changes)
+    def make(**settings):
+        config = make_config()
         config.output_root = str(tmp_path)
+        config.checkpoint = replace(config.checkpoint, **{"every_minutes": None, **settings})
         node = nodes(config)[0]
         tracker = SimpleNamespace(
             written=lambda: {"metrics": 12},
@@ -739,7 +740,7 @@ def saved(saver) -> list[str]:
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_the_last_few_are_kept(make_saver, keep):
-    saver = make_saver(EVERY, f"checkpoint.keep={keep}")
+    saver = make_saver(every_steps=1, keep=keep)
     for step in range(1, 6):
         saver.boundary(step, None, dict)
     assert saved(saver) == ["step-000005", "step-000004", "step-000003"][:keep]
@@ -751,7 +752,7 @@ def test_what_was_saved_is_resumed(make_saver):
 
     numbers = {"final": {"eval/loss": 0.1 + 0.2, "worst": float("inf")}, "row": 3, "before": [{"text": "é\n"}]}
     tensors = {"average.0": torch.randn(3, 2, dtype=torch.bfloat16), "ids": torch.arange(4), "mask": torch.tensor([True])}
-    make_saver(EVERY).boundary(7, None, lambda: numbers, lambda: tensors)
+    make_saver(every_steps=1).boundary(7, None, lambda: numbers, lambda: tensors)
     progress = make_saver().resume()
     assert progress.step == 7 and make_saver.resumed == [({"metrics": 12}, 7)]
     assert numbers.items() <= progress.numbers.items()
@@ -767,7 +768,7 @@ def test_where_there_is_nothing_a_stage_begins(make_saver):
 def test_a_checkpoint_is_due_by_the_clock(make_saver, monkeypatch):
     now = 1000.0
     monkeypatch.setattr("rlhf.stages.saver.time", SimpleNamespace(monotonic=lambda: now))
-    saver = make_saver("checkpoint.every_minutes=2")
+    saver = make_saver(every_minutes=2.0)
     found = []
     for step, seconds in ((1, 119), (2, 2), (3, 119), (4, 1), (5, 120)):
         now += seconds
@@ -786,7 +787,7 @@ def test_without_an_interval_nothing_is_saved(make_saver):
 
 
 def test_steps_count_at_their_end_only(make_saver):
-    saver = make_saver("checkpoint.every_steps=2", "checkpoint.keep=9")
+    saver = make_saver(every_steps=2, keep=9)
     for step in range(5):
         saver.boundary(step, "rollout", dict)
         saver.boundary(step + 1, None, dict)
@@ -796,7 +797,7 @@ def test_steps_count_at_their_end_only(make_saver):
 @pytest.mark.parametrize("place", ["write", "commit"])
 @pytest.mark.parametrize("on_error", ["go_on", "stop"])
 def test_a_checkpoint_that_cannot_be_saved(make_saver, monkeypatch, capsys, place, on_error):
-    saver = make_saver(EVERY, f"checkpoint.on_error={on_error}")
+    saver = make_saver(every_steps=1, on_error=on_error)
     saver.boundary(1, None, dict)
 
     def fail(*arguments):
@@ -829,7 +830,7 @@ def test_a_stage_that_cannot_be_saved_when_it_is_asked_to_stop_says_so(make_save
 
 
 def test_what_a_killed_attempt_left_half_written_or_half_removed_goes(make_saver):
-    saver = make_saver(EVERY)
+    saver = make_saver(every_steps=1)
     saver.boundary(2, None, dict)
     left = [saver.directory / "checkpoints" / name for name in (".step-000002-rollout.partial", "step-000001")]
     for place in left:
@@ -840,7 +841,7 @@ def test_what_a_killed_attempt_left_half_written_or_half_removed_goes(make_saver
 
 
 def test_a_checkpoint_that_cannot_be_read_is_damaged(make_saver, monkeypatch, capsys):
-    saver = make_saver(EVERY)
+    saver = make_saver(every_steps=1)
     saver.boundary(1, None, dict)
     saver.boundary(2, None, dict)
 
@@ -859,6 +860,6 @@ def test_a_checkpoint_that_was_resumed_is_not_held(make_saver):
     """Else its room would not be free when it is removed, as long as the stage runs."""
     import torch
 
-    make_saver(EVERY).boundary(1, None, dict, lambda: {"average.0": torch.zeros(5000)})
+    make_saver(every_steps=1).boundary(1, None, dict, lambda: {"average.0": torch.zeros(5000)})
     progress = make_saver().resume()
     assert progress.tensors["average.0"].shape == (5000,) and "step-000001" not in Path("/proc/self/maps").read_text()
