@@ -23,7 +23,7 @@ from rich.markup import escape
 from rlhf.config.checks import check_devices
 from rlhf.config.compose import config_root, from_hydra, quoted, register, typed
 from rlhf.config.errors import ConfigError
-from rlhf.experiment.checkpoints import check_layout
+from rlhf.experiment.checkpoints import check_layout, discard
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.record import forget, record
 from rlhf.experiment.store import StageDirectory
@@ -158,10 +158,10 @@ def run(points: list[Point]) -> int:
     outcomes = {task.key: Outcome("reused") for task in tasks if task not in waiting}
     for point in points:
         record(point, outcomes)
-    if not points[0].swept:
-        for task in tasks:
-            if task not in waiting:
-                console.print(f"[green]✓[/] {task.node.stage}: done before, {task.node.directory.path}", soft_wrap=True)
+    for task in (task for task in tasks if task not in waiting):
+        discard(task.node.directory.path)  # of a stage that was killed before it could
+        if not points[0].swept:
+            console.print(f"[green]✓[/] {task.node.stage}: done before, {task.node.directory.path}", soft_wrap=True)
     if waiting:
         outcomes |= execute(waiting, console)
     for point in points:
@@ -175,7 +175,11 @@ def run(points: list[Point]) -> int:
     else:
         print_summary(points[0].stages, outcomes, console)
     print_failures(tasks, outcomes, Console(stderr=True, soft_wrap=True))
-    states = {outcome.state for outcome in outcomes.values()}
+    return exit_code({outcome.state for outcome in outcomes.values()})
+
+
+def exit_code(states: set[str]) -> int:
+    """What a script is told: 1 if a stage failed, 130 if one was stopped, else 0."""
     return 1 if states & {"failed", "skipped"} else 130 if "stopped" in states else 0
 
 

@@ -208,6 +208,8 @@ def write_adapter(engine: Any, directory: Path, read: Read) -> None:
         settings = model.peft_config["default"]
         settings.base_model_name_or_path = settings.base_model_name_or_path or None
         settings.inference_mode = True
+        if not isinstance(settings.target_modules, str):
+            settings.target_modules = sorted(settings.target_modules or ())  # a set, whose order differs between processes
         settings.save_pretrained(directory)
         settings.inference_mode = False
 

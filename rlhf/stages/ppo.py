@@ -42,6 +42,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     start = saver.resume()
     if start.step or start.tensors:
         trainer.load_state_dict(start.numbers["trainer"], start.tensors)
+        start.tensors.clear()
     before = [Answer(**kept) for kept in start.numbers.get("before", [])] or evaluation.answers(engine.ref)
     final: dict[str, float] = start.numbers.get("final", {})
 

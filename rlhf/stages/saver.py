@@ -53,6 +53,7 @@ class Saver:
         self.settings = context.spec.config.checkpoint
         self.directory = context.directory.path
         self.saved_at = time.monotonic()
+        self.newest: str | None = None  # the checkpoint that holds the present state, if it is not older
 
     def resume(self) -> Progress:
         """Put everything back as the newest sound checkpoint has it; where there is none, begin."""
@@ -62,13 +63,13 @@ class Saver:
         for place in candidates:
             problem, manifest = self.verify(place)
             if problem is None and manifest is not None:
-                progress = self.load(place, manifest)
+                progress, self.newest = self.load(place, manifest), place.name
                 self.context.tracker.resume(progress.numbers["written"], manifest.step, progress.numbers["seconds"])
                 self.say(f"resumed {self.context.spec.stage} at {place.name}")
                 if progress.numbers["code"] != self.context.spec.code:
                     self.say("the package has changed since: what follows may differ from the unbroken run")
                 return progress
-            self.say(f"{place} is damaged ({problem}); using the one before it")
+            self.say(f"{place} is damaged ({problem}); looking for the one before it")
             barrier()
             if is_main():
                 shutil.rmtree(place, ignore_errors=True)
@@ -117,7 +118,7 @@ class Saver:
         if not stop and not save:
             return
         name = checkpoint_name(step, phase)
-        problem = self.save(name, step, numbers(), tensors())
+        problem = None if name == self.newest else self.save(name, step, numbers(), tensors())
         if stop:
             raise Stopped(f"saved as {name}" if problem is None else problem)
 
@@ -136,6 +137,7 @@ class Saver:
             problem = gather(attempt(self.commit, name, step, numbers, files) if is_main() else (None, None))[0][1]
         self.saved_at = time.monotonic()
         if problem is None:
+            self.newest = name
             return None
         if is_main():
             shutil.rmtree(place, ignore_errors=True)

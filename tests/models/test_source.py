@@ -26,6 +26,14 @@ from rlhf.models.source import REACH_S, Source, check_source, fill_shape, fill_s
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.prepare import check_sources, load_config
 
+
+def look(config, planned):
+    """What happens to the stages that are not done before the first one starts."""
+    for node in planned:
+        if not node.directory.done:
+            check_sources(config, node)
+
+
 # What a saved configuration does not tell: where it came from.
 ORIGIN = {"name", "path"}
 
@@ -372,24 +380,24 @@ def finish(config, *stages):
 def test_what_a_stage_will_load_is_looked_at_before_any_stage_starts(set_key, point, key, stage):
     set_key(point, key, "org/no-such-model")
     with pytest.raises(ConfigError, match=rf"^{key}=org/no-such-model: "):
-        check_sources(point, nodes(point))
-    check_sources(point, [node for node in nodes(point) if node.stage != stage])  # nobody else loads it
+        look(point, nodes(point))
+    look(point, [node for node in nodes(point) if node.stage != stage])  # nobody else loads it
 
 
 def test_what_is_done_is_not_looked_at_again(point):
     point.model.path = point.reward_model.path = "org/no-such-model"
     finish(point, "sft", "reward")
-    check_sources(point, nodes(point))
+    look(point, nodes(point))
 
 
 def test_models_of_this_configurations_own_stages_are_not_looked_at(point):
-    check_sources(point, nodes(point))
+    look(point, nodes(point))
 
 
 def test_the_shape_of_a_model_that_is_given_a_path_is_compared(point, saved):
     point.model.path, point.model.layers = str(saved[0]), 3
     with pytest.raises(ConfigError, match=r"^model\.path=.*it has layers=2, unlike model=opt-tiny"):
-        check_sources(point, nodes(point))
+        look(point, nodes(point))
 
 
 def test_a_stages_directory_can_be_given_for_each_of_the_three(point, saved):
@@ -400,7 +408,7 @@ def test_a_stages_directory_can_be_given_for_each_of_the_three(point, saved):
         shutil.copytree(model, places[name] / "model")
         (places[name] / "result.json").write_text(json.dumps({"fingerprint": name}))
     point.ppo.actor, point.ppo.reward, point.ppo.critic = str(places["actor"]), str(places["reward"]), str(places["reward"])
-    check_sources(point, nodes(point))
+    look(point, nodes(point))
 
 
 # --- GGUF
@@ -460,7 +468,7 @@ def test_a_gguf_file_is_read_for_its_shape_its_weights_and_its_tokenizer(gguf_mo
     config = load_config(*options, "reward_model=opt-tiny", "ppo.critic=actor")
     assert (config.model.family, config.model.layers, config.model.width, config.model.positions) == ("llama", 2, 64, 256)
     assert config.model.parameters == sum(weight.numel() for weight in model.parameters())
-    check_sources(config, [node for node in nodes(config) if node.stage == "sft"])
+    look(config, [node for node in nodes(config) if node.stage == "sft"])
     found = module.source_of(config.model, "model")
     assert (found.key, found.gguf_file) == ("model.path", "tiny.gguf")
     for zero in (config.zero, load_config("zero=3").zero):
