@@ -5,6 +5,8 @@ from pathlib import Path
 
 from test_families import FAMILIES
 
+from rlhf.bench import table as speed
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results" / "demo-families-cpu.json"
 HEAD = (
@@ -27,6 +29,11 @@ def table():
 
 def test_the_table_of_families_is_that_of_the_tests():
     assert table() in (ROOT / "README.md").read_text(), f"put this into README.md:\n{table()}"
+
+
+def test_the_table_of_speed_is_that_of_the_stored_results():
+    found = speed(RESULTS.parent)
+    assert found in (ROOT / "README.md").read_text(), f"put this into README.md:\n{found}"
 
 
 if __name__ == "__main__":
