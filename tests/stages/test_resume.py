@@ -287,7 +287,7 @@ def test_killed_with_a_checkpoint_at_every_boundary_by_the_clock(lab):
         Death(f"{UPDATE}.minibatch", nth=2),  # after step-000000-rollout
         Death(f"{TRAINER}.train_rlhf", nth=2),
         Death(f"{TRAINER}.train_rlhf", when="after"),  # after step-000001-rollout
-        Death("os:replace", match="rollout.partial')", nth=2, when="after"),
+        Death("os:replace", match="rollout.partial')", when="after"),  # the one resumed is kept as it is
         Death(f"{TRAINER}.train_rlhf"),
     )
     lab.broken("ppo", deaths, "checkpoint.every_minutes=1.0e-9", "checkpoint.keep=1")
