@@ -9,7 +9,7 @@ from rich.text import Text
 
 from rlhf.experiment.checkpoints import places
 from rlhf.experiment.graph import Node
-from rlhf.experiment.sweep import Outcome, Point, Task
+from rlhf.experiment.sweep import Outcome, Point, Task, metrics_of
 from rlhf.plan.work import Work
 
 # Final figures in the order of the table: stage, metric, label, format.
@@ -102,8 +102,7 @@ def print_sweep(points: list[Point], outcomes: dict[str, Outcome], console: Cons
     for point in points:
         ended = [(node, outcomes[node.fingerprint]) for node in point.stages]
         states[point.name] = ", ".join(f"{node.stage} {outcome.state}" for node, outcome in ended if not outcome.good)
-        parts = [node.directory.result().metrics for node, outcome in ended if outcome.good]
-        metrics[point.name] = {name: value for part in parts for name, value in part.items()}
+        metrics[point.name] = metrics_of(point, outcomes)
     if not any(metrics.values()) and not any(outcome.state in ("failed", "stopped") for outcome in outcomes.values()):
         return  # all submitted
     columns = [row for row in SWEEP_COLUMNS if any(row[0] in found for found in metrics.values())]

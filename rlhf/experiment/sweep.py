@@ -57,6 +57,12 @@ class Outcome:
         return self.state in ("done", "reused")
 
 
+def metrics_of(point: Point, outcomes: dict[str, Outcome]) -> dict[str, float]:
+    """The final figures of a point's stages that are done."""
+    done = [node.directory.result().metrics for node in point.stages if outcomes[node.fingerprint].good]
+    return {name: value for part in done for name, value in part.items()}
+
+
 def merged(points: list[Point]) -> list[Task]:
     """The distinct stages of all points, those that others need first: all of a kind together, in the points' order."""
     tasks: dict[str, Task] = {}

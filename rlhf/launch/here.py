@@ -13,7 +13,7 @@ from rlhf.config.derive import ranks
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config
 from rlhf.experiment.spec import begin, spec_of
-from rlhf.experiment.stopping import Stopped, listening
+from rlhf.experiment.stopping import Stopped, aborted, asked, listening
 from rlhf.experiment.store import locked, write_atomic
 from rlhf.experiment.sweep import Outcome, Task, unmet
 from rlhf.launch.local import Devices, StageFailed, log_file, run_workers
@@ -25,7 +25,7 @@ def run_here(tasks: list[Task], console: Console) -> dict[str, Outcome]:
     """Run what is not done, each stage after those it needs; one that fails stops only what needs it. SIGINT and SIGTERM
     save and stop what runs, and nothing else is started."""
     parallel = max(1, min(tasks[0].config.launcher.parallel, len(tasks)))
-    with listening(signal.SIGINT, signal.SIGTERM) as asked:
+    with listening(signal.SIGINT, signal.SIGTERM):
         if parallel > 1:
             return Crew(tasks, console, parallel).run()
         outcomes: dict[str, Outcome] = {}
@@ -56,8 +56,6 @@ class Crew:
 
     def run(self) -> dict[str, Outcome]:
         """Run everything; returns when the last stage has ended."""
-        from rlhf.experiment.stopping import aborted, asked
-
         with ThreadPoolExecutor(self.parallel) as pool:
             try:
                 while self.waiting or self.running:

@@ -3,6 +3,7 @@ score; at every token it is the critic's value."""
 
 import inspect
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -89,8 +90,19 @@ def takes_positions(model: Any) -> bool:
     core = model
     for attribute in ("module", "classifier"):
         core = getattr(core, attribute, core)
-    core = core.get_base_model() if hasattr(core, "get_base_model") else core
-    return "position_ids" in inspect.signature(core.forward).parameters
+    return "position_ids" in accepted_inputs(core)
+
+
+def accepted_inputs(model: Any) -> frozenset[str]:
+    """The names of what a model's forward pass takes, of an adapted one the plain model's."""
+    kind: Any = type(model.get_base_model() if hasattr(model, "get_base_model") else model)
+    return inputs_of(kind)
+
+
+@cache
+def inputs_of(kind: Any) -> frozenset[str]:
+    """The names of what the forward pass of a class takes; looked up once, since it is asked for at every step."""
+    return frozenset(inspect.signature(kind.forward).parameters)
 
 
 def last_token(values: Tensor, lengths: Tensor) -> Tensor:

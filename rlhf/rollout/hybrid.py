@@ -1,9 +1,7 @@
 """Rollouts on the weights that are trained, by a decode loop of our own: a static key-value cache, sampling on the device
 with no word to the host, finished rows left out, and on a GPU one captured graph that serves every step."""
 
-import inspect
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from transformers.cache_utils import Cache, DynamicCache, StaticLayer
 from rlhf.config.schema import Rollout
 from rlhf.data.tokens import PromptBatch, Tokenizer, left_mask, right_mask
 from rlhf.engine.distributed import total
+from rlhf.models.heads import accepted_inputs, model_inputs
 from rlhf.models.lora import base_model
 from rlhf.rollout.base import Responses
 from rlhf.rollout.sampling import next_tokens
@@ -55,7 +54,7 @@ class Batch:
     def __init__(
         self, model: Any, prompts: PromptBatch, draws: Tensor, tokenizer: Tokenizer, rollout: Rollout, together: bool
     ) -> None:
-        self.model, self.rollout, self.together = model, rollout, together
+        self.model, self.rollout, self.together, self.takes = model, rollout, together, accepted_inputs(model)
         lengths, device = prompts.lengths, prompts.ids.device
         self.eos, count, self.width = int(tokenizer.eos_token_id), len(lengths), rollout.max_new_tokens
         self.prompt = longest = int(lengths.max())
@@ -72,7 +71,6 @@ class Batch:
         self.tokens = torch.zeros(count, self.width, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(count, self.width, device=device)
         self.step_number = torch.zeros(1, dtype=torch.long, device=device)
-        self.slot = torch.full((1,), longest, dtype=torch.long, device=device)
         self.graphs: dict[tuple[int, bool], Any] = {}
 
     def run(self) -> tuple[Tensor, Tensor]:
@@ -80,8 +78,7 @@ class Batch:
         count = self.tokens.size(0)
         found = torch.zeros_like(self.tokens), torch.zeros_like(self.logprobs)
         rows = torch.arange(count, device=self.tokens.device)
-        first = self.prefill()
-        self.choose(first, count, self.forbidden(0))
+        self.choose(self.prefill(), count, self.forbidden(0))
         for step in range(1, self.width):
             if step % self.look_every() == 0 or self.together:
                 left = self.alive[: len(rows)].nonzero().squeeze(1)
@@ -118,12 +115,9 @@ class Batch:
             width = int(self.lengths[rows].max())
             mask = left_mask(self.lengths[rows], width)
             read_in: Any = DynamicCache()
-            positions = (mask.cumsum(1) - 1).clamp(min=0)
-            ids = self.ids[rows, self.prompt - width :].masked_fill(mask == 0, 0)
-            out = self.model(
-                input_ids=ids, attention_mask=mask, past_key_values=read_in, use_cache=True,
-                **accepted(self.model, position_ids=positions, logits_to_keep=1),
-            )  # fmt: skip
+            inputs = model_inputs(self.model, self.ids[rows, self.prompt - width :], mask)
+            shorter = {"logits_to_keep": 1} if "logits_to_keep" in self.takes else {}
+            out = self.model(**inputs, past_key_values=read_in, use_cache=True, **shorter)
             logits.append(out.logits[:, -1])
             for layer, read in zip(self.cache.layers, read_in.layers, strict=True):
                 if not layer.is_initialized:
@@ -156,17 +150,17 @@ class Batch:
         self.logprobs[:size].index_copy_(1, self.step_number, logprobs[:, None])
         alive.logical_and_(tokens != self.eos)
         self.token[:size].copy_(tokens[:, None])
-        self.mask[:size].index_fill_(1, self.slot, 1)
+        self.mask[:size].index_fill_(1, self.step_number + self.prompt, 1)
         self.step_number.add_(1)
 
     def step(self, size: int, forbid: bool) -> None:
         """Read the tokens that were drawn last and draw the next ones."""
+        positions = {"position_ids": self.position[:size]} if "position_ids" in self.takes else {}
         out = self.model(
             input_ids=self.token[:size], attention_mask=self.mask[:size], past_key_values=self.cache, use_cache=True,
-            **accepted(self.model, position_ids=self.position[:size]),
+            **positions,
         )  # fmt: skip
         self.position.add_(1)
-        self.slot.add_(1)
         self.choose(out.logits[:, -1], size, forbid)
 
     def play(self, size: int, forbid: bool) -> None:
@@ -215,16 +209,3 @@ def bucket(rows: int, count: int, on_gpu: bool) -> int:
     while size > 1 and (smaller := size // 2 if on_gpu else size - max(1, size // 4)) >= max(1, rows):
         size = smaller
     return size
-
-
-def accepted(model: Any, **arguments: Any) -> dict[str, Any]:
-    """Those arguments that a model's forward pass takes; what a family does not take it works out by itself."""
-    kind: Any = type(base_model(model))
-    names = parameters_of(kind)
-    return {name: value for name, value in arguments.items() if name in names}
-
-
-@cache
-def parameters_of(kind: Any) -> frozenset[str]:
-    """The names of a model's inputs."""
-    return frozenset(inspect.signature(kind.forward).parameters)

@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 from rlhf.config.ranges import STAGES
 from rlhf.config.schema import Config
 from rlhf.experiment.spec import Spec
-from rlhf.experiment.sweep import Outcome, Point, Task
+from rlhf.experiment.sweep import Outcome, Point, Task, metrics_of
 
 
 class WandbRun:
@@ -96,12 +96,6 @@ def log_sweep(points: list[Point], tasks: list[Task], outcomes: dict[str, Outcom
         }
     )
     run.finish()
-
-
-def metrics_of(point: Point, outcomes: dict[str, Outcome]) -> dict[str, float]:
-    """The final figures of a point's stages that are done."""
-    done = [node.directory.result().metrics for node in point.stages if outcomes[node.fingerprint].good]
-    return {name: value for part in done for name, value in part.items()}
 
 
 def default_mode() -> str:
