@@ -31,10 +31,12 @@ PLACE_KEYS: tuple[str, ...] = (
     *(f"{zero}.{field.name}" for zero in ZEROS for field in fields(Zero) if field.name not in QUANTIZED),
     "sft.micro_batch_size", "sft.gradient_checkpointing",
     "reward.micro_batch_size", "reward.gradient_checkpointing",
-    "ppo.micro_batch_size", "ppo.packing", "ppo.gradient_checkpointing", "ppo.critic_gradient_checkpointing",
+    "ppo.micro_batch_size", "ppo.packing", "ppo.offload_idle", "ppo.compile",
+    "ppo.gradient_checkpointing", "ppo.critic_gradient_checkpointing",
     "ppo.actor", "ppo.reward", "ppo.critic", "sft.max_nonfinite", "reward.max_nonfinite", "ppo.max_nonfinite",
     "lora.save_merged", "critic_lora.save_merged", "reward_lora.save_merged",
-    "rollout.engine", "rollout.graphs", "rollout.gather", "rollout.micro_batch_size",
+    "rollout.engine", "rollout.graphs", "rollout.release_cache", "rollout.gather", "rollout.tensor_parallel",
+    "rollout.micro_batch_size",
 )  # fmt: skip
 
 

@@ -211,6 +211,8 @@ class Ppo(Training):
     rollout_batch_size: int = MISSING
     update_epochs: int = MISSING
     packing: str = MISSING
+    offload_idle: bool = MISSING
+    compile: bool = MISSING
     critic_learning_rate: float = MISSING
     critic_weight_decay: float = MISSING
     critic_gradient_checkpointing: bool = MISSING
@@ -248,11 +250,16 @@ class Rollout:
 
     engine: str = MISSING
     graphs: bool = MISSING
+    release_cache: bool = MISSING
     gather: str = MISSING
+    tensor_parallel: int = MISSING
+    samples_per_prompt: int = MISSING
     do_sample: bool = MISSING
     temperature: float = MISSING
     top_k: int = MISSING
     top_p: float = MISSING
+    repetition_penalty: float = MISSING
+    stop: list[str] = MISSING
     max_new_tokens: int = MISSING
     min_new_tokens: int = MISSING
     fixed_length: bool = MISSING

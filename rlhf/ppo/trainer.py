@@ -101,10 +101,10 @@ class DeepSpeedPPOTrainer:
         columns = [torch.zeros(actions.shape, device=ids.device) for _ in range(3)]
         scores = torch.zeros(len(ids), device=ids.device)
         order, left, right = torch.arange(len(ids), device=ids.device), ids.size(1) - width, width
-        if self.ppo.packing == "length":
+        if self.ppo.packing != "none":
             order = mask.sum(1).argsort(descending=True, stable=True)
         for rows in order.split(size):
-            if self.ppo.packing == "length":
+            if self.ppo.packing != "none":
                 left = int(mask[rows, : ids.size(1) - width].sum(1).max())
                 right = int(actions[rows].sum(1).max())
             kept = slice(ids.size(1) - width - left, ids.size(1) - width + right)

@@ -72,14 +72,14 @@ class Update:
         count = float(experience.loss_mask[torch.tensor(order, device=device)].sum())
         self.set_rates()
         torch.manual_seed(torch_seed(self.args.seed, "ppo dropout", self.updates, rank()))
-        if self.ppo.packing == "length":  # sequences of about one length together, and as much work for each rank
+        if self.ppo.packing != "none":  # sequences of about one length together, and as much work for each rank
             lengths = (experience.prompt_mask.sum(1) + experience.mask.sum(1)).tolist()
             order = sorted(order, key=lambda row: -lengths[row])
         own = order[rank() :: self.engine.batches.ranks]
         texts, text_count = self.texts.batches(self.updates) if self.texts else ([], 0.0)
         for number, start in enumerate(range(0, len(own), self.engine.batches.micro)):
             chosen = torch.tensor(own[start : start + self.engine.batches.micro], device=device)
-            rows = experience.rows(chosen, trim=self.ppo.packing == "length")
+            rows = experience.rows(chosen, trim=self.ppo.packing != "none")
             self.micro_batch(rows, count, texts[number] if texts else None, text_count)
         self.note(*finish(self.engine.actor, self.engine.critic))
         self.updates += 1
