@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rlhf.config.derive import FAMILIES, batches, max_sequence, ranks
 from rlhf.config.errors import ConfigError
+from rlhf.config.memory import GIB, cache_bytes_per_token, weights_gib
 from rlhf.config.ranges import STAGES, check_ranges
 from rlhf.config.schema import LORAS, ZEROS, Config, Lora, Model, Zero
 
@@ -18,8 +19,10 @@ def check(config: Config) -> None:
     check_inputs(config)
     check_hardware(config)
     check_models(config)
+    check_sampling(config)
     check_lengths(config)
     check_batches(config)
+    check_cache(config)
     check_writable(config)
 
 
@@ -227,15 +230,8 @@ def check_lora(config: Config, key: str) -> None:
 
 
 def check_lengths(config: Config) -> None:
-    """Sampling options agree, and sequences fit the models' positions."""
+    """Responses can end, and sequences fit the models' positions."""
     rollout = config.rollout
-    if rollout.min_new_tokens > rollout.max_new_tokens:
-        raise ConfigError(
-            "rollout.min_new_tokens",
-            rollout.min_new_tokens,
-            "it is more than rollout.max_new_tokens",
-            f"try {rollout.max_new_tokens}",
-        )
     if (rollout.fixed_length or rollout.min_new_tokens == rollout.max_new_tokens) and config.ppo.eos_penalty is not None:
         raise ConfigError(
             "ppo.eos_penalty",
@@ -258,6 +254,41 @@ def check_lengths(config: Config) -> None:
             )
 
 
+def check_sampling(config: Config) -> None:
+    """Sampling options agree with each other."""
+    rollout = config.rollout
+    if rollout.min_new_tokens > rollout.max_new_tokens:
+        problem = "it is more than rollout.max_new_tokens"
+        raise ConfigError("rollout.min_new_tokens", rollout.min_new_tokens, problem, f"try {rollout.max_new_tokens}")
+    if not all(rollout.stop):
+        raise ConfigError("rollout.stop", rollout.stop, "an empty text would end every response", "leave it out")
+    if rollout.stop and rollout.fixed_length:
+        problem = "with rollout.fixed_length=true nothing ends a response"
+        raise ConfigError("rollout.stop", rollout.stop, problem, "set rollout.fixed_length=false, or rollout.stop=[]")
+    if not rollout.do_sample:
+        for key, nothing in (("top_k", 0), ("top_p", 1.0), ("samples_per_prompt", 1)):
+            if getattr(rollout, key) != nothing:
+                problem = "with rollout.do_sample=false the likeliest token is taken"
+                fix = f"set rollout.do_sample=true, or rollout.{key}={nothing:g}"
+                raise ConfigError(f"rollout.{key}", getattr(rollout, key), problem, fix)
+
+
+def check_cache(config: Config) -> None:
+    """The key-value cache of a rollout fits beside the actor's weights."""
+    rows = config.rollout.micro_batch_size or config.ppo.rollout_batch_size // ranks(config)
+    tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    per_row = tokens * cache_bytes_per_token(config.model, config.precision.dtype) / GIB
+    room = config.hardware.memory_gib - weights_gib(config.model, config.precision.dtype, 1)
+    if "ppo" in config.stages and rows * per_row > room and config.zero.stage < 3:
+        fits = max(0, int(room / per_row))
+        problem = (
+            f"the key-value cache of {rows} rows of {tokens} tokens takes {rows * per_row:.1f} GiB, and the actor leaves "
+            f"{max(0.0, room):.1f} of {config.hardware.memory_gib:g} GiB: {fits} rows fit"
+        )
+        fix = f"try a divisor of the rank's responses up to {fits}" if fits else "choose more memory, or zero=3"
+        raise ConfigError("rollout.micro_batch_size", config.rollout.micro_batch_size, problem, fix)
+
+
 def check_batches(config: Config) -> None:
     """Every global batch of the stages that run can be shared by the ranks."""
     for stage in config.stages:
@@ -271,14 +302,14 @@ def check_batches(config: Config) -> None:
             f"it is not a multiple of ppo.batch_size={ppo.batch_size}",
             f"try {near}",
         )
-    micro = config.rollout.micro_batch_size
-    if "ppo" in config.stages and micro is not None and (micro < 1 or (ppo.rollout_batch_size // world) % micro):
-        raise ConfigError(
-            "rollout.micro_batch_size",
-            micro,
-            f"it does not divide the {ppo.rollout_batch_size // world} prompts of a rank",
-            "try null",
-        )
+    micro, copies, own = config.rollout.micro_batch_size, config.rollout.samples_per_prompt, ppo.rollout_batch_size // world
+    if "ppo" in config.stages and micro is not None and (micro < 1 or own % micro):
+        problem = f"it does not divide the {own} responses of a rank"
+        raise ConfigError("rollout.micro_batch_size", micro, problem, "try null")
+    if "ppo" in config.stages and own % copies:
+        fits = [number for number in range(1, own + 1) if own % number == 0]
+        problem = f"it does not divide the {own} responses of a rank"
+        raise ConfigError("rollout.samples_per_prompt", copies, problem, f"try one of {fits}")
 
 
 def check_inputs(config: Config) -> None:

@@ -29,6 +29,16 @@ def adapter_parameters(model: Model, rank: int) -> int:
     return rank * model.layers * (attention + (3 if model.gated else 2) * (model.width + model.ffn))
 
 
+def weights_gib(model: Model, dtype: str, shares: int) -> float:
+    """A model's weights, divided into so many shares, in GiB."""
+    return model.parameters * bytes_per_element(dtype) / shares / GIB
+
+
+def cache_bytes_per_token(model: Model, dtype: str) -> int:
+    """What one token takes in a key-value cache: a key and a value of every head of every layer."""
+    return 2 * model.layers * model.kv_heads * model.head_width * bytes_per_element(dtype)
+
+
 def state_gib(role: Role, config: Config) -> float:
     """Weights, gradients and optimiser state of a model on one device, in GiB.
 

@@ -61,7 +61,8 @@ def even_shares(items: list[Any], plan: Batches, rank: int) -> list[tuple[list[A
 
 
 class PromptLoader:
-    """The prompts of step 3: iterating gives one PromptBatch per rollout, this rank's share of the global one.
+    """The prompts of step 3: iterating gives one PromptBatch per rollout, this rank's share of the global one, in which
+    each prompt stands once for each of its `rollout.samples_per_prompt` responses.
 
     Its length is the number of rollouts: `ppo.epochs` passes over the prompts, or `ppo.max_steps`.
     """
@@ -71,18 +72,20 @@ class PromptLoader:
     ) -> None:
         self.config, self.prompts, self.pad, self.rank = config, prompts, pad, rank
         self.device = device or torch.device("cpu")
-        ppo = config.ppo
-        self.steps = total_steps(len(prompts), ppo.rollout_batch_size, ppo.epochs, ppo.max_steps, "ppo.rollout_batch_size")
+        ppo, self.copies = config.ppo, config.rollout.samples_per_prompt
+        self.size = ppo.rollout_batch_size // self.copies
+        responses = len(prompts) * self.copies
+        self.steps = total_steps(responses, ppo.rollout_batch_size, ppo.epochs, ppo.max_steps, "ppo.rollout_batch_size")
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[PromptBatch]:
-        size, world = self.config.ppo.rollout_batch_size, ranks(self.config)
-        for batch in all_batches(len(self.prompts), size, self.config.seed, "ppo.rollout_batch_size", self.steps):
+        world = ranks(self.config)
+        samples = share(list(range(self.size * self.copies)), self.rank, world)
+        for batch in all_batches(len(self.prompts), self.size, self.config.seed, "ppo.rollout_batch_size", self.steps):
             chosen = [self.prompts[i] for i in share(batch, self.rank, world)]
-            samples = share(list(range(size)), self.rank, world)
-            yield prompt_batch(chosen, samples, self.pad, self.device)
+            yield prompt_batch(chosen, samples, self.pad, self.device, self.copies)
 
 
 def create_prompt_dataloader(args: Config, tokenizer: Tokenizer, dataset: Dataset | None = None) -> PromptLoader:

@@ -5,7 +5,7 @@ lengths; nothing here or later compares ids with the padding token.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,18 +36,25 @@ class SequenceBatch:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Left-padded prompts: `ids` [B, Q], `lengths` [B], and the number of each among all prompts of the step, `samples`
-    (B), from which its random stream derives. `limits` [B] are the tokens after which an answer ends, whatever is drawn."""
+    """Left-padded prompts, one for each response: `ids` [B, Q], `lengths` [B], and the number of each among all of the
+    step, `samples` (B), from which its random stream derives. `limits` [B] are the tokens after which an answer ends,
+    whatever is drawn; `copies` rows, one after another, are the same prompt."""
 
     ids: Tensor
     lengths: Tensor
     samples: list[int]
     limits: Tensor | None = None
+    copies: int = 1
 
     def to(self, device: torch.device) -> "PromptBatch":
         """The same prompts on a device."""
         limits = None if self.limits is None else self.limits.to(device)
-        return PromptBatch(self.ids.to(device), self.lengths.to(device), self.samples, limits)
+        return replace(self, ids=self.ids.to(device), lengths=self.lengths.to(device), limits=limits)
+
+    def rows(self, rows: Tensor) -> "PromptBatch":
+        """Some of the prompts, by row, each by itself."""
+        limits = None if self.limits is None else self.limits[rows]
+        return PromptBatch(self.ids[rows], self.lengths[rows], [self.samples[row] for row in rows.tolist()], limits)
 
 
 @dataclass(frozen=True)
@@ -150,11 +157,14 @@ def comparison_batch(
     )
 
 
-def prompt_batch(prompts: Sequence[list[int]], samples: list[int], pad: int, device: torch.device) -> PromptBatch:
-    """Prompts as one left-padded batch."""
+def prompt_batch(
+    prompts: Sequence[list[int]], samples: list[int], pad: int, device: torch.device, copies: int = 1
+) -> PromptBatch:
+    """Prompts as one left-padded batch, each `copies` times: a row for each of `samples`."""
+    prompts = [prompt for prompt in prompts for _ in range(copies)]
     width = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-    return PromptBatch(ids, torch.tensor([len(prompt) for prompt in prompts], device=device), samples)
+    return PromptBatch(ids, torch.tensor([len(prompt) for prompt in prompts], device=device), samples, copies=copies)
 
 
 def right_mask(lengths: Tensor, width: int) -> Tensor:

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
+import psutil
 import torch
 
-from rlhf.engine.distributed import gather
+from rlhf.engine.distributed import gather, world
 
 
 def is_sharded(engine: Any) -> bool:
@@ -19,15 +20,15 @@ def is_sharded(engine: Any) -> bool:
 def fits_whole(engine: Any) -> bool:
     """Whether every rank has twice the memory left that the whole model takes; all ranks must ask together."""
     size = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in engine.module.parameters())
-    return all(free >= 2 * size for free in gather(free_bytes(engine)))
+    return all(free >= 2 * size for free in gather(free_bytes(engine.device)))
 
 
-def free_bytes(engine: Any) -> int:
-    """Memory at hand on this rank's device; on the CPU its share of the machine's."""
-    if engine.device.type == "cuda":
-        return int(torch.cuda.mem_get_info(engine.device)[0])
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", engine.world_size))
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // here
+def free_bytes(device: torch.device) -> int:
+    """Memory at hand on this rank's device, what torch holds unused included; on the CPU its share of the machine's."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    return int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE", world()))
 
 
 @contextmanager

@@ -18,7 +18,9 @@ def work(config: Config, stage: str, records: int | None, answers: int = 2) -> W
     """The work of a stage on so many records; None if that cannot be told (no records known, no limit of steps). A record
     of the reward model has so many answers: it is a pair, or all pairs of a prompt."""
     training = getattr(config, stage)
-    size = config.ppo.rollout_batch_size if stage == "ppo" else training.batch_size
+    size = training.batch_size
+    if stage == "ppo":
+        size = config.ppo.rollout_batch_size // config.rollout.samples_per_prompt
     by_records = None if records is None else training.epochs * (records // size)
     known = [steps for steps in (by_records, training.max_steps) if steps is not None]
     if not known:

@@ -1,22 +1,31 @@
-"""Choosing the next token: inverting the distribution's CDF with a number drawn beforehand."""
+"""Choosing the next token: inverting the distribution's CDF with a number drawn beforehand; and what ends a response."""
 
 import torch
 from torch import Tensor
 
 from rlhf.config.schema import Rollout
+from rlhf.data.tokens import Tokenizer
+
+# An id that no tokenizer has: where a response has not begun.
+NO_TOKEN = 2**31 - 1
 
 
-def next_tokens(logits: Tensor, uniforms: Tensor, rollout: Rollout, forbid: int | None = None) -> tuple[Tensor, Tensor]:
+def next_tokens(
+    logits: Tensor, uniforms: Tensor, rollout: Rollout, forbid: int | None = None, seen: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The next token of each row and its log-probability, both [B].
 
-    `logits` [B, V] are divided by the temperature; the log-probability (float32) is that of the whole distribution.
-    The token is then drawn from what top-k and top-p leave (or is the likeliest one, if not do_sample): the first, in
-    the vocabulary's order, at which the cumulated probability exceeds the row's number in `uniforms` [B]. `forbid` is a
-    token that may not be chosen.
+    `logits` [B, V] are divided by the temperature; the log-probability (float32) is that of the whole distribution, as the
+    trainer computes it: before penalties and restrictions. The token is then drawn from what the repetition penalty makes
+    of it (for the tokens that are true in `seen` [B, V]) and top-k and top-p leave of it, or is the likeliest one, if not
+    do_sample: the first, in the vocabulary's order, at which the cumulated probability exceeds the row's number in
+    `uniforms` [B]. `forbid` is a token that may not be chosen.
     """
-    logits = logits.float() / rollout.temperature
-    logprobs = torch.log_softmax(logits, dim=-1)
+    logits = logits.float()
+    logprobs = torch.log_softmax(logits / rollout.temperature, dim=-1)
     allowed = logprobs.clone()
+    if seen is not None:
+        allowed = penalized(logits, seen, rollout.repetition_penalty) / rollout.temperature
     if forbid is not None:
         allowed[:, forbid] = -torch.inf
     if rollout.do_sample:
@@ -24,6 +33,18 @@ def next_tokens(logits: Tensor, uniforms: Tensor, rollout: Rollout, forbid: int 
     else:
         tokens = allowed.argmax(-1)
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+
+
+def penalized(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Logits [B, V] with those of the tokens in `seen` divided by the penalty if they are positive, else multiplied by it
+    (arXiv 1909.05858, section 4.1, with the sign taken care of as is usual)."""
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def seen_tokens(ids: Tensor, mask: Tensor, vocabulary: int) -> Tensor:
+    """[B, V]: whether a prompt [B, Q] holds a token, padding left out."""
+    counts = torch.zeros(ids.size(0), vocabulary, dtype=torch.long, device=ids.device)
+    return counts.scatter_add(1, ids.masked_fill(mask == 0, 0), mask).bool()
 
 
 def restrict(logprobs: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -49,3 +70,21 @@ def invert_cdf(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     cumulated = torch.softmax(logprobs, dim=-1).double().cumsum(-1)
     target = uniforms.double()[:, None] * cumulated[:, -1:]
     return torch.searchsorted(cumulated, target, right=True).squeeze(-1).clamp(max=logprobs.size(-1) - 1)
+
+
+class StopTexts:
+    """Whether responses end with one of some texts, told from their tokens on their device, however the texts are cut into
+    tokens (transformers' StopStringCriteria). A prompt's own end is no part of it."""
+
+    def __init__(self, texts: list[str], tokenizer: Tokenizer, device: torch.device) -> None:
+        from transformers import StopStringCriteria
+
+        self.criteria = StopStringCriteria(tokenizer, texts)
+        self.window = torch.arange(1 - self.criteria.maximum_token_len, 1, device=device)
+
+    def __call__(self, tokens: Tensor, step: Tensor) -> Tensor:
+        """[B] for the first `step` + 1 (a tensor [1]) tokens of [B, R]."""
+        places = step + self.window
+        last = tokens.index_select(1, places.clamp(min=0))
+        found: Tensor = self.criteria(torch.where(places < 0, NO_TOKEN, last), None)
+        return found

@@ -294,6 +294,13 @@ def test_state_memory_of_adapters_of_a_hand_case(make_config):
         ({"sft.micro_batch_size": 3}, "sft.micro_batch_size"),
         ({"ppo.rollout_batch_size": 96}, "ppo.rollout_batch_size"),
         ({"rollout.micro_batch_size": 48}, "rollout.micro_batch_size"),
+        ({"rollout.samples_per_prompt": 48}, "rollout.samples_per_prompt"),
+        ({"rollout.stop": ["Human:", ""]}, "rollout.stop"),
+        ({"rollout.stop": ["."], "rollout.fixed_length": True, "ppo.eos_penalty": None}, "rollout.stop"),
+        ({"rollout.do_sample": False, "rollout.top_k": 4}, "rollout.top_k"),
+        ({"rollout.do_sample": False, "rollout.top_p": 0.5}, "rollout.top_p"),
+        ({"rollout.do_sample": False, "rollout.samples_per_prompt": 2}, "rollout.samples_per_prompt"),
+        ({"hardware.memory_gib": 0.006}, "rollout.micro_batch_size"),
         # inputs
         ({"data.source": "files"}, "data.files.train"),
         ({"data.source": "files", "data.files.train": __file__, "data.files.heldout": "no.jsonl"}, "data.files.heldout"),
@@ -547,3 +554,16 @@ def test_devices_are_counted_before_anything_is_launched(make_config, monkeypatc
 def test_checking_writes_nothing(make_config, set_key, tmp_path):
     check(set_key(make_config(), "output_root", str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_that_does_not_fit_comes_with_the_rows_that_do(make_config):
+    config = make_config("ppo.rollout_batch_size=4096", "ppo.batch_size=4096", "ppo.micro_batch_size=1")
+    config.hardware.memory_gib = 0.25
+    with pytest.raises(ConfigError, match=r"GiB: \d+ rows fit; try a divisor of .* up to \d+$") as error:
+        check(config)
+    fits = int(str(error.value).rsplit(" ", 1)[1])
+    config.rollout.micro_batch_size = max(d for d in range(1, fits + 1) if 4096 % d == 0)
+    check(config)
+    config.rollout.micro_batch_size = min(d for d in range(fits + 1, 4097) if 4096 % d == 0)
+    with pytest.raises(ConfigError, match=f"{fits} rows fit"):
+        check(config)

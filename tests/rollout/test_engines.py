@@ -7,7 +7,7 @@ import torch
 from tiny import PROMPTS, policy_engine, prompts, random_numbers
 from transformers import GenerationConfig
 
-from rlhf.data.tokens import left_mask, right_mask
+from rlhf.data.tokens import encode_prompt, left_mask, prompt_batch, right_mask
 from rlhf.ppo.forward import response_logprobs
 from rlhf.rollout import generate
 
@@ -99,3 +99,58 @@ def test_limits_end_an_answer_whatever_is_drawn(make, engine, tokenizer):
     batch = replace(prompts(config, tokenizer), limits=torch.tensor([3, 12, 20]))
     responses = generate(engine, batch, random_numbers(config, 3), tokenizer, config.rollout)
     assert responses.lengths.tolist() == [3, 12, 12] and responses.ended.tolist() == [True, True, False]
+
+
+def test_the_repetition_penalty_is_that_of_transformers(make, engine, tokenizer):
+    config = make("rollout.max_new_tokens=12", "rollout.do_sample=false", "rollout.repetition_penalty=3.0")
+    batch = prompts(config, tokenizer)
+    responses = generate(engine, batch, random_numbers(config, 3), tokenizer, config.rollout)
+    free = replace(config.rollout, repetition_penalty=1.0)
+    assert not torch.equal(responses.tokens, generate(engine, batch, random_numbers(config, 3), tokenizer, free).tokens)
+    for row, length in enumerate(responses.lengths.tolist()):
+        alone = batch.ids[row : row + 1, -int(batch.lengths[row]) :]
+        plain = engine.module.generate(
+            input_ids=alone,
+            attention_mask=torch.ones_like(alone),
+            generation_config=GenerationConfig(
+                max_new_tokens=12, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=0,
+                repetition_penalty=3.0,
+            ),
+        )  # fmt: skip
+        assert responses.tokens[row, :length].tolist() == plain[0, alone.size(1) :].tolist()
+
+
+def test_a_stop_text_ends_a_response_however_it_is_cut_into_tokens(make, engine, tokenizer):
+    config = make("rollout.max_new_tokens=24", "rollout.temperature=50.0", "rollout.stop=[e, The lamp]")
+    texts, numbers = list(PROMPTS) * 20, random_numbers(config, 60)
+    batch = prompts(config, tokenizer, texts)
+    free = generate(engine, batch, numbers, tokenizer, replace(config.rollout, stop=[]))
+    for least in (0, 5):
+        responses = generate(
+            engine, batch, numbers, tokenizer, replace(config.rollout, stop=["e", "?!"], min_new_tokens=least)
+        )
+        stopped = 0
+        for row, length in enumerate(responses.lengths.tolist()):
+            texts = [tokenizer.decode(responses.tokens[row, :end]) for end in range(length + 1)]
+            new = texts[length][len(texts[length - 1]) :] if texts[length].startswith(texts[length - 1]) else texts[length]
+            by_text = bool(responses.ended[row]) and int(responses.tokens[row, length - 1]) != tokenizer.eos_token_id
+            stopped += by_text
+            assert not by_text or "e" in new or "?!" in texts[length]
+            assert all("e" not in text[len(texts[least]) :] for text in texts[least:length])
+            if not least:
+                assert responses.tokens[row, :length].tolist() == free.tokens[row, :length].tolist()
+        assert stopped > 10
+
+
+def test_several_responses_to_a_prompt_are_what_so_many_prompts_give(make, config, engine, tokenizer):
+    numbers = random_numbers(config, 12)
+    ids = [encode_prompt(text, tokenizer, config.data) for text in PROMPTS]
+    batch = prompt_batch(ids, list(range(12)), tokenizer.pad_token_id, torch.device("cpu"), copies=4)
+    together = generate(engine, batch, numbers, tokenizer, config.rollout)
+    apart = generate(engine, replace(batch, copies=1), numbers, tokenizer, config.rollout)
+    split = generate(engine, batch, numbers, tokenizer, replace(config.rollout, micro_batch_size=3))
+    assert len({tuple(row) for row in together.tokens[:4].tolist()}) == 4
+    for other in (apart, split):
+        mask = right_mask(other.lengths, other.tokens.size(1))
+        assert torch.equal(together.lengths, other.lengths) and torch.equal(together.tokens * mask, other.tokens * mask)
+        assert torch.allclose(together.logprobs * mask, other.logprobs * mask, atol=1e-5)

@@ -1,8 +1,10 @@
 """The hybrid engine against transformers' generate, family by family, and what it alone does."""
 
+import gc
 import json
 import os
 import sys
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +13,12 @@ import torch
 from ranks import run_script
 from tiny import policy_engine, prompts
 
-from rlhf.data.tokens import right_mask
+from rlhf.config.errors import ConfigError
+from rlhf.data.tokens import encode_prompt, prompt_batch, right_mask
 from rlhf.engine.zero import frozen_engine
 from rlhf.rollout import generate
-from rlhf.rollout.hybrid import Batch, bucket
+from rlhf.rollout.decoder import SLOTS, Decoder, next_size
+from rlhf.rollout.hybrid import DECODERS
 
 FAMILIES = (
     "opt",
@@ -68,8 +72,8 @@ def test_rows_that_end_are_left_out_and_disturb_no_other(make_config, tokenizer,
     engine = policy_engine(config, tokenizer)
     ends = [0, 15, 3, 3, 9, 1, 14, 2, 0, 5]
     numbers, batch = ending_at(tokenizer, 10, 16, ends), prompts(config, tokenizer, TEXTS)
-    sizes, step = [], Batch.step
-    monkeypatch.setattr(Batch, "step", lambda self, size, forbid: (sizes.append(size), step(self, size, forbid)))
+    sizes, step = [], Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self, kind: (sizes.append(kind.rows), step(self, kind)))
     found = generate(engine, batch, numbers, tokenizer, config.rollout)
     assert found.lengths.tolist() == [end + 1 for end in ends] and found.ended.all()
     assert sizes[0] < 10 and sizes[-1] <= 2 and sizes == sorted(sizes, reverse=True)
@@ -79,12 +83,10 @@ def test_rows_that_end_are_left_out_and_disturb_no_other(make_config, tokenizer,
     assert torch.allclose(found.logprobs, plain.logprobs, atol=1e-4)
 
 
-@pytest.mark.parametrize("on_gpu", [False, True])
-def test_buckets_are_few_and_large_enough(on_gpu):
-    for count in (1, 7, 32, 100):
-        sizes = {bucket(rows, count, on_gpu) for rows in range(count + 1)}
-        assert all(rows <= bucket(rows, count, on_gpu) <= count for rows in range(1, count + 1))
-        assert len(sizes) <= (8 if on_gpu else 24)
+def test_batches_shrink_to_few_sizes_that_are_large_enough():
+    sizes = {next_size(rows) for rows in range(257)}
+    assert sizes == {1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256}
+    assert all(rows <= next_size(rows) <= max(4, 1.5 * rows) for rows in range(1, 257))
 
 
 def test_adapters_are_merged_for_the_rollout_and_the_base_comes_back_bit_for_bit(make_config, tokenizer):
@@ -118,6 +120,66 @@ def frozen_engine_of(engine, config):
 
     plain = copy.deepcopy(engine.module).unload()
     return frozen_engine(plain, config, config.zero)
+
+
+def test_a_prompt_is_read_once_for_all_its_responses(make_config, tokenizer, monkeypatch):
+    config = make_config("rollout.max_new_tokens=4")
+    engine = policy_engine(config, tokenizer)
+    ids = [encode_prompt(text, tokenizer, config.data) for text in TEXTS]
+    batch = prompt_batch(ids, list(range(30)), tokenizer.pad_token_id, torch.device("cpu"), copies=3)
+    read, forward = [], engine.module.forward
+    monkeypatch.setattr(engine.module, "forward", lambda **kw: (read.append(kw["input_ids"].shape), forward(**kw))[1])
+    generate(engine, batch, np.random.default_rng(0).random((30, 4), dtype=np.float32), tokenizer, config.rollout)
+    assert sum(rows for rows, width in read if width > 1) == len(TEXTS)
+
+
+def test_caches_are_kept_for_the_next_rollout_unless_they_are_to_be_freed(make_config, tokenizer):
+    config = make_config("rollout.max_new_tokens=12", "rollout.repetition_penalty=1.3", "rollout.stop=[qu]")
+    numbers = np.random.default_rng(3).random((10, 12), dtype=np.float32)
+    engine, other = (policy_engine(config, tokenizer) for _ in range(2))
+    long, short = prompts(config, tokenizer, TEXTS), prompts(config, tokenizer, TEXTS[:2])
+    generate(engine, long, numbers[::-1].copy(), tokenizer, config.rollout)
+    kept = DECODERS[engine.module]
+    for batch in (short, long, short):  # of fewer rows, of shorter prompts, after a longer one
+        count = len(batch.samples)
+        again = generate(engine, batch, numbers[:count], tokenizer, config.rollout)
+        assert DECODERS[engine.module] is kept
+        fresh = generate(other, batch, numbers[:count], tokenizer, replace(config.rollout, release_cache=True))
+        assert other.module not in DECODERS
+        assert torch.equal(again.tokens, fresh.tokens) and torch.equal(again.lengths, fresh.lengths)
+        assert torch.allclose(again.logprobs, fresh.logprobs, atol=1e-5)
+    hotter = replace(config.rollout, temperature=2.0)
+    generate(engine, short, numbers[:2], tokenizer, hotter)
+    assert DECODERS[engine.module] is not kept and DECODERS[engine.module].rollout == hotter
+    module = weakref.ref(engine.module)
+    engine.destroy()
+    del engine, kept
+    gc.collect()
+    assert module() is None
+
+
+def test_a_step_reads_no_more_of_the_cache_than_it_must(make_config, tokenizer, monkeypatch):
+    config = make_config("rollout.max_new_tokens=40", "rollout.fixed_length=true", "ppo.eos_penalty=null")
+    engine, slots, step = policy_engine(config, tokenizer), [], Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self, kind: (slots.append(kind.slots), step(self, kind)))
+    batch = prompts(config, tokenizer, TEXTS)
+    generate(engine, batch, np.random.default_rng(0).random((10, 40), dtype=np.float32), tokenizer, config.rollout)
+    used = [int(batch.lengths.max()) + number for number in range(1, 40)]
+    assert all(need <= seen < need + SLOTS["cpu"] for need, seen in zip(used, slots, strict=True))
+    assert len(set(slots)) > 1
+
+
+def test_a_cache_that_does_not_fit_says_how_many_rows_would(make_config, tokenizer, monkeypatch):
+    config = make_config("rollout.max_new_tokens=12")
+    engine, batch = policy_engine(config, tokenizer), prompts(config, tokenizer, TEXTS)
+    numbers = np.random.default_rng(0).random((10, 12), dtype=np.float32)
+    settings = engine.module.config
+    per_row = 2 * settings.num_hidden_layers * settings.hidden_size * 4 * SLOTS["cpu"]
+    monkeypatch.setattr("rlhf.rollout.cache.free_bytes", lambda device: 7 * per_row)
+    with pytest.raises(ConfigError, match=r"^rollout.micro_batch_size=10: .* 7 rows fit; try a divisor .* up to 7$"):
+        generate(engine, batch, numbers, tokenizer, config.rollout)
+    found = generate(engine, batch, numbers, tokenizer, replace(config.rollout, micro_batch_size=5))
+    assert found.lengths.min() > 0
 
 
 @pytest.mark.slow

@@ -1,0 +1,73 @@
+"""The key-value cache of a decode loop: transformers' static one, of which a step sees some rows and the slots in use."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, StaticLayer
+
+from rlhf.config.errors import ConfigError
+from rlhf.engine.gather import free_bytes
+from rlhf.models.lora import base_model
+
+GIB = 2**30
+
+
+class SlotCache(Cache):
+    """Keys and values of `rows` rows and `slots` slots in every layer; row b's prompt ends where all others' do."""
+
+    def __init__(self, model: Any, rows: int, slots: int, device: torch.device) -> None:
+        layers = base_model(model).config.get_text_config().num_hidden_layers
+        self.views = [StaticLayer(max_cache_len=slots) for _ in range(layers)]
+        super().__init__(layers=[*self.views])
+        self.rows, self.slots, self.device = rows, slots, device
+        self.whole: list[tuple[Tensor, Tensor]] = []
+        self.seen = (0, 0)
+
+    def store(self, read: Any, rows: Tensor, sources: Tensor, start: int) -> None:
+        """Put what a prefill read into `rows`, from slot `start` on: row r has what was read as `sources[r]`."""
+        if not self.whole:
+            self.allocate(read.layers)
+        for (keys, values), layer in zip(self.whole, read.layers, strict=True):
+            end = start + layer.keys.size(2)
+            keys[rows, :, start:end] = layer.keys[sources]
+            values[rows, :, start:end] = layer.values[sources]
+
+    def allocate(self, read: list[Any]) -> None:
+        """Make the tensors, of the shapes that a prefill's have. Raises ConfigError where they do not fit."""
+        shapes = [(layer.keys, layer.values) for layer in read]
+        per_row = sum(self.slots * like.size(1) * like.size(3) * like.element_size() for pair in shapes for like in pair)
+        free = free_bytes(self.device)
+        if self.rows * per_row > free:
+            fits = free // per_row
+            wanted = (
+                f"the key-value cache of {self.rows} rows of {self.slots} tokens takes {self.rows * per_row / GIB:.2f} GiB"
+            )
+            problem = f"{wanted}, and {free / GIB:.2f} GiB are free: {fits} rows fit"
+            fix = f"try a divisor of the rank's responses up to {fits}" if fits else "shorten prompts and responses"
+            raise ConfigError("rollout.micro_batch_size", self.rows, problem, fix)
+        for layer, (keys, values) in zip(self.views, shapes, strict=True):
+            layer.lazy_initialization(keys[:0], values[:0])
+            self.whole.append((self.zeros_like(keys), self.zeros_like(values)))
+
+    def zeros_like(self, read: Tensor) -> Tensor:
+        """A tensor [rows, heads, slots, width] for what was read."""
+        return read.new_zeros(self.rows, read.size(1), self.slots, read.size(3))
+
+    def begin(self, length: int) -> None:
+        """Go on after `length` slots."""
+        for layer in self.views:
+            layer.cumulative_length.fill_(length)
+
+    def shown(self, rows: int, slots: int) -> "SlotCache":
+        """The cache as a step sees it: the first rows and slots."""
+        if self.seen != (rows, slots):
+            for layer, (keys, values) in zip(self.views, self.whole, strict=True):
+                layer.keys, layer.values, layer.max_cache_len = keys[:rows, :, :slots], values[:rows, :, :slots], slots
+            self.seen = rows, slots
+        return self
+
+    def move(self, rows: Tensor, slots: int) -> None:
+        """Move these rows to the front; slots from `slots` on hold nothing yet."""
+        for tensor in (tensor for pair in self.whole for tensor in pair):
+            tensor[: len(rows), :, :slots] = tensor[rows, :, :slots]

@@ -1,0 +1,256 @@
+"""Decoding a batch of rows step by step: all that a step reads and writes lies in tensors whose addresses stay, so that on
+a GPU one captured graph serves every step of a kind, in this rollout and in those to come."""
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from rlhf.config.schema import Rollout
+from rlhf.data.tokens import PromptBatch, Tokenizer, left_mask
+from rlhf.engine.distributed import total
+from rlhf.models.heads import accepted_inputs, model_inputs
+from rlhf.rollout.cache import SlotCache
+from rlhf.rollout.sampling import StopTexts, next_tokens, seen_tokens
+
+# Steps between two looks at which rows have finished: on a GPU each waits for all that was launched.
+LOOK_EVERY = 8
+# A prefill's rows have prompts of about one length (this share of the longest) and so many tokens at most.
+ALIKE, PREFILL_TOKENS = 0.75, 2**14
+# The cache is read up to a multiple of so many slots: on a GPU each has a graph of its own.
+SLOTS = {"cpu": 32, "cuda": 128}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What tells one captured step from another: its rows, the slots of the cache that it reads, and whether it may not end
+    a response."""
+
+    rows: int
+    slots: int
+    forbid: bool
+
+
+class Decoder:
+    """Decodes up to `rows` rows of `width` tokens after prompts of at most `longest` tokens. `together`: ranks go through
+    each forward pass together, until the last row of all of them has ended."""
+
+    def __init__(
+        self, model: Any, rows: int, longest: int, tokenizer: Tokenizer, rollout: Rollout, together: bool,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self.reference = weakref.ref(model)  # a decoder is kept as long as its model is, and no longer
+        self.rollout, self.together, self.device = rollout, together, device
+        self.takes, self.eos, self.width = accepted_inputs(model), int(tokenizer.eos_token_id), rollout.max_new_tokens
+        self.stops = StopTexts(rollout.stop, tokenizer, device) if rollout.stop else None
+        self.bucket = SLOTS[device.type]
+        slots = -(-(longest + self.width) // self.bucket) * self.bucket
+        self.cache, self.weights = SlotCache(model, rows, slots, device), addresses(model)
+        self.rows, self.slots = rows, slots
+        self.mask = torch.zeros(rows, slots, dtype=torch.long, device=device)
+        self.token, self.position = (torch.zeros(rows, 1, dtype=torch.long, device=device) for _ in range(2))
+        self.limits, self.lengths = (torch.zeros(rows, dtype=torch.long, device=device) for _ in range(2))
+        self.alive = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.tokens = torch.zeros(rows, self.width, dtype=torch.long, device=device)
+        self.logprobs, self.draws = (torch.zeros(rows, self.width, device=device) for _ in range(2))
+        self.seen: Tensor | None = None
+        self.step_number, self.place = (torch.zeros(1, dtype=torch.long, device=device) for _ in range(2))
+        self.graphs: dict[Kind, Any] = {}
+        self.pool: Any = torch.cuda.graph_pool_handle() if self.captures else None
+
+    @property
+    def model(self) -> Any:
+        """The model that it decodes with."""
+        return self.reference()
+
+    @property
+    def captures(self) -> bool:
+        """Whether steps are captured as graphs."""
+        return self.device.type == "cuda" and self.rollout.graphs and not self.together
+
+    def serves(self, rows: int, longest: int, rollout: Rollout, together: bool) -> bool:
+        """Whether such a rollout can be done with what there is, graphs included."""
+        return (
+            rows <= self.rows
+            and longest + rollout.max_new_tokens <= self.slots
+            and (rollout, together) == (self.rollout, self.together)
+            and (not self.graphs or self.weights == addresses(self.model))
+        )
+
+    def run(self, prompts: PromptBatch, owners: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tokens and log-probabilities [B, R], lengths [B] and whether each has ended [B]; rows with equal `owners` [B]
+        have one prompt. What follows a row's end is not to be used."""
+        count, fresh = len(owners), prompts.lengths.new_zeros
+        found = fresh(count, self.width), torch.zeros_like(draws), fresh(count), fresh(count, dtype=torch.bool)
+        rows, size = torch.arange(count, device=self.device), self.rows_for(count)
+        self.begin(prompts, draws, size)
+        self.choose(self.prefill(prompts, owners, size), size, self.forbidden(0))
+        for step in range(1, self.width):
+            if step % self.look_every == 0 or self.together:
+                left = self.alive[: len(rows)].nonzero().squeeze(1)
+                if not self.anyone(len(left)):
+                    break
+                if (smaller := self.rows_for(len(left))) < size:
+                    self.keep(found, rows)
+                    rows, size = self.compact(rows, left, smaller), smaller
+            self.play(Kind(size, self.slots_for(step), self.forbidden(step)))
+        self.keep(found, rows)
+        return found
+
+    def begin(self, prompts: PromptBatch, draws: Tensor, size: int) -> None:
+        """Fill the tensors for a batch; rows beyond it, up to `size`, have ended already."""
+        lengths, count = prompts.lengths, len(prompts.samples)
+        self.longest = int(lengths.max())
+        self.alive[:size] = torch.arange(size, device=self.device) < count
+        self.position.zero_()
+        self.draws[:count], self.position[:count] = draws, lengths[:, None]
+        self.limits[:count] = 2**31 if prompts.limits is None else prompts.limits
+        places = torch.arange(self.slots, device=self.device)
+        self.mask[:size] = (places == self.longest - 1).long()  # a row that attends to nothing would be NaN
+        self.mask[:count] = ((places >= self.longest - lengths[:, None]) & (places < self.longest)).long()
+        for tensor in (self.tokens, self.logprobs, self.lengths, self.step_number):
+            tensor.zero_()
+        self.place.fill_(self.longest)
+
+    def rows_for(self, rows: int) -> int:
+        """The rows of the batch that is decoded for so many: one of few sizes, since each has graphs of its own, and a
+        smaller batch costs a copy of the cache."""
+        return min(self.rows, next_size(rows))
+
+    def slots_for(self, step: int) -> int:
+        """The slots of the cache that a step reads."""
+        return min(self.slots, -(-(self.longest + step) // self.bucket) * self.bucket)
+
+    @property
+    def look_every(self) -> int:
+        """Steps between two looks at the rows that are left."""
+        return LOOK_EVERY if self.device.type == "cuda" else 1
+
+    def anyone(self, left: int) -> bool:
+        """Whether any row is left, on any rank where ranks go together."""
+        return total(left)[0] > 0 if self.together else left > 0
+
+    def forbidden(self, step: int) -> bool:
+        """Whether the step may not end a response."""
+        return self.rollout.fixed_length or step < self.rollout.min_new_tokens
+
+    def keep(self, found: tuple[Tensor, Tensor, Tensor, Tensor], rows: Tensor) -> None:
+        """Put what the rows have so far where it belongs."""
+        here = self.tokens, self.logprobs, self.lengths, ~self.alive
+        for column, tensor in zip(found, here, strict=True):
+            column[rows] = tensor[: len(rows)]
+
+    def prefill(self, prompts: PromptBatch, owners: Tensor, size: int) -> Tensor:
+        """Read each prompt once, those of about one length together; returns the logits [size, V] of the first tokens."""
+        distinct, owner = torch.unique_consecutive(owners, return_inverse=True)
+        first = torch.searchsorted(owner, torch.arange(len(distinct), device=self.device))
+        lengths, logits = prompts.lengths[first], []
+        shorter = {"logits_to_keep": 1} if "logits_to_keep" in self.takes else {}
+        for part in self.alike(lengths.tolist()):
+            width = int(lengths[part].max())
+            mask, ids = left_mask(lengths[part], width), prompts.ids[first[part]][:, prompts.ids.size(1) - width :]
+            read: Any = DynamicCache()
+            out = self.model(**model_inputs(self.model, ids, mask), past_key_values=read, use_cache=True, **shorter)
+            logits.append(out.logits[:, -1])
+            rows = ((owner >= part.start) & (owner < part.stop)).nonzero().squeeze(1)
+            self.cache.store(read, rows, owner[rows] - part.start, self.longest - width)
+        whole = torch.cat(logits)[owner]
+        if self.rollout.repetition_penalty != 1.0:
+            if self.seen is None:
+                self.seen = torch.zeros(self.rows, whole.size(1), dtype=torch.bool, device=self.device)
+            held = left_mask(prompts.lengths, prompts.ids.size(1))
+            self.seen[: len(owner)] = seen_tokens(prompts.ids, held, whole.size(1))
+        self.cache.begin(self.longest)
+        return torch.cat([whole, whole.new_zeros(size - len(whole), whole.size(1))])
+
+    def alike(self, lengths: list[int]) -> Iterator[slice]:
+        """Consecutive prompts that are of about one length; all of them where ranks go together."""
+        start = 0
+        for row in range(1, len(lengths) + 1):
+            most = row - start >= max(1, PREFILL_TOKENS // lengths[start])
+            if row == len(lengths) or (not self.together and (lengths[row] < ALIKE * lengths[start] or most)):
+                yield slice(start, row)
+                start = row
+
+    def choose(self, logits: Tensor, size: int, forbid: bool) -> None:
+        """Draw the next token of the first `size` rows and make everything ready for the step that reads it."""
+        draw = self.draws[:size].index_select(1, self.step_number).squeeze(1)
+        seen = None if self.seen is None else self.seen[:size]
+        tokens, logprobs = next_tokens(logits, draw, self.rollout, self.eos if forbid else None, seen)
+        alive, all_tokens = self.alive[:size], self.tokens[:size]
+        tokens = torch.where(self.limits[:size] == self.step_number + 1, self.eos, tokens)
+        tokens = torch.where(alive, tokens, 0)
+        all_tokens.index_copy_(1, self.step_number, tokens[:, None])
+        self.logprobs[:size].index_copy_(1, self.step_number, logprobs[:, None])
+        if seen is not None:
+            seen.scatter_(1, tokens[:, None], True)
+        self.lengths[:size].add_(alive)
+        ended = tokens == self.eos
+        if self.stops is not None and not forbid:
+            ended = ended | self.stops(all_tokens, self.step_number)
+        alive.logical_and_(~ended)
+        self.token[:size].copy_(tokens[:, None])
+        self.mask[:size].index_fill_(1, self.place, 1)
+        self.step_number.add_(1)
+        self.place.add_(1)
+
+    def step(self, kind: Kind) -> None:
+        """Read the tokens that were drawn last and draw the next ones."""
+        rows, slots = kind.rows, kind.slots
+        positions = {"position_ids": self.position[:rows]} if "position_ids" in self.takes else {}
+        out = self.model(
+            input_ids=self.token[:rows], attention_mask=self.mask[:rows, :slots],
+            past_key_values=self.cache.shown(rows, slots), use_cache=True, **positions,
+        )  # fmt: skip
+        self.position.add_(1)
+        self.choose(out.logits[:, -1], rows, kind.forbid)
+
+    def play(self, kind: Kind) -> None:
+        """Do a step: on a GPU by a captured graph, from the second time on that one of its kind is done."""
+        if not self.captures:
+            self.step(kind)
+            return
+        if kind not in self.graphs:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # what is allocated once is not to be allocated inside the graph
+                self.step(kind)
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graphs[kind] = None
+            return
+        if self.graphs[kind] is None:
+            self.graphs[kind] = graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool):
+                self.step(kind)
+        self.graphs[kind].replay()
+
+    def compact(self, rows: Tensor, left: Tensor, smaller: int) -> Tensor:
+        """Move the rows that are left, and finished ones to fill the smaller batch, to the front; which they are."""
+        finished = (~self.alive[: len(rows)]).nonzero().squeeze(1)
+        kept = torch.cat([left, finished])[:smaller]
+        count = len(kept)
+        moved = (
+            self.tokens, self.logprobs, self.lengths, self.draws, self.limits, self.token, self.position, self.mask,
+            self.alive, *([] if self.seen is None else [self.seen]),
+        )  # fmt: skip
+        for tensor in moved:
+            tensor[:count] = tensor[kept]
+        self.alive[count:smaller] = False
+        self.cache.move(kept, self.slots_for(int(self.step_number)))
+        return rows[kept]
+
+
+def next_size(rows: int) -> int:
+    """The smallest of the sizes that batches shrink to, for so many rows: powers of two, and those between them."""
+    power = 1 << max(0, rows - 1).bit_length()
+    between = power * 3 // 4
+    return between if rows <= between and power >= 8 else power
+
+
+def addresses(model: Any) -> tuple[int, ...]:
+    """Where the weights are: graphs read them there."""
+    return tuple(parameter.data_ptr() for parameter in model.parameters())
