@@ -4,12 +4,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import deepspeed
 import psutil
 import torch
+from torch import Tensor, nn
 
 from rlhf.engine.distributed import gather, world
+
+# Elements that are gathered in one go.
+PORTION = 2**27
+# The buffers that models were gathered into, of those that keep them.
+KEPT: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
 
 
 def is_sharded(engine: Any) -> bool:
@@ -18,9 +25,10 @@ def is_sharded(engine: Any) -> bool:
 
 
 def fits_whole(engine: Any) -> bool:
-    """Whether every rank has twice the memory left that the whole model takes; all ranks must ask together."""
+    """Whether every rank has twice the memory left that the whole model takes, or has the buffers for it; all ranks must
+    ask together."""
     size = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in engine.module.parameters())
-    return all(free >= 2 * size for free in gather(free_bytes(engine.device)))
+    return engine.module in KEPT or all(free >= 2 * size for free in gather(free_bytes(engine.device)))
 
 
 def free_bytes(device: torch.device) -> int:
@@ -32,15 +40,50 @@ def free_bytes(device: torch.device) -> int:
 
 
 @contextmanager
-def gathered(engine: Any) -> Iterator[None]:
+def gathered(engine: Any, keep: bool) -> Iterator[None]:
     """A context in which every rank holds the whole model, and a forward pass talks to no other rank. Changes made to the
-    weights inside it are lost. All ranks must enter it."""
+    weights inside it are lost. All ranks must enter it. `keep` the buffers for the next time: the weights are then where
+    they were, as captured graphs need it."""
     offload = getattr(engine.optimizer, "parameter_offload", engine.optimizer)
-    with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
-        # DeepSpeed's hooks would gather before each layer, and let go of it after.
-        offload._remove_module_hooks()
-        offload.forward_hooks, offload.backward_hooks = [], []
-        try:
-            yield
-        finally:
-            offload.setup_zero_stage3_hooks()
+    parameters: list[Any] = list(engine.module.parameters())
+    buffers = KEPT.pop(engine.module, [])
+    fill(buffers, parameters)
+    if keep:
+        KEPT[engine.module] = buffers
+    shards = [(parameter.data, parameter.ds_status) for parameter in parameters]
+    # DeepSpeed's hooks would gather before each layer, and let go of it after.
+    offload._remove_module_hooks()
+    offload.forward_hooks, offload.backward_hooks = [], []
+    for parameter, buffer in zip(parameters, buffers, strict=True):
+        parameter.data, parameter.ds_status = buffer, type(parameter.ds_status).AVAILABLE
+    try:
+        yield
+    finally:
+        for parameter, (shard, status) in zip(parameters, shards, strict=True):
+            parameter.data, parameter.ds_status = shard, status
+        offload.setup_zero_stage3_hooks()
+
+
+def fill(buffers: list[Tensor], parameters: list[nn.Parameter]) -> None:
+    """Copy sharded weights, whole, into `buffers`, or into new ones if there are none; a portion of them at a time."""
+    new, done = not buffers, 0
+    for part in portions(parameters):
+        with deepspeed.zero.GatheredParameters(part):
+            if new:
+                buffers += [parameter.detach().clone() for parameter in part]
+            else:
+                for buffer, parameter in zip(buffers[done : done + len(part)], part, strict=True):
+                    buffer.copy_(parameter.detach())
+        done += len(part)
+
+
+def portions(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """The weights in order, in parts of about PORTION elements."""
+    part: list[nn.Parameter] = []
+    for parameter in parameters:
+        part.append(parameter)
+        if sum(int(getattr(member, "ds_numel", member.numel())) for member in part) >= PORTION:
+            yield part
+            part = []
+    if part:
+        yield part

@@ -2,7 +2,7 @@
 a GPU one captured graph serves every step of a kind, in this rollout and in those to come."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,8 +59,8 @@ class Decoder:
         self.logprobs, self.draws = (torch.zeros(rows, self.width, device=device) for _ in range(2))
         self.seen: Tensor | None = None
         self.step_number, self.place = (torch.zeros(1, dtype=torch.long, device=device) for _ in range(2))
-        self.graphs: dict[Kind, Any] = {}
-        self.pool: Any = torch.cuda.graph_pool_handle() if self.captures else None
+        self.graphs: dict[Kind, Callable[[], None] | None] = {}
+        self.pool: Any = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     @property
     def model(self) -> Any:
@@ -213,20 +213,28 @@ class Decoder:
         """Do a step: on a GPU by a captured graph, from the second time on that one of its kind is done."""
         if not self.captures:
             self.step(kind)
-            return
-        if kind not in self.graphs:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # what is allocated once is not to be allocated inside the graph
-                self.step(kind)
-            torch.cuda.current_stream().wait_stream(stream)
+        elif kind not in self.graphs:
             self.graphs[kind] = None
-            return
-        if self.graphs[kind] is None:
-            self.graphs[kind] = graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):
-                self.step(kind)
-        self.graphs[kind].replay()
+            self.warm_up(kind)
+        else:
+            self.graphs[kind] = replay = self.graphs[kind] or self.captured(kind)
+            replay()
+
+    def warm_up(self, kind: Kind) -> None:
+        """Do a step on a stream of its own: what is allocated once is not to be allocated inside a graph."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.step(kind)
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def captured(self, kind: Kind) -> Callable[[], None]:
+        """A step as a graph, and what plays it. Capturing does nothing of it yet."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            self.step(kind)
+        play: Callable[[], None] = graph.replay
+        return play
 
     def compact(self, rows: Tensor, left: Tensor, smaller: int) -> Tensor:
         """Move the rows that are left, and finished ones to fill the smaller batch, to the front; which they are."""

@@ -22,7 +22,8 @@ def ready(engine: Any, rollout: Rollout) -> Iterator[bool]:
         sharded = is_sharded(engine)
         whole = sharded and (rollout.gather == "all" or (rollout.gather == "auto" and fits_whole(engine)))
         if whole:
-            stack.enter_context(gathered(engine))
+            keep = rollout.graphs and not rollout.release_cache and engine.device.type == "cuda"
+            stack.enter_context(gathered(engine, keep))
         if sharded:
             tell("rollouts gather the whole model once" if whole else "rollouts gather the model layer by layer")
         if hasattr(engine.module, "peft_config") and not hasattr(engine, "off") and (whole or not sharded):

@@ -136,3 +136,19 @@ def test_prompt_dataloader_encodes_the_training_prompts_that_fit(make_config, to
     config.data.max_prompt_tokens = sorted(map(len, everything.prompts))[100]
     fitting = create_prompt_dataloader(config, tokenizer)
     assert fitting.prompts == [ids for ids in everything.prompts if len(ids) <= config.data.max_prompt_tokens]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_each_prompt_stands_once_for_each_of_its_responses(make_config, world):
+    config = make_config(
+        "ppo.rollout_batch_size=12", "ppo.batch_size=12", "rollout.samples_per_prompt=3", f"hardware.gpus_per_node={world}"
+    )
+    prompts = [[number] * (1 + number % 3) for number in range(1, 11)]
+    loaders = [PromptLoader(config, prompts, 0, rank) for rank in range(world)]
+    assert len(loaders[0]) == config.ppo.epochs * (10 * 3 // 12)
+    for batches in zip(*loaders, strict=True):
+        assert [sample for batch in batches for sample in batch.samples] == list(range(12))
+        rows = [ids[-length:] for batch in batches for ids, length in zip(batch.ids.tolist(), batch.lengths, strict=True)]
+        assert all(batch.copies == 3 for batch in batches)
+        assert all(rows[start : start + 3] == [rows[start]] * 3 for start in range(0, 12, 3))
+        assert len({tuple(row) for row in rows}) == 4

@@ -186,7 +186,7 @@ def test_a_cache_that_does_not_fit_says_how_many_rows_would(make_config, tokeniz
 @pytest.mark.parametrize(("lora", "gather"), [("none", "all"), ("none", "layers"), ("r8", "all"), ("r8", "layers")])
 def test_sharded_weights_are_gathered_once_or_layer_by_layer(lora, gather):
     printed = [json.loads(out.splitlines()[-1]) for out in run_script(__file__, 2, lora, gather)]
-    assert all(told == {"tokens": True, "weights": True, "gap": True, "trains": True} for told in printed)
+    assert all(told == {"kept": True, "tokens": True, "weights": True, "gap": True, "trains": True} for told in printed)
 
 
 def main(lora, gather):
@@ -195,6 +195,7 @@ def main(lora, gather):
     from rlhf.config.derive import batches
     from rlhf.data.records import load_dataset
     from rlhf.engine.distributed import rank, start
+    from rlhf.engine.gather import KEPT, gathered
     from rlhf.engine.state import held
     from rlhf.engine.zero import Learning, training_engine
     from rlhf.models.load import new_policy
@@ -218,7 +219,13 @@ def main(lora, gather):
     batch = prompts(config, tokenizer, TEXTS)
     plain = generate(engine, batch, numbers, tokenizer, replace(config.rollout, engine="hf"))
     found = generate(engine, batch, numbers, tokenizer, config.rollout)
+    places = []
+    for keep in (True, True, False):
+        with gathered(engine, keep):
+            places.append([parameter.data_ptr() for parameter in engine.module.parameters()])
+        engine.module(input_ids=batch.ids)  # layer by layer
     told = {
+        "kept": places[0] == places[1] == places[2] and engine.module not in KEPT,
         "tokens": torch.equal(found.tokens, plain.tokens * right_mask(plain.lengths, plain.tokens.size(1))),
         "weights": all(torch.equal(before[name], held(p)) for name, p in engine.module.named_parameters()),
         "gap": torch.allclose(found.logprobs, plain.logprobs, atol=1e-4),

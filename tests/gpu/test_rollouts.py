@@ -1,0 +1,101 @@
+"""Rollouts by captured graphs against plain calls and against transformers' generate."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from agreement import disagreements
+from tiny import policy_engine
+
+from rlhf.data.tokens import left_mask, prompt_batch, right_mask
+from rlhf.ppo.forward import response_logprobs
+from rlhf.rollout import generate
+from rlhf.rollout.hybrid import DECODERS
+
+FAMILIES = (
+    "opt", "bloom", "gpt-neox", "gptj", "gpt-neo", "gpt2", "codegen", "llama", "qwen2", "qwen3", "mistral", "gemma2",
+)  # fmt: skip
+
+
+def ragged(engine, config, count, seed=0):
+    """Prompts of many lengths, and numbers for their responses."""
+    generator = np.random.default_rng(seed)
+    ids = [generator.integers(5, 300, n).tolist() for n in generator.integers(3, 60, count)]
+    numbers = generator.random((count, config.rollout.max_new_tokens), dtype=np.float32)
+    device = next(engine.module.parameters()).device
+    return prompt_batch(ids, list(range(count)), 0, device), numbers
+
+
+def sharpened(engine, factor):
+    """An engine whose random weights say more clearly what comes next."""
+    with torch.no_grad():
+        for parameter in engine.module.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(factor)
+    return engine
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_graphs_give_the_tokens_of_plain_calls_and_of_transformers(gpu_config, tokenizer, family):
+    config = gpu_config(f"model={family}-tiny", "precision=fp32", "rollout.max_new_tokens=40")
+    engine = sharpened(policy_engine(config, tokenizer), 3.0)
+    batch, numbers = ragged(engine, config, 20)
+    for sampling in ({"do_sample": False}, {}, {"top_k": 20, "top_p": 0.9, "min_new_tokens": 6}, {"fixed_length": True}):
+        rollout = replace(config.rollout, **sampling)
+        graphs = [generate(engine, batch, numbers, tokenizer, rollout) for _ in range(2)]
+        assert any(play is not None for play in DECODERS[engine.module].graphs.values())
+        for changes in ({"graphs": False}, {"engine": "hf"}):
+            plain = generate(engine, batch, numbers, tokenizer, replace(rollout, **changes))
+            for found in graphs:
+                assert disagreements(engine, batch, numbers, found, plain, rollout, tokenizer.eos_token_id) == []
+
+
+def test_graphs_serve_later_rollouts_of_other_sizes_and_see_new_weights(gpu_config, tokenizer):
+    config = gpu_config("precision=fp32", "rollout.max_new_tokens=24", "rollout.temperature=3.0")
+    engine = policy_engine(config, tokenizer)
+    for number, count in enumerate((32, 5, 32, 17, 31, 1)):
+        batch, numbers = ragged(engine, config, count, number)
+        sharpened(engine, 1.1)
+        graphs = generate(engine, batch, numbers, tokenizer, config.rollout)
+        plain = generate(engine, batch, numbers, tokenizer, replace(config.rollout, engine="hf"))
+        assert disagreements(engine, batch, numbers, graphs, plain, config.rollout, tokenizer.eos_token_id) == []
+
+
+def test_penalties_and_stop_texts_work_inside_graphs(gpu_config, tokenizer):
+    config = gpu_config("precision=fp32", "rollout.max_new_tokens=24", "rollout.do_sample=false")
+    engine = sharpened(policy_engine(config, tokenizer), 3.0)
+    rollout = replace(config.rollout, stop=["qu", "e"], repetition_penalty=1.5, min_new_tokens=3)
+    batch, numbers = ragged(engine, config, 24)
+    plain = generate(engine, batch, numbers, tokenizer, replace(rollout, engine="hf"))
+    for _ in range(2):
+        graphs = generate(engine, batch, numbers, tokenizer, rollout)
+        assert torch.equal(graphs.lengths, plain.lengths) and torch.equal(graphs.ended, plain.ended)
+        assert torch.equal(graphs.tokens, plain.tokens)
+
+
+def test_half_precision_is_near_the_trainers_log_probabilities(gpu_config, tokenizer, sizes):
+    model = sizes(("model=opt-125m", "model.path=null"), ("model=opt-tiny",))
+    config = gpu_config(*model, "precision=bf16", "rollout.max_new_tokens=32")
+    engine = policy_engine(config, tokenizer)
+    batch, numbers = ragged(engine, config, 16)
+    responses = generate(engine, batch, numbers, tokenizer, config.rollout)
+    actions = right_mask(responses.lengths, responses.tokens.size(1))
+    mask = torch.cat([left_mask(batch.lengths, batch.ids.size(1)), actions], 1)
+    ids = torch.cat([batch.ids, responses.tokens], 1)
+    with torch.no_grad():
+        logprobs, _ = response_logprobs(engine, ids, mask, actions.size(1), 1.0)
+    gaps = (logprobs - responses.logprobs).abs()[actions.bool()]
+    assert float(gaps.mean()) < 0.02 and float(gaps.max()) < 0.5
+
+
+def test_a_rollout_gives_its_memory_back(gpu_config, tokenizer):
+    config = gpu_config("precision=bf16", "rollout.max_new_tokens=40", "rollout.release_cache=true")
+    engine = policy_engine(config, tokenizer)
+    batch, numbers = ragged(engine, config, 32)
+    generate(engine, batch, numbers, tokenizer, config.rollout)  # libraries take their workspaces once
+    before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+    responses = generate(engine, batch, numbers, tokenizer, config.rollout)
+    assert engine.module not in DECODERS
+    del responses
+    assert (torch.cuda.memory_allocated() if torch.cuda.is_available() else 0) <= before
