@@ -57,7 +57,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "value/grad_norm": ("", "the critic's gradient norm before clipping, mean over the rollout's updates"),
     "length/response": ("tokens", "mean response length, end-of-text included"),
     "length/prompt": ("tokens", "mean prompt length"),
-    "length/ended": ("share", "responses that reached end-of-text"),
+    "length/ended": ("share", "responses that reached end-of-text or a stop text"),
     "time/step_s": ("s", "wall time of the step"),
     "time/rollout_s": ("s", "of which: sampling responses"),
     "time/score_s": ("s", "of which: log-probabilities, reference, values, scores"),
