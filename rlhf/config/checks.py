@@ -3,6 +3,7 @@ loaded."""
 
 import os
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 from rlhf.config.derive import FAMILIES, batches, max_sequence, ranks
@@ -10,6 +11,13 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.memory import GIB, cache_bytes_per_token, weights_gib
 from rlhf.config.ranges import STAGES, check_ranges
 from rlhf.config.schema import LORAS, ZEROS, Config, Lora, Model, Zero
+
+# The families that continuous batching answers as generate does (tests/rollout/test_paged.py; measured on transformers 5.17,
+# 5.23 and 5.24), and the release from which it does not any more.
+PAGED: dict[str, str | None] = {
+    "opt": None, "gpt2": None, "llama": None, "qwen2": None, "qwen3": None, "mistral": None, "gpt_neox": "5.24",
+    "gemma2": "5.18",
+}  # fmt: skip
 
 
 def check(config: Config) -> None:
@@ -20,6 +28,7 @@ def check(config: Config) -> None:
     check_hardware(config)
     check_models(config)
     check_sampling(config)
+    check_engine(config)
     check_lengths(config)
     check_batches(config)
     check_cache(config)
@@ -271,6 +280,31 @@ def check_sampling(config: Config) -> None:
                 problem = "with rollout.do_sample=false the likeliest token is taken"
                 fix = f"set rollout.do_sample=true, or rollout.{key}={nothing:g}"
                 raise ConfigError(f"rollout.{key}", getattr(rollout, key), problem, fix)
+
+
+def check_engine(config: Config) -> None:
+    """The rollout engine serves the actor."""
+    rollout, family = config.rollout, config.model.family
+    if "ppo" not in config.stages or rollout.engine != "paged":
+        return
+    if family not in PAGED or (PAGED[family] is not None and release("transformers") >= release_of(str(PAGED[family]))):
+        served = ", ".join(name for name, until in PAGED.items() if until is None)
+        problem = f"the continuous batching of transformers {version('transformers')} does not serve a {family}"
+        raise ConfigError("rollout.engine", "paged", f"{problem} (but {served})", "try rollout=hybrid")
+    if config.zero.stage == 3 and ranks(config) > 1 and rollout.gather == "layers":
+        problem = "ranks that sample at their own pace cannot gather layers together"
+        raise ConfigError("rollout.gather", "layers", problem, "set rollout.gather=all, or try rollout=hybrid")
+
+
+def release(package: str) -> tuple[int, ...]:
+    """The release of an installed package, major and minor."""
+    return release_of(version(package))
+
+
+def release_of(text: str) -> tuple[int, ...]:
+    """Major and minor of a version."""
+    major, minor = text.split(".")[:2]
+    return int(major), int(minor)
 
 
 def check_cache(config: Config) -> None:

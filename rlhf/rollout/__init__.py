@@ -10,8 +10,9 @@ from rlhf.data.tokens import PromptBatch, Tokenizer
 from rlhf.rollout.base import Generate, Responses
 from rlhf.rollout.hf import generate as hf_generate
 from rlhf.rollout.hybrid import generate as hybrid_generate
+from rlhf.rollout.paged import generate as paged_generate
 
-ENGINES: dict[str, Generate] = {"hf": hf_generate, "hybrid": hybrid_generate}
+ENGINES: dict[str, Generate] = {"hf": hf_generate, "hybrid": hybrid_generate, "paged": paged_generate}
 
 
 def generate(engine: Any, prompts: PromptBatch, uniforms: np.ndarray, tokenizer: Tokenizer, rollout: Rollout) -> Responses:

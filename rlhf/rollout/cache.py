@@ -36,16 +36,8 @@ class SlotCache(Cache):
     def allocate(self, read: list[Any]) -> None:
         """Make the tensors, of the shapes that a prefill's have. Raises ConfigError where they do not fit."""
         shapes = [(layer.keys, layer.values) for layer in read]
-        per_row = sum(self.slots * like.size(1) * like.size(3) * like.element_size() for pair in shapes for like in pair)
-        free = free_bytes(self.device)
-        if self.rows * per_row > free:
-            fits = free // per_row
-            wanted = (
-                f"the key-value cache of {self.rows} rows of {self.slots} tokens takes {self.rows * per_row / GIB:.2f} GiB"
-            )
-            problem = f"{wanted}, and {free / GIB:.2f} GiB are free: {fits} rows fit"
-            fix = f"try a divisor of the rank's responses up to {fits}" if fits else "shorten prompts and responses"
-            raise ConfigError("rollout.micro_batch_size", self.rows, problem, fix)
+        per_token = sum(like.size(1) * like.size(3) * like.element_size() for pair in shapes for like in pair)
+        check_room(self.rows, self.slots, per_token, self.device)
         for layer, (keys, values) in zip(self.views, shapes, strict=True):
             layer.lazy_initialization(keys[:0], values[:0])
             self.whole.append((self.zeros_like(keys), self.zeros_like(values)))
@@ -71,3 +63,14 @@ class SlotCache(Cache):
         """Move these rows to the front; slots from `slots` on hold nothing yet."""
         for tensor in (tensor for pair in self.whole for tensor in pair):
             tensor[: len(rows), :, :slots] = tensor[rows, :, :slots]
+
+
+def check_room(rows: int, slots: int, per_token: int, device: torch.device) -> None:
+    """Raise ConfigError where a cache of so many rows and slots, of `per_token` bytes, does not fit the device."""
+    per_row, free = slots * per_token, free_bytes(device)
+    if rows * per_row > free:
+        fits = free // per_row
+        wanted = f"the key-value cache of {rows} rows of {slots} tokens takes {rows * per_row / GIB:.2f} GiB"
+        problem = f"{wanted}, and {free / GIB:.2f} GiB are free: {fits} rows fit"
+        fix = f"try a divisor of the rank's responses up to {fits}" if fits else "shorten prompts and responses"
+        raise ConfigError("rollout.micro_batch_size", rows, problem, fix)

@@ -46,6 +46,7 @@ class Decoder:
         self.reference = weakref.ref(model)  # a decoder is kept as long as its model is, and no longer
         self.rollout, self.together, self.device = rollout, together, device
         self.takes, self.eos, self.width = accepted_inputs(model), int(tokenizer.eos_token_id), rollout.max_new_tokens
+        self.cache_name = "cache" if "cache" in self.takes else "past_key_values"  # since transformers 5.24; before it
         self.stops = StopTexts(rollout.stop, tokenizer, device) if rollout.stop else None
         self.bucket = SLOTS[device.type]
         slots = -(-(longest + self.width) // self.bucket) * self.bucket
@@ -154,7 +155,8 @@ class Decoder:
             width = int(lengths[part].max())
             mask, ids = left_mask(lengths[part], width), prompts.ids[first[part]][:, prompts.ids.size(1) - width :]
             read: Any = DynamicCache()
-            out = self.model(**model_inputs(self.model, ids, mask), past_key_values=read, use_cache=True, **shorter)
+            cache = {self.cache_name: read, "use_cache": True}
+            out = self.model(**model_inputs(self.model, ids, mask), **cache, **shorter)
             logits.append(out.logits[:, -1])
             rows = ((owner >= part.start) & (owner < part.stop)).nonzero().squeeze(1)
             self.cache.store(read, rows, owner[rows] - part.start, self.longest - width)
@@ -202,10 +204,8 @@ class Decoder:
         """Read the tokens that were drawn last and draw the next ones."""
         rows, slots = kind.rows, kind.slots
         positions = {"position_ids": self.position[:rows]} if "position_ids" in self.takes else {}
-        out = self.model(
-            input_ids=self.token[:rows], attention_mask=self.mask[:rows, :slots],
-            past_key_values=self.cache.shown(rows, slots), use_cache=True, **positions,
-        )  # fmt: skip
+        cache: dict[str, Any] = {self.cache_name: self.cache.shown(rows, slots), "use_cache": True}
+        out = self.model(input_ids=self.token[:rows], attention_mask=self.mask[:rows, :slots], **positions, **cache)
         self.position.add_(1)
         self.choose(out.logits[:, -1], rows, kind.forbid)
 

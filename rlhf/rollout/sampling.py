@@ -11,7 +11,12 @@ NO_TOKEN = 2**31 - 1
 
 
 def next_tokens(
-    logits: Tensor, uniforms: Tensor, rollout: Rollout, forbid: int | None = None, seen: Tensor | None = None
+    logits: Tensor,
+    uniforms: Tensor,
+    rollout: Rollout,
+    forbid: int | None = None,
+    seen: Tensor | None = None,
+    where: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The next token of each row and its log-probability, both [B].
 
@@ -19,7 +24,7 @@ def next_tokens(
     trainer computes it: before penalties and restrictions. The token is then drawn from what the repetition penalty makes
     of it (for the tokens that are true in `seen` [B, V]) and top-k and top-p leave of it, or is the likeliest one, if not
     do_sample: the first, in the vocabulary's order, at which the cumulated probability exceeds the row's number in
-    `uniforms` [B]. `forbid` is a token that may not be chosen.
+    `uniforms` [B]. `forbid` is a token that may not be chosen, in the rows that are true in `where` [B] (None: in all).
     """
     logits = logits.float()
     logprobs = torch.log_softmax(logits / rollout.temperature, dim=-1)
@@ -27,7 +32,7 @@ def next_tokens(
     if seen is not None:
         allowed = penalized(logits, seen, rollout.repetition_penalty) / rollout.temperature
     if forbid is not None:
-        allowed[:, forbid] = -torch.inf
+        allowed[:, forbid] = -torch.inf if where is None else allowed[:, forbid].masked_fill(where, -torch.inf)
     if rollout.do_sample:
         tokens = invert_cdf(restrict(allowed, rollout.top_k, rollout.top_p), uniforms)
     else:
@@ -83,8 +88,8 @@ class StopTexts:
         self.window = torch.arange(1 - self.criteria.maximum_token_len, 1, device=device)
 
     def __call__(self, tokens: Tensor, step: Tensor) -> Tensor:
-        """[B] for the first `step` + 1 (a tensor [1]) tokens of [B, R]."""
-        places = step + self.window
-        last = tokens.index_select(1, places.clamp(min=0))
+        """[B] for the first `step` + 1 tokens of [B, R]; `step` is [B], or [1] for all rows."""
+        places = step[:, None] + self.window
+        last = tokens.gather(1, places.clamp(min=0).expand(len(tokens), -1))
         found: Tensor = self.criteria(torch.where(places < 0, NO_TOKEN, last), None)
         return found

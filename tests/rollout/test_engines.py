@@ -12,7 +12,7 @@ from rlhf.ppo.forward import response_logprobs
 from rlhf.rollout import generate
 
 
-@pytest.fixture(scope="module", params=["hf", "hybrid"])
+@pytest.fixture(scope="module", params=["hf", "hybrid", "paged"])
 def make(make_config, request):
     """Configurations whose rollouts one of the engines makes."""
     return lambda *overrides: make_config(f"rollout={request.param}", *overrides)

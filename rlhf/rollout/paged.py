@@ -1,0 +1,179 @@
+"""Rollouts by transformers' continuous batching: a paged key-value cache, requests that join and leave a running batch."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
+from transformers.generation.continuous_batching.cb_logits_processors import (
+    ContinuousBatchingLogitsProcessor,
+    ContinuousBatchingLogitsProcessorList,
+)
+
+from rlhf.config.schema import Rollout
+from rlhf.data.tokens import PromptBatch, Tokenizer, left_mask, right_mask
+from rlhf.models.lora import base_model
+from rlhf.rollout.base import Responses
+from rlhf.rollout.cache import check_room
+from rlhf.rollout.sampling import StopTexts, next_tokens, seen_tokens
+from rlhf.rollout.weights import ready
+
+# Tokens of a page of the cache, transformers' default, and of a forward pass, at most.
+PAGE, PASS_TOKENS = 256, 2**13
+LOGGER = "ContinuousBatchingLogger"
+if not hasattr(PagedAttentionCache, "get_seq_length"):
+    # OPT asks its cache for it since transformers 5.24, and where it is given positions makes nothing of the answer.
+    setattr(PagedAttentionCache, "get_seq_length", lambda self, layer_idx=0: 0)  # noqa: B010
+
+
+class Chooser(ContinuousBatchingLogitsProcessor):
+    """Chooses the next token of each request itself, by its row and step, and leaves the manager, which decodes greedily,
+    no other. A response that a stop text or a limit ends it shows the manager as ended by end-of-text."""
+
+    def __init__(self, prompts: PromptBatch, draws: Tensor, tokenizer: Tokenizer, rollout: Rollout) -> None:
+        self.supported_kwargs, self.ignored_kwargs = {}, ()
+        self.rollout, self.eos, self.prompts = rollout, int(tokenizer.eos_token_id), prompts
+        rows, self.width = draws.shape
+        self.nothing = rows * self.width  # what padding is asked for: a row that no response has
+        self.draws = torch.cat([draws, draws.new_zeros(1, self.width)])
+        self.limits = torch.full((rows + 1,), 2**31, device=draws.device)
+        if prompts.limits is not None:
+            self.limits[:rows] = prompts.limits
+        self.stops = StopTexts(rollout.stop, tokenizer, draws.device) if rollout.stop else None
+        self.tokens, self.logprobs = torch.zeros_like(self.draws, dtype=torch.long), torch.zeros_like(self.draws)
+        self.lengths = torch.zeros(rows + 1, dtype=torch.long, device=draws.device)
+        self.ended = torch.zeros(rows + 1, dtype=torch.bool, device=draws.device)
+        self.seen: Tensor | None = None
+
+    def fill_defaults(self, int32_tensor: Tensor) -> None:
+        """What is asked for where there is no request."""
+        int32_tensor.fill_(self.nothing)
+
+    def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> Tensor:
+        """Row and step of each request, as one number."""
+        asked = [
+            int(request.state.request_id) * self.width + len(request.state.generated_tokens)
+            if request.state.request_id.isdecimal()
+            else self.nothing  # a request that warms up
+            for request in requests_with_new_token
+        ]
+        return torch.tensor(asked, dtype=torch.int32)
+
+    def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
+        """[N, V] with one token left in each row."""
+        asked = tensor_arg[: scores.size(0)].long()
+        rows, steps = asked // self.width, asked % self.width
+        if self.rollout.repetition_penalty != 1.0 and self.seen is None:
+            mask = left_mask(self.prompts.lengths, self.prompts.ids.size(1))
+            known = seen_tokens(self.prompts.ids, mask, scores.size(-1))
+            self.seen = torch.cat([known, torch.zeros_like(known[:1])])
+        forbidden = (steps < self.rollout.min_new_tokens) | self.rollout.fixed_length
+        seen = None if self.seen is None else self.seen[rows]
+        tokens, logprobs = next_tokens(scores, self.draws[rows, steps], self.rollout, self.eos, seen, forbidden)
+        tokens = torch.where(self.limits[rows] == steps + 1, self.eos, tokens)
+        self.tokens[rows, steps], self.logprobs[rows, steps], self.lengths[rows] = tokens, logprobs, steps + 1
+        if self.seen is not None:
+            self.seen[rows, tokens] = True
+        ended = tokens == self.eos
+        if self.stops is not None:
+            ended = ended | (self.stops(self.tokens[rows], steps) & ~forbidden)
+        self.ended[rows] = ended
+        shown = torch.where(ended, self.eos, tokens)
+        return torch.full_like(scores, -torch.inf).scatter(-1, shown[:, None], 0.0)
+
+
+@torch.no_grad()
+def generate(engine: Any, prompts: PromptBatch, uniforms: np.ndarray, tokenizer: Tokenizer, rollout: Rollout) -> Responses:
+    """Answer the prompts, `rollout.micro_batch_size` at a time."""
+    count, width, device = len(prompts.samples), rollout.max_new_tokens, prompts.ids.device
+    tokens, logprobs = prompts.ids.new_zeros(count, width), torch.zeros(count, width, device=device)
+    lengths, ended = prompts.ids.new_zeros(count), torch.zeros(count, dtype=torch.bool, device=device)
+    draws = torch.from_numpy(uniforms).to(device)
+    order = torch.argsort(prompts.lengths, descending=True, stable=True)
+    with ready(engine, rollout), known_attention(base_model(engine.module)) as model:
+        for rows in order.split(rollout.micro_batch_size or count):
+            chooser = Chooser(prompts.rows(rows), draws[rows], tokenizer, rollout)
+            answer(model, chooser, rollout)
+            found = chooser.tokens, chooser.logprobs, chooser.lengths, chooser.ended
+            tokens[rows], logprobs[rows], lengths[rows], ended[rows] = (column[: len(rows)] for column in found)
+    longest = int(lengths.max())
+    mask = right_mask(lengths, longest)
+    return Responses(tokens[:, :longest] * mask, lengths, ended, logprobs[:, :longest] * mask)
+
+
+def answer(model: Any, chooser: Chooser, rollout: Rollout) -> None:
+    """Have a manager answer the chooser's prompts. Raises RuntimeError, with the manager's reason, for one that fails."""
+    ids, lengths = chooser.prompts.ids, chooser.prompts.lengths.tolist()
+    prompts = [row[ids.size(1) - length :] for row, length in zip(ids.tolist(), lengths, strict=True)]
+    pages = sum(-(-(length + rollout.max_new_tokens) // PAGE) for length in lengths)
+    check_room(len(prompts), pages * PAGE // len(prompts), bytes_per_token(model), ids.device)
+    manager = model.init_continuous_batching(
+        generation_config=GenerationConfig(
+            max_new_tokens=rollout.max_new_tokens, do_sample=False, eos_token_id=chooser.eos, pad_token_id=0
+        ),
+        continuous_batching_config=settings(len(prompts), pages, sum(lengths), rollout),
+    )
+    manager.logit_processor = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([chooser]))
+    manager.logit_processor.tensors_required = 1
+    manager.start()
+    try:
+        for row, prompt in enumerate(prompts):
+            manager.add_request(prompt, request_id=str(row), max_new_tokens=rollout.max_new_tokens)
+        left = len(prompts)
+        while left:
+            result = manager.get_result(timeout=1)
+            if result is not None and result.error is not None:
+                raise RuntimeError(f"continuous batching failed: {result.error}")
+            if result is None and not manager.is_running():
+                raise RuntimeError("continuous batching stopped before all responses were there")
+            left -= result is not None and result.is_finished()
+    finally:
+        manager.stop(block=True, hard_stop=True)
+        manager.destroy()
+
+
+def settings(rows: int, pages: int, tokens: int, rollout: Rollout) -> ContinuousBatchingConfig:
+    """The manager's settings for so many rows with prompts of so many tokens in all: a cache of the pages that they need,
+    and nothing that the device might have beside it."""
+    wanted: dict[str, Any] = {
+        "num_blocks": pages + 1,
+        "max_batch_tokens": min(PASS_TOKENS, max(tokens, rows)),
+        "max_requests_per_batch": rows,
+        "use_async_batching": False,  # a step is known by the tokens that there are
+        "use_cuda_graph": None if rollout.graphs else False,
+        "disable_nccl_graph_mixing": False,
+        "auto_switch_to_flash": False,  # since transformers 5.18
+    }
+    known = {field.name for field in fields(ContinuousBatchingConfig)}
+    return ContinuousBatchingConfig(**{name: value for name, value in wanted.items() if name in known})
+
+
+def bytes_per_token(model: Any) -> int:
+    """What one token takes in the cache: a key and a value of every head of every layer."""
+    shape = model.config.get_text_config()
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    return int(2 * shape.num_hidden_layers * heads * width * model.dtype.itemsize)
+
+
+@contextmanager
+def known_attention(model: Any) -> Iterator[Any]:
+    """A context in which a model has an attention that the manager knows, and the manager says nothing: what fails is
+    raised."""
+    former, logger = model.config._attn_implementation, logging.getLogger(LOGGER)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    if former not in ("sdpa", "eager"):
+        model.set_attn_implementation("sdpa")
+    try:
+        yield model
+    finally:
+        if model.config._attn_implementation != former:
+            model.set_attn_implementation(former)
+        logger.setLevel(level)
