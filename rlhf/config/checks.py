@@ -5,9 +5,9 @@ import os
 import shutil
 from pathlib import Path
 
-from rlhf.config.derive import FAMILIES, batches, max_sequence, ranks
+from rlhf.config.derive import FAMILIES, batches, max_sequence, ranks, trained_stages
 from rlhf.config.errors import ConfigError
-from rlhf.config.ranges import STAGES, check_ranges
+from rlhf.config.ranges import STAGES, TRAINED, check_ranges
 from rlhf.config.schema import LORAS, ZEROS, Config, Lora, Model, Zero
 
 
@@ -26,7 +26,7 @@ def check(config: Config) -> None:
 def used_models(config: Config) -> list[tuple[str, Model]]:
     """The models that the stages which run start from, with their keys."""
     users = (("model", config.model, {"sft", "ppo"}), ("reward_model", config.reward_model, {"reward", "ppo"}))
-    return [(key, model) for key, model, stages in users if stages & set(config.stages)]
+    return [(key, model) for key, model, stages in users if stages & set(trained_stages(config))]
 
 
 def one_of(key: str, value: object, options: tuple[object, ...]) -> None:
@@ -38,9 +38,12 @@ def one_of(key: str, value: object, options: tuple[object, ...]) -> None:
 def check_names(config: Config) -> None:
     """Choices that are names."""
     if not config.stages:
-        raise ConfigError("stages", config.stages, "there is nothing to run", "choose stage=all, sft, reward or ppo")
+        raise ConfigError("stages", config.stages, "there is nothing to run", "choose stage=all, sft, reward, ppo or bench")
     for stage in config.stages:
         one_of("stages", stage, STAGES)
+    if "bench" in config.stages and len(config.stages) > 1:
+        problem = "a benchmark has random weights and runs alone"
+        raise ConfigError("stages", config.stages, problem, "measure with stage=bench, train without")
     for key, model in used_models(config):
         if model.path is None and model.layers < 1:
             problem = f"{key}={model.name} has no shape of its own"
@@ -50,7 +53,7 @@ def check_names(config: Config) -> None:
     one_of("precision.dtype", config.precision.dtype, ("fp32", "bf16", "fp16"))
     one_of("data.source", config.data.source, ("demo", "files", "hub"))
     one_of("data.truncation", config.data.truncation, ("paragraphs", "left", "drop"))
-    for stage in STAGES:
+    for stage in TRAINED:
         one_of(f"{stage}.schedule", getattr(config, stage).schedule, ("linear", "cosine", "constant"))
     one_of("sft.loss_on", config.sft.loss_on, ("completion", "full"))
     one_of("reward.normalize", config.reward.normalize, ("bias", "standard", "none"))
@@ -59,7 +62,9 @@ def check_names(config: Config) -> None:
     one_of("ppo.ptx.source", config.ppo.ptx.source, ("demonstrations", "file", "hub"))
     one_of("rollout.engine", config.rollout.engine, ("hf", "hybrid", "paged", "deepspeed"))
     one_of("ppo.packing", config.ppo.packing, ("packed", "length", "none"))
-    one_of("bench.what", config.bench.what, ("step", "rollout"))
+    one_of("bench.what", config.bench.what, ("step3", "rollout", "score", "train", "stages"))
+    for engine in config.bench.engines or []:
+        one_of("bench.engines", engine, ("hybrid", "paged", "deepspeed"))
     one_of("bench.lengths", config.bench.lengths, ("fixed", "real"))
     one_of("rollout.gather", config.rollout.gather, ("auto", "all", "layers"))
     one_of("launcher.kind", config.launcher.kind, ("auto", "inline", "local", "slurm"))
@@ -94,7 +99,7 @@ def check_hardware(config: Config) -> None:
     if len(partitions) > 1:
         problem = "DeepSpeed has one size of secondary partitions for all models"
         raise ConfigError("zero.secondary_partition", config.zero.secondary_partition, problem, "give all the same")
-    if config.ppo.dropout > 0 and config.ppo.ratio_tolerance is None and "ppo" in config.stages:
+    if config.ppo.dropout > 0 and config.ppo.ratio_tolerance is None and "ppo" in trained_stages(config):
         problem = "with dropout the first mini-batch cannot reproduce the rollout's log-probabilities"
         raise ConfigError("ppo.dropout", config.ppo.dropout, problem, "set ppo.ratio_tolerance too, as 1.0")
     if config.launcher.kind == "inline" and ranks(config) > 1:
@@ -244,7 +249,8 @@ def check_lengths(config: Config) -> None:
             "set ppo.eos_penalty=null",
         )
     for key, model in used_models(config):
-        if max_sequence(config) > model.positions and model.family != "bloom":  # ALiBi has no last position
+        unlimited = model.family == "bloom" or "bench" in config.stages  # ALiBi; models that are made to measure
+        if max_sequence(config) > model.positions and not unlimited:
             raise ConfigError(
                 f"{key}.positions", model.positions, f"prompt and response together reach {max_sequence(config)} tokens",
                 f"lower data.max_prompt_tokens={config.data.max_prompt_tokens} or the response lengths",
@@ -260,10 +266,10 @@ def check_lengths(config: Config) -> None:
 
 def check_batches(config: Config) -> None:
     """Every global batch of the stages that run can be shared by the ranks."""
-    for stage in config.stages:
+    for stage in trained_stages(config):
         batches(config, stage)
-    ppo, world = config.ppo, ranks(config)
-    if "ppo" in config.stages and ppo.rollout_batch_size % ppo.batch_size:
+    ppo, world, uses_ppo = config.ppo, ranks(config), "ppo" in trained_stages(config)
+    if uses_ppo and ppo.rollout_batch_size % ppo.batch_size:
         near = max(1, round(ppo.rollout_batch_size / ppo.batch_size)) * ppo.batch_size
         raise ConfigError(
             "ppo.rollout_batch_size",
@@ -272,7 +278,7 @@ def check_batches(config: Config) -> None:
             f"try {near}",
         )
     micro = config.rollout.micro_batch_size
-    if "ppo" in config.stages and micro is not None and (micro < 1 or (ppo.rollout_batch_size // world) % micro):
+    if uses_ppo and micro is not None and (micro < 1 or (ppo.rollout_batch_size // world) % micro):
         raise ConfigError(
             "rollout.micro_batch_size",
             micro,
