@@ -1,7 +1,7 @@
 """Variants of a configuration beside each other: they take turns on the same models, and medians are told."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -18,10 +18,12 @@ Figures = dict[str, float]
 
 @dataclass
 class Measured:
-    """A variant's rounds; or why there are none: a `problem` of its own, which does not stop the others."""
+    """A variant's rounds; or why there are none: a `problem` of its own, which does not stop the others, `refused` if it
+    cannot serve the configuration."""
 
     rounds: list[Figures] = field(default_factory=list)
     problem: str | None = None
+    refused: bool = False
 
     @property
     def median(self) -> Figures:
@@ -32,9 +34,9 @@ class Measured:
 class Failed(Exception):
     """A variant cannot go on, and may have left the models in the middle of an update."""
 
-    def __init__(self, variant: str, problem: str) -> None:
-        super().__init__(problem)
-        self.variant = variant
+    def __init__(self, variant: str, measured: Measured) -> None:
+        super().__init__(measured.problem)
+        self.variant, self.measured = variant, measured
 
 
 def medians(rounds: list[Figures]) -> Figures:
@@ -44,28 +46,36 @@ def medians(rounds: list[Figures]) -> Figures:
 
 
 def compared(
-    variants: dict[str, Config], build: Callable[[], AbstractContextManager[Models]], repeats: int
+    variants: dict[str, Config],
+    build: Callable[[], AbstractContextManager[Models]],
+    repeats: int,
+    optional: Collection[str] = (),
 ) -> dict[str, Measured]:
-    """Every variant's rounds. One that runs out of the GPU's memory is reported as such, and the others begin anew, on
-    models of their own. Raises ConfigError if the models alone do not fit."""
+    """Every variant's rounds. One that runs out of the GPU's memory is reported as such, and so is one of the `optional`
+    ones that cannot serve the configuration; the others begin anew, on models of their own. Raises ConfigError for another
+    that cannot, and if the models alone do not fit."""
     found = {name: Measured() for name in variants}
     while left := {name: config for name, config in variants.items() if found[name].problem is None}:
         try:
             with build() as models:
                 once = {name: round_of(config, models) for name, config in left.items()}
-                rounds = take_turns(once, repeats, next(iter(left.values())).bench.what == "rollout")
+                rounds = take_turns(once, repeats, next(iter(left.values())).bench.what == "rollout", optional)
         except Failed as failed:
-            found[failed.variant] = Measured(problem=str(failed))
+            found[failed.variant] = failed.measured
         except torch.OutOfMemoryError as error:
             first = next(iter(left.values()))
             problem = "its models and optimisers alone fill the GPU's memory"
-            raise ConfigError("model", first.model.name, problem, "try zero=3-offload, lora=r8 or other hardware") from error
+            raise ConfigError(
+                "model", first.model.name, problem, "try zero=3-offload, lora=r8 or other hardware"
+            ) from error
         else:
             return found | {name: Measured(figures) for name, figures in rounds.items()}
     return found
 
 
-def take_turns(rounds: dict[str, Round], repeats: int, only_caches: bool) -> dict[str, list[Figures]]:
+def take_turns(
+    rounds: dict[str, Round], repeats: int, only_caches: bool, optional: Collection[str] = ()
+) -> dict[str, list[Figures]]:
     """`repeats` rounds of each after one that warms up, in turns. Raises Failed.
 
     Memory is that of the first turn: later on, what other variants keep between theirs would be counted too. If it is
@@ -79,7 +89,7 @@ def take_turns(rounds: dict[str, Round], repeats: int, only_caches: bool) -> dic
         for name, once in rounds.items():
             others = held_gib() - start if only_caches else 0.0
             reset_peak()
-            figures = turn(name, once)
+            figures = turn(name, once, name in optional)
             if number == 0:
                 memory[name] = peak_memory_gib() - others
             else:
@@ -87,9 +97,13 @@ def take_turns(rounds: dict[str, Round], repeats: int, only_caches: bool) -> dic
     return told
 
 
-def turn(name: str, once: Round) -> Figures:
+def turn(name: str, once: Round, optional: bool) -> Figures:
     """A round of a variant. Raises Failed."""
     try:
         return once()
     except torch.OutOfMemoryError as error:
-        raise Failed(name, "out of memory") from error
+        raise Failed(name, Measured(problem="out of memory")) from error
+    except ConfigError as error:
+        if not optional:
+            raise
+        raise Failed(name, Measured(problem=str(error), refused=True)) from error

@@ -1,4 +1,4 @@
-"""Random tokens to measure with, of the lengths that the recipe asks for. A rank gets its share of the same global batch."""
+"""Random tokens to measure with, of the lengths that the recipe asks for; a rank gets its share of the global batch."""
 
 import numpy as np
 import torch

@@ -145,9 +145,7 @@ def phase(config: Config, name: str, experience: Experience, clock: Clock) -> di
     return {key: value for key, value in figures.items() if key.partition("/")[2].startswith(f"{name}_")}
 
 
-def decode_figures(
-    config: Config, asked: list[int], said: list[int], seconds: float, models: Models
-) -> dict[str, float]:
+def decode_figures(config: Config, asked: list[int], said: list[int], seconds: float, models: Models) -> dict[str, float]:
     """Time of a decode step and the bandwidth it reaches, from the lengths of this rank's prompts and responses and the
     rollout's `seconds`: (bytes of plan/decode.py) / seconds, per device, beside what a copy reaches. The limit is the time
     that reading those bytes takes at the copy's bandwidth."""

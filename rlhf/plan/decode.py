@@ -1,4 +1,4 @@
-"""What a device must read to sample, in bytes: with small batches this, not arithmetic, is what a decode step takes. Pure."""
+"""What a device must read to sample, in bytes: in small batches this, not arithmetic, is what a decode step takes. Pure."""
 
 from collections.abc import Iterable
 

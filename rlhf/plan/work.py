@@ -9,7 +9,8 @@ from rlhf.plan.flops import forward_flops, generation_flops, training_flops
 
 @dataclass(frozen=True)
 class Work:
-    """Optimiser steps (sft, reward), rollouts (ppo) or measured rounds (bench), and operations if every sequence were as long as it may be."""
+    """Optimiser steps (sft, reward), rollouts (ppo) or measured rounds (bench), and operations if every sequence were as
+    long as it may be."""
 
     steps: int
     flops: int

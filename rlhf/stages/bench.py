@@ -3,7 +3,7 @@
 It saves no checkpoints: one that is broken off begins anew.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,11 @@ from rlhf.models.load import new_policy, new_scorer
 from rlhf.stages import reward, sft
 from rlhf.stages.context import Context
 from rlhf.stages.speed import step_speed
+from rlhf.track.metrics import RATES
 from rlhf.track.progress import Bar
 from rlhf.track.throughput import Clock, peak_memory_gib
 
 Rounds = Callable[[Config, Path], AbstractContextManager[Round]]
-# What the progress bar shows: the first of these that a round has.
-RATES = (
-    "throughput/samples_per_s",
-    *(f"throughput/{part}_samples_per_s" for part in ("rollout", "score", "train", "sft", "reward", "ppo")),
-)
 
 
 def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, float]:
@@ -49,7 +45,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     return medians(told) | {"memory/peak_gib": max(figures["memory/peak_gib"] for figures in told)}
 
 
-def measured(config: Config, place: Path) -> Iterator[dict[str, float]]:
+def measured(config: Config, place: Path) -> Generator[dict[str, float]]:
     """The figures of each round, after one that warms up; of several stages under names of their own."""
     for stage, rounds in subjects(config).items():
         with rounds(config, place) as once:

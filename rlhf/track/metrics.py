@@ -5,6 +5,12 @@ PHASES = ("rollout", "score", "train")
 # Groups whose values depend on the machine; all others depend on the configuration alone.
 MACHINE_GROUPS = ("time", "throughput", "memory")
 
+# Sequences per second: of what a step is, or of the part of one that is measured.
+RATES = (
+    "throughput/samples_per_s",
+    *(f"throughput/{part}_samples_per_s" for part in ("ppo", "reward", "sft", *PHASES)),
+)
+
 METRICS: dict[str, tuple[str, str]] = {
     "train/loss": ("nats", "training loss of the step: per token (sft), per comparison (reward)"),
     "train/accuracy": ("share", "pairs of the step that the reward model orders as the labels do"),
