@@ -11,7 +11,7 @@ experiments/bench.yaml. Models have random weights of the shapes in conf/model: 
 with transformers' generate, pads every batch to its longest sequence and reads it in separate passes; all else is the same.
 Variants take turns, after a round of each that warms up; medians are told, and the result is stored in outputs/bench.
 
-It is one process on one device; several are measured, without the baseline, by a stage: `python -m rlhf +experiments=bench`.
+One process, one device; several are measured, without the baseline, by a stage: `python -m rlhf +experiments=bench`.
 """
 
 import re
@@ -202,8 +202,8 @@ def recipe(config: Config) -> dict[str, Any]:
 def memory_note(config: Config) -> str:
     """Whose memory is told."""
     return (
-        "memory/peak_gib: of the whole process, all variants together" if config.hardware.device == "cpu"
-        else "memory/peak_gib: of the variant, allocated on the GPU"
+        "memory/peak_gib: of the whole process during the variant's first turn" if config.hardware.device == "cpu"
+        else "memory/peak_gib: allocated on the GPU during the variant's first turn"
     )  # fmt: skip
 
 

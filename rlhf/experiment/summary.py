@@ -18,11 +18,9 @@ BENCH_COLUMNS = (
     ("throughput/samples_per_s", "seq/s", "{:.3g}"),
     ("throughput/mfu", "MFU", "{:.1%}"),
     ("throughput/rollout_samples_per_s", "rollout seq/s", "{:.3g}"),
-    ("time/decode_step_ms", "ms per decode step", "{:.3g}"),
     ("throughput/decode_share", "of bandwidth", "{:.1%}"),
     ("throughput/score_samples_per_s", "scoring seq/s", "{:.3g}"),
     ("throughput/train_samples_per_s", "training seq/s", "{:.3g}"),
-    ("throughput/train_mfu", "training MFU", "{:.1%}"),
     *(
         (f"throughput/{stage}_{name}", f"{stage} {label}", form)
         for stage in TRAINED

@@ -1,6 +1,7 @@
 """Points that differ in nothing but the seed, and what tells such groups apart."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -79,12 +80,21 @@ def labelled(sets: list[list[Point]]) -> list[str]:
     labels = []
     for points in sets:
         first = next((point for point in points if point.overrides), points[0])
-        own = [entry for entry in first.overrides if entry not in common and not covered(key_of(entry), ignored(first))]
+        own = [
+            unquoted(entry)
+            for entry in first.overrides
+            if entry not in common and not covered(key_of(entry), ignored(first))
+        ]
         labels.append(", ".join(own))
     if len(set(labels)) < len(sets) or sum(not label for label in labels) > 1:
         labels = by_keys(sets)
     labels = [label or "default" for label in labels]
     return [label if labels.count(label) == 1 else f"{label} ({number})" for number, label in enumerate(labels, 1)]
+
+
+def unquoted(override: str) -> str:
+    """An override as it was typed: Hydra quotes `zero=3`."""
+    return re.sub(r"='([^']*)'$", r"=\1", override)
 
 
 def key_of(override: str) -> str:
