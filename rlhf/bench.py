@@ -106,6 +106,8 @@ def measure(config: Config, console: Console) -> None:
     from rlhf.engine.distributed import start
 
     start(config)  # before anything imports deepspeed: it looks for its device then
+    import torch
+
     from rlhf.track.environment import environment
 
     measured = stages(config) if config.bench.what == "stages" else beside(config, configs)
@@ -113,7 +115,8 @@ def measure(config: Config, console: Console) -> None:
     for engine, reason in left_out.items():
         console.print(f"{engine} is left out: {reason}", markup=False)
     found = {
-        "command": "python -m rlhf.bench " + " ".join(sys.argv[1:]), "date": str(date.today()), "recipe": recipe(config),
+        "command": "python -m rlhf.bench " + " ".join(sys.argv[1:]), "date": str(date.today()),
+        "recipe": recipe(config) | {"threads": torch.get_num_threads()},
         "memory": memory_note(config), "left_out": left_out,
         "variants": {
             name: entry(name, configs.get(name, config), result) for name, result in measured.items() if not result.refused

@@ -65,6 +65,9 @@ def check_names(config: Config) -> None:
     one_of("bench.what", config.bench.what, ("step3", "rollout", "score", "train", "stages"))
     for engine in config.bench.engines or []:
         one_of("bench.engines", engine, ("hybrid", "paged", "deepspeed"))
+    if config.bench.engines and config.bench.what != "rollout":
+        problem = f"bench.what={config.bench.what} measures the configuration's own engine"
+        raise ConfigError("bench.engines", config.bench.engines, problem, "set bench.what=rollout, or choose with rollout=")
     one_of("bench.lengths", config.bench.lengths, ("fixed", "real"))
     one_of("rollout.gather", config.rollout.gather, ("auto", "all", "layers"))
     one_of("launcher.kind", config.launcher.kind, ("auto", "inline", "local", "slurm"))

@@ -53,7 +53,7 @@ def cell(variant: dict[str, Any], name: str, main: str, base: dict[str, float]) 
         return ""
     percent = METRICS[name][0] == "share"
     text = spread(variant, name) if name == main else f"{100 * median[name]:.1f} %" if percent else f"{median[name]:.4g}"
-    timed = name.startswith("time/") and not name.startswith("time/decode_limit") and name in base and median is not base
+    timed = name.startswith("time/") and name != "time/decode_limit_ms" and name in base and median is not base
     return text + (f"  {base[name] / median[name]:.1f}x" if timed else "")
 
 
@@ -72,7 +72,7 @@ def row(found: dict[str, Any], name: str) -> str:
     what = f"{recipe['what']}: {name}" if recipe["what"] == "stages" else f"{recipe['what']}, {own['how']}"
     known = base is not None and base["problem"] is None and own["problem"] is None
     cells = [
-        (found["gpus"] or [found["processor"]])[0],
+        found["gpus"][0] if found["gpus"] else f"{found['processor']}, {counted(recipe['threads'], 'thread')}",
         what,
         described(recipe),
         own["problem"] or f"{spread(own, main)} s",
@@ -83,6 +83,11 @@ def row(found: dict[str, Any], name: str) -> str:
         f"{found['date']}, torch {found['packages']['torch']}, transformers {found['packages']['transformers']}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def described(recipe: dict[str, Any]) -> str:
