@@ -15,6 +15,7 @@ One process, one device; several are measured, without the baseline, by a stage:
 """
 
 import re
+import shlex
 import sys
 import tempfile
 import zlib
@@ -115,7 +116,7 @@ def measure(config: Config, console: Console) -> None:
     for engine, reason in left_out.items():
         console.print(f"{engine} is left out: {reason}", markup=False)
     found = {
-        "command": "python -m rlhf.bench " + " ".join(sys.argv[1:]), "date": str(date.today()),
+        "command": shlex.join(["python", "-m", "rlhf.bench", *sys.argv[1:]]), "date": str(date.today()),
         "recipe": recipe(config) | {"threads": torch.get_num_threads()},
         "memory": memory_note(config), "left_out": left_out,
         "variants": {

@@ -12,7 +12,8 @@ REFUSAL = ConfigError("rollout.engine", "paged", "it does not serve gptj", "try 
 
 
 class Bench:
-    """Stands in for models: `act(variant, number)` is a round; notes all rounds, and how often models are made and freed."""
+    """Stands in for models: `act(variant, number)` is a round; notes all rounds, and how often models are made and
+    freed."""
 
     def __init__(self, monkeypatch, act=lambda name, number: float(number)):
         self.act, self.turns, self.made, self.freed = act, [], 0, 0

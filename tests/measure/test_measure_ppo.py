@@ -1,10 +1,12 @@
 """Rounds of step 3 and of its phases on a tiny model."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from rlhf.measure.device import copy_gb_s
+from rlhf.measure.inputs import prompts
 from rlhf.measure.ppo import decode_figures, random_models, round_of
 from rlhf.plan.decode import decode_bytes
 from rlhf.prepare import load_config
@@ -54,10 +56,6 @@ def test_all_answers_are_as_long_as_the_recipe_says(models, engine, monkeypatch)
         def noted(*arguments, own=ENGINES[engine], found=found):
             found.append(own(*arguments))
             return found[-1]
-
-        from dataclasses import replace
-
-        from rlhf.measure.inputs import prompts
 
         asked = replace(models, prompts=prompts(config, models.engine.device))
         monkeypatch.setitem(ENGINES, engine, noted)
