@@ -13,9 +13,9 @@ from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
 from rlhf.config.schema import Config
 from rlhf.data.streams import uniforms
 from rlhf.data.tokens import PromptBatch, Tokenizer
-from rlhf.engine.distributed import barrier, is_main, maximum, start, total, world
+from rlhf.engine.distributed import barrier, device, is_main, maximum, start, total, world
 from rlhf.engine.save import save_model
-from rlhf.measure.device import copy_gb_s, free
+from rlhf.measure.device import copy_gb_s, free, reset_peak
 from rlhf.measure.inputs import prompts
 from rlhf.models.load import new_policy, new_scorer
 from rlhf.models.tokenizer import train_tokenizer
@@ -52,6 +52,9 @@ def random_models(config: Config, place: Path) -> Iterator[Models]:
     """Models of the configuration's shapes with random weights, which are written to `place`, since an engine loads what
     lies on a disk, and removed from there. All ranks must come here, and see the same `place`."""
     start(config)
+    copy_gb_s(device(config))  # now, while nothing else is in memory
+    free()
+    reset_peak()
     tokenizer = toy_tokenizer(config)
     for name, build, model, zero in (
         ("actor", new_policy, config.model, config.zero), ("reward", new_scorer, config.reward_model, config.reward_zero),
