@@ -67,9 +67,9 @@ def composed(*overrides: str) -> Config:
 
 def quoted(arguments: list[str]) -> list[str]:
     """Command-line arguments in which `zero=3` names an option; Hydra would read a number."""
-    pattern = re.compile(r"^(\+?zero(?:@[\w.]+)?)=([\d,]+)$")
+    pattern = re.compile(r"^(\+?zero(?:@[\w.]+)?)=([\w,-]+)$")
     return [
-        f"{match[1]}=" + ",".join(f"'{number}'" for number in match[2].split(","))
+        f"{match[1]}=" + ",".join(f"'{name}'" if name.isdigit() else name for name in match[2].split(","))
         if (match := pattern.match(argument))
         else argument
         for argument in arguments

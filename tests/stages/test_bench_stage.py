@@ -1,6 +1,10 @@
 """The benchmark as a stage: what it leaves, on one rank and on two, and what stopping it costs."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -81,6 +85,19 @@ def test_one_that_is_stopped_keeps_nothing_and_begins_anew(tmp_path, monkeypatch
     assert len(lines(directory)) == 1
     directory, outcome = ran(f"output_root={tmp_path}")
     assert outcome.state == "done" and [line["step"] for line in lines(directory)] == [1, 2]
+
+
+def test_systems_is_a_sweep_like_any_other(tmp_path):
+    command = [sys.executable, "-m", "rlhf", "-m", "+sweeps=systems", *SMALL[1:], "zero=0,3-offload", "lora=r8"]
+    environment = os.environ | {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 bench to run" in done.stdout
+    result = done.stdout.split("Result")[-1]
+    assert all(heading in result for heading in ("seq/s", "MFU", "of bandwidth", "peak GiB"))
+    assert all(f"zero={zero},rollout={engine}" in result for zero in ("0", "3-offload") for engine in ("hybrid", "hf"))
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    assert "nothing to run, 4 stages done before" in again.stdout
 
 
 def test_nothing_is_loaded_whatever_the_configuration_names(tmp_path):
