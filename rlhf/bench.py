@@ -75,12 +75,14 @@ def configured(arguments: list[str]) -> Config:
         raise ConfigError("stage", stage.partition("=")[2], "this command runs no stage", fix)
     config = composed(arguments)
     chosen = any(re.match(r"\+*reward_model(=|\.path=)", word) for word in arguments)
-    if config.model.family == "opt" and config.model.parameters > CRITIC_PARAMETERS and not chosen:
+    same = config.reward_model.name == config.model.name and not chosen
+    if same and config.model.family == "opt" and config.model.parameters > CRITIC_PARAMETERS:
         config = composed([*arguments, f"reward_model={CRITIC}"])
     if ranks(config) > 1:
-        key = "hardware.nodes" if config.hardware.nodes > 1 else "hardware.gpus_per_node"
-        problem, typed = f"variants take turns in one process, not in {ranks(config)}", " ".join(arguments)
-        raise ConfigError(key, ranks(config), problem, f"measure with `python -m rlhf +experiments=bench {typed}`")
+        key = "nodes" if config.hardware.nodes > 1 else "gpus_per_node"
+        problem, typed = f"variants take turns in one process, not in {ranks(config)}", shlex.join(arguments)
+        fix = f"measure with `python -m rlhf +experiments=bench {typed}`"
+        raise ConfigError(f"hardware.{key}", getattr(config.hardware, key), problem, fix)
     check_devices(config)
     return config
 
