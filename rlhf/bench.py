@@ -168,7 +168,9 @@ def beside(config: Config, configs: dict[str, Config]) -> "dict[str, Measured]":
 
 
 def stages(config: Config) -> "dict[str, Measured]":
-    """A training step of each stage, one stage after another."""
+    """A training step of each stage, one stage after another; one that does not fit the GPU says so."""
+    import torch
+
     from rlhf.measure.compare import Failed, Measured, take_turns
     from rlhf.stages.bench import subjects
 
@@ -178,8 +180,8 @@ def stages(config: Config) -> "dict[str, Measured]":
             try:
                 with rounds(config, Path(place) / "random") as once:
                     found[name] = Measured(take_turns({name: once}, config.bench.repeats, False)[name])
-            except Failed as failed:
-                found[name] = Measured(problem=str(failed))
+            except (Failed, torch.OutOfMemoryError):
+                found[name] = Measured(problem="out of memory")
     return found
 
 

@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
-from rlhf.bench import configured, file_name, recipe, variants
+from rlhf.bench import configured, file_name, recipe, stages, variants
 from rlhf.config.errors import ConfigError
 from rlhf.measure.table import MAIN, table
 
@@ -142,6 +144,32 @@ def test_an_engine_that_the_checks_refuse_is_left_out_unless_it_is_asked_for(mon
     else:
         found, left_out = variants(config)
         assert list(found) == ["baseline", "hybrid"] and left_out == {"paged": "rollout.engine=paged: no; yes"}
+
+
+@pytest.mark.parametrize("building", [True, False])
+def test_a_stage_that_does_not_fit_says_so_and_the_others_go_on(monkeypatch, building):
+    def rounds(fits):
+        @contextmanager
+        def made(config, place):
+            if building and not fits:
+                raise torch.OutOfMemoryError
+            yield once if fits else once_too_large
+
+        return made
+
+    def once():
+        return {"time/step_s": 1.0}
+
+    def once_too_large():
+        raise torch.OutOfMemoryError
+
+    subjects = {"sft": rounds(True), "reward": rounds(False), "ppo": rounds(True)}
+    monkeypatch.setattr("rlhf.stages.bench.subjects", lambda config: subjects)
+    found = stages(configured(["bench.what=stages", "bench.repeats=2"]))
+    assert {name: measured.problem for name, measured in found.items()} == {
+        "sft": None, "reward": "out of memory", "ppo": None,
+    }  # fmt: skip
+    assert len(found["ppo"].rounds) == 2
 
 
 def test_other_settings_on_one_day_go_into_another_file():
