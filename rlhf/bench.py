@@ -1,233 +1,225 @@
-"""Measure how fast a step of PPO is, beside what people do today, in one run.
+"""Measure how fast a configuration is, beside what people do today, in one run.
 
-    python -m rlhf.bench model=opt-1.3b reward_model=opt-350m hardware=h100     # a step: rollout, scoring, updates
-    python -m rlhf.bench bench.what=rollout model=opt-125m                      # rollouts alone, engine by engine
-    python -m rlhf.bench --table                                                # the stored results as a table
+    python -m rlhf.bench model=opt-1.3b hardware=h100           # a step of PPO: rollout, scoring, updates
+    python -m rlhf.bench bench.what=rollout model=opt-125m      # rollouts alone, engine by engine (bench.engines=[...])
+    python -m rlhf.bench bench.what=train bench.lengths=real    # one phase alone (or score); answers of many lengths
+    python -m rlhf.bench bench.what=stages hardware=a100-80g    # a training step of each of the three stages
+    python -m rlhf.bench --table                                # the stored results as README's table
 
-Models have random weights of the shapes in conf/model: nothing is downloaded. The baseline samples with transformers'
-generate and pads every batch to its longest sequence; all else is the same. Variants take turns, and medians are told.
+Every key and group of `python -m rlhf --help` can be given; they join the recipe, DeepSpeed-Chat's benchmark, which is in
+experiments/bench.yaml. Models have random weights of the shapes in conf/model: nothing is downloaded. The baseline samples
+with transformers' generate, pads every batch to its longest sequence and reads it in separate passes; all else is the same.
+Variants take turns, after a round of each that warms up; medians are told, and the result is stored in outputs/bench.
+
+One process, one device; several are measured, without the baseline, by a stage: `python -m rlhf +experiments=bench`.
 """
 
-import json
-import statistics
+import re
+import shlex
 import sys
 import tempfile
-import time
+import zlib
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.table import Table
 
-from rlhf.config.compose import config_root
+from rlhf.config.checks import check, check_devices
+from rlhf.config.compose import config_root, from_hydra, unknown_option
+from rlhf.config.derive import batches, ranks
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.experiment.store import write_json
+from rlhf.measure.table import BASELINE, MAIN, show, table
 from rlhf.prepare import load_config
 
-# DeepSpeed-Chat's benchmark settings (its README): 256 tokens of prompt and 256 of answer, one epoch of PPO. What the user
-# gives comes later and wins.
-RECIPE = (
-    "data.max_prompt_tokens=256", "rollout.max_new_tokens=256", "data.max_response_tokens=256", "rollout.fixed_length=true",
-    "ppo.eos_penalty=null", "ppo.update_epochs=1", "ppo.rollout_batch_size=32", "ppo.batch_size=32",
-    "ppo.learning_rate=1e-9", "ppo.critic_learning_rate=1e-9", "ppo.ratio_tolerance=null",
-)  # fmt: skip
-VARIANTS = {"hybrid": ("hybrid", "length"), "baseline": ("hf", "none")}
+if TYPE_CHECKING:
+    from rlhf.measure.compare import Measured
+
 RESULTS = "experiments/results"
+# The largest OPT that is its own critic and reward model in the published recipe.
+CRITIC, CRITIC_PARAMETERS = "opt-350m", 400_000_000
+FLAGS = ("-h", "--help", "--table")
 
 
 def main() -> int:
-    """Run what the command line asks for; returns the exit code."""
-    console = Console(width=None if Console().is_terminal else 140)
+    """Run what the command line asks for; returns the exit code: 0, 2 for bad input, 130 if interrupted."""
+    console = Console(soft_wrap=True, highlight=False) if Console().is_terminal else Console(width=200, highlight=False)
     arguments = sys.argv[1:]
     try:
-        if arguments[:1] == ["--table"]:
-            console.print(table(config_root() / RESULTS), soft_wrap=True, markup=False, highlight=False)
-            return 0
-        if {"-h", "--help"} & set(arguments):
-            console.print(__doc__, markup=False)
-            return 0
-        config = load_config("stage=ppo", *RECIPE, *arguments)
-        found = measure(config)
+        if "--table" in arguments:
+            console.print(table(config_root() / RESULTS), soft_wrap=True, markup=False)
+        elif {"-h", "--help"} & set(arguments):
+            console.print(__doc__, markup=False, soft_wrap=True)
+        else:
+            measure(configured(arguments), console)
     except ConfigError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False)
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False)
         return 2
-    show(found, console)
-    name = f"bench-{config.bench.what}-{config.bench.lengths}-{config.model.name}-{config.hardware.gpu}-{date.today()}.json"
-    place = Path(config.output_root) / "bench" / name.lower().replace(" ", "-")
-    write_json(place, found)
-    console.print(f"{place}", soft_wrap=True)
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
-def measure(config: Config) -> dict[str, Any]:
-    """All figures of a run, with everything they depend on."""
+def configured(arguments: list[str]) -> Config:
+    """The recipe with what was typed. Raises ConfigError."""
+    if flags := [word for word in arguments if word.startswith("-")]:
+        problem = "this command measures one configuration"
+        raise ConfigError("argument", flags[0], problem, "sweep a benchmark with `python -m rlhf -m +sweeps=systems`")
+    if stage := next((word for word in arguments if re.match(r"\+*stages?=", word)), None):
+        fix = "leave it out; bench.what=stages measures a step of each stage"
+        raise ConfigError("stage", stage.partition("=")[2], "this command runs no stage", fix)
+    config = composed(arguments)
+    chosen = any(re.match(r"\+*reward_model(=|\.path=)", word) for word in arguments)
+    same = config.reward_model.name == config.model.name and not chosen
+    if same and config.model.family == "opt" and config.model.parameters > CRITIC_PARAMETERS:
+        config = composed([*arguments, f"reward_model={CRITIC}"])
+    if ranks(config) > 1:
+        key = "nodes" if config.hardware.nodes > 1 else "gpus_per_node"
+        problem, typed = f"variants take turns in one process, not in {ranks(config)}", shlex.join(arguments)
+        fix = f"measure with `python -m rlhf +experiments=bench {typed}`"
+        raise ConfigError(f"hardware.{key}", getattr(config.hardware, key), problem, fix)
+    check_devices(config)
+    return config
+
+
+def composed(arguments: list[str]) -> Config:
+    """The configuration of experiments/bench.yaml, joined by the user's own preset, and overrides. Raises ConfigError."""
+    presets, overrides = ["bench"], []
+    for word in arguments:
+        preset = re.fullmatch(r"\+experiments=\[?([\w.,-]+)\]?", word)
+        presets += preset[1].split(",") if preset else []
+        overrides += [] if preset else [word]
+    known = sorted(file.stem for file in (config_root() / "experiments").glob("*.yaml"))
+    if unknown := next((name for name in presets if name not in known), None):
+        raise unknown_option("experiments", unknown, known)
+    try:
+        return load_config(f"+experiments=[{','.join(dict.fromkeys(presets))}]", *overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise from_hydra(error, overrides) from error
+
+
+def measure(config: Config, console: Console) -> None:
+    """Measure, print, and store."""
+    configs, left_out = variants(config)
     from rlhf.engine.distributed import start
 
-    start(config)
-    from rlhf.track.environment import environment
-
-    with tempfile.TemporaryDirectory() as place:
-        engine, tokenizer = models(config, Path(place))
-    run = {"rollout": measure_rollouts, "step": measure_steps}[config.bench.what]
-    figures = run(config, engine, tokenizer)
-    engine.release()
-    recipe = {
-        "what": config.bench.what, "lengths": config.bench.lengths, "repeats": config.bench.repeats,
-        "model": config.model.name, "reward_model": config.reward_model.name, "dtype": config.precision.dtype,
-        "zero": config.zero.stage, "lora": config.lora.rank, "batch": config.ppo.rollout_batch_size,
-        "prompt_tokens": config.data.max_prompt_tokens, "response_tokens": config.rollout.max_new_tokens,
-        "update_epochs": config.ppo.update_epochs,
-    }  # fmt: skip
-    command = "python -m rlhf.bench " + " ".join(sys.argv[1:])
-    return {"command": command, "date": str(date.today()), "recipe": recipe, "figures": figures} | environment(config)
-
-
-def models(config: Config, place: Path) -> tuple[Any, Any]:
-    """Actor, reference, critic and reward model of the configuration's shapes, with random weights."""
-    from rlhf import DeepSpeedRLHFEngine
-    from rlhf.models.load import DTYPES, new_policy, new_scorer
-    from rlhf.models.tokenizer import train_tokenizer
-
-    tokenizer = train_tokenizer([f"{word} text to measure with" for word in range(1000)], config.data.tokenizer_vocabulary)
-    whole, dtype = replace(config.zero, stage=0), DTYPES[config.precision.dtype]
-    for name, build, model in (("actor", new_policy, config.model), ("reward", new_scorer, config.reward_model)):
-        built: Any = build(model, config, tokenizer, whole, 0.0)
-        built.to(dtype)
-        getattr(built, "classifier", built).save_pretrained(place / name)
-        tokenizer.save_pretrained(place / name)
-    return DeepSpeedRLHFEngine(str(place / "actor"), str(place / "reward"), tokenizer, 10**6, config), tokenizer
-
-
-def batch_of(config: Config, device: Any) -> Any:
-    """Prompts and the lengths of their answers: all as long as they may be, or drawn from a log-normal distribution whose
-    median is a third of that (answers of assistants are so: a long tail over a short middle)."""
-    import numpy as np
+    start(config)  # before anything imports deepspeed: it looks for its device then
     import torch
 
-    from rlhf.data.tokens import prompt_batch
+    from rlhf.track.environment import environment
 
-    generator, count = np.random.default_rng(config.seed), config.ppo.rollout_batch_size
-
-    def drawn(most: int) -> list[int]:
-        if config.bench.lengths == "fixed":
-            return [most] * count
-        return [int(n) for n in np.clip(generator.lognormal(np.log(most / 3), 0.7, count), 4, most)]
-
-    prompts = [generator.integers(5, 300, length).tolist() for length in drawn(config.data.max_prompt_tokens)]
-    limits = torch.tensor(drawn(config.rollout.max_new_tokens), device=device)
-    return replace(prompt_batch(prompts, list(range(count)), 0, device), limits=limits)
-
-
-def measure_steps(config: Config, engine: Any, tokenizer: Any) -> dict[str, dict[str, float]]:
-    """Seconds of each phase of a step of each variant, its sequences per second and memory."""
-    from rlhf import DeepSpeedPPOTrainer
-    from rlhf.ppo.report import describe_speed
-    from rlhf.track.throughput import peak_memory_gib
-
-    trainers = {
-        name: DeepSpeedPPOTrainer(engine, with_variant(config, rollout, packing))
-        for name, (rollout, packing) in VARIANTS.items()
-    }
-    batch = batch_of(config, engine.device)
-    told: dict[str, list[dict[str, float]]] = {name: [] for name in trainers}
-    for _ in range(config.bench.repeats + 1):
-        for name, trainer in trainers.items():
-            experience = trainer.generate_experience(batch)
-            trainer.train_rlhf(experience)
-            told[name].append(describe_speed(config, experience, trainer.clock) | {"memory/peak_gib": peak_memory_gib()})
-    return {name: medians(steps[1:]) for name, steps in told.items()}
+    measured = stages(config) if config.bench.what == "stages" else beside(config, configs)
+    left_out |= {name: str(result.problem) for name, result in measured.items() if result.refused}
+    for engine, reason in left_out.items():
+        console.print(f"{engine} is left out: {reason}", markup=False)
+    found = {
+        "command": shlex.join(["python", "-m", "rlhf.bench", *sys.argv[1:]]), "date": str(date.today()),
+        "recipe": recipe(config) | {"threads": torch.get_num_threads()},
+        "memory": memory_note(config), "left_out": left_out,
+        "variants": {
+            name: entry(name, configs.get(name, config), result) for name, result in measured.items() if not result.refused
+        },
+    }  # fmt: skip
+    console.print(show(found))
+    place = Path(config.output_root) / "bench" / file_name(config, found)
+    write_json(place, found | environment(config))
+    console.print(f"{place}", soft_wrap=True)
 
 
-def measure_rollouts(config: Config, engine: Any, tokenizer: Any) -> dict[str, dict[str, float]]:
-    """Seconds of a rollout of each engine, per decoded token, and the bandwidth that this takes."""
-    from rlhf.data.streams import uniforms
-    from rlhf.rollout import generate
-    from rlhf.track.throughput import Clock
-
-    batch = batch_of(config, engine.device)
-    random = uniforms(config.seed, "bench", 0, batch.samples, config.rollout.max_new_tokens)
-    told: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
-    weights = sum(p.numel() * p.element_size() for p in engine.actor.module.parameters())
-    limit = copy_gb_s(engine.device)
-    for _ in range(config.bench.repeats + 1):
-        for name, (kind, packing) in VARIANTS.items():
-            clock = Clock()
-            with clock.phase("rollout"):
-                responses = generate(engine.actor, batch, random, tokenizer, with_variant(config, kind, packing).rollout)
-            seconds, steps = clock.seconds["rollout"], responses.tokens.size(1)
-            reached = weights * steps / seconds / 1e9
-            told[name].append({
-                "time/rollout_s": seconds, "ms_per_decode_step": 1e3 * seconds / steps,
-                "tokens_per_s": float(responses.lengths.sum()) / seconds,
-                "weights_gb_s": reached, "copy_gb_s": limit, "share_of_copy": reached / limit,
-            })  # fmt: skip
-    return {name: medians(rounds[1:]) for name, rounds in told.items()}
+def variants(config: Config) -> tuple[dict[str, Config], dict[str, str]]:
+    """What is measured, by name, the baseline first; and the engines that cannot serve the configuration, with the reason:
+    those that the user names are refused instead. Raises ConfigError."""
+    rollout = config.bench.what == "rollout"
+    base = with_ways(config, "hf" if rollout or config.bench.what == "step3" else config.rollout.engine, "none")
+    if not rollout:
+        return {BASELINE: base, "ours": config}, {}
+    asked, left_out = config.bench.engines, {}
+    found = {BASELINE: base}
+    for engine in dict.fromkeys(asked or (config.rollout.engine, "hybrid", "paged")):
+        try:
+            found[engine] = with_ways(config, engine, config.ppo.packing)
+            check(found[engine])
+        except ConfigError as error:
+            if asked:
+                raise
+            found.pop(engine)
+            left_out[engine] = str(error)
+    return {name: found[name] for name in found if name != "hf"}, left_out
 
 
-def with_variant(config: Config, engine: str, packing: str) -> Config:
+def with_ways(config: Config, engine: str, packing: str) -> Config:
     """The configuration with a rollout engine and a way of padding."""
     return replace(config, rollout=replace(config.rollout, engine=engine), ppo=replace(config.ppo, packing=packing))
 
 
-def copy_gb_s(device: Any) -> float:
-    """What the device's memory delivers when a large tensor is copied: bytes read, in GB per second, median of ten."""
+def beside(config: Config, configs: dict[str, Config]) -> "dict[str, Measured]":
+    """The variants of step 3, or of a phase of it, in turns on the same models."""
+    from rlhf.measure.compare import compared
+    from rlhf.measure.ppo import random_models
+
+    optional = [] if config.bench.engines else [name for name in configs if name not in (BASELINE, "ours")]
+    with tempfile.TemporaryDirectory() as place:
+        return compared(configs, lambda: random_models(config, Path(place) / "random"), config.bench.repeats, optional)
+
+
+def stages(config: Config) -> "dict[str, Measured]":
+    """A training step of each stage, one stage after another; one that does not fit the GPU says so."""
     import torch
 
-    from rlhf.track.throughput import synchronize
+    from rlhf.measure.compare import Failed, Measured, take_turns
+    from rlhf.stages.bench import subjects
 
-    source = torch.empty(2**28 if device.type == "cuda" else 2**26, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-
-    def once() -> float:
-        synchronize()
-        began = time.perf_counter()
-        target.copy_(source)
-        synchronize()
-        return source.numel() / (time.perf_counter() - began) / 1e9
-
-    return statistics.median(once() for _ in range(10))
-
-
-def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
-    """The median of each figure."""
-    return {name: statistics.median(figures[name] for figures in rounds) for name in rounds[0]}
+    found: dict[str, Measured] = {}
+    with tempfile.TemporaryDirectory() as place:
+        for name, rounds in subjects(config).items():
+            try:
+                with rounds(config, Path(place) / "random") as once:
+                    found[name] = Measured(take_turns({name: once}, config.bench.repeats, False)[name])
+            except (Failed, torch.OutOfMemoryError):
+                found[name] = Measured(problem="out of memory")
+    return found
 
 
-def show(found: dict[str, Any], console: Console) -> None:
-    """A row per figure, a column per variant, and their ratio."""
-    figures, recipe = found["figures"], found["recipe"]
-    title = ", ".join(f"{key} {value}" for key, value in recipe.items())
-    shown = Table(title=title, title_justify="left")
-    shown.add_column("median")
-    for name in figures:
-        shown.add_column(name, justify="right")
-    shown.add_column("ratio", justify="right")
-    first, second = figures.values()
-    for name in first:
-        ratio = f"{first[name] / second[name]:.2f}" if second[name] else ""
-        shown.add_row(name, f"{first[name]:.4g}", f"{second[name]:.4g}", ratio)
-    console.print(shown)
+def entry(name: str, own: Config, measured: "Measured") -> dict[str, Any]:
+    """A variant as it is stored: how it works, its medians, and its main figure in every round."""
+    engine = f"{own.rollout.engine} rollouts"
+    padding = {"none": "padded", "length": "by length", "packed": "packed"}[own.ppo.packing]
+    how = {"rollout": engine, "score": padding, "train": padding}.get(own.bench.what, f"{engine}, {padding}")
+    how = "" if name in ("sft", "reward") else how
+    rounds = [figures[MAIN[own.bench.what]] for figures in measured.rounds]
+    return {"how": how, "problem": measured.problem, "median": measured.median, "rounds": rounds}
 
 
-def table(place: Path) -> str:
-    """Stored results as Markdown, one row each."""
-    rows = ["| device | recipe | hybrid | baseline | times faster | date, versions |", "|---|---|---|---|---|---|"]
-    for file in sorted(place.glob("bench-*.json")):
-        found = json.loads(file.read_text())
-        recipe, key = found["recipe"], "time/step_s" if found["recipe"]["what"] == "step" else "time/rollout_s"
-        fast, slow = (found["figures"][name][key] for name in VARIANTS)
-        what = (
-            f"{recipe['what']}, {recipe['model']} with {recipe['reward_model']}, {recipe['dtype']}, {recipe['batch']} x "
-            f"({recipe['prompt_tokens']} + {recipe['response_tokens']}) tokens, {recipe['lengths']} lengths"
-        )
-        device = (found["gpus"] or [found["processor"]])[0]
-        versions = f"torch {found['packages']['torch']}, transformers {found['packages']['transformers']}"
-        times = f"{fast:.3g} s | {slow:.3g} s | {slow / fast:.1f}"
-        rows.append(f"| {device} | {what} | {times} | {found['date']}, {versions} |")
-    return "\n".join(rows)
+def recipe(config: Config) -> dict[str, Any]:
+    """What the figures depend on, beside the machine and the versions."""
+    return {
+        "what": config.bench.what, "lengths": config.bench.lengths, "repeats": config.bench.repeats,
+        "model": config.model.name, "reward_model": config.reward_model.name, "dtype": config.precision.dtype,
+        "zero": config.zero.stage, "offload": config.zero.offload_optimizer or config.zero.offload_parameters,
+        "lora": config.lora.rank, "batch": config.ppo.rollout_batch_size, "micro_batch": batches(config, "ppo").micro,
+        "prompt_tokens": config.data.max_prompt_tokens, "response_tokens": config.rollout.max_new_tokens,
+        "update_epochs": config.ppo.update_epochs, "seed": config.seed,
+    }  # fmt: skip
+
+
+def memory_note(config: Config) -> str:
+    """Whose memory is told."""
+    return (
+        "memory/peak_gib: of the whole process during the variant's first turn" if config.hardware.device == "cpu"
+        else "memory/peak_gib: allocated on the GPU during the variant's first turn"
+    )  # fmt: skip
+
+
+def file_name(config: Config, found: dict[str, Any]) -> str:
+    """A name that tells what was measured, where and when; other settings on one day get another checksum."""
+    told = f"{found['recipe']} {[variant['how'] for variant in found['variants'].values()]}"
+    words = f"bench-{config.bench.what}-{config.bench.lengths}-{config.model.name}-{config.hardware.gpu}"
+    return f"{words}-{date.today()}-{zlib.crc32(told.encode()):08x}.json".lower().replace(" ", "-")
 
 
 if __name__ == "__main__":

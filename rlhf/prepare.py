@@ -2,6 +2,7 @@
 
 from rlhf.config.checks import check
 from rlhf.config.compose import composed
+from rlhf.config.derive import as_measured
 from rlhf.config.schema import Config
 from rlhf.data.records import Comparison, load_dataset
 from rlhf.data.text import load_texts
@@ -19,6 +20,8 @@ def load_config(*overrides: str) -> Config:
 def prepared(config: Config) -> Config:
     """The configuration with the shapes of its models, checked."""
     whole = fill_shapes(config)
+    if "bench" in config.stages:
+        whole = as_measured(whole)
     check(whole)
     return whole
 
@@ -47,7 +50,7 @@ def estimates(tasks: list[Task]) -> dict[str, Work | None]:
     found: dict[str, Work | None] = {}
     for task in tasks:
         config, stage = task.config, task.node.stage
-        if config.data.source == "hub":
+        if config.data.source == "hub" or stage == "bench":
             found[task.key] = work(config, stage, None)
             continue
         source = f"{config.data} {config.seed} {config.reward.grouped}"

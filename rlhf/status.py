@@ -27,6 +27,7 @@ from rich.text import Text
 
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.ranges import STAGES
+from rlhf.track.metrics import RATES
 
 PERIOD_S, SILENT_S = 2.0, 60.0
 SQUEUE_PERIOD_S, SQUEUE_TIMEOUT_S = 10.0, 10.0
@@ -42,7 +43,7 @@ STATES = {
 WRITTEN = ("queued", "starting", "running", "stopped", "failed", "done")
 SETTLED = ("done", "failed", "skipped")
 # The figure that says most about a stage now: the first of these that it has.
-FIGURES = ("reward/mean", "eval/accuracy", "train/accuracy", "eval/perplexity", "train/loss")
+FIGURES = ("reward/mean", "eval/accuracy", "train/accuracy", "eval/perplexity", "train/loss", *RATES)
 RIGHT = ("points", "step", "rate", "left", "KL", "try", "heard")
 # What a narrow terminal does without.
 LEAST = ("try", "points", "job", "rate", "node", "heard")

@@ -18,6 +18,7 @@ LAYERS = (
     ("models", "data", "engine"),
     ("rollout",),
     ("ppo",),
+    ("measure",),
     ("stages",),
     ("launch", "prepare", "report", "status"),
     ("search",),

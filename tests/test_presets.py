@@ -16,7 +16,7 @@ from rlhf.config.memory import state_gib
 from rlhf.experiment.graph import nodes
 
 ROOT = Path(__file__).parents[1]
-EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml") if path.stem != "bench")
 STAGES = ("sft", "reward", "ppo")
 
 # Points, and distinct stages by kind.
@@ -27,6 +27,8 @@ SWEEPS = {
     "overoptimisation": (12, {"sft": 1, "reward": 3, "ppo": 12}),
     "ppo-vs-deepspeed-chat": (6, {"sft": 3, "reward": 3, "ppo": 6}),
 }
+# Of benchmarks: points.
+BENCHMARKS = {"systems": 20}
 # The preset's scale: ranks, and the global batches of the three stages.
 SCALES = {
     "llama-2-7b-dgx8-80g": (8, 32, 64, 8),
@@ -62,7 +64,7 @@ def fingerprints(name, stage):
 
 
 def test_the_tables_name_every_preset():
-    assert sorted(SWEEPS) == sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
+    assert sorted([*SWEEPS, *BENCHMARKS]) == sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
     assert sorted(SCALES) == EXPERIMENTS
 
 
@@ -87,6 +89,35 @@ def test_a_sweep_runs_on_the_demo(name):
             block = 4 * model.width * (model.width + 1) + 2 * model.width * model.ffn + model.ffn + 5 * model.width
             tables = (model.vocabulary + model.positions + 2) * model.width
             assert model.parameters == model.layers * block + tables + 2 * model.width  # an OPT's
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_sweep_of_benchmarks_has_as_many_points_as_it_says(name):
+    assert len(points(name)) == BENCHMARKS[name] == len(set(fingerprints(name, "bench")))
+    said = re.search(r"([\d x]+) = (\d+) points, each a benchmark of its own\.", comment("sweeps", name))
+    assert [int(factor) for factor in said[1].split(" x ")] == [
+        len(set(values)) for values in zip(*points(name), strict=True)
+    ]
+    assert int(said[2]) == BENCHMARKS[name]
+    for config in points(name).values():
+        assert (config.stages, config.name, config.model.path) == (["bench"], name, None)
+        assert (config.rollout.max_new_tokens, config.rollout.fixed_length) == (256, True)  # the recipe's
+
+
+def test_systems_goes_over_zero_adapters_offload_and_engines():
+    found = {(c.zero.stage, c.zero.offload_optimizer, c.lora.rank, c.rollout.engine) for c in points("systems").values()}
+    assert len(found) == 20
+    assert {(stage, offload) for stage, offload, *_ in found} == {(0, False), (2, False), (2, True), (3, False), (3, True)}
+    large = load_config("+sweeps=systems", "model=opt-1.3b", "reward_model=opt-350m", "hardware=a100-80g")
+    assert (large.model.path, large.model.layers, large.precision.dtype) == (None, 24, "bf16")
+
+
+def test_the_recipe_of_benchmarks_is_the_published_one():
+    config = load_config("+experiments=bench")
+    assert (config.data.max_prompt_tokens, config.rollout.max_new_tokens, config.rollout.fixed_length) == (256, 256, True)
+    assert (config.ppo.update_epochs, config.ppo.batch_size) == (1, config.ppo.rollout_batch_size)
+    assert [node.stage for node in nodes(config)] == ["bench"]
+    assert "BenckmarkSetting.md" in comment("experiments", "bench")
 
 
 def test_the_reward_model_grows_with_the_model():

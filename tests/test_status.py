@@ -126,6 +126,13 @@ def test_the_best_figure_that_there_is(root, stage):
     assert (seen[PPO].figure, seen[PPO].value, seen[PPO].step) == ("reward/mean", 2.0, 2)
 
 
+def test_a_benchmark_has_its_rate(root, stage):
+    name = "bench-0123456789ab"
+    stage(name, stage="bench", state="running", metrics=rows([1], **{"throughput/rollout_samples_per_s": 40.0}))
+    seen = stages(root)[name]
+    assert (seen.stage, seen.figure, seen.value) == ("bench", "throughput/rollout_samples_per_s", 40.0)
+
+
 @pytest.mark.parametrize(
     ("metrics", "rate"),
     [

@@ -3,21 +3,13 @@ loaded."""
 
 import os
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 
-from rlhf.config.derive import FAMILIES, batches, max_sequence, ranks
+from rlhf.config.derive import FAMILIES, batches, max_sequence, ranks, trained_stages
 from rlhf.config.errors import ConfigError
-from rlhf.config.memory import GIB, cache_bytes_per_token, weights_gib
-from rlhf.config.ranges import STAGES, check_ranges
+from rlhf.config.ranges import STAGES, TRAINED, check_ranges
+from rlhf.config.rollouts import check_cache, check_engine, check_sampling
 from rlhf.config.schema import LORAS, ZEROS, Config, Lora, Model, Zero
-
-# The families that continuous batching answers as generate does (tests/rollout/test_paged.py; measured on transformers 5.17,
-# 5.23 and 5.24), and the release from which it does not any more.
-PAGED: dict[str, str | None] = {
-    "opt": None, "gpt2": None, "llama": None, "qwen2": None, "qwen3": None, "mistral": None, "gpt_neox": "5.24",
-    "gemma2": "5.18",
-}  # fmt: skip
 
 
 def check(config: Config) -> None:
@@ -38,7 +30,7 @@ def check(config: Config) -> None:
 def used_models(config: Config) -> list[tuple[str, Model]]:
     """The models that the stages which run start from, with their keys."""
     users = (("model", config.model, {"sft", "ppo"}), ("reward_model", config.reward_model, {"reward", "ppo"}))
-    return [(key, model) for key, model, stages in users if stages & set(config.stages)]
+    return [(key, model) for key, model, stages in users if stages & set(trained_stages(config))]
 
 
 def one_of(key: str, value: object, options: tuple[object, ...]) -> None:
@@ -50,9 +42,12 @@ def one_of(key: str, value: object, options: tuple[object, ...]) -> None:
 def check_names(config: Config) -> None:
     """Choices that are names."""
     if not config.stages:
-        raise ConfigError("stages", config.stages, "there is nothing to run", "choose stage=all, sft, reward or ppo")
+        raise ConfigError("stages", config.stages, "there is nothing to run", "choose stage=all, sft, reward, ppo or bench")
     for stage in config.stages:
         one_of("stages", stage, STAGES)
+    if "bench" in config.stages and len(config.stages) > 1:
+        problem = "a benchmark has random weights and runs alone"
+        raise ConfigError("stages", config.stages, problem, "measure with stage=bench, train without")
     for key, model in used_models(config):
         if model.path is None and model.layers < 1:
             problem = f"{key}={model.name} has no shape of its own"
@@ -62,7 +57,7 @@ def check_names(config: Config) -> None:
     one_of("precision.dtype", config.precision.dtype, ("fp32", "bf16", "fp16"))
     one_of("data.source", config.data.source, ("demo", "files", "hub"))
     one_of("data.truncation", config.data.truncation, ("paragraphs", "left", "drop"))
-    for stage in STAGES:
+    for stage in TRAINED:
         one_of(f"{stage}.schedule", getattr(config, stage).schedule, ("linear", "cosine", "constant"))
     one_of("sft.loss_on", config.sft.loss_on, ("completion", "full"))
     one_of("reward.normalize", config.reward.normalize, ("bias", "standard", "none"))
@@ -71,7 +66,12 @@ def check_names(config: Config) -> None:
     one_of("ppo.ptx.source", config.ppo.ptx.source, ("demonstrations", "file", "hub"))
     one_of("rollout.engine", config.rollout.engine, ("hf", "hybrid", "paged", "deepspeed"))
     one_of("ppo.packing", config.ppo.packing, ("packed", "length", "none"))
-    one_of("bench.what", config.bench.what, ("step", "rollout"))
+    one_of("bench.what", config.bench.what, ("step3", "rollout", "score", "train", "stages"))
+    for engine in config.bench.engines or []:
+        one_of("bench.engines", engine, ("hybrid", "paged", "deepspeed"))
+    if config.bench.engines and config.bench.what != "rollout":
+        problem = f"bench.what={config.bench.what} measures the configuration's own engine"
+        raise ConfigError("bench.engines", config.bench.engines, problem, "set bench.what=rollout, or choose with rollout=")
     one_of("bench.lengths", config.bench.lengths, ("fixed", "real"))
     one_of("rollout.gather", config.rollout.gather, ("auto", "all", "layers"))
     one_of("launcher.kind", config.launcher.kind, ("auto", "inline", "local", "slurm"))
@@ -106,7 +106,7 @@ def check_hardware(config: Config) -> None:
     if len(partitions) > 1:
         problem = "DeepSpeed has one size of secondary partitions for all models"
         raise ConfigError("zero.secondary_partition", config.zero.secondary_partition, problem, "give all the same")
-    if config.ppo.dropout > 0 and config.ppo.ratio_tolerance is None and "ppo" in config.stages:
+    if config.ppo.dropout > 0 and config.ppo.ratio_tolerance is None and "ppo" in trained_stages(config):
         problem = "with dropout the first mini-batch cannot reproduce the rollout's log-probabilities"
         raise ConfigError("ppo.dropout", config.ppo.dropout, problem, "set ppo.ratio_tolerance too, as 1.0")
     if config.launcher.kind == "inline" and ranks(config) > 1:
@@ -249,7 +249,8 @@ def check_lengths(config: Config) -> None:
             "set ppo.eos_penalty=null",
         )
     for key, model in used_models(config):
-        if max_sequence(config) > model.positions and model.family != "bloom":  # ALiBi has no last position
+        unlimited = model.family == "bloom" or "bench" in config.stages  # ALiBi; models that are made to measure
+        if max_sequence(config) > model.positions and not unlimited:
             raise ConfigError(
                 f"{key}.positions", model.positions, f"prompt and response together reach {max_sequence(config)} tokens",
                 f"lower data.max_prompt_tokens={config.data.max_prompt_tokens} or the response lengths",
@@ -263,72 +264,12 @@ def check_lengths(config: Config) -> None:
             )
 
 
-def check_sampling(config: Config) -> None:
-    """Sampling options agree with each other."""
-    rollout = config.rollout
-    if rollout.min_new_tokens > rollout.max_new_tokens:
-        problem = "it is more than rollout.max_new_tokens"
-        raise ConfigError("rollout.min_new_tokens", rollout.min_new_tokens, problem, f"try {rollout.max_new_tokens}")
-    if not all(rollout.stop):
-        raise ConfigError("rollout.stop", rollout.stop, "an empty text would end every response", "leave it out")
-    if rollout.stop and rollout.fixed_length:
-        problem = "with rollout.fixed_length=true nothing ends a response"
-        raise ConfigError("rollout.stop", rollout.stop, problem, "set rollout.fixed_length=false, or rollout.stop=[]")
-    if not rollout.do_sample:
-        for key, nothing in (("top_k", 0), ("top_p", 1.0), ("samples_per_prompt", 1)):
-            if getattr(rollout, key) != nothing:
-                problem = "with rollout.do_sample=false the likeliest token is taken"
-                fix = f"set rollout.do_sample=true, or rollout.{key}={nothing:g}"
-                raise ConfigError(f"rollout.{key}", getattr(rollout, key), problem, fix)
-
-
-def check_engine(config: Config) -> None:
-    """The rollout engine serves the actor."""
-    rollout, family = config.rollout, config.model.family
-    if "ppo" not in config.stages or rollout.engine != "paged":
-        return
-    if family not in PAGED or (PAGED[family] is not None and release("transformers") >= release_of(str(PAGED[family]))):
-        served = ", ".join(name for name, until in PAGED.items() if until is None)
-        problem = f"the continuous batching of transformers {version('transformers')} does not serve a {family}"
-        raise ConfigError("rollout.engine", "paged", f"{problem} (but {served})", "try rollout=hybrid")
-    if config.zero.stage == 3 and ranks(config) > 1 and rollout.gather == "layers":
-        problem = "ranks that sample at their own pace cannot gather layers together"
-        raise ConfigError("rollout.gather", "layers", problem, "set rollout.gather=all, or try rollout=hybrid")
-
-
-def release(package: str) -> tuple[int, ...]:
-    """The release of an installed package, major and minor."""
-    return release_of(version(package))
-
-
-def release_of(text: str) -> tuple[int, ...]:
-    """Major and minor of a version."""
-    major, minor = text.split(".")[:2]
-    return int(major), int(minor)
-
-
-def check_cache(config: Config) -> None:
-    """The key-value cache of a rollout fits beside the actor's weights."""
-    rows = config.rollout.micro_batch_size or config.ppo.rollout_batch_size // ranks(config)
-    tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    per_row = tokens * cache_bytes_per_token(config.model, config.precision.dtype) / GIB
-    room = config.hardware.memory_gib - weights_gib(config.model, config.precision.dtype, 1)
-    if "ppo" in config.stages and rows * per_row > room and config.zero.stage < 3:
-        fits = max(0, int(room / per_row))
-        problem = (
-            f"the key-value cache of {rows} rows of {tokens} tokens takes {rows * per_row:.1f} GiB, and the actor leaves "
-            f"{max(0.0, room):.1f} of {config.hardware.memory_gib:g} GiB: {fits} rows fit"
-        )
-        fix = f"try a divisor of the rank's responses up to {fits}" if fits else "choose more memory, or zero=3"
-        raise ConfigError("rollout.micro_batch_size", config.rollout.micro_batch_size, problem, fix)
-
-
 def check_batches(config: Config) -> None:
     """Every global batch of the stages that run can be shared by the ranks."""
-    for stage in config.stages:
+    for stage in trained_stages(config):
         batches(config, stage)
-    ppo, world = config.ppo, ranks(config)
-    if "ppo" in config.stages and ppo.rollout_batch_size % ppo.batch_size:
+    ppo, world, uses_ppo = config.ppo, ranks(config), "ppo" in trained_stages(config)
+    if uses_ppo and ppo.rollout_batch_size % ppo.batch_size:
         near = max(1, round(ppo.rollout_batch_size / ppo.batch_size)) * ppo.batch_size
         raise ConfigError(
             "ppo.rollout_batch_size",
@@ -337,10 +278,10 @@ def check_batches(config: Config) -> None:
             f"try {near}",
         )
     micro, copies, own = config.rollout.micro_batch_size, config.rollout.samples_per_prompt, ppo.rollout_batch_size // world
-    if "ppo" in config.stages and micro is not None and (micro < 1 or own % micro):
+    if uses_ppo and micro is not None and (micro < 1 or own % micro):
         problem = f"it does not divide the {own} responses of a rank"
         raise ConfigError("rollout.micro_batch_size", micro, problem, "try null")
-    if "ppo" in config.stages and own % copies:
+    if uses_ppo and own % copies:
         fits = [number for number in range(1, own + 1) if own % number == 0]
         problem = f"it does not divide the {own} responses of a rank"
         raise ConfigError("rollout.samples_per_prompt", copies, problem, f"try one of {fits}")

@@ -42,7 +42,7 @@ def point_name(overrides: list[str], typed_in: list[str]) -> str:
     shortened with a checksum where they are long."""
     fixed = fixed_keys(typed_in)
     swept = [override.lstrip("+") for override in overrides if override.split("=", 1)[0] not in fixed]
-    name = re.sub(r"[^\w.,=+@:-]", "_", ",".join(swept)) or "point"
+    name = re.sub(r"[^\w.,=+@:-]", "_", ",".join(swept).replace("'", "")) or "point"
     return name if len(name) <= 100 else f"{name[:90]}-{zlib.crc32(name.encode()):08x}"
 
 
@@ -67,9 +67,9 @@ def composed(*overrides: str) -> Config:
 
 def quoted(arguments: list[str]) -> list[str]:
     """Command-line arguments in which `zero=3` names an option; Hydra would read a number."""
-    pattern = re.compile(r"^(\+?zero(?:@[\w.]+)?)=([\d,]+)$")
+    pattern = re.compile(r"^(\+?zero(?:@[\w.]+)?)=([\w,-]+)$")
     return [
-        f"{match[1]}=" + ",".join(f"'{number}'" for number in match[2].split(","))
+        f"{match[1]}=" + ",".join(f"'{name}'" if name.isdigit() else name for name in match[2].split(","))
         if (match := pattern.match(argument))
         else argument
         for argument in arguments
@@ -122,6 +122,8 @@ def wrong_type(error: ValidationError, composed: DictConfig) -> ConfigError:
     expected = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
     match = re.search(r"could not be converted to (\w+)", first_line(error))
     kind = expected.get(match[1], match[1]) if match else None
+    if "is not a ListConfig" in first_line(error):
+        kind = "a list, as [a,b]"
     value = lookup(OmegaConf.to_container(composed, resolve=False), re.sub(r"\[\d+\]$", "", key))
     fix = f"give {kind}" if kind else "`python -m rlhf --cfg job` shows a working value"
     return ConfigError(key, value, first_line(error) if kind is None else "wrong type", fix)

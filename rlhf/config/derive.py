@@ -1,6 +1,6 @@
 """What follows from the configuration: ranks, micro-batches, accumulation, the models a stage holds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.memory import Role, largest_micro_batch, state_gib
@@ -33,10 +33,33 @@ def layout(config: Config, stage: str) -> dict[str, str | int]:
         "hardware.nodes": config.hardware.nodes,
         "hardware.gpus_per_node": config.hardware.gpus_per_node,
     }
-    trained = {"sft": ("zero",), "reward": ("reward_zero",), "ppo": ("zero", "critic_zero")}[stage]
+    trained = {"sft": ("zero",), "reward": ("reward_zero",), "ppo": ("zero", "critic_zero"), "bench": ()}[stage]
     return keys | {
         f"{zero}.{key}": getattr(getattr(config, zero), key) for zero in trained for key in ("stage", "bucket_elements")
     }
+
+
+def trained_stages(config: Config) -> list[str]:
+    """The stages whose training settings are used: those that run, or those of which a benchmark measures steps."""
+    if "bench" not in config.stages:
+        return config.stages
+    return ["sft", "reward", "ppo"] if config.bench.what == "stages" else ["ppo"]
+
+
+def as_measured(config: Config) -> Config:
+    """What a benchmark measures of a configuration: models of its shapes with random weights, and with as many positions
+    as the longest sequence needs. Nothing is loaded."""
+    model, reward_model = (
+        replace(
+            model, path=None, revision=None, gguf_file=None, trust_remote_code=False,
+            positions=max(model.positions, max_sequence(config)),
+        )
+        for model in (config.model, config.reward_model)
+    )  # fmt: skip
+    critic = config.ppo.critic if config.ppo.critic == "actor" else "reward"
+    return replace(
+        config, model=model, reward_model=reward_model, ppo=replace(config.ppo, actor=None, reward=None, critic=critic)
+    )
 
 
 def max_sequence(config: Config) -> int:

@@ -1,9 +1,11 @@
-"""Which keys decide a stage's result, and which only where and how fast it is made: every key is one or the other."""
+"""Which keys decide a stage's result, and which only where and how fast it is made: every key is one or the other.
+
+A benchmark's result is how fast it is: of the second kind only names are left out of its fingerprint."""
 
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
-from rlhf.config.schema import ZEROS, Config, Zero
+from rlhf.config.schema import LORAS, ZEROS, Config, Launcher, Zero
 
 # Of ZeRO's keys those that change numbers by more than rounding.
 QUANTIZED = ("quantized_weights", "quantized_gradients")
@@ -22,19 +24,29 @@ RESULT_KEYS: dict[str, tuple[str, ...]] = {
         "seed", "precision", "lora", "critic_lora", "data", "ppo", "rollout",
         *(f"{zero}.{key}" for zero in ZEROS for key in QUANTIZED),
     ),
+    "bench": (
+        "seed", "bench", "model", "reward_model", "hardware", "precision", *ZEROS, *LORAS, "data", "sft", "reward", "ppo",
+        "rollout", "launcher.threads",
+    ),
 }  # fmt: skip
 
-# The keys that never change a result beyond rounding: places, speeds and names.
+# The keys that change nothing at all: names, places, and what is kept of a result.
+NAME_KEYS: tuple[str, ...] = (
+    "stages", "name", "output_root", "dry_run", "checkpoint", "sweep", "tracking", "model.name", "reward_model.name",
+    *(f"launcher.{field.name}" for field in fields(Launcher) if field.name != "threads"),
+    "sft.max_nonfinite", "reward.max_nonfinite", "ppo.max_nonfinite", *(f"{lora}.save_merged" for lora in LORAS),
+)  # fmt: skip
+
+# The keys that never change what is trained beyond rounding: those, and speeds. Models that PPO starts from are in its
+# fingerprint by what they are.
 PLACE_KEYS: tuple[str, ...] = (
-    "stages", "name", "output_root", "dry_run", "checkpoint", "sweep", "bench", "hardware", "tracking", "launcher",
-    "model.name", "reward_model.name",
+    *NAME_KEYS, "bench", "hardware", "launcher.threads",
     *(f"{zero}.{field.name}" for zero in ZEROS for field in fields(Zero) if field.name not in QUANTIZED),
     "sft.micro_batch_size", "sft.gradient_checkpointing",
     "reward.micro_batch_size", "reward.gradient_checkpointing",
     "ppo.micro_batch_size", "ppo.packing", "ppo.offload_idle", "ppo.compile",
     "ppo.gradient_checkpointing", "ppo.critic_gradient_checkpointing",
-    "ppo.actor", "ppo.reward", "ppo.critic", "sft.max_nonfinite", "reward.max_nonfinite", "ppo.max_nonfinite",
-    "lora.save_merged", "critic_lora.save_merged", "reward_lora.save_merged",
+    "ppo.actor", "ppo.reward", "ppo.critic",
     "rollout.engine", "rollout.graphs", "rollout.release_cache", "rollout.gather", "rollout.tensor_parallel",
     "rollout.micro_batch_size",
 )  # fmt: skip
@@ -49,6 +61,11 @@ def leaf_keys(schema: Any = Config, prefix: str = "") -> list[str]:
         name = prefix + field.name
         keys += leaf_keys(kind, name + ".") if is_dataclass(kind) else [name]
     return keys
+
+
+def left_out(stage: str) -> tuple[str, ...]:
+    """The keys that are never in a stage's fingerprint."""
+    return NAME_KEYS if stage == "bench" else PLACE_KEYS
 
 
 def covered(key: str, prefixes: tuple[str, ...]) -> bool:

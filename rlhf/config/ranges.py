@@ -7,7 +7,9 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.schema import LORAS, ZEROS, Config
 
 INFINITY = float("inf")
-STAGES = ("sft", "reward", "ppo")
+# The stages that train, in the order they run, and the one that measures them.
+TRAINED = ("sft", "reward", "ppo")
+STAGES = (*TRAINED, "bench")
 
 # Key: (least, most). `null` passes where the schema allows it.
 CLOSED: dict[str, tuple[float, float]] = {
@@ -32,7 +34,7 @@ CLOSED: dict[str, tuple[float, float]] = {
     "reward.dropout": (0, 1),
     **{
         f"{stage}.{key}": bounds
-        for stage in STAGES
+        for stage in TRAINED
         for key, bounds in {
             "epochs": (1, INFINITY),
             "max_steps": (1, INFINITY),
@@ -86,7 +88,7 @@ CLOSED: dict[str, tuple[float, float]] = {
 
 # Key: most; the number must be above 0.
 POSITIVE: dict[str, float] = {
-    **{f"{stage}.max_grad_norm": INFINITY for stage in STAGES},
+    **{f"{stage}.max_grad_norm": INFINITY for stage in TRAINED},
     **{f"ppo.{key}": INFINITY for key in ("clip_range", "value_clip_range", "log_ratio_clip", "kl_target", "kl_horizon")},
     "ppo.reward_clip": INFINITY,
     "ppo.ratio_tolerance": INFINITY,
@@ -111,7 +113,7 @@ def check_ranges(config: Config) -> None:
         value = at(config, key)
         if value is not None and not 0 < value <= high:
             raise ConfigError(key, value, "out of range", f"give a number {bounds('above', 0, high)}")
-    for stage in STAGES:
+    for stage in TRAINED:
         betas = at(config, f"{stage}.betas")
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ConfigError(f"{stage}.betas", betas, "AdamW takes two numbers in [0, 1)", "try [0.9,0.95]")

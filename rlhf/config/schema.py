@@ -309,11 +309,12 @@ class Search:
 
 @dataclass
 class Bench:
-    """What `python -m rlhf.bench` measures."""
+    """What `python -m rlhf.bench` and stage=bench measure."""
 
     what: str = MISSING
     lengths: str = MISSING
     repeats: int = MISSING
+    engines: list[str] | None = MISSING
 
 
 @dataclass

@@ -20,8 +20,8 @@ KEPT: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
 
 
 def is_sharded(engine: Any) -> bool:
-    """Whether no rank holds the whole model."""
-    return bool(engine.zero_optimization_stage() == 3 and engine.world_size > 1)
+    """Whether weights are whole only while a layer reads them: at ZeRO stage 3, even on a single rank."""
+    return bool(engine.zero_optimization_stage() == 3)
 
 
 def fits_whole(engine: Any) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config.errors import ConfigError
-from rlhf.config.keys import PLACE_KEYS, RESULT_KEYS, SCHEMA_VERSION, covered, leaf_keys
+from rlhf.config.keys import RESULT_KEYS, SCHEMA_VERSION, covered, leaf_keys, left_out
 from rlhf.config.ranges import at
 from rlhf.config.schema import Config
 
@@ -22,7 +22,7 @@ def fingerprint(config: Config, stage: str, inputs: dict[str, str]) -> str:
 
 def deciding(config: Config, stage: str) -> dict[str, Any]:
     """The dotted keys that decide the stage's result, with their values; paths by what they hold."""
-    keys = [k for k in leaf_keys() if covered(k, RESULT_KEYS[stage]) and not covered(k, PLACE_KEYS)]
+    keys = [k for k in leaf_keys() if covered(k, RESULT_KEYS[stage]) and not covered(k, left_out(stage))]
     chosen = {key: at(config, key) for key in keys}
     for key, value in chosen.items():
         if key.endswith(".path") or key.startswith("data.files.") or key == "ppo.ptx.file":

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rlhf.config.errors import ConfigError
+from rlhf.config.ranges import STAGES
 from rlhf.config.schema import Config
 from rlhf.experiment.fingerprint import fingerprint, identity
 from rlhf.experiment.store import StageDirectory
@@ -28,10 +29,10 @@ def nodes(config: Config) -> list[Node]:
     """
     sft = node(config, "sft", {}, {})
     reward = node(config, "reward", {}, {})
-    asked = {"sft": sft, "reward": reward}
+    asked = {"sft": sft, "reward": reward, "bench": node(config, "bench", {}, {})}
     if "ppo" in config.stages:
         asked["ppo"] = ppo_node(config, sft, reward)
-    return [asked[stage] for stage in ("sft", "reward", "ppo") if stage in config.stages]
+    return [asked[stage] for stage in STAGES if stage in config.stages]
 
 
 def ppo_node(config: Config, sft: Node, reward: Node) -> Node:

@@ -7,10 +7,27 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlhf.config.ranges import TRAINED
 from rlhf.experiment.checkpoints import places
 from rlhf.experiment.graph import Node
 from rlhf.experiment.sweep import Outcome, Point, Task, metrics_of
 from rlhf.plan.work import Work
+
+# A benchmark's figures: metric, label, format. Those of whole steps, of phases or of stages, as it has them.
+BENCH_COLUMNS = (
+    ("throughput/samples_per_s", "seq/s", "{:.3g}"),
+    ("throughput/mfu", "MFU", "{:.1%}"),
+    ("throughput/rollout_samples_per_s", "rollout seq/s", "{:.3g}"),
+    ("throughput/decode_share", "of bandwidth", "{:.1%}"),
+    ("throughput/score_samples_per_s", "scoring seq/s", "{:.3g}"),
+    ("throughput/train_samples_per_s", "training seq/s", "{:.3g}"),
+    *(
+        (f"throughput/{stage}_{name}", f"{stage} {label}", form)
+        for stage in TRAINED
+        for name, label, form in (("samples_per_s", "seq/s", "{:.3g}"), ("mfu", "MFU", "{:.1%}"))
+    ),
+    ("memory/peak_gib", "peak GiB", "{:.3g}"),
+)
 
 # Final figures in the order of the table: stage, metric, label, format.
 ROWS = (
@@ -25,6 +42,7 @@ ROWS = (
     ("ppo", "eval/kl_sequence", "KL to the reference, nats per response", "{:.2f}"),
     ("ppo", "eval/length_sft", "mean length of SFT, tokens", "{:.1f}"),
     ("ppo", "eval/length", "mean length of PPO, tokens", "{:.1f}"),
+    *(("bench", *column) for column in BENCH_COLUMNS),
 )
 
 # Those of a sweep's table: metric, heading, format.
@@ -36,6 +54,7 @@ SWEEP_COLUMNS = (
     ("eval/reward", "reward", "{:.2f}"),
     ("eval/kl_sequence", "KL", "{:.2f}"),
     ("eval/length", "length", "{:.1f}"),
+    *BENCH_COLUMNS,
 )
 
 

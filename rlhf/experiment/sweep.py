@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rlhf.config.ranges import STAGES
 from rlhf.config.schema import Config
 from rlhf.experiment.graph import Node
 
@@ -66,7 +67,7 @@ def metrics_of(point: Point, outcomes: dict[str, Outcome]) -> dict[str, float]:
 def merged(points: list[Point]) -> list[Task]:
     """The distinct stages of all points, those that others need first: all of a kind together, in the points' order."""
     tasks: dict[str, Task] = {}
-    for stage in ("sft", "reward", "ppo"):
+    for stage in STAGES:
         for point in points:
             for node in point.stages:
                 if node.stage == stage:

@@ -139,7 +139,8 @@ def run_locked(task: Task, console: Console, devices: Devices | None) -> Outcome
 
             run_inline(spec)
     except Stopped as stopped:
-        console.print(f"[yellow]stopped[/] {node.stage}: {stopped}; the same command goes on from there", soft_wrap=True)
+        again = "begins anew" if node.stage == "bench" else "goes on from there"
+        console.print(f"[yellow]stopped[/] {node.stage}: {stopped}; the same command {again}", soft_wrap=True)
         node.directory.set_status(state="stopped", reason=str(stopped))
         return Outcome("stopped", str(stopped))
     except KeyboardInterrupt:

@@ -1,14 +1,16 @@
 """How much work a stage is: its steps, and an upper bound of its operations, before anything is loaded."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from rlhf.config.schema import Config
+from rlhf.config.schema import Config, Model
 from rlhf.plan.flops import forward_flops, generation_flops, training_flops
 
 
 @dataclass(frozen=True)
 class Work:
-    """Optimiser steps (sft, reward) or rollouts (ppo), and operations if every sequence were as long as it may be."""
+    """Optimiser steps (sft, reward), rollouts (ppo) or measured rounds (bench), and operations if every sequence were as
+    long as it may be."""
 
     steps: int
     flops: int
@@ -17,6 +19,8 @@ class Work:
 def work(config: Config, stage: str, records: int | None, answers: int = 2) -> Work | None:
     """The work of a stage on so many records; None if that cannot be told (no records known, no limit of steps). A record
     of the reward model has so many answers: it is a pair, or all pairs of a prompt."""
+    if stage == "bench":
+        return bench_work(config)
     training = getattr(config, stage)
     size = training.batch_size
     if stage == "ppo":
@@ -28,6 +32,21 @@ def work(config: Config, stage: str, records: int | None, answers: int = 2) -> W
     steps = min(known)
     step = reward_step(config, answers) if stage == "reward" else {"sft": sft_step, "ppo": ppo_step}[stage](config)
     return Work(steps, steps * step)
+
+
+def bench_work(config: Config) -> Work:
+    """The rounds of a benchmark, and its operations with those that warm up."""
+    steps: dict[str, tuple[Callable[[Config], int], ...]] = {
+        "rollout": (rollout_step,),
+        "score": (lambda config: rollout_step(config) + scoring_step(config),),
+        "train": (update_step,),
+        "step3": (ppo_step,),
+        "stages": (sft_step, lambda config: reward_step(config, 2), ppo_step),
+    }
+    measured = steps[config.bench.what]
+    rounds = config.bench.repeats * len(measured)
+    once = rollout_step(config) + scoring_step(config) if config.bench.what == "train" else 0
+    return Work(rounds, once + (config.bench.repeats + 1) * sum(step(config) for step in measured))
 
 
 def sft_step(config: Config) -> int:
@@ -46,18 +65,42 @@ def reward_step(config: Config, answers: int) -> int:
 
 def ppo_step(config: Config) -> int:
     """Operations of a rollout, its scoring and its updates, at most."""
-    ppo, critic = config.ppo, config.model if config.ppo.critic == "actor" else config.reward_model
-    prompts = [config.data.max_prompt_tokens] * ppo.rollout_batch_size
-    responses = [config.rollout.max_new_tokens] * ppo.rollout_batch_size
-    lengths = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
-    actions = sum(responses)
-    scoring = (
+    return rollout_step(config) + scoring_step(config) + update_step(config)
+
+
+def longest(config: Config) -> tuple[list[int], list[int]]:
+    """Lengths of a rollout's prompts and responses, at most."""
+    count = config.ppo.rollout_batch_size
+    return [config.data.max_prompt_tokens] * count, [config.rollout.max_new_tokens] * count
+
+
+def critic_of(config: Config) -> Model:
+    """The critic's shape."""
+    return config.model if config.ppo.critic == "actor" else config.reward_model
+
+
+def rollout_step(config: Config) -> int:
+    """Operations of a rollout, at most."""
+    return generation_flops(config.model, *longest(config), config.lora)
+
+
+def scoring_step(config: Config) -> int:
+    """Operations of scoring a rollout, at most."""
+    prompts, responses = longest(config)
+    lengths, actions = [p + r for p, r in zip(prompts, responses, strict=True)], sum(responses)
+    return (
         2 * forward_flops(config.model, lengths, actions)
-        + forward_flops(critic, lengths, 0)
+        + forward_flops(critic_of(config), lengths, 0)
         + forward_flops(config.reward_model, lengths, 0)
     )
-    updates = ppo.update_epochs * (
+
+
+def update_step(config: Config) -> int:
+    """Operations of all updates on a rollout, at most."""
+    ppo, (prompts, responses) = config.ppo, longest(config)
+    lengths, actions = [p + r for p, r in zip(prompts, responses, strict=True)], sum(responses)
+    critic = critic_of(config), lengths, 0, config.critic_lora, ppo.critic_gradient_checkpointing, ppo.critic_dropout
+    return ppo.update_epochs * (
         training_flops(config.model, lengths, actions, config.lora, ppo.gradient_checkpointing, ppo.dropout)
-        + training_flops(critic, lengths, 0, config.critic_lora, ppo.critic_gradient_checkpointing, ppo.critic_dropout)
+        + training_flops(*critic)
     )
-    return generation_flops(config.model, prompts, responses, config.lora) + scoring + updates

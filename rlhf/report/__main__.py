@@ -8,17 +8,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlhf.experiment.summary import BENCH_COLUMNS
 from rlhf.report.collect import ReportError, collect
 from rlhf.report.figures import compared, every_figure, short
 from rlhf.report.groups import Group, grouped
 from rlhf.report.page import overview, page
 from rlhf.report.tables import save, write_tables
+from rlhf.track.metrics import RATES
 
-# What the terminal shows of the final figures; the tables have the rest. The second where no point has come as far.
+# What the terminal shows of the final figures; the tables have the rest. The first of these that any point has.
 SHOWN = (
     {"eval/gold": "gold reward", "eval/reward": "score", "eval/kl_sequence": "KL, nats", "eval/length": "tokens"},
     {"eval/perplexity": "SFT perplexity", "eval/accuracy": "reward model accuracy"},
+    {"throughput/samples_per_s": "seq/s", "throughput/mfu": "MFU"},  # a benchmark's whole steps; or its phases, or stages
+    {metric: label for metric, label, _ in BENCH_COLUMNS if metric in RATES or metric == "throughput/decode_share"},
 )
+MEMORY = {"memory/peak_gib": "peak GiB"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,8 +74,8 @@ def summary(groups: list[Group]) -> Table:
     table = Table(title="Means over seeds (n); intervals are in table.md", title_justify="left")
     table.add_column("group", overflow="fold")
     figures = every_figure(groups)
-    ppo = any(figure.metric in SHOWN[0] for figure in figures)
-    shown = {figure: SHOWN[not ppo].get(figure.metric) for figure in figures}
+    labels = next((labels for labels in SHOWN if any(figure.metric in labels for figure in figures)), {})
+    shown = {figure: (labels | MEMORY).get(figure.metric) for figure in figures}
     columns = [[cell.estimate for cell in compared(groups, figure)] for figure, label in shown.items() if label]
     for label in filter(None, shown.values()):
         table.add_column(label, justify="right")

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.ranges import STAGES
 from rlhf.report.files import flat, mapping, read_object, read_yaml, words
 from rlhf.report.stage import ALIVE, ENDED, Stage, Told, attempt, read_stage, told_of
 
-STAGES = ("sft", "reward", "ppo")
 # A stage directory's name.
 NAME = re.compile(r"[\w.-]{1,200}")
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from rlhf.experiment.summary import BENCH_COLUMNS
 from rlhf.report.groups import Group
 from rlhf.report.statistics import Estimate, estimate
 from rlhf.track.metrics import METRICS
@@ -40,6 +41,10 @@ FIGURES = (
     Figure("ppo", "eval/kl_sequence", "KL per response"),
     Figure("ppo", "eval/length_sft", "length, SFT"),
     Figure("ppo", "eval/length", "length, PPO"),
+    *(
+        Figure("bench", metric, label, -1 if metric.startswith(("time/", "memory/")) else 1)
+        for metric, label, _ in BENCH_COLUMNS
+    ),
 )
 
 

@@ -1,11 +1,12 @@
 """Points that differ in nothing but the seed, and what tells such groups apart."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.config.keys import PLACE_KEYS, covered
+from rlhf.config.keys import NAME_KEYS, PLACE_KEYS, covered
 from rlhf.report.collect import Collection, Point, natural
 from rlhf.report.stage import Stage
 
@@ -13,6 +14,7 @@ from rlhf.report.stage import Stage
 # PPO starts from is in the fingerprint by its identity, and `stages` says what there is to compare.
 KEPT_KEYS = ("stages", "ppo.actor", "ppo.reward", "ppo.critic")
 IGNORED = ("seed", *(key for key in PLACE_KEYS if key not in KEPT_KEYS))
+IGNORED_IN_BENCH = ("seed", *(key for key in NAME_KEYS if key not in KEPT_KEYS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +60,12 @@ def unseeded(point: Point) -> tuple[str, ...]:
 def deciding(point: Point) -> dict[str, Any]:
     """The dotted keys that make a group, from the configuration or, without one, from the overrides."""
     known = point.config or dict(entry.lstrip("+").partition("=")[::2] for entry in point.overrides)
-    return {key: value for key, value in known.items() if not covered(key, IGNORED)}
+    return {key: value for key, value in known.items() if not covered(key, ignored(point))}
+
+
+def ignored(point: Point) -> tuple[str, ...]:
+    """The keys that make no group: of a benchmark only names, since its results are speeds."""
+    return IGNORED_IN_BENCH if "bench" in point.stages else IGNORED
 
 
 def lonely(collection: Collection) -> str:
@@ -73,12 +80,21 @@ def labelled(sets: list[list[Point]]) -> list[str]:
     labels = []
     for points in sets:
         first = next((point for point in points if point.overrides), points[0])
-        own = [entry for entry in first.overrides if entry not in common and not covered(key_of(entry), IGNORED)]
+        own = [
+            unquoted(entry)
+            for entry in first.overrides
+            if entry not in common and not covered(key_of(entry), ignored(first))
+        ]
         labels.append(", ".join(own))
     if len(set(labels)) < len(sets) or sum(not label for label in labels) > 1:
         labels = by_keys(sets)
     labels = [label or "default" for label in labels]
     return [label if labels.count(label) == 1 else f"{label} ({number})" for number, label in enumerate(labels, 1)]
+
+
+def unquoted(override: str) -> str:
+    """An override as it was typed: Hydra quotes `zero=3`."""
+    return re.sub(r"='([^']*)'$", r"=\1", override)
 
 
 def key_of(override: str) -> str:

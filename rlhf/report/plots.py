@@ -42,6 +42,7 @@ STYLE: Any = {
     "ytick.labelcolor": "#333333",
     "lines.linewidth": 1.8,
 }
+STEPS = {"ppo": "PPO step", "bench": "round"}
 # A curve has at most so many places; the steps of each are averaged.
 PLACES = 200
 # Curves of so few places show them.
@@ -61,6 +62,13 @@ EARLIER_PANELS: tuple[Panel, ...] = (
     ("reward", "train/loss", "Reward model, training loss", "nats per comparison"),
     ("reward", "train/accuracy", "Reward model, training accuracy", "share of pairs"),
 )
+# Of benchmarks alone.
+BENCH_PANELS: tuple[Panel, ...] = (
+    ("bench", "throughput/samples_per_s", "Benchmark, whole steps", "sequences per second"),
+    ("bench", "throughput/rollout_tokens_per_s", "Benchmark, rollouts", "tokens per second"),
+    ("bench", "throughput/score_tokens_per_s", "Benchmark, scoring", "tokens per second"),
+    ("bench", "throughput/train_tokens_per_s", "Benchmark, updates", "tokens per second"),
+)
 
 
 def colours(count: int) -> list[str]:
@@ -73,7 +81,7 @@ def colours(count: int) -> list[str]:
 
 def curves(groups: list[Group]) -> str | None:
     """Reward, gold reward, KL and length over steps, mean and interval over each group's seeds; None without a step."""
-    panels = with_data(groups, PANELS) or with_data(groups, EARLIER_PANELS)
+    panels = used_panels(groups)
     if not panels:
         return None
     rows = math.ceil(len(panels) / 2)
@@ -86,10 +94,15 @@ def curves(groups: list[Group]) -> str | None:
             kind, metric, title, label = panel
             for group, colour in zip(groups, colours(len(groups)), strict=True):
                 draw_curve(axis, *course(group.stages(kind), metric), colour)
-            axis.set(title=title, xlabel=f"{'PPO' if kind == 'ppo' else kind} step", ylabel=label)
+            axis.set(title=title, xlabel=STEPS.get(kind, f"{kind} step"), ylabel=label)
             axis.margins(x=0.02)
 
     return drawn("curves", (9.6, 3.2 * rows), paint)
+
+
+def used_panels(groups: list[Group]) -> list[Panel]:
+    """The panels of the last part of the pipeline that any point has come to."""
+    return next((panels for kind in (PANELS, EARLIER_PANELS, BENCH_PANELS) if (panels := with_data(groups, kind))), [])
 
 
 def with_data(groups: list[Group], panels: tuple[Panel, ...]) -> list[Panel]:
@@ -103,7 +116,7 @@ def with_data(groups: list[Group], panels: tuple[Panel, ...]) -> list[Panel]:
 
 def under_way(groups: list[Group]) -> list[int]:
     """How many stages each group's curves are of: the most of any panel."""
-    panels = with_data(groups, PANELS) or with_data(groups, EARLIER_PANELS)
+    panels = used_panels(groups)
     kinds = {panel[0] for panel in panels}
     return [max((sum(len(s.series.steps) > 0 for s in g.stages(kind)) for kind in kinds), default=0) for g in groups]
 

@@ -41,12 +41,14 @@ class Speed:
 
 
 def speeds(collection: Collection) -> tuple[list[Speed], list[Speed]]:
-    """Speed of each kind of stage on each type of machine, and of each stage that has logged a step."""
+    """Speed of each kind of stage on each type of machine (of benchmarks a mean would mean nothing), and of each stage that
+    has logged a step."""
     measured = [stage for stage in collection.stages if len(stage.series.steps)]
     each = [Speed(stage.name, device(stage), 1, speed(stage.series)) for stage in measured]
     kinds: dict[tuple[str, str], list[Speed]] = {}
     for stage, own in zip(measured, each, strict=True):
-        kinds.setdefault((stage.kind, own.device), []).append(own)
+        if stage.kind != "bench":
+            kinds.setdefault((stage.kind, own.device), []).append(own)
     return [together(kind, place, members) for (kind, place), members in kinds.items()], each
 
 

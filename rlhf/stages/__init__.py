@@ -1,4 +1,5 @@
-"""The three stages. Each is `run(config, inputs, context) -> final metrics` and leaves a model in its directory."""
+"""The three stages. Each is `run(config, inputs, context) -> final metrics` and leaves a model in its directory. A fourth
+measures how fast they are."""
 
 import gc
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from rlhf.experiment.checkpoints import discard
 from rlhf.experiment.spec import Spec, stage_directory
 from rlhf.experiment.stopping import Stopped
 from rlhf.experiment.store import Result
-from rlhf.stages import ppo, reward, sft
+from rlhf.stages import bench, ppo, reward, sft
 from rlhf.stages.context import Context
 from rlhf.track.tracker import Tracker
 
@@ -19,6 +20,7 @@ RUN: dict[str, Callable[[Config, dict[str, str], Context], dict[str, float]]] = 
     "sft": sft.run,
     "reward": reward.run,
     "ppo": ppo.run,
+    "bench": bench.run,
 }
 
 

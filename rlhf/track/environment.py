@@ -35,10 +35,18 @@ def environment(config: Config) -> dict[str, Any]:
         "git": git_state(),
         "host": platform.node(),
         "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "hardware": asdict(config.hardware),
     }
+
+
+def processor() -> str:
+    """The processor's name where Linux tells it, else its architecture."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def installed(package: str) -> str | None:

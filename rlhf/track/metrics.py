@@ -1,7 +1,15 @@
 """Every metric's name, its unit and its meaning. A name that is not here cannot be logged."""
 
+# The parts of a step of PPO.
+PHASES = ("rollout", "score", "train")
 # Groups whose values depend on the machine; all others depend on the configuration alone.
 MACHINE_GROUPS = ("time", "throughput", "memory")
+
+# Sequences per second: of what a step is, or of the part of one that is measured.
+RATES = (
+    "throughput/samples_per_s",
+    *(f"throughput/{part}_samples_per_s" for part in ("ppo", "reward", "sft", *PHASES)),
+)
 
 METRICS: dict[str, tuple[str, str]] = {
     "train/loss": ("nats", "training loss of the step: per token (sft), per comparison (reward)"),
@@ -62,13 +70,21 @@ METRICS: dict[str, tuple[str, str]] = {
     "time/rollout_s": ("s", "of which: sampling responses"),
     "time/score_s": ("s", "of which: log-probabilities, reference, values, scores"),
     "time/train_s": ("s", "of which: updates"),
+    "time/decode_step_ms": ("ms", "wall time of a rollout per step of its longest response, reading the prompts included"),
+    "time/decode_limit_ms": ("ms", "the same if it were what reading weights and cache takes at the copy bandwidth"),
+    "time/sft_s": ("s", "wall time of a step of supervised fine-tuning, in a benchmark"),
+    "time/reward_s": ("s", "the same of reward modelling"),
+    "time/ppo_s": ("s", "the same of PPO: a rollout, its scoring, its updates"),
     "throughput/samples_per_s": ("1/s", "sequences per second, all ranks"),
     "throughput/tokens_per_s": ("1/s", "real tokens per second, all ranks"),
     "throughput/tflops_per_gpu": ("TFLOP/s", "operations on real tokens, per device"),
     "throughput/mfu": ("share", "the same over the device's peak in this number format"),
+    "throughput/decode_gb_s": ("GB/s", "weights and cache that a rollout reads, over its time, per device"),
+    "throughput/copy_gb_s": ("GB/s", "bytes read and bytes written by a large copy in the device's memory, over its time"),
+    "throughput/decode_share": ("share", "the former over the latter: how near a rollout is to the memory's limit"),
 } | {
-    f"throughput/{phase}_{figure}": (unit, f"{meaning} of the {phase} phase")
-    for phase in ("rollout", "score", "train")
+    f"throughput/{phase}_{figure}": (unit, f"{meaning} of the {phase} {'phase' if phase in PHASES else 'stage'}")
+    for phase in (*PHASES, "sft", "reward", "ppo")
     for figure, unit, meaning in (
         ("samples_per_s", "1/s", "sequences per second, all ranks,"),
         ("tokens_per_s", "1/s", "real tokens per second, all ranks, (rollout: sampled ones)"),

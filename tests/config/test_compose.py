@@ -156,6 +156,7 @@ def test_all_points_of_a_sweep_are_handed_in_and_zero_takes_numbers(run):
         ("zero@critic_zero=same", "zero@critic_zero=same"),
         ("zero='3'", "zero='3'"),
         ("zero=3-offload", "zero=3-offload"),
+        ("zero=0,3-offload", "zero='0',3-offload"),
         ("zero.stage=3", "zero.stage=3"),
         ("seed=3", "seed=3"),
         ("-m", "-m"),

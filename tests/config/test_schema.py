@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from rlhf.config.checks import check
 from rlhf.config.compose import config_root, register
-from rlhf.config.keys import PLACE_KEYS, RESULT_KEYS, covered, leaf_keys
+from rlhf.config.keys import NAME_KEYS, PLACE_KEYS, RESULT_KEYS, covered, leaf_keys, left_out
 from rlhf.config.schema import LORAS, ZEROS
 
 CONF = config_root() / "conf"
@@ -47,16 +47,24 @@ def test_every_key_decides_results_or_places_and_never_both():
     for key in leaf_keys():
         prefixes = {key.rsplit(".", parts)[0] for parts in range(key.count(".") + 1)}
         place = bool(prefixes & set(PLACE_KEYS))
-        result = any(prefixes & set(keys) for keys in RESULT_KEYS.values())
+        training = [keys for stage, keys in RESULT_KEYS.items() if stage != "bench"]
+        result = any(prefixes & set(keys) for keys in training)
         assert place or result, f"{key} is in neither list"
         assert covered(key, PLACE_KEYS) == place
-        assert any(covered(key, keys) for keys in RESULT_KEYS.values()) == result
+        assert any(covered(key, keys) for keys in training) == result
+
+
+def test_every_key_is_a_name_or_decides_a_benchmark():
+    for key in leaf_keys():
+        assert covered(key, NAME_KEYS) or covered(key, RESULT_KEYS["bench"]), key
+    assert set(NAME_KEYS) < set(PLACE_KEYS)
+    assert (left_out("bench"), left_out("ppo")) == (NAME_KEYS, PLACE_KEYS)
 
 
 def test_both_lists_name_keys_that_exist_and_name_them_once():
     keys = leaf_keys()
     groups = {key.rsplit(".", parts)[0] for key in keys for parts in range(key.count(".") + 1)}
-    for names in (PLACE_KEYS, *RESULT_KEYS.values()):
+    for names in (NAME_KEYS, PLACE_KEYS, *RESULT_KEYS.values()):
         assert set(names) <= groups
         assert len(names) == len(set(names))
         assert not [name for name in names if any(name.startswith(other + ".") for other in names)]

@@ -3,10 +3,10 @@ import re
 
 import pytest
 
-from rlhf.config.keys import PLACE_KEYS, RESULT_KEYS, leaf_keys
+from rlhf.config.keys import NAME_KEYS, PLACE_KEYS, RESULT_KEYS, leaf_keys
 from rlhf.experiment.fingerprint import fingerprint, identity
 
-STAGES = ("sft", "reward", "ppo")
+STAGES = ("sft", "reward", "ppo")  # those that train
 
 
 def prints(config):
@@ -46,6 +46,49 @@ def test_a_key_changes_exactly_the_stages_that_list_it(make_config, set_key, key
     set_key(config, key, other(value_of(config, key)))
     stages = set() if listed(key, PLACE_KEYS) else {stage for stage in STAGES if listed(key, RESULT_KEYS[stage])}
     assert changed(before, prints(config)) == stages
+
+
+@pytest.mark.parametrize("key", leaf_keys())
+def test_a_key_changes_a_benchmark_unless_it_is_a_name(make_config, set_key, key):
+    config = make_config("stage=bench")
+    before = fingerprint(config, "bench", {})
+    set_key(config, key, other(value_of(config, key)))
+    assert (fingerprint(config, "bench", {}) == before) == listed(key, NAME_KEYS)
+
+
+@pytest.mark.parametrize(
+    ("key", "decides"),
+    [
+        ("hardware.gpus_per_node", True),
+        ("hardware.gpu", True),
+        ("zero.stage", True),
+        ("reference_zero.offload_parameters", True),
+        ("rollout.engine", True),
+        ("rollout.gather", True),
+        ("rollout.micro_batch_size", True),
+        ("ppo.micro_batch_size", True),
+        ("ppo.packing", True),
+        ("ppo.offload_idle", True),
+        ("ppo.compile", True),
+        ("ppo.gradient_checkpointing", True),
+        ("ppo.critic", True),
+        ("bench.what", True),
+        ("launcher.threads", True),
+        ("launcher.kind", False),
+        ("launcher.partition", False),
+        ("tracking.tensorboard", False),
+        ("checkpoint.every_steps", False),
+        ("sweep.trials", False),
+        ("output_root", False),
+        ("name", False),
+        ("dry_run", False),
+    ],
+)
+def test_what_decides_a_benchmark(make_config, set_key, key, decides):
+    config = make_config("stage=bench")
+    before = fingerprint(config, "bench", {})
+    set_key(config, key, other(value_of(config, key)))
+    assert (fingerprint(config, "bench", {}) != before) == decides
 
 
 @pytest.mark.parametrize(

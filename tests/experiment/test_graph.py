@@ -35,6 +35,12 @@ def test_stages_come_in_the_order_they_run(config, tmp_path):
     assert [n.stage for n in only(config, "reward")] == ["reward"]
 
 
+def test_a_benchmark_needs_no_other_stage(config):
+    (bench,) = only(config, "bench")
+    assert (bench.stage, bench.inputs, bench.parents) == ("bench", {}, ())
+    assert bench.directory.path.name == f"bench-{bench.fingerprint[:12]}"
+
+
 def test_finished_inputs_are_found_by_fingerprint(config):
     sft, reward, ppo = nodes(config)
     finish(sft), finish(reward)

@@ -76,6 +76,28 @@ def test_a_step_of_ppo_samples_scores_and_learns(small, critic):
     assert work(small, "ppo", None) == Work(1, expected)
 
 
+@pytest.mark.parametrize("what", ["step3", "rollout", "score", "train", "stages"])
+def test_a_benchmark_is_its_rounds_and_one_that_warms_up(small, what):
+    small.bench.what, small.bench.repeats, small.reward.grouped = what, 4, False
+    rollout = generation_flops(small.model, [5, 5], [3, 3])
+    ppo, once = work(small, "ppo", None).flops, work(small, "bench", None)
+    updates = 3 * (training_flops(small.model, [8, 8], 6) + training_flops(small.reward_model, [8, 8], 0))
+    expected = {
+        "step3": (4, 5 * ppo),
+        "rollout": (4, 5 * rollout),
+        "score": (4, 5 * (ppo - updates)),
+        "train": (4, ppo - updates + 5 * updates),
+        "stages": (12, 5 * (ppo + work(small, "sft", None).flops + work(small, "reward", None).flops)),
+    }
+    assert once == Work(*expected[what])
+
+
+def test_a_benchmarks_work_needs_no_records(make_config, monkeypatch):
+    monkeypatch.setattr("rlhf.prepare.load_dataset", lambda config: pytest.fail("loaded"))
+    (task,) = tasks_of(make_config("stage=bench"))
+    assert estimates([task])[task.key].steps == 5
+
+
 def test_work_grows_with_steps_and_lengths(make_config):
     config = make_config("sft.max_steps=10")
     ten = work(config, "sft", None)

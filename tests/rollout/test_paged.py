@@ -8,8 +8,9 @@ import torch
 from agreement import disagreements
 from tiny import policy_engine, prompts
 
-from rlhf.config.checks import PAGED, check, check_engine, release, release_of
+from rlhf.config.checks import check
 from rlhf.config.errors import ConfigError
+from rlhf.config.rollouts import PAGED, check_engine, release, release_of
 from rlhf.rollout import generate
 
 TEXTS = tuple("How do I " + " ".join(f"clean a {thing}" for thing in ["kettle", "lamp", "sofa"][: n % 4]) for n in range(8))

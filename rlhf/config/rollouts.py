@@ -1,0 +1,75 @@
+"""What rollouts need: sampling options that agree, an engine that serves the actor, room for the key-value cache."""
+
+from importlib.metadata import version
+
+from rlhf.config.derive import ranks, trained_stages
+from rlhf.config.errors import ConfigError
+from rlhf.config.memory import GIB, cache_bytes_per_token, weights_gib
+from rlhf.config.schema import Config
+
+# The families that continuous batching answers as generate does (tests/rollout/test_paged.py; measured on transformers
+# 5.17, 5.23 and 5.24), and the release from which it does not any more.
+PAGED: dict[str, str | None] = {
+    "opt": None, "gpt2": None, "llama": None, "qwen2": None, "qwen3": None, "mistral": None, "gpt_neox": "5.24",
+    "gemma2": "5.18",
+}  # fmt: skip
+
+
+def check_sampling(config: Config) -> None:
+    """Sampling options agree with each other."""
+    rollout = config.rollout
+    if rollout.min_new_tokens > rollout.max_new_tokens:
+        problem = "it is more than rollout.max_new_tokens"
+        raise ConfigError("rollout.min_new_tokens", rollout.min_new_tokens, problem, f"try {rollout.max_new_tokens}")
+    if not all(rollout.stop):
+        raise ConfigError("rollout.stop", rollout.stop, "an empty text would end every response", "leave it out")
+    if rollout.stop and rollout.fixed_length:
+        problem = "with rollout.fixed_length=true nothing ends a response"
+        raise ConfigError("rollout.stop", rollout.stop, problem, "set rollout.fixed_length=false, or rollout.stop=[]")
+    if not rollout.do_sample:
+        for key, nothing in (("top_k", 0), ("top_p", 1.0), ("samples_per_prompt", 1)):
+            if getattr(rollout, key) != nothing:
+                problem = "with rollout.do_sample=false the likeliest token is taken"
+                fix = f"set rollout.do_sample=true, or rollout.{key}={nothing:g}"
+                raise ConfigError(f"rollout.{key}", getattr(rollout, key), problem, fix)
+
+
+def check_engine(config: Config) -> None:
+    """The rollout engine serves the actor."""
+    rollout, family = config.rollout, config.model.family
+    if "ppo" not in trained_stages(config) or rollout.engine != "paged":
+        return
+    if family not in PAGED or (PAGED[family] is not None and release("transformers") >= release_of(str(PAGED[family]))):
+        served = ", ".join(name for name, until in PAGED.items() if until is None)
+        problem = f"the continuous batching of transformers {version('transformers')} does not serve a {family}"
+        raise ConfigError("rollout.engine", "paged", f"{problem} (but {served})", "try rollout=hybrid")
+    if config.zero.stage == 3 and ranks(config) > 1 and rollout.gather == "layers":
+        problem = "ranks that sample at their own pace cannot gather layers together"
+        raise ConfigError("rollout.gather", "layers", problem, "set rollout.gather=all, or try rollout=hybrid")
+
+
+def release(package: str) -> tuple[int, ...]:
+    """The release of an installed package, major and minor."""
+    return release_of(version(package))
+
+
+def release_of(text: str) -> tuple[int, ...]:
+    """Major and minor of a version."""
+    major, minor = text.split(".")[:2]
+    return int(major), int(minor)
+
+
+def check_cache(config: Config) -> None:
+    """The key-value cache of a rollout fits beside the actor's weights."""
+    rows = config.rollout.micro_batch_size or config.ppo.rollout_batch_size // ranks(config)
+    tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    per_row = tokens * cache_bytes_per_token(config.model, config.precision.dtype) / GIB
+    room = config.hardware.memory_gib - weights_gib(config.model, config.precision.dtype, 1)
+    if "ppo" in trained_stages(config) and rows * per_row > room and config.zero.stage < 3:
+        fits = max(0, int(room / per_row))
+        problem = (
+            f"the key-value cache of {rows} rows of {tokens} tokens takes {rows * per_row:.1f} GiB, and the actor leaves "
+            f"{max(0.0, room):.1f} of {config.hardware.memory_gib:g} GiB: {fits} rows fit"
+        )
+        fix = f"try a divisor of the rank's responses up to {fits}" if fits else "choose more memory, or zero=3"
+        raise ConfigError("rollout.micro_batch_size", config.rollout.micro_batch_size, problem, fix)

@@ -1,0 +1,30 @@
+"""Bytes that a decode step reads."""
+
+import pytest
+
+from rlhf.plan.decode import cache_bytes, decode_bytes, weight_bytes
+
+
+def test_weights_are_read_but_for_an_embedding_that_is_no_head(make_config):
+    model = make_config().model
+    assert model.tied
+    assert weight_bytes(model, "fp32") == 4 * model.parameters
+    assert weight_bytes(model, "bf16") == 2 * model.parameters
+    model.tied = False
+    assert weight_bytes(model, "bf16") == 2 * (model.parameters - model.vocabulary * model.embedding)
+
+
+def test_the_cache_of_grouped_queries_is_smaller(make_config):
+    model = make_config("model=llama-3.1-8b").model
+    assert (model.layers, model.kv_heads, model.head_width) == (32, 8, 128)
+    assert cache_bytes(model, "bf16") == 2 * 32 * 8 * 128 * 2 == 131072  # 128 KiB a token
+
+
+@pytest.mark.parametrize(("prompts", "responses"), [([5], [1]), ([5], [4]), ([7, 3, 9], [2, 6, 1])])
+def test_each_live_row_reads_its_own_tokens_at_each_step(make_config, prompts, responses):
+    model = make_config().model
+    expected = 0
+    for step in range(1, max(responses) + 1):
+        alive = [prompt for prompt, response in zip(prompts, responses, strict=True) if response >= step]
+        expected += weight_bytes(model, "fp32") + cache_bytes(model, "fp32") * sum(prompt + step - 1 for prompt in alive)
+    assert decode_bytes(model, "fp32", prompts, responses) == expected
