@@ -8,7 +8,7 @@ from pathlib import Path
 from rlhf.config.derive import FAMILIES, batches, max_sequence, ranks, trained_stages
 from rlhf.config.errors import ConfigError
 from rlhf.config.ranges import STAGES, TRAINED, check_ranges
-from rlhf.config.rollouts import check_cache, check_engine, check_sampling
+from rlhf.config.rollouts import check_cache, check_engine, check_sampling, check_tensor_parallel
 from rlhf.config.schema import LORAS, ZEROS, Config, Lora, Model, Zero
 
 
@@ -21,6 +21,7 @@ def check(config: Config) -> None:
     check_models(config)
     check_sampling(config)
     check_engine(config)
+    check_tensor_parallel(config)
     check_lengths(config)
     check_batches(config)
     check_cache(config)

@@ -14,6 +14,10 @@ PAGED: dict[str, str | None] = {
     "gemma2": "5.18",
 }  # fmt: skip
 
+# The families whose layers ranks can share: not BLOOM, whose heads have slopes of their own, nor CodeGen, which mixes the
+# queries, keys and values of its heads.
+SHARED = ("opt", "gpt_neox", "gptj", "gpt_neo", "gpt2", "llama", "qwen2", "qwen3", "mistral", "gemma2")
+
 
 def check_sampling(config: Config) -> None:
     """Sampling options agree with each other."""
@@ -32,6 +36,26 @@ def check_sampling(config: Config) -> None:
                 problem = "with rollout.do_sample=false the likeliest token is taken"
                 fix = f"set rollout.do_sample=true, or rollout.{key}={nothing:g}"
                 raise ConfigError(f"rollout.{key}", getattr(rollout, key), problem, fix)
+
+
+def check_tensor_parallel(config: Config) -> None:
+    """Groups of ranks can share the actor's layers while they sample."""
+    count, model, key = config.rollout.tensor_parallel, config.model, "rollout.tensor_parallel"
+    if count == 1 or "ppo" not in trained_stages(config):
+        return
+    if config.rollout.engine != "hybrid":
+        raise ConfigError(key, count, f"rollout={config.rollout.engine} samples on whole models", "try rollout=hybrid")
+    if config.zero.stage != 3:
+        raise ConfigError(key, count, f"at ZeRO stage {config.zero.stage} each device holds the actor whole", "try zero=3")
+    if config.hardware.gpus_per_node % count:
+        fix = "give a divisor"
+        raise ConfigError(key, count, f"it does not divide the {config.hardware.gpus_per_node} devices of a node", fix)
+    if model.family not in SHARED:
+        problem = f"the layers of a {model.family} cannot be shared (but {', '.join(SHARED)})"
+        raise ConfigError(key, count, problem, "set it to 1")
+    for name in ("heads", "kv_heads", "ffn"):
+        if getattr(model, name) % count:
+            raise ConfigError(key, count, f"it does not divide model.{name}={getattr(model, name)}", "give a divisor")
 
 
 def check_engine(config: Config) -> None:

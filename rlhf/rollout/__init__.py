@@ -7,10 +7,12 @@ import numpy as np
 
 from rlhf.config.schema import Rollout
 from rlhf.data.tokens import PromptBatch, Tokenizer
+from rlhf.engine.gather import is_sharded
 from rlhf.rollout.base import Generate, Responses
 from rlhf.rollout.hf import generate as hf_generate
 from rlhf.rollout.hybrid import generate as hybrid_generate
 from rlhf.rollout.paged import generate as paged_generate
+from rlhf.rollout.tensor_parallel import generate as in_groups
 
 ENGINES: dict[str, Generate] = {"hf": hf_generate, "hybrid": hybrid_generate, "paged": paged_generate}
 
@@ -22,5 +24,8 @@ def generate(engine: Any, prompts: PromptBatch, uniforms: np.ndarray, tokenizer:
     response in whatever batch, engine or rank.
     """
     engine.eval()
+    sample = ENGINES[rollout.engine]
     with getattr(engine, "off", nullcontext)():  # a model whose adapters are to be off
-        return ENGINES[rollout.engine](engine, prompts, uniforms, tokenizer, rollout)
+        if rollout.tensor_parallel > 1 and is_sharded(engine):
+            return in_groups(engine, prompts, uniforms, tokenizer, rollout, sample)
+        return sample(engine, prompts, uniforms, tokenizer, rollout)
