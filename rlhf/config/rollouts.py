@@ -14,6 +14,8 @@ PAGED: dict[str, str | None] = {
     "gemma2": "5.18",
 }  # fmt: skip
 
+# The last release of DeepSpeed that is known not to serve OPT with transformers 5.
+NO_CACHE = (0, 19)
 # The families whose layers ranks can share: not BLOOM, whose heads have slopes of their own, nor CodeGen, which mixes the
 # queries, keys and values of its heads.
 SHARED = ("opt", "gpt_neox", "gptj", "gpt_neo", "gpt2", "llama", "qwen2", "qwen3", "mistral", "gemma2")
@@ -60,9 +62,13 @@ def check_tensor_parallel(config: Config) -> None:
 
 def check_engine(config: Config) -> None:
     """The rollout engine serves the actor."""
+    if "ppo" in trained_stages(config):
+        {"paged": check_paged, "deepspeed": check_deepspeed}.get(config.rollout.engine, lambda config: None)(config)
+
+
+def check_paged(config: Config) -> None:
+    """Continuous batching answers this family rightly, and has whole weights."""
     rollout, family = config.rollout, config.model.family
-    if "ppo" not in trained_stages(config) or rollout.engine != "paged":
-        return
     if family not in PAGED or (PAGED[family] is not None and release("transformers") >= release_of(str(PAGED[family]))):
         served = ", ".join(name for name, until in PAGED.items() if until is None)
         problem = f"the continuous batching of transformers {version('transformers')} does not serve a {family}"
@@ -70,6 +76,24 @@ def check_engine(config: Config) -> None:
     if config.zero.stage == 3 and ranks(config) > 1 and rollout.gather == "layers":
         problem = "ranks that sample at their own pace cannot gather layers together"
         raise ConfigError("rollout.gather", "layers", problem, "set rollout.gather=all, or try rollout=hybrid")
+
+
+def check_deepspeed(config: Config) -> None:
+    """DeepSpeed's hybrid engine has kernels for this actor here."""
+    problem, family, known = None, config.model.family, release("deepspeed")
+    if config.hardware.device == "cpu":
+        problem = "DeepSpeed's hybrid engine has kernels for GPUs only"
+    elif family != "opt":
+        problem = f"DeepSpeed's hybrid engine does not serve a {family} (but opt)"
+    elif config.lora.rank > 0:
+        problem = "DeepSpeed's hybrid engine adds adapters to the weights and subtracts them, which does not give them back"
+    elif known <= NO_CACHE and release("transformers") >= (5, 0):
+        problem = (
+            f"the hybrid engine of DeepSpeed {version('deepspeed')} wants the key-value cache of transformers 4, and "
+            f"transformers is {version('transformers')}"
+        )
+    if problem is not None:
+        raise ConfigError("rollout.engine", "deepspeed", problem, "try rollout=hybrid")
 
 
 def release(package: str) -> tuple[int, ...]:

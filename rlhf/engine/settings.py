@@ -25,6 +25,13 @@ def training_settings(config: Config, zero: Zero, batches: Batches, max_grad_nor
     }
 
 
+def hybrid_settings(config: Config) -> dict[str, Any]:
+    """DeepSpeed's entry for its hybrid engine: kernels with room for the longest prompt and response."""
+    tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    release = config.rollout.release_cache
+    return {"hybrid_engine": {"enabled": True, "max_out_tokens": tokens, "release_inference_cache": release}}
+
+
 def frozen_settings(config: Config, zero: Zero) -> dict[str, Any]:
     """For a model that only reads: sharded at stage 3, else whole on each device."""
     settings = zero_settings(zero, config)

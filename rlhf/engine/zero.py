@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.config.derive import Batches
+from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Lora, Training, Zero
 from rlhf.engine.distributed import device
-from rlhf.engine.settings import frozen_settings, training_settings
+from rlhf.engine.settings import frozen_settings, hybrid_settings, training_settings
 from rlhf.models.load import prepare_for_training
 from rlhf.models.lora import is_adapter
 
@@ -21,7 +22,8 @@ LINEAR = torch.nn.functional.linear
 
 @dataclass(frozen=True)
 class Learning:
-    """How a model learns: the stage's optimiser, and what its role has of its own (`lora_key` is the group of `lora`)."""
+    """How a model learns: the stage's optimiser, and what its role has of its own (`lora_key` is the group of `lora`);
+    `samples` if rollouts are made with it."""
 
     training: Training
     batches: Batches
@@ -31,6 +33,7 @@ class Learning:
     weight_decay: float
     checkpointing: bool
     lora_key: str = "lora"
+    samples: bool = False
 
 
 def training_engine(model: nn.Module, config: Config, learning: Learning) -> Any:
@@ -38,7 +41,20 @@ def training_engine(model: nn.Module, config: Config, learning: Learning) -> Any
     model = prepare_for_training(model, learning.lora, learning.checkpointing, config.seed, learning.lora_key)
     model.to(device(config))
     settings = training_settings(config, learning.zero, learning.batches, learning.training.max_grad_norm)
-    return initialize(model=model, optimizer=adamw(model, config, learning), config=settings)
+    if learning.samples and config.rollout.engine == "deepspeed":
+        settings |= hybrid_settings(config)
+    engine = initialize(model=model, optimizer=adamw(model, config, learning), config=settings)
+    if "hybrid_engine" in settings:
+        check_kernels(engine)
+    return engine
+
+
+def check_kernels(engine: Any) -> None:
+    """Raise ConfigError where DeepSpeed's hybrid engine has put no kernels in: it would sample by plain generate, and say
+    so in a log line only."""
+    if not engine._inference_containers:
+        problem = f"DeepSpeed {deepspeed.__version__} has no kernels for this model with the installed transformers"
+        raise ConfigError("rollout.engine", "deepspeed", problem, "try rollout=hybrid")
 
 
 def adamw(model: nn.Module, config: Config, learning: Learning) -> torch.optim.Optimizer:

@@ -95,7 +95,7 @@ class DeepSpeedRLHFEngine:
         args, ppo = self.args, self.args.ppo
         plan = twice(self.batches) if ppo.ptx_coef > 0 else self.batches
         learning = Learning(
-            ppo, plan, args.zero, args.lora, ppo.learning_rate, ppo.weight_decay, ppo.gradient_checkpointing
+            ppo, plan, args.zero, args.lora, ppo.learning_rate, ppo.weight_decay, ppo.gradient_checkpointing, samples=True
         )
         engine = training_engine(load_policy(policy, args, args.zero, ppo.dropout), args, learning)
         without_adapter_dropout(engine.module)

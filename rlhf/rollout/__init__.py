@@ -9,12 +9,18 @@ from rlhf.config.schema import Rollout
 from rlhf.data.tokens import PromptBatch, Tokenizer
 from rlhf.engine.gather import is_sharded
 from rlhf.rollout.base import Generate, Responses
+from rlhf.rollout.deepspeed import generate as deepspeed_generate
 from rlhf.rollout.hf import generate as hf_generate
 from rlhf.rollout.hybrid import generate as hybrid_generate
 from rlhf.rollout.paged import generate as paged_generate
 from rlhf.rollout.tensor_parallel import generate as in_groups
 
-ENGINES: dict[str, Generate] = {"hf": hf_generate, "hybrid": hybrid_generate, "paged": paged_generate}
+ENGINES: dict[str, Generate] = {
+    "hf": hf_generate,
+    "hybrid": hybrid_generate,
+    "paged": paged_generate,
+    "deepspeed": deepspeed_generate,
+}
 
 
 def generate(engine: Any, prompts: PromptBatch, uniforms: np.ndarray, tokenizer: Tokenizer, rollout: Rollout) -> Responses:

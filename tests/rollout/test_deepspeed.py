@@ -1,0 +1,44 @@
+"""DeepSpeed's own hybrid engine: refused where it cannot serve, with the reason. It needs a GPU and a release of DeepSpeed
+that serves the installed transformers; neither is here, so an engine without kernels is played by a stand-in."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from rlhf.config import rollouts
+from rlhf.config.checks import check
+from rlhf.config.errors import ConfigError
+from rlhf.engine.settings import hybrid_settings
+from rlhf.engine.zero import check_kernels
+
+GPU = "rollout=deepspeed", "hardware=h100"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("rollout=deepspeed",), "kernels for GPUs only"),
+        ((*GPU, "model=llama-tiny"), "does not serve a llama"),
+        ((*GPU, "lora=r8"), "does not give them back"),
+        (GPU, "wants the key-value cache of transformers 4"),
+    ],
+)
+def test_what_it_cannot_serve_is_refused_in_a_line(make_config, monkeypatch, options, reason):
+    monkeypatch.setattr(rollouts, "NO_CACHE", rollouts.release("deepspeed"))
+    with pytest.raises(ConfigError, match=f"^rollout.engine=deepspeed: .*{reason}.*; try rollout=hybrid$"):
+        check(make_config(*options))
+
+
+def test_a_release_that_may_serve_it_is_let_try(make_config, monkeypatch):
+    monkeypatch.setattr(rollouts, "NO_CACHE", (0, 0))
+    check(make_config(*GPU))
+    settings = hybrid_settings(make_config(*GPU, "rollout.max_new_tokens=48", "rollout.release_cache=true"))[
+        "hybrid_engine"
+    ]
+    assert settings == {"enabled": True, "max_out_tokens": 64 + 48, "release_inference_cache": True}
+
+
+def test_an_engine_without_kernels_is_not_taken_for_one():
+    check_kernels(SimpleNamespace(_inference_containers=["a layer"]))
+    with pytest.raises(ConfigError, match=r"^rollout.engine=deepspeed: .* no kernels .*; try rollout=hybrid$"):
+        check_kernels(SimpleNamespace(_inference_containers=[]))
