@@ -1,5 +1,7 @@
 """Random tokens to measure with, of the lengths that the recipe asks for; a rank gets its share of the global batch."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -34,15 +36,15 @@ def drawn_texts(config: Config, purpose: str, count: int, most: int) -> list[lis
 
 def prompts(config: Config, device: torch.device) -> PromptBatch:
     """This rank's prompts of a rollout, with the lengths of their answers where these are drawn."""
-    count, most = config.ppo.rollout_batch_size, config.rollout.max_new_tokens
-    texts = drawn_texts(config, "prompts", count, config.data.max_prompt_tokens)
+    count, most, copies = config.ppo.rollout_batch_size, config.rollout.max_new_tokens, config.rollout.samples_per_prompt
+    texts = drawn_texts(config, "prompts", count // copies, config.data.max_prompt_tokens)
     own = share(list(range(count)), rank(), ranks(config))
     limits = None
     if config.bench.lengths == "real":
         lengths = drawn_lengths(config, "answers", count, most)
         limits = torch.tensor([lengths[number] for number in own], device=device)
-    batch = prompt_batch([texts[number] for number in own], own, 0, device)
-    return PromptBatch(batch.ids, batch.lengths, batch.samples, limits)
+    asked = [texts[number // copies] for number in own[::copies]]
+    return replace(prompt_batch(asked, own, 0, device, copies), limits=limits)
 
 
 def demonstrations(config: Config, count: int, purpose: str = "demonstrations") -> list[Encoded]:
