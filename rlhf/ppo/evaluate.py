@@ -85,9 +85,9 @@ class Evaluation:
         actions = right_mask(responses.lengths, responses.tokens.size(1))
         ids = torch.cat([batch.ids, responses.tokens], 1)
         mask = torch.cat([left_mask(batch.lengths, batch.ids.size(1)), actions], 1)
-        logprobs, reference = (
-            response_logprobs(model, ids, mask, actions.size(1), rollout.temperature)[0] for model in (policy, engine.ref)
-        )
+        sequences = ids, mask, actions.size(1), rollout.temperature, self.config.ppo.packing
+        logprobs = response_logprobs(policy, *sequences)[0]
+        reference = logprobs if policy is engine.ref else response_logprobs(engine.ref, *sequences)[0]
         scores = score(engine, ids, mask, actions.size(1), responses.ended).tolist()
         lengths = responses.lengths.tolist()
         texts = [
