@@ -43,7 +43,8 @@ def extend_attention(model: Any) -> None:
     """Let a model's attention know where sequences begin, if its family can."""
     AttentionInterface.register("sdpa", attention)
     if goes_through_interface(model):
-        model.config._attn_implementation = "sdpa"  # Gemma 2 has none of it for want of `softcap`, which ours has
+        type(model)._supports_sdpa = True  # Gemma 2's does not, for want of `softcap`, which ours has
+        model.config._attn_implementation = "sdpa"
 
 
 def attention(
@@ -52,12 +53,18 @@ def attention(
     """transformers' `sdpa`, [B, H, T, D] to [B, T, H, D], with `softcap` where a model has it, and of rows if the mask
     holds lengths."""
     if attention_mask is not None and not (attention_mask.is_floating_point() or attention_mask.dtype == torch.bool):
-        return packed_attention(module, query, key, value, attention_mask, **options), None
+        return uncompiled(module, query, key, value, attention_mask, **options), None
     return padded_attention(module, query, key, value, attention_mask, **options)
 
 
 def padded_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, softcap: float | None = None, **options: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    softcap: float | None = None,
+    **options: Any,
 ) -> Attended:
     """`attention` of padded sequences."""
     if softcap is None:
@@ -79,9 +86,11 @@ def capped_attention(
 ) -> Tensor:
     """Attention whose scores are bent into [-softcap, softcap] by tanh (Gemma 2, arXiv 2408.00118, section 2)."""
     groups, scale = getattr(module, "num_key_value_groups", 1), query.size(-1) ** -0.5 if scaling is None else scaling
-    scores = softcap * torch.tanh(query @ repeat_kv(key, groups).transpose(2, 3) * (scale / softcap))
     if mask is None:
         mask = band(query.size(2), None, query.device)
+        if query.size(2) > 1:  # the first tokens of an empty static cache
+            key, value = key[:, :, : query.size(2)], value[:, :, : query.size(2)]
+    scores = softcap * torch.tanh(query @ repeat_kv(key, groups).transpose(2, 3) * (scale / softcap))
     lowest = torch.finfo(scores.dtype).min
     scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
@@ -89,7 +98,6 @@ def capped_attention(
     return (weights @ repeat_kv(value, groups)).transpose(1, 2).contiguous()
 
 
-@torch.compiler.disable
 def packed_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, softcap: float | None = None, **options: Any
 ) -> Tensor:
@@ -103,6 +111,10 @@ def packed_attention(
         mask = band(q.size(2), window, query.device) if longer else None
         found.append(padded_attention(module, q, k, v, mask, softcap, **options)[0])
     return torch.cat(found, dim=1)
+
+
+# One program per combination of lengths would be compiled else.
+uncompiled: Any = torch.compiler.disable(packed_attention)
 
 
 def has_kernel(query: Tensor) -> bool:
@@ -128,7 +140,9 @@ def flash_attention(
     ends, longest = boundaries(counts, query.device), max(counts)
     # A window of W tokens: the one that looks and W - 1 before it.
     seen = (-1 if window is None or window >= longest else window - 1, 0)
-    return varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale, window_size=seen)[None]
+    attended: Any = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale, window_size=seen)
+    found: Tensor = attended[None]
+    return found
 
 
 @lru_cache(maxsize=8)
@@ -137,7 +151,6 @@ def boundaries(counts: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor((0, *counts), dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
 
 
-@lru_cache(maxsize=8)
 def band(length: int, window: int | None, device: torch.device) -> Tensor:
     """[1, 1, T, T] mask of the tokens that each token sees: itself and those before it, of them the last `window`."""
     seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()

@@ -25,6 +25,7 @@ class Layout:
 def laid_out(model: Any, ids: Tensor, mask: Tensor, packing: str) -> Layout:
     """Sequences one after another in a single row (`packed`, if the model can read that); prompt and response together and
     all padding after them (`length`); or as they are (`none`)."""
+    shape: tuple[int, ...]
     rows, real, order = torch.arange(len(ids), device=ids.device)[:, None], mask.bool(), mask.cumsum(1) - 1
     in_a_row = packing == "packed" and takes_packed(model)
     if in_a_row:

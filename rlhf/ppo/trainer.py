@@ -14,6 +14,7 @@ from rlhf.algo.masked import whiten
 from rlhf.config.schema import Config, Ppo
 from rlhf.data.streams import uniforms
 from rlhf.data.tokens import PromptBatch, left_mask, right_mask
+from rlhf.engine.compiled import interpreted
 from rlhf.engine.distributed import gather, rank
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
 from rlhf.ppo.experience import Experience, from_all_ranks
@@ -55,12 +56,12 @@ class DeepSpeedPPOTrainer:
         """Sample a response to each prompt, judge it, and estimate advantages."""
         self.clock = Clock()
         prompt_batch = prompt_batch.to(self.engine.device)
-        with self.clock.phase("rollout"):
+        with self.clock.phase("rollout"), self.engine.needing(), interpreted(self.ppo.compile):
             # 1. Sample, each sample from a random stream of its own.
             rollout = self.args.rollout
             random = uniforms(self.args.seed, "rollout", self.iteration, prompt_batch.samples, rollout.max_new_tokens)
             responses = generate(self.engine.actor, prompt_batch, random, self.engine.tokenizer, rollout)
-        with self.clock.phase("score"):
+        with self.clock.phase("score"), self.engine.needing("critic", "ref", "reward"):
             experience, shaped = self.appraise(prompt_batch, responses)
         self.metrics = describe_rollout(experience, responses, shaped, self.kl.coef)
         self.pending = experience

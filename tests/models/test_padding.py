@@ -55,7 +55,9 @@ def test_padding_changes_nothing(engines, pad_left, pad_right, packing):  # rows
         plain = response_logprobs(policy, single, everything, length, 0.7, "none", entropies=True)
         assert torch.allclose(logprobs[row, :length], plain[0][0], atol=1e-5)
         assert torch.allclose(entropies[row, :length], plain[1][0], atol=1e-5)
-        assert torch.allclose(values[row, :length], response_values(scorer, single, everything, length, "none")[0], atol=1e-5)
+        assert torch.allclose(
+            values[row, :length], response_values(scorer, single, everything, length, "none")[0], atol=1e-5
+        )
         assert torch.allclose(scores[row], response_scores(scorer, single, everything)[0], atol=1e-5)
 
 
