@@ -43,7 +43,8 @@ def extend_attention(model: Any) -> None:
     """Let a model's attention know where sequences begin, if its family can."""
     AttentionInterface.register("sdpa", attention)
     if goes_through_interface(model):
-        type(model)._supports_sdpa = True  # Gemma 2's does not, for want of `softcap`, which ours has
+        family: Any = next(kind for kind in type(model).__mro__ if "_supports_attention_backend" in vars(kind))
+        family._supports_sdpa = True  # Gemma 2's does not, for want of `softcap`, which ours has
         model.config._attn_implementation = "sdpa"
 
 

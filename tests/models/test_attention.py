@@ -162,9 +162,12 @@ def test_families_that_read_rows_are_known(make_config, tokenizer):
     assert found == {"opt": True, "bloom": False, "gpt-neo": False, "gemma2": True, "llama": True}
 
 
-def test_what_is_saved_says_nothing_of_it(tmp_path):
+def test_what_is_saved_says_nothing_of_it_and_is_loaded_again(tmp_path):
     ours = model_of(SHAPES["capped"])
     extend_attention(ours)
     ours.save_pretrained(tmp_path)
+    for again in (AutoModelForCausalLM.from_pretrained(tmp_path), AutoModelForCausalLM.from_config(ours.config)):
+        extend_attention(again)
+        assert takes_packed(again)
     assert "sdpa" not in (tmp_path / "config.json").read_text()
     assert sorted(os.listdir(tmp_path)) == ["config.json", "generation_config.json", "model.safetensors"]
