@@ -26,7 +26,7 @@ def laid_out(model: Any, ids: Tensor, mask: Tensor, packing: str) -> Layout:
     """Sequences one after another in a single row (`packed`, if the model can read that); prompt and response together and
     all padding after them (`length`); or as they are (`none`)."""
     shape: tuple[int, ...]
-    rows, real, order = torch.arange(len(ids), device=ids.device)[:, None], mask.bool(), mask.cumsum(1) - 1
+    rows, order = torch.arange(len(ids), device=ids.device)[:, None], mask.cumsum(1) - 1
     in_a_row = packing == "packed" and takes_packed(model)
     if in_a_row:
         lengths = mask.sum(1, keepdim=True)
@@ -37,8 +37,11 @@ def laid_out(model: Any, ids: Tensor, mask: Tensor, packing: str) -> Layout:
         longest = int(mask.sum(1).max())
         slots, shape = rows * longest + order, (len(ids), longest)
 
+    real = mask.flatten().nonzero().squeeze(1)
+    taken = slots.flatten()[real]
+
     def placed(values: Tensor) -> Tensor:
-        return values.new_zeros(shape[0] * shape[1]).index_copy(0, slots[real], values[real]).view(shape)
+        return values.new_zeros(shape[0] * shape[1]).index_copy(0, taken, values.flatten()[real]).view(shape)
 
     inputs = {"input_ids": placed(ids), "attention_mask": placed(mask)}
     if takes_positions(model):
