@@ -1,32 +1,73 @@
 """Log-probabilities of tokens: one function for the old policy, the new one and the reference."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 # Tokens whose logits are held in float32 at once: 1024 x 50k x 4 bytes = 200 MB.
 CHUNK = 1024
 
 
-def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token and entropy of its distribution, both [B, R] in float32 and nats.
+def token_logprobs(
+    logits: Tensor, tokens: Tensor, temperature: float, at: Tensor | None = None, entropies: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each token and entropy of its distribution, both of `tokens`' shape, in float32 and nats.
 
-    `logits` [B, R, V], in any format, are those that predict `tokens` [B, R]; they are divided by `temperature`. Work
-    goes in chunks that are recomputed in the backward pass, so that no [B, R, V] float32 tensor exists.
+    `logits` [..., V], in any format, are those that predict `tokens`, or of those the ones whose indices, with all but the
+    last dimension flattened, `at` holds; they are divided by `temperature`. Work goes in chunks, in the backward pass too,
+    so that no float32 tensor of the logits' size exists. Without `entropies` they are 0.
     """
-    flat, ids = logits.flatten(0, 1), tokens.flatten()
-    parts = []
-    for start in range(0, ids.numel(), CHUNK):
-        chunk = (flat[start : start + CHUNK], ids[start : start + CHUNK], temperature)
-        parts.append(
-            checkpoint(chunk_logprobs, *chunk, use_reentrant=False) if logits.requires_grad else chunk_logprobs(*chunk)
-        )
-    logprobs, entropy = (torch.cat(column).view_as(tokens) for column in zip(*parts, strict=True))
-    return logprobs, entropy
+    index = None if at is None else at.flatten()
+    logprobs, entropy = LogProbs.apply(logits.flatten(0, -2), tokens.flatten(), temperature, index, entropies)
+    return logprobs.view_as(tokens), entropy.view_as(tokens)
 
 
-def chunk_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """`token_logprobs` for [N, V] logits and [N] tokens."""
-    log_softmax = torch.log_softmax(logits.float() / temperature, dim=-1)
-    entropy = -(log_softmax.exp() * log_softmax).sum(-1).detach()
-    return log_softmax.gather(-1, tokens[:, None]).squeeze(-1), entropy
+class LogProbs(torch.autograd.Function):
+    """`token_logprobs` for [N, V] logits; for the backward pass it keeps the logits as they are, and a number per token."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, tokens: Tensor, temperature: float, at: Tensor | None, entropies: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Both [A], and the gradient of the first."""
+        logprobs = torch.empty(tokens.numel(), device=logits.device)
+        entropy = torch.zeros_like(logprobs)
+        for part in chunks(tokens.numel()):
+            scaled = rows(logits, part, at).float() / temperature
+            logprobs[part], found = chunk_logprobs(scaled, tokens[part], entropies)
+            entropy[part] = found
+        ctx.save_for_backward(logits, tokens, at, logprobs)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Of a token's log-probability: one at its own logit, less the probabilities at all; over the temperature."""
+        logits, tokens, at, logprobs = ctx.saved_tensors
+        found = torch.empty_like(logits) if at is None else torch.zeros_like(logits)
+        for part in chunks(tokens.numel()):
+            scaled, own = rows(logits, part, at).float() / ctx.temperature, tokens[part, None]
+            weight = gradient[part, None] / ctx.temperature
+            normaliser = scaled.gather(1, own) - logprobs[part, None]
+            change = scaled.sub_(normaliser).exp_().mul_(-weight).scatter_add_(1, own, weight).to(found.dtype)
+            found[part if at is None else at[part]] = change
+        return found, None, None, None, None
+
+
+def chunks(count: int) -> list[slice]:
+    """Consecutive parts of so many tokens."""
+    return [slice(start, start + CHUNK) for start in range(0, count, CHUNK)]
+
+
+def rows(logits: Tensor, part: slice, at: Tensor | None) -> Tensor:
+    """The logits of a part of the tokens."""
+    return logits[part] if at is None else logits[at[part]]
+
+
+def chunk_logprobs(scaled: Tensor, tokens: Tensor, entropies: bool) -> tuple[Tensor, Tensor | float]:
+    """Of float32 logits [N, V], over the temperature: log-probabilities of [N] tokens, and entropies or 0."""
+    log_softmax = torch.log_softmax(scaled, dim=-1)
+    logprobs = log_softmax.gather(-1, tokens[:, None]).squeeze(-1)
+    return logprobs, -(log_softmax.exp() * log_softmax).sum(-1) if entropies else 0.0

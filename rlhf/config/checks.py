@@ -110,10 +110,32 @@ def check_hardware(config: Config) -> None:
     if config.ppo.dropout > 0 and config.ppo.ratio_tolerance is None and "ppo" in trained_stages(config):
         problem = "with dropout the first mini-batch cannot reproduce the rollout's log-probabilities"
         raise ConfigError("ppo.dropout", config.ppo.dropout, problem, "set ppo.ratio_tolerance too, as 1.0")
+    if "ppo" in config.stages:
+        check_phases(config)
     if config.launcher.kind == "inline" and ranks(config) > 1:
         raise ConfigError(
             "launcher.kind", "inline", f"one process cannot drive {ranks(config)} devices", "try launcher=local"
         )
+
+
+def check_phases(config: Config) -> None:
+    """Models of PPO that are put aside, or compiled, can be."""
+    ppo = config.ppo
+    if ppo.offload_idle and config.hardware.device == "cpu":
+        problem = "models are in host memory anyway"
+        raise ConfigError("ppo.offload_idle", True, problem, "set it false, or choose hardware with a GPU")
+    for key in ("critic_zero", "reference_zero", "reward_zero"):
+        zero = getattr(config, key)
+        if ppo.offload_idle and (zero.offload_parameters or zero.secondary_partition > 1):
+            kept = "offload_parameters" if zero.offload_parameters else "secondary_partition"
+            problem = f"{key}.{kept} already says where that model's weights are"
+            raise ConfigError("ppo.offload_idle", True, problem, "choose one of the two")
+    for key in ("zero", "critic_zero"):
+        if ppo.compile and getattr(config, key).stage == 3:
+            problem = f"{key}.stage=3 gathers weights by hooks inside the layers, which cannot be compiled"
+            raise ConfigError(
+                "ppo.compile", True, problem, f"set it false, or try {'' if key == 'zero' else 'zero@'}{key}=2"
+            )
 
 
 def check_zero(key: str, zero: Zero, config: Config) -> None:

@@ -76,7 +76,7 @@ def adamw(model: nn.Module, config: Config, learning: Learning) -> torch.optim.O
 
         on_host: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
         return on_host
-    return torch.optim.AdamW(groups, fused=on_gpu, **options)
+    return torch.optim.AdamW(groups, fused=True, **options)
 
 
 def frozen_engine(model: nn.Module, config: Config, zero: Zero) -> Any:

@@ -17,6 +17,7 @@ from rlhf.config.schema import Config, Lora, Model, Zero
 from rlhf.data.streams import torch_seed
 from rlhf.data.tokens import Tokenizer
 from rlhf.engine.sharded import materialize
+from rlhf.models.attention import extend_attention
 from rlhf.models.checkpoint import Checkpoint
 from rlhf.models.families import settings_of
 from rlhf.models.heads import BIAS, SCALE, Scorer, classifier_class, head_weights
@@ -115,6 +116,7 @@ def from_pretrained(
         raise ConfigError(source.key, source.path, problem, "give a model of the right kind")
     if any(name.startswith("score.") for name in unexpected):
         raise ConfigError(source.key, source.path, "it is a reward model, not a language model", "give a language model")
+    extend_attention(model)
     built: nn.Module = model
     return built
 
@@ -157,6 +159,7 @@ def random_model(kind: Callable[[Any], Any], settings: Any, config: Config, zero
         return drawn.to(empty.dtype)
 
     materialize(model, config, zero, value)
+    extend_attention(model)
     return model
 
 

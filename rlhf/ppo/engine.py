@@ -12,6 +12,8 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.data.tokens import Tokenizer
 from rlhf.engine import distributed
+from rlhf.engine.aside import Aside
+from rlhf.engine.compiled import compile_layers
 from rlhf.engine.zero import Learning, frozen_engine, release, training_engine
 from rlhf.models.heads import Scorer
 from rlhf.models.load import headless_scorer, load_policy, load_scorer
@@ -71,6 +73,11 @@ class DeepSpeedRLHFEngine:
             if shares_reward(args)
             else frozen_engine(load_scorer(judge, args, args.reward_zero, 0.0), args, args.reward_zero)
         )
+        movable = {"critic": self.critic, "ref": self.ref, "reward": self.reward} if args.ppo.offload_idle else {}
+        self.asides = {
+            name: Aside(engine, frozen=name != "critic") for name, engine in movable.items() if not is_shared(engine)
+        }
+        self.have("critic")
 
     def check_critic(self) -> None:
         """The critic reads the actor's tokens: refuse one with another vocabulary, before any model is loaded."""
@@ -97,7 +104,10 @@ class DeepSpeedRLHFEngine:
         learning = Learning(
             ppo, plan, args.zero, args.lora, ppo.learning_rate, ppo.weight_decay, ppo.gradient_checkpointing, samples=True
         )
-        engine = training_engine(load_policy(policy, args, args.zero, ppo.dropout), args, learning)
+        model = load_policy(policy, args, args.zero, ppo.dropout)
+        if ppo.compile:
+            compile_layers(model)
+        engine = training_engine(model, args, learning)
         without_adapter_dropout(engine.module)
         return engine
 
@@ -115,9 +125,29 @@ class DeepSpeedRLHFEngine:
         else:
             start = judge if ppo.critic == "reward" else Source(ppo.critic, "ppo.critic")
             scorer = load_scorer(start, args, args.critic_zero, ppo.critic_dropout)
+        if ppo.compile:
+            compile_layers(scorer)
         engine = training_engine(scorer, args, learning)
         without_adapter_dropout(engine.module)
         return engine
+
+    @contextmanager
+    def needing(self, *names: str) -> Iterator[None]:
+        """A context for work that needs the actor and these of `critic`, `ref` and `reward`: with `ppo.offload_idle` the
+        others are put aside. Outside of such contexts there is the critic, which may be saved."""
+        self.have(*names)
+        try:
+            yield
+        finally:
+            self.have("critic")
+
+    def have(self, *names: str) -> None:
+        """Put aside what is not named, then get what is; a reward model that is the critic counts as that."""
+        needed = {"critic" if name == "reward" and is_shared(self.reward) else name for name in names}
+        for name in self.asides.keys() - needed:
+            self.asides[name].put()
+        for name in self.asides.keys() & needed:
+            self.asides[name].fetch()
 
     def release(self) -> None:
         """Free the engines."""

@@ -14,6 +14,7 @@ from rlhf.data.loaders import share
 from rlhf.data.records import Dataset, require
 from rlhf.data.streams import uniforms
 from rlhf.data.tokens import Tokenizer, encode_prompt, left_mask, prompt_batch, right_mask
+from rlhf.engine.compiled import interpreted
 from rlhf.engine.distributed import gather, rank, world
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
 from rlhf.ppo.forward import response_logprobs
@@ -69,9 +70,9 @@ class Evaluation:
         # Equally many on each rank, since ranks work together under ZeRO stage 3; what is too many is dropped.
         numbers = share([i % count for i in range(count + -count % world())], rank(), world())
         size = self.engine.batches.micro
-        own = [
-            answer for start in range(0, len(numbers), size) for answer in self.part(policy, numbers[start : start + size])
-        ]
+        with self.engine.needing("ref", "reward"):
+            parts = [self.part(policy, numbers[start : start + size]) for start in range(0, len(numbers), size)]
+        own = [answer for part in parts for answer in part]
         return [answer for part in gather(own) for answer in part][:count]
 
     def part(self, policy: Any, numbers: list[int]) -> list[Answer]:
@@ -81,13 +82,14 @@ class Evaluation:
         prompts = [self.prompts[i] for i in numbers]
         batch = prompt_batch([prompt.ids for prompt in prompts], numbers, pad, engine.device)
         random = uniforms(self.config.seed, "evaluation", 0, numbers, rollout.max_new_tokens)
-        responses = generate(policy, batch, random, engine.tokenizer, rollout)
+        with interpreted(self.config.ppo.compile):
+            responses = generate(policy, batch, random, engine.tokenizer, rollout)
         actions = right_mask(responses.lengths, responses.tokens.size(1))
         ids = torch.cat([batch.ids, responses.tokens], 1)
         mask = torch.cat([left_mask(batch.lengths, batch.ids.size(1)), actions], 1)
-        logprobs, reference = (
-            response_logprobs(model, ids, mask, actions.size(1), rollout.temperature)[0] for model in (policy, engine.ref)
-        )
+        sequences = ids, mask, actions.size(1), rollout.temperature, self.config.ppo.packing
+        logprobs = response_logprobs(policy, *sequences)[0]
+        reference = logprobs if policy is engine.ref else response_logprobs(engine.ref, *sequences)[0]
         scores = score(engine, ids, mask, actions.size(1), responses.ended).tolist()
         lengths = responses.lengths.tolist()
         texts = [

@@ -1,32 +1,112 @@
-"""Forward passes over prompts and responses: [B, T] sequences whose last R columns are the responses."""
+"""Forward passes over prompts and responses: [B, T] sequences whose last R columns are the responses, with padding before,
+between and after, which `packing` (ppo.packing) takes out before a model reads them."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rlhf.algo.logprobs import token_logprobs
-from rlhf.models.heads import last_token, model_inputs
+from rlhf.models.attention import takes_packed
+from rlhf.models.heads import takes_positions
 
 
-def response_logprobs(engine: Any, ids: Tensor, mask: Tensor, responses: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the response tokens and entropies of their distributions, [B, R] in float32 and nats.
+@dataclass(frozen=True)
+class Layout:
+    """Sequences as a model reads them: the `inputs` of its forward pass, and of each of the [B, T] tokens the index among
+    the outputs, flattened (`slots`; of padding nothing that counts)."""
 
-    Logits are computed for the responses only.
-    """
-    inputs = model_inputs(engine, ids, mask)
-    logits = engine(**inputs, use_cache=False, logits_to_keep=responses + 1).logits[:, :-1]
-    return token_logprobs(logits, inputs["input_ids"][:, -responses:], temperature)
+    inputs: dict[str, Tensor]
+    slots: Tensor
 
 
-def response_values(engine: Any, ids: Tensor, mask: Tensor, responses: int) -> Tensor:
+def laid_out(model: Any, ids: Tensor, mask: Tensor, packing: str) -> Layout:
+    """Sequences one after another in a single row (`packed`, if the model can read that); prompt and response together and
+    all padding after them (`length`); or as they are (`none`)."""
+    shape: tuple[int, ...]
+    rows, order = torch.arange(len(ids), device=ids.device)[:, None], mask.cumsum(1) - 1
+    in_a_row = packing == "packed" and takes_packed(model)
+    if in_a_row:
+        lengths = mask.sum(1, keepdim=True)
+        slots, shape = lengths.cumsum(0) - lengths + order, (1, int(lengths.sum()))
+    elif packing == "none":
+        slots, shape = rows * mask.size(1) + torch.arange(mask.size(1), device=ids.device), tuple(mask.shape)
+    else:
+        longest = int(mask.sum(1).max())
+        slots, shape = rows * longest + order, (len(ids), longest)
+
+    real = mask.flatten().nonzero().squeeze(1)
+    taken = slots.flatten()[real]
+
+    def placed(values: Tensor) -> Tensor:
+        return values.new_zeros(shape[0] * shape[1]).index_copy(0, taken, values.flatten()[real]).view(shape)
+
+    inputs = {"input_ids": placed(ids), "attention_mask": placed(mask)}
+    if takes_positions(model):
+        inputs["position_ids"] = placed(order)
+    if in_a_row:
+        inputs["attention_mask"] = lengths.cpu().view(1, 1, 1, -1)  # what models/attention.py knows a row by
+    return Layout(inputs, slots)
+
+
+def response_logprobs(
+    engine: Any,
+    ids: Tensor,
+    mask: Tensor,
+    responses: int,
+    temperature: float,
+    packing: str = "packed",
+    entropies: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the response tokens and, if asked for, entropies of their distributions, [B, R] in float32 and
+    nats. Logits are computed for the responses only."""
+    read, places = laid_out(engine, ids, mask, packing), response_places(mask, responses, packing)
+    before = (read.slots[:, -responses:] - 1).flatten()[places]
+    keep: int | Tensor = before
+    kept = None
+    if read.inputs["attention_mask"].ndim == 2:  # columns of a rectangle, and where among them the responses are
+        width = read.inputs["input_ids"].size(1)
+        first = int((before % width).min())
+        keep, kept = width - first, before // width * (width - first) + before % width - first
+    logits = engine(**read.inputs, use_cache=False, logits_to_keep=keep).logits
+    tokens = (ids * mask)[:, -responses:].flatten()[places]
+    found = token_logprobs(logits, tokens, temperature, kept, entropies)
+    logprobs, entropy = (spread(column, places, mask[:, -responses:]) for column in found)
+    return logprobs, entropy
+
+
+def response_values(engine: Any, ids: Tensor, mask: Tensor, responses: int, packing: str = "packed") -> Tensor:
     """The critic's value of the state before each response token, [B, R] in float32."""
-    outputs: Tensor = engine(**model_inputs(engine, ids, mask))
-    return outputs[:, -responses - 1 : -1]
+    read, places = laid_out(engine, ids, mask, packing), response_places(mask, responses, packing)
+    outputs: Tensor = engine(**read.inputs)
+    before = (read.slots[:, -responses:] - 1).flatten()[places]
+    return spread(outputs.flatten()[before], places, mask[:, -responses:])
 
 
-def response_scores(engine: Any, ids: Tensor, mask: Tensor) -> Tensor:
+def response_scores(engine: Any, ids: Tensor, mask: Tensor, packing: str = "packed") -> Tensor:
     """The reward model's score at each sequence's last real token, [B] in float32."""
-    outputs: Tensor = engine(**model_inputs(engine, ids, mask))
-    # Left padding counts as length here: the last real token's column is the last column whose mask is 1.
-    columns = mask.size(1) - mask.flip(1).argmax(dim=1)
-    return last_token(outputs, columns)
+    read = laid_out(engine, ids, mask, packing)
+    outputs: Tensor = engine(**read.inputs)
+    return outputs.flatten()[(read.slots * mask).amax(1)]
+
+
+def response_places(mask: Tensor, responses: int, packing: str) -> Tensor:
+    """The indices among [B, R], flattened, of what is computed: the response tokens, or everything with packing `none`."""
+    actions = mask[:, -responses:]
+    return (torch.ones_like(actions) if packing == "none" else actions).flatten().nonzero().squeeze(1)
+
+
+def spread(values: Tensor, places: Tensor, like: Tensor) -> Tensor:
+    """[B, R] with values [A] at their places and 0 elsewhere."""
+    return values.new_zeros(like.numel()).index_copy(0, places, values).view_as(like)
+
+
+def micro_batches(rows: Sequence[int], size: int, packing: str, *models: Any) -> list[list[int]]:
+    """Rows, the longest first, in parts of `size` at most: those of about one length together, or, where all models read
+    rows of sequences, dealt out, so that each part has about as many tokens."""
+    count = -(-len(rows) // size)
+    if packing == "packed" and all(takes_packed(model) for model in models):
+        return [list(rows[part::count]) for part in range(count)]
+    return [list(rows[start : start + size]) for start in range(0, len(rows), size)]

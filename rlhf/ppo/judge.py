@@ -15,15 +15,16 @@ def score(engine: DeepSpeedRLHFEngine, ids: Tensor, mask: Tensor, responses: int
     reached end-of-text. A reward model with a tokenizer of its own reads the decoded text, encoded as it was trained on it:
     the prompt, then the response after a space, then end-of-text if the actor ended.
     """
+    packing = engine.args.ppo.packing
     if engine.reward_tokenizer is None:
-        return response_scores(engine.reward, ids, mask)
+        return response_scores(engine.reward, ids, mask, packing)
     split = ids.size(1) - responses
     items = [
         encoded(engine, row[:split][kept[:split].bool()], row[split:][kept[split:].bool()], bool(done))
         for row, kept, done in zip(ids, mask, ended, strict=True)
     ]
     batch = sequence_batch(items, engine.reward_tokenizer.pad_token_id, engine.device)
-    return response_scores(engine.reward, batch.ids, right_mask(batch.lengths, batch.ids.size(1)))
+    return response_scores(engine.reward, batch.ids, right_mask(batch.lengths, batch.ids.size(1)), packing)
 
 
 def encoded(engine: DeepSpeedRLHFEngine, prompt: Tensor, response: Tensor, ended: bool) -> Encoded:

@@ -14,10 +14,11 @@ from rlhf.algo.masked import whiten
 from rlhf.config.schema import Config, Ppo
 from rlhf.data.streams import uniforms
 from rlhf.data.tokens import PromptBatch, left_mask, right_mask
+from rlhf.engine.compiled import interpreted
 from rlhf.engine.distributed import gather, rank
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
 from rlhf.ppo.experience import Experience, from_all_ranks
-from rlhf.ppo.forward import response_logprobs, response_values
+from rlhf.ppo.forward import micro_batches, response_logprobs, response_values
 from rlhf.ppo.judge import score
 from rlhf.ppo.report import describe_rollout
 from rlhf.ppo.update import Update
@@ -55,12 +56,12 @@ class DeepSpeedPPOTrainer:
         """Sample a response to each prompt, judge it, and estimate advantages."""
         self.clock = Clock()
         prompt_batch = prompt_batch.to(self.engine.device)
-        with self.clock.phase("rollout"):
+        with self.clock.phase("rollout"), self.engine.needing(), interpreted(self.ppo.compile):
             # 1. Sample, each sample from a random stream of its own.
             rollout = self.args.rollout
             random = uniforms(self.args.seed, "rollout", self.iteration, prompt_batch.samples, rollout.max_new_tokens)
             responses = generate(self.engine.actor, prompt_batch, random, self.engine.tokenizer, rollout)
-        with self.clock.phase("score"):
+        with self.clock.phase("score"), self.engine.needing("critic", "ref", "reward"):
             experience, shaped = self.appraise(prompt_batch, responses)
         self.metrics = describe_rollout(experience, responses, shaped, self.kl.coef)
         self.pending = experience
@@ -93,30 +94,27 @@ class DeepSpeedPPOTrainer:
         return experience, shaped
 
     def judge(self, ids: Tensor, mask: Tensor, actions: Tensor, ended: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Log-probabilities of policy and reference and values [B, R], 0 on padding, and scores [B]; in micro-batches of
-        sequences of about one length, without the columns that none of them needs."""
-        engine, size, width = self.engine, self.engine.batches.micro, actions.size(1)
+        """Log-probabilities of policy and reference and values [B, R], 0 on padding, and scores [B], in micro-batches."""
+        engine, width, packing = self.engine, actions.size(1), self.ppo.packing
         engine.critic.eval()
         temperature = self.args.rollout.temperature
         columns = [torch.zeros(actions.shape, device=ids.device) for _ in range(3)]
         scores = torch.zeros(len(ids), device=ids.device)
-        order, left, right = torch.arange(len(ids), device=ids.device), ids.size(1) - width, width
-        if self.ppo.packing != "none":
+        order = torch.arange(len(ids))
+        if packing != "none":
             order = mask.sum(1).argsort(descending=True, stable=True)
-        for rows in order.split(size):
-            if self.ppo.packing != "none":
-                left = int(mask[rows, : ids.size(1) - width].sum(1).max())
-                right = int(actions[rows].sum(1).max())
-            kept = slice(ids.size(1) - width - left, ids.size(1) - width + right)
-            sequence = ids[rows, kept], mask[rows, kept]
+        models = engine.actor, engine.ref, engine.critic, engine.reward
+        for part in micro_batches(order.tolist(), engine.batches.micro, packing, *models):
+            rows = torch.tensor(part, device=ids.device)
+            sequence = ids[rows], mask[rows], width
             found = (
-                response_logprobs(engine.actor, *sequence, right, temperature)[0],
-                response_logprobs(engine.ref, *sequence, right, temperature)[0],
-                response_values(engine.critic, *sequence, right),
+                response_logprobs(engine.actor, *sequence, temperature, packing)[0],
+                response_logprobs(engine.ref, *sequence, temperature, packing)[0],
+                response_values(engine.critic, *sequence, packing),
             )
-            for column, part in zip(columns, found, strict=True):
-                column[rows, :right] = torch.where(actions[rows, :right].bool(), part, 0.0)
-            scores[rows] = score(engine, *sequence, right, ended[rows])
+            for column, values in zip(columns, found, strict=True):
+                column[rows] = torch.where(actions[rows].bool(), values, 0.0)
+            scores[rows] = score(engine, *sequence, ended[rows])
         logprobs, reference, values = columns
         return logprobs, reference, values, scores
 

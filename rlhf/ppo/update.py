@@ -24,7 +24,7 @@ from rlhf.models.heads import model_inputs
 from rlhf.ppo.ema import MovingAverage
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
 from rlhf.ppo.experience import Experience
-from rlhf.ppo.forward import response_logprobs, response_values
+from rlhf.ppo.forward import micro_batches, response_logprobs, response_values
 from rlhf.ppo.ptx import Texts, predicted
 
 # How far the first mini-batch's log-ratios may be from 0: (single token, mean over tokens), in nats.
@@ -72,14 +72,14 @@ class Update:
         count = float(experience.loss_mask[torch.tensor(order, device=device)].sum())
         self.set_rates()
         torch.manual_seed(torch_seed(self.args.seed, "ppo dropout", self.updates, rank()))
-        if self.ppo.packing != "none":  # sequences of about one length together, and as much work for each rank
+        if self.ppo.packing != "none":  # as much work for each rank
             lengths = (experience.prompt_mask.sum(1) + experience.mask.sum(1)).tolist()
             order = sorted(order, key=lambda row: -lengths[row])
         own = order[rank() :: self.engine.batches.ranks]
         texts, text_count = self.texts.batches(self.updates) if self.texts else ([], 0.0)
-        for number, start in enumerate(range(0, len(own), self.engine.batches.micro)):
-            chosen = torch.tensor(own[start : start + self.engine.batches.micro], device=device)
-            rows = experience.rows(chosen, trim=self.ppo.packing != "none")
+        models = self.engine.actor, self.engine.critic
+        for number, part in enumerate(micro_batches(own, self.engine.batches.micro, self.ppo.packing, *models)):
+            rows = experience.rows(torch.tensor(part, device=device), trim=self.ppo.packing != "none")
             self.micro_batch(rows, count, texts[number] if texts else None, text_count)
         self.note(*finish(self.engine.actor, self.engine.critic))
         self.updates += 1
@@ -111,7 +111,8 @@ class Update:
         """The clipped policy loss of [B, T] sequences and its gradient."""
         actor, ppo, actions = self.engine.actor, self.ppo, rows.loss_mask
         actor.train()
-        logprobs, entropy = response_logprobs(actor, ids, mask, actions.size(1), self.args.rollout.temperature)
+        temperature, width = self.args.rollout.temperature, actions.size(1)
+        logprobs, entropy = response_logprobs(actor, ids, mask, width, temperature, ppo.packing, entropies=True)
         if self.first:
             self.check_first(logprobs.detach(), rows.logprobs, actions)
         ratio, cut = policy_ratio(logprobs, rows.logprobs, actions, ppo.log_ratio_clip)
@@ -130,7 +131,7 @@ class Update:
         actor, mask = self.engine.actor, predicted(texts)
         inputs = model_inputs(actor, texts.ids, right_mask(texts.lengths, texts.ids.size(1)))
         logits = actor(**inputs, use_cache=False).logits[:, :-1]
-        logprobs, _ = token_logprobs(logits, inputs["input_ids"][:, 1:], 1.0)
+        logprobs, _ = token_logprobs(logits, inputs["input_ids"][:, 1:], 1.0, entropies=False)
         loss = -masked_sum(logprobs, mask)
         backward(actor, self.ppo.ptx_coef * loss, count)
         advance(actor)
@@ -141,7 +142,7 @@ class Update:
         """The clipped value loss of [B, T] sequences and its gradient."""
         critic, ppo, actions = self.engine.critic, self.ppo, rows.loss_mask
         critic.train()
-        values = response_values(critic, ids, mask, actions.size(1))
+        values = response_values(critic, ids, mask, actions.size(1), ppo.packing)
         loss, clipped = value_loss(values, rows.values, rows.returns, actions, ppo.value_clip_range)
         backward(critic, ppo.value_coef * loss, count)
         advance(critic)

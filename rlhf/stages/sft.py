@@ -116,7 +116,7 @@ def loss_of(engine: Any, batch: SequenceBatch, config: Config, mask: Tensor | No
     """Summed negative log-likelihood of the tokens that count, in nats."""
     inputs = model_inputs(engine, batch.ids, right_mask(batch.lengths, batch.ids.size(1)))
     logits = engine(**inputs, use_cache=False).logits[:, :-1]
-    logprobs, _ = token_logprobs(logits, inputs["input_ids"][:, 1:], 1.0)
+    logprobs, _ = token_logprobs(logits, inputs["input_ids"][:, 1:], 1.0, entropies=False)
     return -masked_sum(logprobs, loss_mask(batch, config) if mask is None else mask)
 
 

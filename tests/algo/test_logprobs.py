@@ -83,9 +83,9 @@ def test_gradient_matches_float64():
 def test_no_more_than_a_chunk_is_computed_at_once(monkeypatch):  # row 32
     sizes, plain = [], logprobs_module.chunk_logprobs
 
-    def noted(logits, tokens, temperature):
+    def noted(logits, tokens, entropies):
         sizes.append(len(tokens))
-        return plain(logits, tokens, temperature)
+        return plain(logits, tokens, entropies)
 
     monkeypatch.setattr(logprobs_module, "CHUNK", 4)
     monkeypatch.setattr(logprobs_module, "chunk_logprobs", noted)

@@ -40,21 +40,24 @@ def sequences(pad_left, pad_right):
 
 
 @pytest.mark.parametrize(("pad_left", "pad_right"), [(0, 0), (3, 0), (0, 4), (2, 2)])
+@pytest.mark.parametrize("packing", ["packed", "length", "none"])
 @torch.no_grad()
-def test_padding_changes_nothing(engines, pad_left, pad_right):  # rows 1, 4, 5, 8
+def test_padding_changes_nothing(engines, pad_left, pad_right, packing):  # rows 1, 4, 5, 8
     policy, scorer = engines
     rows, ids, mask, width = sequences(pad_left, pad_right)
-    logprobs, entropies = response_logprobs(policy, ids, mask, width, 0.7)
-    values = response_values(scorer, ids, mask, width)
-    scores = response_scores(scorer, ids, mask)
+    logprobs, entropies = response_logprobs(policy, ids, mask, width, 0.7, packing, entropies=True)
+    values = response_values(scorer, ids, mask, width, packing)
+    scores = response_scores(scorer, ids, mask, packing)
     for row, (prompt, response) in enumerate(rows):
         single = torch.cat([prompt, response])[None]
         everything = torch.ones_like(single)
         length = len(response)
-        plain = response_logprobs(policy, single, everything, length, 0.7)
+        plain = response_logprobs(policy, single, everything, length, 0.7, "none", entropies=True)
         assert torch.allclose(logprobs[row, :length], plain[0][0], atol=1e-5)
         assert torch.allclose(entropies[row, :length], plain[1][0], atol=1e-5)
-        assert torch.allclose(values[row, :length], response_values(scorer, single, everything, length)[0], atol=1e-5)
+        assert torch.allclose(
+            values[row, :length], response_values(scorer, single, everything, length, "none")[0], atol=1e-5
+        )
         assert torch.allclose(scores[row], response_scores(scorer, single, everything)[0], atol=1e-5)
 
 

@@ -222,9 +222,10 @@ def test_checkpointing_is_on_in_the_update_alone(make_config, tokenizer, models,
         assert all(1 < read <= width and not in_training for read, in_training in rollout[:-7])
         with watched(actor, scoring):
             out = trainer.generate_experience(batch)
-        passes = 2 * (2 if adapters else 1)  # micro-batches; with adapters the reference is this model too
-        assert scoring[: len(rollout)] == rollout and len(scoring) == len(rollout) + passes
-        assert max(read for read, _ in scoring) == width + 8  # the longest; others without columns that none needs
+        reads = 2 if adapters else 1  # with adapters the reference is this model too
+        assert scoring[: len(rollout)] == rollout and len(scoring) == len(rollout) + 2 * reads  # two micro-batches
+        tokens = int(out.prompt_mask.sum() + out.mask.sum())
+        assert sum(read for read, _ in scoring[len(rollout) :]) == reads * tokens  # and no padding
         assert not any(in_training for _, in_training in scoring)
         with watched(actor, training), watched(critic, values):
             trainer.train_rlhf(out)

@@ -1,0 +1,158 @@
+"""Attention over rows in which sequences lie one after another, without padding: each token sees its own sequence alone.
+
+transformers' `sdpa` is extended, not replaced: it is what it was, but for a mask that is a whole-number tensor
+[1, 1, 1, S] (which would be an error): the lengths of the S sequences that fill the row [1, N]. Every family passes a mask
+of four dimensions on as it is, so nothing has to be remembered between a forward pass and what recomputes it. Lengths stay
+on the host, where attention needs them. The name stays too: transformers' own code asks for it.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.modeling_utils import AttentionInterface
+
+from rlhf.models.families import ARGUMENTS
+
+Attended = tuple[Tensor, Tensor | None]
+
+
+def plain_model(model: Any) -> Any:
+    """transformers' model in an engine, a scorer, adapters, or all of them."""
+    for attribute in ("module", "classifier"):
+        model = getattr(model, attribute, model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def takes_packed(model: Any) -> bool:
+    """Whether a model reads rows of sequences: its family is known to keep tokens apart in attention alone, and leaves
+    attention to transformers' interface (BLOOM and GPT-Neo do not)."""
+    plain = plain_model(model)
+    return goes_through_interface(plain) and plain.config._attn_implementation == "sdpa"
+
+
+def goes_through_interface(model: Any) -> bool:
+    """Whether the attention of a model of one of our families is looked up in transformers' table."""
+    return model.config.model_type in ARGUMENTS and bool(getattr(model, "_supports_attention_backend", False))
+
+
+def extend_attention(model: Any) -> None:
+    """Let a model's attention know where sequences begin, if its family can."""
+    AttentionInterface.register("sdpa", attention)
+    if goes_through_interface(model):
+        family: Any = next(kind for kind in type(model).__mro__ if "_supports_attention_backend" in vars(kind))
+        family._supports_sdpa = True  # Gemma 2's does not, for want of `softcap`, which ours has
+        model.config._attn_implementation = "sdpa"
+
+
+def attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> Attended:
+    """transformers' `sdpa`, [B, H, T, D] to [B, T, H, D], with `softcap` where a model has it, and of rows if the mask
+    holds lengths."""
+    if attention_mask is not None and not (attention_mask.is_floating_point() or attention_mask.dtype == torch.bool):
+        return uncompiled(module, query, key, value, attention_mask, **options), None
+    return padded_attention(module, query, key, value, attention_mask, **options)
+
+
+def padded_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    softcap: float | None = None,
+    **options: Any,
+) -> Attended:
+    """`attention` of padded sequences."""
+    if softcap is None:
+        attended: Attended = sdpa_attention_forward(module, query, key, value, mask, **options)
+        return attended
+    return capped_attention(module, query, key, value, mask, softcap, **options), None
+
+
+def capped_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    softcap: float,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> Tensor:
+    """Attention whose scores are bent into [-softcap, softcap] by tanh (Gemma 2, arXiv 2408.00118, section 2)."""
+    groups, scale = getattr(module, "num_key_value_groups", 1), query.size(-1) ** -0.5 if scaling is None else scaling
+    if mask is None:
+        mask = band(query.size(2), None, query.device)
+        if query.size(2) > 1:  # the first tokens of an empty static cache
+            key, value = key[:, :, : query.size(2)], value[:, :, : query.size(2)]
+    scores = softcap * torch.tanh(query @ repeat_kv(key, groups).transpose(2, 3) * (scale / softcap))
+    lowest = torch.finfo(scores.dtype).min
+    scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = torch.dropout(weights, dropout, train=dropout > 0)
+    return (weights @ repeat_kv(value, groups)).transpose(1, 2).contiguous()
+
+
+def packed_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, softcap: float | None = None, **options: Any
+) -> Tensor:
+    """`attention` of a row of sequences, [1, H, N, D] to [1, N, H, D], of these lengths."""
+    counts, window = tuple(lengths.flatten().tolist()), options.get("sliding_window")
+    if softcap is None and not options.get("dropout") and has_kernel(query):
+        return flash_attention(module, query, key, value, counts, window, options.get("scaling"))
+    found = []
+    for q, k, v in sequences(query, key, value, counts):
+        longer = window is not None and q.size(2) > window
+        mask = band(q.size(2), window, query.device) if longer else None
+        found.append(padded_attention(module, q, k, v, mask, softcap, **options)[0])
+    return torch.cat(found, dim=1)
+
+
+# One program per combination of lengths would be compiled else.
+uncompiled: Any = torch.compiler.disable(packed_attention)
+
+
+def has_kernel(query: Tensor) -> bool:
+    """Whether one kernel reads a row of sequences: in half precision, on GPUs since Ampere, heads of usual width."""
+    width = query.size(-1)
+    half = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+    return half and width % 8 == 0 and width <= 256 and torch.cuda.get_device_capability(query.device) >= (8, 0)
+
+
+def sequences(query: Tensor, key: Tensor, value: Tensor, counts: tuple[int, ...]) -> Iterator[tuple[Tensor, ...]]:
+    """Queries, keys and values of each sequence of a row."""
+    return zip(*(part.split(counts, dim=2) for part in (query, key, value)), strict=True)
+
+
+def flash_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, counts: tuple[int, ...], window: int | None, scale: float | None
+) -> Tensor:
+    """Attention of a row of sequences by one kernel, in half precision on a GPU."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    groups = getattr(module, "num_key_value_groups", 1)  # torch 2.11 has no grouped heads here
+    q, k, v = (part.transpose(1, 2)[0] for part in (query, repeat_kv(key, groups), repeat_kv(value, groups)))
+    ends, longest = boundaries(counts, query.device), max(counts)
+    # A window of W tokens: the one that looks and W - 1 before it.
+    seen = (-1 if window is None or window >= longest else window - 1, 0)
+    attended: Any = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale, window_size=seen)
+    found: Tensor = attended[None]
+    return found
+
+
+@lru_cache(maxsize=8)
+def boundaries(counts: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where each sequence of a row begins, and where the last one ends; made once for all layers."""
+    return torch.tensor((0, *counts), dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+
+
+def band(length: int, window: int | None, device: torch.device) -> Tensor:
+    """[1, 1, T, T] mask of the tokens that each token sees: itself and those before it, of them the last `window`."""
+    seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    return (seen if window is None else seen.triu(1 - window))[None, None]

@@ -1,0 +1,103 @@
+"""An engine that is put aside holds nothing on its device, and comes back as it was."""
+
+import pytest
+import torch
+from torch import nn
+
+from rlhf.config.derive import Batches
+from rlhf.engine.aside import Aside, storages
+from rlhf.engine.distributed import start
+from rlhf.engine.state import engine_state, held
+from rlhf.engine.step import advance, finish
+from rlhf.engine.zero import Learning, backward, frozen_engine, release, set_rates, training_engine
+
+PLAN = Batches(ranks=1, per_rank=4, micro=2, accumulation=2)
+KINDS = pytest.mark.parametrize(
+    ("zero", "precision"), [(zero, precision) for zero in ("0", "1", "2", "3") for precision in ("fp32", "bf16")]
+)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@pytest.fixture
+def make_engine(make_config):
+    """A small model, some of whose shards stay shards at stage 3; it learns or is frozen."""
+
+    def make(zero, precision, frozen=False):
+        config = make_config(f"zero={zero!r}", f"precision={precision}", "zero.persistence_elements=8")
+        start(config)
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4), nn.Linear(4, 1)).to(DTYPES[precision])
+        learning = Learning(config.sft, PLAN, config.zero, config.lora, 0.05, 0.1, checkpointing=False)
+        made = frozen_engine(model, config, config.zero) if frozen else training_engine(model, config, learning)
+        engines.append(made)
+        return made
+
+    engines = []
+    yield make
+    release(*engines)
+
+
+def inputs(engine, seed):
+    drawn = torch.randn(4, 4, generator=torch.Generator().manual_seed(seed))
+    return drawn.to(next(engine.module.parameters()).dtype)
+
+
+def update(engine, number):
+    set_rates(engine, 1.0)
+    engine.train()
+    for half in inputs(engine, number).split(2):
+        backward(engine, engine(half).float().square().sum(), 4.0)
+        advance(engine)
+    return finish(engine)
+
+
+@KINDS
+def test_an_engine_that_was_aside_goes_on_as_if_it_had_not_been(make_engine, zero, precision):
+    plain, moved = make_engine(zero, precision), make_engine(zero, precision)
+    aside = Aside(moved, frozen=False)
+    for number in range(3):  # the first time there are no moments yet
+        aside.put()
+        aside.fetch()
+        assert update(plain, number) == update(moved, number)
+    expected, found = engine_state(plain), engine_state(moved)
+    assert expected.keys() == found.keys() and any(name.startswith("moment/") for name in found)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@KINDS
+def test_nothing_is_left_on_the_device(make_engine, zero, precision):
+    engine = make_engine(zero, precision)
+    update(engine, 0)
+    everything = sum(storage.nbytes() for storage in storages(engine, frozen=False))
+    weights, size = 32 + 8 + 32 + 4 + 4 + 1, 4 if precision == "fp32" else 2
+    masters = 0 if (zero, precision) == ("0", "fp32") else 4
+    assert everything >= weights * (size + masters + 8)
+    aside = Aside(engine, frozen=False)
+    aside.put()
+    assert storages(engine, frozen=False) == []
+    with pytest.raises(RuntimeError, match="put aside"):
+        engine(inputs(engine, 0))
+    aside.fetch()
+    assert sum(storage.nbytes() for storage in storages(engine, frozen=False)) == everything
+
+
+@KINDS
+def test_a_frozen_engine_is_copied_once(make_engine, zero, precision, monkeypatch):
+    from rlhf.engine import aside as module
+
+    engine, copied, plain = make_engine(zero, precision, frozen=True), [], module.host_copy
+    monkeypatch.setattr(module, "host_copy", lambda storage: copied.append(storage.nbytes()) or plain(storage))
+    before = [held(parameter).clone() for parameter in engine.module.parameters()]
+    with torch.no_grad():
+        expected = engine(inputs(engine, 0))
+    aside = Aside(engine, frozen=True)
+    for _ in range(3):
+        aside.put()
+        aside.put()  # which changes nothing
+        assert storages(engine, frozen=True) == []
+        aside.fetch()
+        aside.fetch()
+        with torch.no_grad():
+            assert torch.equal(engine(inputs(engine, 0)), expected)
+    assert all(torch.equal(old, held(new)) for old, new in zip(before, engine.module.parameters(), strict=True))
+    assert 0 < sum(copied) <= 2 * sum(p.numel() * p.element_size() for p in before)

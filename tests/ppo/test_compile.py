@@ -1,0 +1,82 @@
+"""`ppo.compile`: the same numbers, and no program for rollouts."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import built
+from torch import nn
+
+from rlhf.ppo import trainer as trainer_module
+
+SMALL = (
+    "ppo.rollout_batch_size=8", "ppo.batch_size=8", "ppo.micro_batch_size=4", "ppo.update_epochs=1", "ppo.max_steps=2",
+    "rollout.max_new_tokens=12", "ppo.compile=true",
+)  # fmt: skip
+
+
+def step(config, models, tokenizer):
+    """The first rollout's experience and the weights after its update."""
+    loader, engine, trainer = built(config, models, tokenizer)
+    batch = replace(next(iter(loader)), limits=torch.tensor([12, 3, 7, 1, 12, 5, 2, 9]))
+    experience = trainer.generate_experience(batch)
+    trainer.train_rlhf(experience)
+    weights = [p.detach().clone() for e in (engine.actor, engine.critic) for p in e.module.parameters()]
+    engine.release()
+    return experience, weights
+
+
+def same(found, plain):
+    for column in ("responses", "logprobs", "reference_logprobs", "values", "scores"):
+        torch.testing.assert_close(getattr(found[0], column), getattr(plain[0], column), atol=1e-4, rtol=1e-4)
+    for weight, expected in zip(found[1], plain[1], strict=True):
+        torch.testing.assert_close(weight, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("packing", ["packed", "length"])
+def test_layers_are_compiled_once_for_scoring_and_updates_and_not_for_rollouts(
+    make_config, models, tokenizer, monkeypatch, packing
+):
+    """With a compiler that only counts its programs."""
+    torch._dynamo.reset()
+    programs, rolling, plain_compile, plain_generate = [], [], nn.Module.compile, trainer_module.generate
+
+    def count(graph, inputs):
+        programs.append(graph)
+        return lambda *given: rolling or graph(*given)
+
+    def generate(*given):
+        rolling.append("a rollout")
+        try:
+            return plain_generate(*given)
+        finally:
+            rolling.clear()
+
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: plain_compile(module, backend=count, **options))
+    monkeypatch.setattr(trainer_module, "generate", generate)
+    config = make_config(*SMALL, f"ppo.packing={packing}")
+    found = step(config, models, tokenizer)
+    # Before and after attention, with and without gradients, of the two models alike: not one per layer or length.
+    assert 0 < len(programs) <= (16 if packing == "packed" else 8)
+    same(found, step(replace(config, ppo=replace(config.ppo, compile=False)), models, tokenizer))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", ["packed", "length"])
+def test_compiled_layers_compute_the_same(make_config, models, tokenizer, packing):
+    torch._dynamo.reset()
+    config = make_config(*SMALL, f"ppo.packing={packing}", "ppo.gradient_checkpointing=true")
+    found = step(config, models, tokenizer)
+    same(found, step(replace(config, ppo=replace(config.ppo, compile=False)), models, tokenizer))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [("model=gemma2-tiny",), ("model=bloom-tiny",), ("lora=r8",), ("zero='2'",)])
+def test_compiled_layers_of_other_kinds_too(make_config, tokenizer, tmp_path, overrides):
+    from tiny import save_models
+
+    torch._dynamo.reset()
+    config = make_config(*SMALL, *overrides)
+    models = save_models(replace(config, zero=replace(config.zero, stage=0)), tokenizer, tmp_path)
+    found = step(config, models, tokenizer)
+    same(found, step(replace(config, ppo=replace(config.ppo, compile=False)), models, tokenizer))

@@ -1,0 +1,221 @@
+"""Padding is not worked on, and what comes out is the same: `ppo.packing` packed and length against none."""
+
+import json
+import os
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from ranks import run_script
+from tiny import built, save_models
+
+from rlhf.engine.distributed import start
+from rlhf.models.attention import takes_packed
+from rlhf.models.families import ARGUMENTS
+from rlhf.models.load import new_policy, new_scorer, prepare_for_training
+from rlhf.ppo.forward import laid_out, micro_batches, response_logprobs, response_scores, response_values
+
+FAMILIES = [family.replace("_", "-") for family in ARGUMENTS]
+LENGTHS = ((7, 5), (4, 3), (1, 9), (12, 1), (4, 4))  # of prompts and responses
+QUERY, RESPONSE = max(q for q, _ in LENGTHS), max(r for _, r in LENGTHS)
+SMALL = (
+    "ppo.rollout_batch_size=8", "ppo.batch_size=8", "ppo.micro_batch_size=2", "ppo.update_epochs=1", "ppo.max_steps=2",
+    "rollout.max_new_tokens=12",
+)  # fmt: skip
+
+
+def sequences(seed=0):
+    """Prompts padded left, responses padded right; padding holds arbitrary ids."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(2, 500, (len(LENGTHS), QUERY + RESPONSE), generator=generator)
+    columns = torch.arange(QUERY + RESPONSE)
+    asked, told = (torch.tensor(column)[:, None] for column in zip(*LENGTHS, strict=True))
+    return ids, ((columns >= QUERY - asked) & (columns < QUERY + told)).long()
+
+
+def sharper(model):
+    """Weights three times as large: random ones tell little apart."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3.0)
+    return model
+
+
+def outcome(policy, scorer, packing):
+    """Everything that is computed of sequences, 0 on padding, and its gradients."""
+    ids, mask = sequences()
+    actions = mask[:, -RESPONSE:]
+    logprobs, entropies = response_logprobs(policy, ids, mask, RESPONSE, 0.7, packing, entropies=True)
+    values, scores = response_values(scorer, ids, mask, RESPONSE, packing), response_scores(scorer, ids, mask, packing)
+    weights = torch.randn(actions.shape, generator=torch.Generator().manual_seed(1)) * actions / actions.sum()
+    trained = [p for model in (policy, scorer) for p in model.parameters() if p.requires_grad]
+    loss = (weights * (logprobs + values)).sum() + scores.mean()
+    gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+    columns = [torch.where(actions.bool(), column, 0.0) for column in (logprobs, entropies, values)]
+    return [*columns, scores, *(g for g in gradients if g is not None)]
+
+
+def compare(policy, scorer):
+    expected = outcome(policy, scorer, "none")
+    for packing in ("length", "packed"):
+        for found, right in zip(outcome(policy, scorer, packing), expected, strict=True):
+            torch.testing.assert_close(found, right, atol=1e-5, rtol=1e-5)
+
+
+def models_of(make_config, tokenizer, *overrides):
+    config = make_config(*overrides)
+    start(config)
+    policy = new_policy(config.model, config, tokenizer, config.zero, 0.0)
+    scorer = new_scorer(config.reward_model, config, tokenizer, config.zero, 0.0)
+    return config, sharper(policy).train(), sharper(scorer).train()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_computes_the_same_with_and_without_padding(make_config, tokenizer, family):
+    _, policy, scorer = models_of(make_config, tokenizer, f"model={family}-tiny")
+    compare(policy, scorer)
+
+
+@pytest.mark.parametrize("family", ["opt", "gemma2", "bloom"])
+@pytest.mark.parametrize(("lora", "checkpointing"), [("none", True), ("r8", False), ("r8", True)])
+def test_adapters_and_recomputed_layers_too(make_config, tokenizer, family, lora, checkpointing):
+    config, *models = models_of(make_config, tokenizer, f"model={family}-tiny", f"lora={lora}")
+    policy, scorer = (prepare_for_training(model, config.lora, checkpointing, 0) for model in models)
+    assert takes_packed(policy) == takes_packed(scorer) == (family != "bloom")
+    with torch.no_grad():
+        for name, parameter in [*policy.named_parameters(), *scorer.named_parameters()]:
+            if "lora_B" in name:
+                parameter.normal_(0, 0.05)
+    compare(policy, scorer)
+
+
+@torch.no_grad()
+def test_nothing_is_computed_for_padding(make_config, tokenizer):
+    """Nor logits for prompts."""
+    _, policy, _ = models_of(make_config, tokenizer)
+    _, other, _ = models_of(make_config, tokenizer, "model=bloom-tiny")
+    ids, mask = sequences()
+    assert laid_out(policy, ids, mask, "packed").inputs["input_ids"].shape == (1, sum(map(sum, LENGTHS)))
+    longest = max(map(sum, LENGTHS))
+    for model, packing in ((policy, "length"), (other, "packed"), (other, "length")):
+        assert laid_out(model, ids, mask, packing).inputs["input_ids"].shape == (len(LENGTHS), longest)
+    assert laid_out(policy, ids, mask, "none").inputs["input_ids"].shape == mask.shape
+    shapes = []
+    policy.lm_head.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape[:2]))
+    for packing in ("packed", "length", "none"):
+        response_logprobs(policy, ids, mask, RESPONSE, 1.0, packing)
+    assert shapes == [(1, sum(r for _, r in LENGTHS)), (len(LENGTHS), longest), (len(LENGTHS), RESPONSE + 1)]
+
+
+@pytest.mark.parametrize("packing", ["packed", "length"])
+@torch.no_grad()
+def test_a_sequence_never_changes_another(make_config, tokenizer, packing):
+    _, policy, scorer = models_of(make_config, tokenizer)
+    (ids, mask), (others, _) = sequences(), sequences(seed=5)
+    changed = ids.clone()
+    changed[2] = others[2]
+    for compute in (
+        lambda ids: response_logprobs(policy, ids, mask, RESPONSE, 1.0, packing)[0],
+        lambda ids: response_values(scorer, ids, mask, RESPONSE, packing),
+        lambda ids: response_scores(scorer, ids, mask, packing)[:, None],
+    ):
+        before, after = compute(ids), compute(changed)
+        same = [torch.allclose(a, b, atol=1e-6) for a, b in zip(before, after, strict=True)]
+        assert same == [True, True, False, True, True]
+
+
+def test_micro_batches_have_about_as_many_tokens_each(make_config, tokenizer):
+    _, policy, _ = models_of(make_config, tokenizer)
+    _, other, _ = models_of(make_config, tokenizer, "model=bloom-tiny")
+    lengths = [100, 90, 50, 40, 9, 8, 3, 2]
+    rows = list(range(8))
+    dealt = micro_batches(rows, 2, "packed", policy)
+    assert dealt == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert max(sum(lengths[row] for row in part) for part in dealt) < 190  # what neighbours would have
+    for parts in (micro_batches(rows, 2, "length", policy), micro_batches(rows, 2, "packed", policy, other)):
+        assert parts == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    for size in (1, 3, 5, 8, 9):
+        parts = micro_batches(rows, size, "packed", policy)
+        assert (
+            len(parts) == -(-8 // size)
+            and sorted(row for part in parts for row in part) == rows
+            and max(map(len, parts)) <= size
+        )
+
+
+def step(config, models, tokenizer):
+    """The first rollout's experience and the weights after its update."""
+    loader, engine, trainer = built(config, models, tokenizer)
+    batch = replace(next(iter(loader)), limits=torch.tensor([12, 3, 7, 1, 12, 5, 2, 9]))
+    experience = trainer.generate_experience(batch)
+    trainer.train_rlhf(experience)
+    weights = [p.detach().clone() for e in (engine.actor, engine.critic) for p in e.module.parameters()]
+    engine.release()
+    return experience, weights
+
+
+@pytest.mark.parametrize("packing", ["packed", "length"])
+def test_a_step_ends_at_the_same_weights(make_config, models, tokenizer, packing):
+    right, expected = step(make_config(*SMALL, "ppo.packing=none"), models, tokenizer)
+    found, weights = step(make_config(*SMALL, f"ppo.packing={packing}"), models, tokenizer)
+    assert len(set(right.mask.sum(1).tolist())) > 5  # responses of unequal length
+    for column in ("logprobs", "reference_logprobs", "values", "scores", "advantages"):
+        torch.testing.assert_close(getattr(found, column), getattr(right, column), atol=1e-5, rtol=1e-5)
+    for weight, same in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight, same, atol=1e-5, rtol=0)
+
+
+def test_an_actor_that_reads_rows_beside_a_critic_that_does_not(make_config, tokenizer, tmp_path):
+    config = make_config(*SMALL, "reward_model=bloom-tiny")
+    models = save_models(config, tokenizer, tmp_path)
+    right, expected = step(replace(config, ppo=replace(config.ppo, packing="none")), models, tokenizer)
+    found, weights = step(config, models, tokenizer)
+    torch.testing.assert_close(found.values, right.values, atol=1e-5, rtol=1e-5)
+    for weight, same in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight, same, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_scoring_computes_no_entropy(make_config, models, tokenizer, monkeypatch):
+    from rlhf.algo import logprobs
+
+    asked, plain = [], logprobs.chunk_logprobs
+    monkeypatch.setattr(logprobs, "chunk_logprobs", lambda *given: asked.append(given[2]) or plain(*given))
+    loader, _, trainer = built(make_config(*SMALL), models, tokenizer)
+    experience = trainer.generate_experience(next(iter(loader)))
+    assert asked and not any(asked)
+    with torch.enable_grad():
+        trainer.train_rlhf(experience)
+    assert asked[-1] and trainer.metrics["policy/entropy"] > 0
+
+
+@pytest.mark.slow
+def test_two_ranks_that_share_weights_end_at_the_same_weights(make_config, models):
+    printed = [json.loads(out.splitlines()[-1]) for out in run_script(__file__, 2, *models)]
+    assert all(gap < 1e-5 for gap in printed)
+
+
+def main(actor, reward):
+    """Rank by rank: a step at ZeRO 3 ends at the same shards whatever the packing."""
+    from rlhf.config.compose import composed
+    from rlhf.engine.state import held
+    from rlhf.models.tokenizer import load_tokenizer
+
+    ends = []
+    for packing in ("none", "packed"):
+        config = composed(
+            *SMALL, "zero='3'", "zero.persistence_elements=0", "hardware.gpus_per_node=2", f"ppo.packing={packing}"
+        )
+        start(config)
+        loader, engine, trainer = built(config, (actor, reward), load_tokenizer(actor, "ppo.actor", None, False))
+        trainer.train_rlhf(trainer.generate_experience(next(iter(loader))))
+        ends.append([held(p).clone() for e in (engine.actor, engine.critic) for p in e.module.parameters()])
+        engine.release()
+    print(json.dumps(max(float((a - b).abs().max()) for a, b in zip(*ends, strict=True))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    os._exit(0)
