@@ -110,7 +110,7 @@ def check_hardware(config: Config) -> None:
     if config.ppo.dropout > 0 and config.ppo.ratio_tolerance is None and "ppo" in trained_stages(config):
         problem = "with dropout the first mini-batch cannot reproduce the rollout's log-probabilities"
         raise ConfigError("ppo.dropout", config.ppo.dropout, problem, "set ppo.ratio_tolerance too, as 1.0")
-    if "ppo" in config.stages:
+    if "ppo" in trained_stages(config):
         check_phases(config)
     if config.launcher.kind == "inline" and ranks(config) > 1:
         raise ConfigError(

@@ -8,12 +8,9 @@ from rlhf.config.memory import GIB, cache_bytes_per_token, weights_gib
 from rlhf.config.schema import Config
 
 # The families that continuous batching answers as generate does (tests/rollout/test_paged.py; measured on transformers
-# 5.17, 5.23 and 5.24), and the release from which it does not any more.
-PAGED: dict[str, str | None] = {
-    "opt": None, "gpt2": None, "llama": None, "qwen2": None, "qwen3": None, "mistral": None, "gpt_neox": "5.24",
-    "gemma2": "5.18",
-}  # fmt: skip
-
+# 5.17, 5.23 and 5.24): with every release, with those before 5.24, and from it on.
+PAGED = ("opt", "gpt2", "llama", "qwen2", "qwen3", "mistral")
+PAGED_BEFORE, PAGED_SINCE = ("gpt_neox",), ("gptj", "codegen", "gemma2")
 # The last release of DeepSpeed that is known not to serve OPT with transformers 5.
 NO_CACHE = (0, 19)
 # The families whose layers ranks can share: not BLOOM, whose heads have slopes of their own, nor CodeGen, which mixes the
@@ -68,14 +65,18 @@ def check_engine(config: Config) -> None:
 
 def check_paged(config: Config) -> None:
     """Continuous batching answers this family rightly, and has whole weights."""
-    rollout, family = config.rollout, config.model.family
-    if family not in PAGED or (PAGED[family] is not None and release("transformers") >= release_of(str(PAGED[family]))):
-        served = ", ".join(name for name, until in PAGED.items() if until is None)
+    rollout, family, served = config.rollout, config.model.family, paged_families()
+    if family not in served:
         problem = f"the continuous batching of transformers {version('transformers')} does not serve a {family}"
-        raise ConfigError("rollout.engine", "paged", f"{problem} (but {served})", "try rollout=hybrid")
+        raise ConfigError("rollout.engine", "paged", f"{problem} (but {', '.join(served)})", "try rollout=hybrid")
     if config.zero.stage == 3 and ranks(config) > 1 and rollout.gather == "layers":
         problem = "ranks that sample at their own pace cannot gather layers together"
         raise ConfigError("rollout.gather", "layers", problem, "set rollout.gather=all, or try rollout=hybrid")
+
+
+def paged_families() -> tuple[str, ...]:
+    """The families that continuous batching serves here."""
+    return PAGED + (PAGED_SINCE if release("transformers") >= (5, 24) else PAGED_BEFORE)
 
 
 def check_deepspeed(config: Config) -> None:
@@ -96,14 +97,9 @@ def check_deepspeed(config: Config) -> None:
         raise ConfigError("rollout.engine", "deepspeed", problem, "try rollout=hybrid")
 
 
-def release(package: str) -> tuple[int, ...]:
+def release(package: str) -> tuple[int, int]:
     """The release of an installed package, major and minor."""
-    return release_of(version(package))
-
-
-def release_of(text: str) -> tuple[int, ...]:
-    """Major and minor of a version."""
-    major, minor = text.split(".")[:2]
+    major, minor = version(package).split(".")[:2]
     return int(major), int(minor)
 
 
