@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from rlhf.engine.state import held, masters, moments
+from rlhf.track.throughput import synchronize
 
 
 class Aside:
     """An engine that can be put aside.
 
     It is the storages that are emptied and filled again, so that all that looks at them (weights, shards, DeepSpeed's flat
-    buffers) stays as it is and no hook is lost, at any ZeRO stage; nothing waits for a copy, since all of it goes through
-    the device's one stream. What a `frozen` engine holds is copied to the host once.
+    buffers) stays as it is and no hook is lost, at any ZeRO stage. What a `frozen` engine holds is copied to the host once.
     """
 
     def __init__(self, engine: Any, frozen: bool) -> None:
@@ -33,7 +33,10 @@ class Aside:
             return
         self.away = True
         if not (self.frozen and self.copies):
-            self.copies = [(storage, host_copy(storage)) for storage in storages(self.engine, self.frozen)]
+            former = {storage._cdata: copy for storage, copy in self.copies}
+            kept = storages(self.engine, self.frozen)
+            self.copies = [(storage, host_copy(storage, former.get(storage._cdata))) for storage in kept]
+            synchronize()
         for storage, _ in self.copies:
             storage.resize_(0)
 
@@ -45,6 +48,7 @@ class Aside:
         for storage, copy in self.copies:
             storage.resize_(copy.numel())
             as_bytes(storage).copy_(copy, non_blocking=True)
+        synchronize()  # DeepSpeed reads shards from a stream of its own
 
 
 def storages(engine: Any, frozen: bool) -> list[torch.UntypedStorage]:
@@ -67,7 +71,9 @@ def as_bytes(storage: torch.UntypedStorage) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
-def host_copy(storage: torch.UntypedStorage) -> Tensor:
-    """What a storage holds, in host memory that a GPU can read by itself."""
-    copy = torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=storage.device.type == "cuda")
+def host_copy(storage: torch.UntypedStorage, former: Tensor | None) -> Tensor:
+    """What a storage holds, in host memory that a GPU can write by itself: that of its `former` copy, if it fits."""
+    copy = former
+    if copy is None or copy.numel() != storage.nbytes():
+        copy = torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=storage.device.type == "cuda")
     return copy.copy_(as_bytes(storage), non_blocking=True)

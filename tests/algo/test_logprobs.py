@@ -103,6 +103,49 @@ def test_a_backward_pass_keeps_no_float32_copy_of_the_logits(monkeypatch):  # ro
     assert not [t for t in kept if t.dtype == torch.float32 and t.numel() >= 4 * 64]
 
 
+@pytest.mark.parametrize("picked", [False, True])
+def test_neither_pass_makes_a_float32_tensor_of_the_logits_size(monkeypatch, picked):  # row 32
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            made = [t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor) and t.dtype == torch.float32]
+            self.elements = max([self.elements, *made])
+            return out
+
+    monkeypatch.setattr(logprobs_module, "CHUNK", 4)
+    logits, tokens = batch(0, 4, 8, 64, torch.bfloat16)
+    at = torch.arange(32).view(4, 8) if picked else None
+    with Largest() as largest:
+        token_logprobs(logits.requires_grad_(), tokens, 0.7, at)[0].sum().backward()
+    assert logits.grad.dtype == torch.bfloat16 and largest.elements == 4 * 64
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_logits_are_picked_by_their_indices(monkeypatch, chunk):
+    monkeypatch.setattr(logprobs_module, "CHUNK", chunk)
+    logits, _ = batch(0, 3, 5, 11)
+    at, tokens = torch.tensor([13, 2, 7, 1]), torch.tensor([3, 10, 0, 3])
+    whole, part = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    found = token_logprobs(part, tokens, 0.7, at)
+    expected = exact(whole.flatten(0, 1)[at], tokens, 0.7)
+    for column, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(column.double(), right, atol=1e-5, rtol=1e-5)
+    found[0].sum().backward()
+    expected[0].sum().backward()
+    torch.testing.assert_close(part.grad, whole.grad, atol=1e-6, rtol=1e-5)
+
+
+def test_entropies_that_are_not_asked_for_are_not_computed():
+    logits, tokens = batch(0, 2, 3, 5)
+    logprobs, entropies = token_logprobs(logits, tokens, 0.7, entropies=False)
+    assert torch.equal(logprobs, token_logprobs(logits, tokens, 0.7)[0]) and not entropies.any()
+
+
 def test_entropy_carries_no_gradient():
     logits, tokens = batch(0, 1, 2, 5)
     values, entropy = token_logprobs(logits.requires_grad_(), tokens, 1.0)

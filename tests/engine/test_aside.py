@@ -86,7 +86,9 @@ def test_a_frozen_engine_is_copied_once(make_engine, zero, precision, monkeypatc
     from rlhf.engine import aside as module
 
     engine, copied, plain = make_engine(zero, precision, frozen=True), [], module.host_copy
-    monkeypatch.setattr(module, "host_copy", lambda storage: copied.append(storage.nbytes()) or plain(storage))
+    monkeypatch.setattr(
+        module, "host_copy", lambda storage, former: copied.append(storage.nbytes()) or plain(storage, former)
+    )
     before = [held(parameter).clone() for parameter in engine.module.parameters()]
     with torch.no_grad():
         expected = engine(inputs(engine, 0))
