@@ -126,8 +126,8 @@ def test_the_baseline_is_what_is_usual_and_comes_first():
     assert list(ways(found).items()) == [("baseline", ("hf", "none")), ("ours", ("hybrid", "packed"))]
     found, _ = variants(configured(["bench.what=train"]))
     assert ways(found) == {"baseline": ("hybrid", "none"), "ours": ("hybrid", "packed")}  # on the same rollout
-    found, _ = variants(configured(["bench.what=rollout", "bench.engines=[deepspeed,hybrid]"]))
-    assert [config.rollout.engine for config in found.values()] == ["hf", "deepspeed", "hybrid"]
+    found, _ = variants(configured(["bench.what=rollout", "bench.engines=[paged,hybrid]"]))
+    assert [config.rollout.engine for config in found.values()] == ["hf", "paged", "hybrid"]
 
 
 @pytest.mark.parametrize("given", [True, False])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from halves import fp16_case
 from ranks import run_specs, specs
 
 from rlhf.config.derive import FAMILIES as NAMES
@@ -148,7 +149,7 @@ def test_a_family_runs_all_stages_with_adapters_on_two_ranks(with_adapters, fami
 
 
 @pytest.mark.parametrize("zero", ["0", "2", "3"])
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", fp16_case("fp16")])
 def test_half_precision_runs_all_stages(make_config, tmp_path, precision, zero):
     from transformers import AutoModelForCausalLM
 

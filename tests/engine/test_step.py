@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from halves import fp16_case
 from torch import nn
 
 from rlhf.config.derive import Batches
@@ -149,7 +150,7 @@ def test_a_gradient_of_nan_is_left_out_too(make_config):
 
 
 @pytest.mark.parametrize("zero", ZEROS[:4])
-@pytest.mark.parametrize("dtype", ("bf16", "fp16"))
+@pytest.mark.parametrize("dtype", ("bf16", fp16_case("fp16")))
 def test_updates_in_half_precision_follow_adamw(make_config, zero, dtype):
     """The loss scale starts at 2**16: small losses."""
     engines, models, optimizers = make_pair(make_config, zero, dtype)
@@ -165,7 +166,7 @@ def test_updates_in_half_precision_follow_adamw(make_config, zero, dtype):
 
 
 @pytest.mark.parametrize("zero", ZEROS[:4])
-@pytest.mark.parametrize("dtype", ("bf16", "fp16"))
+@pytest.mark.parametrize("dtype", ("bf16", fp16_case("fp16")))
 def test_an_update_that_is_not_finite_never_happened_in_half_precision(make_config, zero, dtype):
     engines, *_ = make_pair(make_config, zero, dtype)
     twins, *_ = make_pair(make_config, zero, dtype)  # they never see what is left out

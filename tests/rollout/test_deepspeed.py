@@ -4,12 +4,14 @@ that serves the installed transformers; neither is here, so an engine without ke
 from types import SimpleNamespace
 
 import pytest
+from tiny import policy_engine, prompts, random_numbers
 
 from rlhf.config import rollouts
 from rlhf.config.checks import check
 from rlhf.config.errors import ConfigError
 from rlhf.engine.settings import hybrid_settings
 from rlhf.engine.zero import check_kernels
+from rlhf.rollout import generate
 
 GPU = "rollout=deepspeed", "hardware=h100"
 
@@ -42,3 +44,13 @@ def test_an_engine_without_kernels_is_not_taken_for_one():
     check_kernels(SimpleNamespace(_inference_containers=["a layer"]))
     with pytest.raises(ConfigError, match=r"^rollout.engine=deepspeed: .* no kernels .*; try rollout=hybrid$"):
         check_kernels(SimpleNamespace(_inference_containers=[]))
+
+
+def test_an_actor_that_was_made_for_other_rollouts_is_refused_and_the_reference_samples_plainly(make_config, tokenizer):
+    config = make_config("rollout.max_new_tokens=4")
+    config.rollout.engine = "deepspeed"
+    engine, batch = policy_engine(config, tokenizer), prompts(config, tokenizer)
+    assert generate(engine, batch, random_numbers(config, 3), tokenizer, config.rollout).lengths.min() > 0
+    engine.module.requires_grad_(True)
+    with pytest.raises(ConfigError, match=r"^rollout.engine=deepspeed: .* made without"):
+        generate(engine, batch, random_numbers(config, 3), tokenizer, config.rollout)

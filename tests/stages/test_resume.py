@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from halves import fp16_case
 from mortal import Death, Mortal
 
 from rlhf.config.errors import ConfigError
@@ -340,7 +341,10 @@ def of_models(lab, *changes):
     return (*changes, *small, EVERY, f"ppo.actor={actor}", f"ppo.reward={reward}")
 
 
-@pytest.mark.parametrize("name", [*list(OPTIONS)[:3], pytest.param(list(OPTIONS)[3], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    ["bf16", fp16_case("fp16"), "adapters", pytest.param("adapters and weights, another critic", marks=pytest.mark.slow)],
+)
 def test_killed_ppo_of_another_kind(lab, name):
     lab.broken("ppo", (Death(f"{UPDATE}.minibatch", nth=6),), *of_models(lab, *OPTIONS[name]))
 
