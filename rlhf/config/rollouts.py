@@ -69,7 +69,7 @@ def check_paged(config: Config) -> None:
     if family not in served:
         problem = f"the continuous batching of transformers {version('transformers')} does not serve a {family}"
         raise ConfigError("rollout.engine", "paged", f"{problem} (but {', '.join(served)})", "try rollout=hybrid")
-    if config.zero.stage == 3 and ranks(config) > 1 and rollout.gather == "layers":
+    if config.zero.stage == 3 and rollout.gather == "layers":
         problem = "ranks that sample at their own pace cannot gather layers together"
         raise ConfigError("rollout.gather", "layers", problem, "set rollout.gather=all, or try rollout=hybrid")
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ class Chooser(ContinuousBatchingLogitsProcessor):
         self.supported_kwargs, self.ignored_kwargs = {}, ()
         self.rollout, self.eos, self.prompts = rollout, int(tokenizer.eos_token_id), prompts
         rows, self.width = draws.shape
+        self.begins: list[int] = prompts.lengths.tolist()
         self.nothing = rows * self.width  # what padding is asked for: a row that no response has
         self.draws = torch.cat([draws, draws.new_zeros(1, self.width)])
         self.limits = torch.full((rows + 1,), 2**31, device=draws.device)
@@ -57,13 +58,15 @@ class Chooser(ContinuousBatchingLogitsProcessor):
 
     def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> Tensor:
         """Row and step of each request, as one number."""
-        asked = [
-            int(request.state.request_id) * self.width + len(request.state.generated_tokens)
-            if request.state.request_id.isdecimal()
-            else self.nothing  # a request that warms up
-            for request in requests_with_new_token
-        ]
-        return torch.tensor(asked, dtype=torch.int32)
+        states = [request.state for request in requests_with_new_token]
+        return torch.tensor([self.place(state) for state in states], dtype=torch.int32)
+
+    def place(self, state: Any) -> int:
+        """Row and step of a request; one that the cache had no room for begins anew with what it had as a prompt."""
+        if not state.request_id.isdecimal():  # it warms up
+            return self.nothing
+        row = int(state.request_id)
+        return row * self.width + len(state.initial_tokens) + len(state.generated_tokens) - self.begins[row]
 
     def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
         """[N, V] with one token left in each row."""
@@ -96,7 +99,8 @@ def generate(engine: Any, prompts: PromptBatch, uniforms: np.ndarray, tokenizer:
     lengths, ended = prompts.ids.new_zeros(count), torch.zeros(count, dtype=torch.bool, device=device)
     draws = torch.from_numpy(uniforms).to(device)
     order = torch.argsort(prompts.lengths, descending=True, stable=True)
-    with ready(engine, rollout), known_attention(base_model(engine.module)) as model:
+    # Managers go at their own pace, so that ranks could not gather layers together.
+    with ready(engine, replace(rollout, gather="all")), known_attention(base_model(engine.module)) as model:
         for rows in order.split(rollout.micro_batch_size or count):
             chooser = Chooser(prompts.rows(rows), draws[rows], tokenizer, rollout)
             answer(model, chooser, rollout)
@@ -108,8 +112,9 @@ def generate(engine: Any, prompts: PromptBatch, uniforms: np.ndarray, tokenizer:
 
 
 def answer(model: Any, chooser: Chooser, rollout: Rollout) -> None:
-    """Have a manager answer the chooser's prompts. Raises RuntimeError, with the manager's reason, for one that fails."""
-    ids, lengths = chooser.prompts.ids, chooser.prompts.lengths.tolist()
+    """Have a manager answer the chooser's prompts. What stops its thread is raised here; RuntimeError, with its reason,
+    where a request alone fails."""
+    ids, lengths = chooser.prompts.ids, chooser.begins
     prompts = [row[ids.size(1) - length :] for row, length in zip(ids.tolist(), lengths, strict=True)]
     pages = sum(-(-(length + rollout.max_new_tokens) // PAGE) for length in lengths)
     check_room(len(prompts), pages * PAGE // len(prompts), bytes_per_token(model), ids.device)
@@ -125,17 +130,19 @@ def answer(model: Any, chooser: Chooser, rollout: Rollout) -> None:
     try:
         for row, prompt in enumerate(prompts):
             manager.add_request(prompt, request_id=str(row), max_new_tokens=rollout.max_new_tokens)
-        left = len(prompts)
-        while left:
+        left, problem = len(prompts), ""
+        while left and not problem:
             result = manager.get_result(timeout=1)
             if result is not None and result.error is not None:
-                raise RuntimeError(f"continuous batching failed: {result.error}")
-            if result is None and not manager.is_running():
-                raise RuntimeError("continuous batching stopped before all responses were there")
+                problem = result.error or "no reason given"
+            elif result is None and not manager.is_running():
+                problem = "it stopped before all responses were there"
             left -= result is not None and result.is_finished()
     finally:
         manager.stop(block=True, hard_stop=True)
         manager.destroy()
+    if problem:
+        raise manager.background_thread_status.fatal_error or RuntimeError(f"continuous batching failed: {problem}")
 
 
 def settings(rows: int, pages: int, tokens: int, rollout: Rollout) -> ContinuousBatchingConfig:
