@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from rlhf.config.memory import bytes_per_element
+from rlhf.config.memory import bytes_per_element, cache_bytes_per_token
 from rlhf.config.schema import Model
 
 
@@ -11,11 +11,6 @@ def weight_bytes(model: Model, dtype: str) -> int:
     rows only."""
     rows_only = 0 if model.tied else model.vocabulary * model.embedding
     return (model.parameters - rows_only) * bytes_per_element(dtype)
-
-
-def cache_bytes(model: Model, dtype: str) -> int:
-    """Bytes of a token's keys and values in all layers: 2 x layers x key-value heads x width of a head."""
-    return 2 * model.layers * model.kv_heads * model.head_width * bytes_per_element(dtype)
 
 
 def decode_bytes(model: Model, dtype: str, prompts: Iterable[int], responses: Iterable[int]) -> int:
@@ -30,4 +25,4 @@ def decode_bytes(model: Model, dtype: str, prompts: Iterable[int], responses: It
     for prompt, response in zip(prompts, responses, strict=True):
         steps = max(steps, response)
         cached += prompt * response + response * (response - 1) // 2
-    return weight_bytes(model, dtype) * steps + cache_bytes(model, dtype) * cached
+    return weight_bytes(model, dtype) * steps + cache_bytes_per_token(model, dtype) * cached

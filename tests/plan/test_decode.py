@@ -2,7 +2,8 @@
 
 import pytest
 
-from rlhf.plan.decode import cache_bytes, decode_bytes, weight_bytes
+from rlhf.config.memory import cache_bytes_per_token
+from rlhf.plan.decode import decode_bytes, weight_bytes
 
 
 def test_weights_are_read_but_for_an_embedding_that_is_no_head(make_config):
@@ -17,7 +18,7 @@ def test_weights_are_read_but_for_an_embedding_that_is_no_head(make_config):
 def test_the_cache_of_grouped_queries_is_smaller(make_config):
     model = make_config("model=llama-3.1-8b").model
     assert (model.layers, model.kv_heads, model.head_width) == (32, 8, 128)
-    assert cache_bytes(model, "bf16") == 2 * 32 * 8 * 128 * 2 == 131072  # 128 KiB a token
+    assert cache_bytes_per_token(model, "bf16") == 2 * 32 * 8 * 128 * 2 == 131072  # 128 KiB a token
 
 
 @pytest.mark.parametrize(("prompts", "responses"), [([5], [1]), ([5], [4]), ([7, 3, 9], [2, 6, 1])])
@@ -26,5 +27,7 @@ def test_each_live_row_reads_its_own_tokens_at_each_step(make_config, prompts, r
     expected = 0
     for step in range(1, max(responses) + 1):
         alive = [prompt for prompt, response in zip(prompts, responses, strict=True) if response >= step]
-        expected += weight_bytes(model, "fp32") + cache_bytes(model, "fp32") * sum(prompt + step - 1 for prompt in alive)
+        expected += weight_bytes(model, "fp32") + cache_bytes_per_token(model, "fp32") * sum(
+            prompt + step - 1 for prompt in alive
+        )
     assert decode_bytes(model, "fp32", prompts, responses) == expected
