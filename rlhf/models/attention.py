@@ -8,6 +8,7 @@ on the host, where attention needs them. The name stays too: transformers' own c
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -110,8 +111,8 @@ def packed_attention(
     for q, k, v in sequences(query, key, value, counts):
         longer = window is not None and q.size(2) > window
         mask = band(q.size(2), window, query.device) if longer else None
-        found.append(padded_attention(module, q, k, v, mask, softcap, **options)[0])
-    return torch.cat(found, dim=1)
+        found.append(padded_attention(module, q, k, v, mask, softcap, **options)[0].flatten(0, 1))
+    return torch.cat(found)[None]
 
 
 # One program per combination of lengths would be compiled else.
@@ -125,9 +126,13 @@ def has_kernel(query: Tensor) -> bool:
     return half and width % 8 == 0 and width <= 256 and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
-def sequences(query: Tensor, key: Tensor, value: Tensor, counts: tuple[int, ...]) -> Iterator[tuple[Tensor, ...]]:
-    """Queries, keys and values of each sequence of a row."""
-    return zip(*(part.split(counts, dim=2) for part in (query, key, value)), strict=True)
+def sequences(query: Tensor, key: Tensor, value: Tensor, counts: tuple[int, ...]) -> Iterator[list[Tensor]]:
+    """Queries, keys and values [S, H, T, D] of the sequences of a row, those together that follow each other and are as
+    long as each other."""
+    runs = [(length, len(list(same))) for length, same in groupby(counts)]
+    widths = [length * number for length, number in runs]
+    for (length, number), *parts in zip(runs, *(part.split(widths, dim=2) for part in (query, key, value)), strict=True):
+        yield [part[0].unflatten(1, (number, length)).transpose(0, 1) for part in parts]
 
 
 def flash_attention(
