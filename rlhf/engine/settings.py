@@ -26,10 +26,18 @@ def training_settings(config: Config, zero: Zero, batches: Batches, max_grad_nor
 
 
 def hybrid_settings(config: Config) -> dict[str, Any]:
-    """DeepSpeed's entry for its hybrid engine: kernels with room for the longest prompt and response."""
-    tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    release = config.rollout.release_cache
-    return {"hybrid_engine": {"enabled": True, "max_out_tokens": tokens, "release_inference_cache": release}}
+    """DeepSpeed's entry for its hybrid engine: kernels with room for the longest prompt and response, and at ZeRO stage 3
+    weights that are gathered once per rollout unless rollout.gather says layer by layer."""
+    rollout = config.rollout
+    tokens = config.data.max_prompt_tokens + rollout.max_new_tokens
+    return {
+        "hybrid_engine": {
+            "enabled": True,
+            "max_out_tokens": tokens,
+            "release_inference_cache": rollout.release_cache,
+            "pin_parameters": rollout.gather != "layers",
+        }
+    }
 
 
 def frozen_settings(config: Config, zero: Zero) -> dict[str, Any]:

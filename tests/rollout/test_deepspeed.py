@@ -37,7 +37,9 @@ def test_a_release_that_may_serve_it_is_let_try(make_config, monkeypatch):
     settings = hybrid_settings(make_config(*GPU, "rollout.max_new_tokens=48", "rollout.release_cache=true"))[
         "hybrid_engine"
     ]
-    assert settings == {"enabled": True, "max_out_tokens": 64 + 48, "release_inference_cache": True}
+    told = {"enabled": True, "max_out_tokens": 64 + 48, "release_inference_cache": True, "pin_parameters": True}
+    assert settings == told
+    assert not hybrid_settings(make_config(*GPU, "rollout.gather=layers"))["hybrid_engine"]["pin_parameters"]
 
 
 def test_an_engine_without_kernels_is_not_taken_for_one():
