@@ -7,12 +7,14 @@ import numpy as np
 
 from rlhf.config.schema import Rollout
 from rlhf.data.tokens import PromptBatch, Tokenizer
-from rlhf.engine.gather import is_sharded
+from rlhf.engine.gather import KEPT, is_sharded
 from rlhf.rollout.base import Generate, Responses
 from rlhf.rollout.deepspeed import generate as deepspeed_generate
 from rlhf.rollout.hf import generate as hf_generate
+from rlhf.rollout.hybrid import DECODERS
 from rlhf.rollout.hybrid import generate as hybrid_generate
 from rlhf.rollout.paged import generate as paged_generate
+from rlhf.rollout.tensor_parallel import SHARED
 from rlhf.rollout.tensor_parallel import generate as in_groups
 
 ENGINES: dict[str, Generate] = {
@@ -21,6 +23,12 @@ ENGINES: dict[str, Generate] = {
     "paged": paged_generate,
     "deepspeed": deepspeed_generate,
 }
+
+
+def forget(engine: Any) -> None:
+    """Free what is kept for an engine's next rollout: there is none to come."""
+    for kept in (DECODERS, SHARED, KEPT):
+        kept.pop(engine.module, None)
 
 
 def generate(engine: Any, prompts: PromptBatch, uniforms: np.ndarray, tokenizer: Tokenizer, rollout: Rollout) -> Responses:

@@ -15,6 +15,7 @@ from rlhf.engine.save import save_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.ppo.evaluate import Answer, Evaluation, compare, heldout_prompts
 from rlhf.ppo.report import describe_speed
+from rlhf.rollout import forget
 from rlhf.stages.card import card
 from rlhf.stages.context import Context, due
 from rlhf.stages.saver import Saver
@@ -44,6 +45,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         trainer.load_state_dict(start.numbers["trainer"], start.tensors)
         start.tensors.clear()
     before = [Answer(**kept) for kept in start.numbers.get("before", [])] or evaluation.answers(engine.ref)
+    forget(engine.ref)  # it answers no more
     final: dict[str, float] = start.numbers.get("final", {})
 
     def numbers() -> dict[str, Any]:

@@ -3,7 +3,7 @@
     python -m pytest tests/gpu -n 0              # on a machine with a GPU; under eight minutes on an H100, no network
     RLHF_GPU_DRY_RUN=1 python -m pytest tests/gpu -n 0      # the same on the CPU: tiny shapes, plain calls for graphs
 
-Without a GPU all of it is skipped, unless it is to be tried dry.
+Without a GPU all of it is skipped, unless it is to be tried dry. `.ci/gpu` runs these tests, and the benchmarks.
 """
 
 import os

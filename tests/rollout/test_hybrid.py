@@ -16,7 +16,7 @@ from tiny import policy_engine, prompts
 from rlhf.config.errors import ConfigError
 from rlhf.data.tokens import encode_prompt, prompt_batch, right_mask
 from rlhf.engine.zero import frozen_engine
-from rlhf.rollout import generate
+from rlhf.rollout import forget, generate
 from rlhf.rollout.decoder import SLOTS, Decoder, next_size
 from rlhf.rollout.hybrid import DECODERS
 
@@ -151,6 +151,9 @@ def test_caches_are_kept_for_the_next_rollout_unless_they_are_to_be_freed(make_c
     hotter = replace(config.rollout, temperature=2.0)
     generate(engine, short, numbers[:2], tokenizer, hotter)
     assert DECODERS[engine.module] is not kept and DECODERS[engine.module].rollout == hotter
+    forget(engine)
+    assert engine.module not in DECODERS
+    generate(engine, short, numbers[:2], tokenizer, hotter)
     module = weakref.ref(engine.module)
     engine.destroy()
     del engine, kept
