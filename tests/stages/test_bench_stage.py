@@ -60,6 +60,7 @@ def test_a_step_of_each_stage_has_names_of_its_own(tmp_path):
     assert not [name for name in found if name == "time/step_s"]
 
 
+@pytest.mark.slow
 def test_two_ranks_measure_together(tmp_path):
     directory, outcome = ran(f"output_root={tmp_path}", "hardware.gpus_per_node=2", "zero=3", "bench.lengths=real")
     assert outcome.state == "done", outcome.reason
@@ -87,6 +88,7 @@ def test_one_that_is_stopped_keeps_nothing_and_begins_anew(tmp_path, monkeypatch
     assert outcome.state == "done" and [line["step"] for line in lines(directory)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_systems_is_a_sweep_like_any_other(tmp_path):
     command = [sys.executable, "-m", "rlhf", "-m", "+sweeps=systems", *SMALL[1:], "zero=0,3-offload", "lora=r8"]
     environment = os.environ | {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
