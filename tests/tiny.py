@@ -1,14 +1,17 @@
 """Small models in this process, as its only rank."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
+from rlhf.config.derive import batches
 from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.data.records import load_dataset
 from rlhf.data.tokens import encode_prompt, prompt_batch
 from rlhf.engine.distributed import start
-from rlhf.engine.zero import frozen_engine
+from rlhf.engine.zero import Learning, frozen_engine, training_engine
 from rlhf.models.load import new_policy, new_scorer
 
 PROMPTS = ("How do I clean a kettle?", "What is the best way to repair a lamp?", "Can you help me choose my sofa?")
@@ -24,6 +27,14 @@ def scorer_engine(config, tokenizer):
     """A frozen engine around a random scorer of the configuration's shape."""
     start(config)
     return frozen_engine(new_scorer(config.reward_model, config, tokenizer, config.zero, 0.0), config, config.zero)
+
+
+def learning_engine(config, tokenizer):
+    """An engine that trains a random policy of the configuration's shape, with adapters if it has any, as SFT would."""
+    start(config)
+    policy = new_policy(config.model, config, tokenizer, config.zero, 0.0)
+    plan = batches(config, "sft")
+    return training_engine(policy, config, Learning(config.sft, plan, config.zero, config.lora, 1e-3, 0.0, False))
 
 
 def prompts(config, tokenizer, texts=PROMPTS, samples=None):
@@ -58,3 +69,14 @@ def built(config, models, tokenizer):
     loader = create_prompt_dataloader(config, tokenizer)
     engine = DeepSpeedRLHFEngine(*models, tokenizer, len(loader), config)
     return loader, engine, DeepSpeedPPOTrainer(engine=engine, args=config)
+
+
+def first_step(config, models, tokenizer):
+    """The first rollout's experience, of eight responses of these lengths, and the weights after its update."""
+    loader, engine, trainer = built(config, models, tokenizer)
+    batch = replace(next(iter(loader)), limits=torch.tensor([12, 3, 7, 1, 12, 5, 2, 9]))
+    experience = trainer.generate_experience(batch)
+    trainer.train_rlhf(experience)
+    weights = [p.detach().clone() for e in (engine.actor, engine.critic) for p in e.module.parameters()]
+    engine.release()
+    return experience, weights

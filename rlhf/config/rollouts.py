@@ -59,8 +59,10 @@ def check_tensor_parallel(config: Config) -> None:
 
 def check_engine(config: Config) -> None:
     """The rollout engine serves the actor."""
-    if "ppo" in trained_stages(config):
-        {"paged": check_paged, "deepspeed": check_deepspeed}.get(config.rollout.engine, lambda config: None)(config)
+    if "ppo" in trained_stages(config) and config.rollout.engine == "paged":
+        check_paged(config)
+    if "ppo" in trained_stages(config) and config.rollout.engine == "deepspeed":
+        check_deepspeed(config)
 
 
 def check_paged(config: Config) -> None:
@@ -81,14 +83,14 @@ def paged_families() -> tuple[str, ...]:
 
 def check_deepspeed(config: Config) -> None:
     """DeepSpeed's hybrid engine has kernels for this actor here."""
-    problem, family, known = None, config.model.family, release("deepspeed")
+    problem, family = None, config.model.family
     if config.hardware.device == "cpu":
         problem = "DeepSpeed's hybrid engine has kernels for GPUs only"
     elif family != "opt":
         problem = f"DeepSpeed's hybrid engine does not serve a {family} (but opt)"
     elif config.lora.rank > 0:
         problem = "DeepSpeed's hybrid engine adds adapters to the weights and subtracts them, which does not give them back"
-    elif known <= NO_CACHE and release("transformers") >= (5, 0):
+    elif release("deepspeed") <= NO_CACHE and release("transformers") >= (5, 0):
         problem = (
             f"the hybrid engine of DeepSpeed {version('deepspeed')} wants the key-value cache of transformers 4, and "
             f"transformers is {version('transformers')}"

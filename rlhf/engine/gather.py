@@ -80,10 +80,12 @@ def fill(buffers: list[Tensor], parameters: list[nn.Parameter]) -> None:
 def portions(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """The weights in order, in parts of about PORTION elements."""
     part: list[nn.Parameter] = []
+    elements = 0
     for parameter in parameters:
         part.append(parameter)
-        if sum(int(getattr(member, "ds_numel", member.numel())) for member in part) >= PORTION:
+        elements += int(getattr(parameter, "ds_numel", parameter.numel()))
+        if elements >= PORTION:
             yield part
-            part = []
+            part, elements = [], 0
     if part:
         yield part

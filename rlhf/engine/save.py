@@ -126,7 +126,7 @@ class Entry:
         if self.factors is None:
             return weight
         a, b = (read(factor) for factor in self.factors)
-        return merged(weight, a, b, lora, self.transposed) if is_main() else weight
+        return merged(weight, a, b, lora.alpha / lora.rank, self.transposed) if is_main() else weight
 
 
 def write_model(engine: Any, lora: Lora, directory: Path, read: Read) -> None:

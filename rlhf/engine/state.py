@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf.engine.distributed import is_main
+from rlhf.track.throughput import on_gpu
 
 Find = Callable[[str], Tensor | None]
 # What fp16's dynamic loss scale is made of (deepspeed/runtime/fp16/loss_scaler.py).
@@ -126,7 +127,7 @@ def generators() -> dict[str, Tensor]:
         "generator/numpy_half": torch.tensor(half, dtype=torch.float64),
         "generator/python_half": torch.tensor([] if other_half is None else [other_half], dtype=torch.float64),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if on_gpu():
         state["generator/cuda"] = torch.cuda.get_rng_state()
     return state
 

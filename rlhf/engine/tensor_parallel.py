@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from rlhf.models.lora import adapter_names, base_model, delta, is_adapter, plain_name
+from rlhf.models.lora import adapter_names, base_model, is_adapter, merged, plain_name
 from rlhf.plan.flops import LAYOUTS, Layout
 
 # What attention modules call the numbers of their heads, and GPT-2 the width of its queries.
@@ -77,10 +77,9 @@ class SharedModel:
     def fill(self, model: Any, scale: float | None) -> None:
         """Take the weights of the sharded model, a block at a time, with its adapters merged, times `scale`, if there is
         one. All ranks must call it."""
-        known = dict(base_model(model).named_parameters())
-        transposed = {name for name, layer in base_model(model).named_modules() if isinstance(layer, Conv1D)}
-        own = dict(self.module.named_parameters())
-        for part in blocks(known):
+        plain, own = base_model(model), dict(self.module.named_parameters())
+        transposed = {name for name, layer in plain.named_modules() if isinstance(layer, Conv1D)}
+        for part in blocks(dict(plain.named_parameters())):
             with deepspeed.zero.GatheredParameters(list(part.values())):
                 for name, parameter in part.items():
                     if is_adapter(name) or plain_name(name) not in own:
@@ -90,7 +89,7 @@ class SharedModel:
                     flipped = layer in transposed and name.endswith(".weight")
                     if scale is not None and name.endswith(".base_layer.weight"):
                         a, b = (part[factor].detach() for factor in adapter_names(name))
-                        weight = (weight.float() + delta(a, b, scale, flipped)).to(weight.dtype)
+                        weight = merged(weight, a, b, scale, flipped)
                     target = own[plain_name(name)]
                     target.copy_(self.cut(plain_name(name), weight.T if flipped and target.ndim == 2 else weight))
 

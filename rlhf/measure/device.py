@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rlhf.track.throughput import synchronize
+from rlhf.track.throughput import on_gpu, synchronize
 
 COPIES = 10
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -28,11 +28,6 @@ def copy_gb_s(device: torch.device) -> float:
         synchronize()
         seconds.append(time.perf_counter() - began)
     return 2 * source.numel() / statistics.median(seconds[1:]) / 1e9
-
-
-def on_gpu() -> bool:
-    """Whether a GPU is in use."""
-    return torch.cuda.is_available() and torch.cuda.is_initialized()
 
 
 def reset_peak() -> None:

@@ -17,15 +17,9 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.modeling_utils import AttentionInterface
 
 from rlhf.models.families import ARGUMENTS
+from rlhf.models.heads import plain_model
 
 Attended = tuple[Tensor, Tensor | None]
-
-
-def plain_model(model: Any) -> Any:
-    """transformers' model in an engine, a scorer, adapters, or all of them."""
-    for attribute in ("module", "classifier"):
-        model = getattr(model, attribute, model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def takes_packed(model: Any) -> bool:

@@ -87,16 +87,20 @@ def model_inputs(model: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
 
 def takes_positions(model: Any) -> bool:
     """Whether the model's forward pass has a `position_ids` argument."""
-    core = model
-    for attribute in ("module", "classifier"):
-        core = getattr(core, attribute, core)
-    return "position_ids" in accepted_inputs(core)
+    return "position_ids" in accepted_inputs(model)
 
 
 def accepted_inputs(model: Any) -> frozenset[str]:
-    """The names of what a model's forward pass takes, of an adapted one the plain model's."""
-    kind: Any = type(model.get_base_model() if hasattr(model, "get_base_model") else model)
+    """The names of what the forward pass of transformers' model takes, in whatever it is wrapped."""
+    kind: Any = type(plain_model(model))
     return inputs_of(kind)
+
+
+def plain_model(model: Any) -> Any:
+    """transformers' model in an engine, a scorer, adapters, or all of them."""
+    for attribute in ("module", "classifier"):
+        model = getattr(model, attribute, model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @cache

@@ -73,15 +73,10 @@ def adapter_names(name: str) -> tuple[str, str]:
     return f"{layer}.lora_A.default.weight", f"{layer}.lora_B.default.weight"
 
 
-def merged(weight: Tensor, a: Tensor, b: Tensor, lora: Lora, transposed: bool) -> Tensor:
-    """W + alpha / rank * B A in W's format, for a weight [outputs, inputs] or `transposed`."""
-    return (weight.float() + delta(a, b, lora.alpha / lora.rank, transposed)).to(weight.dtype)
-
-
-def delta(a: Tensor, b: Tensor, scale: float, transposed: bool) -> Tensor:
-    """What adapters add to a weight, in float32: scale * B A."""
+def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float, transposed: bool) -> Tensor:
+    """W + scale * B A in W's format, added in float32, for a weight [outputs, inputs] or `transposed`."""
     change = scale * (b.float() @ a.float())
-    return change.T if transposed else change
+    return (weight.float() + (change.T if transposed else change)).to(weight.dtype)
 
 
 def base_model(model: Any) -> Any:

@@ -14,6 +14,7 @@ from rlhf.config.schema import Rollout
 from rlhf.data.tokens import PromptBatch, Tokenizer, left_mask
 from rlhf.engine.distributed import total
 from rlhf.models.heads import accepted_inputs, model_inputs
+from rlhf.rollout.base import Part
 from rlhf.rollout.cache import SlotCache
 from rlhf.rollout.sampling import StopTexts, next_tokens, seen_tokens
 
@@ -82,7 +83,7 @@ class Decoder:
             and (not self.graphs or self.weights == addresses(self.model))
         )
 
-    def run(self, prompts: PromptBatch, owners: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def run(self, prompts: PromptBatch, owners: Tensor, draws: Tensor) -> Part:
         """Tokens and log-probabilities [B, R], lengths [B] and whether each has ended [B]; rows with equal `owners` [B]
         have one prompt. What follows a row's end is not to be used."""
         count, fresh = len(owners), prompts.lengths.new_zeros
@@ -139,7 +140,7 @@ class Decoder:
         """Whether the step may not end a response."""
         return self.rollout.fixed_length or step < self.rollout.min_new_tokens
 
-    def keep(self, found: tuple[Tensor, Tensor, Tensor, Tensor], rows: Tensor) -> None:
+    def keep(self, found: Part, rows: Tensor) -> None:
         """Put what the rows have so far where it belongs."""
         here = self.tokens, self.logprobs, self.lengths, ~self.alive
         for column, tensor in zip(found, here, strict=True):

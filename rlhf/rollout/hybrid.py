@@ -5,10 +5,11 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rlhf.config.schema import Rollout
-from rlhf.data.tokens import PromptBatch, Tokenizer, right_mask
-from rlhf.rollout.base import Responses
+from rlhf.data.tokens import PromptBatch, Tokenizer
+from rlhf.rollout.base import Part, Responses, in_parts
 from rlhf.rollout.decoder import Decoder, next_size
 from rlhf.rollout.weights import ready
 
@@ -18,22 +19,18 @@ DECODERS: WeakKeyDictionary[Any, Decoder] = WeakKeyDictionary()
 
 @torch.no_grad()
 def generate(engine: Any, prompts: PromptBatch, uniforms: np.ndarray, tokenizer: Tokenizer, rollout: Rollout) -> Responses:
-    """Answer the prompts, the longest first, `rollout.micro_batch_size` at a time."""
-    count, width, device = len(prompts.samples), rollout.max_new_tokens, prompts.ids.device
-    tokens, logprobs = prompts.ids.new_zeros(count, width), torch.zeros(count, width, device=device)
-    lengths, ended = prompts.ids.new_zeros(count), torch.zeros(count, dtype=torch.bool, device=device)
-    owners, draws = torch.arange(count, device=device) // prompts.copies, torch.from_numpy(uniforms).to(device)
-    order = torch.argsort(prompts.lengths, descending=True, stable=True)
+    """Answer the prompts, part by part."""
+    owners = torch.arange(len(prompts.samples), device=prompts.ids.device) // prompts.copies
     with ready(engine, rollout) as together:
-        for rows in order.split(rollout.micro_batch_size or count):
+
+        def sample(rows: Tensor, draws: Tensor) -> Part:
             batch = prompts.rows(rows)
-            decoder = decoder_for(engine.module, batch, tokenizer, rollout, together)
-            tokens[rows], logprobs[rows], lengths[rows], ended[rows] = decoder.run(batch, owners[rows], draws[rows])
-        if rollout.release_cache:
-            DECODERS.pop(engine.module, None)
-    longest = int(lengths.max())
-    mask = right_mask(lengths, longest)
-    return Responses(tokens[:, :longest] * mask, lengths, ended, logprobs[:, :longest] * mask)
+            return decoder_for(engine.module, batch, tokenizer, rollout, together).run(batch, owners[rows], draws)
+
+        responses = in_parts(prompts, uniforms, rollout, sample)
+    if rollout.release_cache:
+        DECODERS.pop(engine.module, None)
+    return responses
 
 
 def decoder_for(model: Any, prompts: PromptBatch, tokenizer: Tokenizer, rollout: Rollout, together: bool) -> Decoder:

@@ -17,9 +17,10 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 )
 
 from rlhf.config.schema import Rollout
-from rlhf.data.tokens import PromptBatch, Tokenizer, left_mask, right_mask
+from rlhf.data.tokens import PromptBatch, Tokenizer, left_mask
+from rlhf.models.families import shape_of
 from rlhf.models.lora import base_model
-from rlhf.rollout.base import Responses
+from rlhf.rollout.base import Part, Responses, in_parts
 from rlhf.rollout.cache import check_room
 from rlhf.rollout.sampling import StopTexts, next_tokens, seen_tokens
 from rlhf.rollout.weights import ready
@@ -93,22 +94,17 @@ class Chooser(ContinuousBatchingLogitsProcessor):
 
 @torch.no_grad()
 def generate(engine: Any, prompts: PromptBatch, uniforms: np.ndarray, tokenizer: Tokenizer, rollout: Rollout) -> Responses:
-    """Answer the prompts, `rollout.micro_batch_size` at a time."""
-    count, width, device = len(prompts.samples), rollout.max_new_tokens, prompts.ids.device
-    tokens, logprobs = prompts.ids.new_zeros(count, width), torch.zeros(count, width, device=device)
-    lengths, ended = prompts.ids.new_zeros(count), torch.zeros(count, dtype=torch.bool, device=device)
-    draws = torch.from_numpy(uniforms).to(device)
-    order = torch.argsort(prompts.lengths, descending=True, stable=True)
+    """Answer the prompts, part by part."""
     # Managers go at their own pace, so that ranks could not gather layers together.
     with ready(engine, replace(rollout, gather="all")), known_attention(base_model(engine.module)) as model:
-        for rows in order.split(rollout.micro_batch_size or count):
-            chooser = Chooser(prompts.rows(rows), draws[rows], tokenizer, rollout)
+
+        def sample(rows: Tensor, draws: Tensor) -> Part:
+            chooser = Chooser(prompts.rows(rows), draws, tokenizer, rollout)
             answer(model, chooser, rollout)
-            found = chooser.tokens, chooser.logprobs, chooser.lengths, chooser.ended
-            tokens[rows], logprobs[rows], lengths[rows], ended[rows] = (column[: len(rows)] for column in found)
-    longest = int(lengths.max())
-    mask = right_mask(lengths, longest)
-    return Responses(tokens[:, :longest] * mask, lengths, ended, logprobs[:, :longest] * mask)
+            count = len(rows)
+            return chooser.tokens[:count], chooser.logprobs[:count], chooser.lengths[:count], chooser.ended[:count]
+
+        return in_parts(prompts, uniforms, rollout, sample)
 
 
 def answer(model: Any, chooser: Chooser, rollout: Rollout) -> None:
@@ -163,10 +159,8 @@ def settings(rows: int, pages: int, tokens: int, rollout: Rollout) -> Continuous
 
 def bytes_per_token(model: Any) -> int:
     """What one token takes in the cache: a key and a value of every head of every layer."""
-    shape = model.config.get_text_config()
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    return int(2 * shape.num_hidden_layers * heads * width * model.dtype.itemsize)
+    shape = shape_of(model.config)
+    return int(2 * shape["layers"] * shape["kv_heads"] * shape["head_width"] * model.dtype.itemsize)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from rlhf.data.tokens import PromptBatch, Tokenizer
 from rlhf.engine.distributed import rank, world
 from rlhf.engine.tensor_parallel import Share, SharedModel
 from rlhf.rollout.base import Generate, Responses
-from rlhf.rollout.weights import tell
+from rlhf.rollout.weights import adapter_scale, tell
 
 # The shared copies of the models that were sampled from, for the next rollouts.
 SHARED: WeakKeyDictionary[nn.Module, SharedModel] = WeakKeyDictionary()
@@ -41,8 +41,7 @@ def generate(
     share, module = share_of(rollout.tensor_parallel), engine.module
     tell(f"rollouts share each layer among {share.count} ranks")
     known = SHARED.pop(module, None) or SharedModel(module, share, engine.device)
-    adapters = module.peft_config["default"] if hasattr(module, "peft_config") and not hasattr(engine, "off") else None
-    known.fill(module, None if adapters is None else adapters.lora_alpha / adapters.r)
+    known.fill(module, adapter_scale(engine))
     if not rollout.release_cache:
         SHARED[module] = known
     batch, numbers, start = union(prompts, uniforms, share)

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from rlhf.config.schema import Rollout
 from rlhf.engine.distributed import is_main
 from rlhf.engine.gather import fits_whole, gathered, is_sharded
-from rlhf.models.lora import delta
+from rlhf.models.lora import merged
 
 told: set[str] = set()
 
@@ -26,8 +26,9 @@ def ready(engine: Any, rollout: Rollout) -> Iterator[bool]:
             stack.enter_context(gathered(engine, keep))
         if sharded:
             tell("rollouts gather the whole model once" if whole else "rollouts gather the model layer by layer")
-        if hasattr(engine.module, "peft_config") and not hasattr(engine, "off") and (whole or not sharded):
-            stack.enter_context(merged_adapters(engine.module))
+        scale = adapter_scale(engine)
+        if scale is not None and (whole or not sharded):
+            stack.enter_context(merged_adapters(engine.module, scale))
         yield sharded and not whole
 
 
@@ -38,20 +39,27 @@ def tell(text: str) -> None:
         print(text, flush=True)
 
 
+def adapter_scale(engine: Any) -> float | None:
+    """What an engine's adapters are scaled by; None if it has none, or they are to be off."""
+    if not hasattr(engine.module, "peft_config") or hasattr(engine, "off"):
+        return None
+    settings = engine.module.peft_config["default"]
+    return float(settings.lora_alpha / settings.r)
+
+
 @contextmanager
-def merged_adapters(model: Any) -> Iterator[None]:
-    """A context in which adapters are part of the weights, which are afterwards what they were, bit for bit."""
+def merged_adapters(model: Any, scale: float) -> Iterator[None]:
+    """A context in which adapters, times `scale`, are part of the weights, which are afterwards what they were, bit for
+    bit."""
     from peft.tuners.lora import LoraLayer
 
-    settings = model.peft_config["default"]
     layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
     kept = [layer.base_layer.weight.detach().clone() for layer in layers]
     with torch.no_grad(), model.disable_adapter():
         for layer in layers:
             a, b = (factors["default"].weight for factors in (layer.lora_A, layer.lora_B))
             weight = layer.base_layer.weight
-            change = delta(a, b, settings.lora_alpha / settings.r, isinstance(layer.base_layer, Conv1D))
-            weight.copy_((weight.float() + change).to(weight.dtype))
+            weight.copy_(merged(weight, a, b, scale, isinstance(layer.base_layer, Conv1D)))
         try:
             yield
         finally:

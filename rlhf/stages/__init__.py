@@ -1,7 +1,6 @@
 """The three stages. Each is `run(config, inputs, context) -> final metrics` and leaves a model in its directory. A fourth
 measures how fast they are."""
 
-import gc
 from collections.abc import Callable
 
 import torch
@@ -12,8 +11,10 @@ from rlhf.experiment.checkpoints import discard
 from rlhf.experiment.spec import Spec, stage_directory
 from rlhf.experiment.stopping import Stopped
 from rlhf.experiment.store import Result
+from rlhf.measure.device import free
 from rlhf.stages import bench, ppo, reward, sft
 from rlhf.stages.context import Context
+from rlhf.track.throughput import on_gpu
 from rlhf.track.tracker import Tracker
 
 RUN: dict[str, Callable[[Config, dict[str, str], Context], dict[str, float]]] = {
@@ -26,9 +27,8 @@ RUN: dict[str, Callable[[Config, dict[str, str], Context], dict[str, float]]] = 
 
 def free_memory() -> None:
     """Give back what a stage held, since the next one may run in this process."""
-    gc.collect()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    free()
+    if on_gpu():
         torch.cuda.reset_peak_memory_stats()
 
 

@@ -27,9 +27,14 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
+def on_gpu() -> bool:
+    """Whether a GPU is in use."""
+    return torch.cuda.is_available() and torch.cuda.is_initialized()
+
+
 def synchronize() -> None:
     """Wait for the GPU, if there is one in use."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if on_gpu():
         torch.cuda.synchronize()
 
 
@@ -49,6 +54,6 @@ def speed(config: Config, prefix: str, seconds: float, samples: float, tokens: f
 
 def peak_memory_gib() -> float:
     """Largest memory in use so far: the GPU's allocated bytes, or on the CPU the process's resident set."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if on_gpu():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

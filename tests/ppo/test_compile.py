@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import built
+from tiny import first_step, save_models
 from torch import nn
 
 from rlhf.ppo import trainer as trainer_module
@@ -13,17 +13,6 @@ SMALL = (
     "ppo.rollout_batch_size=8", "ppo.batch_size=8", "ppo.micro_batch_size=4", "ppo.update_epochs=1", "ppo.max_steps=2",
     "rollout.max_new_tokens=12", "ppo.compile=true",
 )  # fmt: skip
-
-
-def step(config, models, tokenizer):
-    """The first rollout's experience and the weights after its update."""
-    loader, engine, trainer = built(config, models, tokenizer)
-    batch = replace(next(iter(loader)), limits=torch.tensor([12, 3, 7, 1, 12, 5, 2, 9]))
-    experience = trainer.generate_experience(batch)
-    trainer.train_rlhf(experience)
-    weights = [p.detach().clone() for e in (engine.actor, engine.critic) for p in e.module.parameters()]
-    engine.release()
-    return experience, weights
 
 
 def same(found, plain):
@@ -55,10 +44,10 @@ def test_layers_are_compiled_once_for_scoring_and_updates_and_not_for_rollouts(
     monkeypatch.setattr(nn.Module, "compile", lambda module, **options: plain_compile(module, backend=count, **options))
     monkeypatch.setattr(trainer_module, "generate", generate)
     config = make_config(*SMALL, f"ppo.packing={packing}")
-    found = step(config, models, tokenizer)
+    found = first_step(config, models, tokenizer)
     # Before and after attention, with and without gradients, of the two models alike: not one per layer or length.
     assert 0 < len(programs) <= (16 if packing == "packed" else 8)
-    same(found, step(replace(config, ppo=replace(config.ppo, compile=False)), models, tokenizer))
+    same(found, first_step(replace(config, ppo=replace(config.ppo, compile=False)), models, tokenizer))
 
 
 @pytest.mark.slow
@@ -66,17 +55,16 @@ def test_layers_are_compiled_once_for_scoring_and_updates_and_not_for_rollouts(
 def test_compiled_layers_compute_the_same(make_config, models, tokenizer, packing):
     torch._dynamo.reset()
     config = make_config(*SMALL, f"ppo.packing={packing}", "ppo.gradient_checkpointing=true")
-    found = step(config, models, tokenizer)
-    same(found, step(replace(config, ppo=replace(config.ppo, compile=False)), models, tokenizer))
+    found = first_step(config, models, tokenizer)
+    same(found, first_step(replace(config, ppo=replace(config.ppo, compile=False)), models, tokenizer))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [("model=gemma2-tiny",), ("model=bloom-tiny",), ("lora=r8",), ("zero='2'",)])
 def test_compiled_layers_of_other_kinds_too(make_config, tokenizer, tmp_path, overrides):
-    from tiny import save_models
 
     torch._dynamo.reset()
     config = make_config(*SMALL, *overrides)
     models = save_models(replace(config, zero=replace(config.zero, stage=0)), tokenizer, tmp_path)
-    found = step(config, models, tokenizer)
-    same(found, step(replace(config, ppo=replace(config.ppo, compile=False)), models, tokenizer))
+    found = first_step(config, models, tokenizer)
+    same(found, first_step(replace(config, ppo=replace(config.ppo, compile=False)), models, tokenizer))

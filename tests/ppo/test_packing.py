@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from ranks import run_script
-from tiny import built, save_models
+from tiny import built, first_step, save_models
 
 from rlhf.engine.distributed import start
 from rlhf.models.attention import takes_packed
@@ -145,21 +145,10 @@ def test_micro_batches_have_about_as_many_tokens_each(make_config, tokenizer):
         )
 
 
-def step(config, models, tokenizer):
-    """The first rollout's experience and the weights after its update."""
-    loader, engine, trainer = built(config, models, tokenizer)
-    batch = replace(next(iter(loader)), limits=torch.tensor([12, 3, 7, 1, 12, 5, 2, 9]))
-    experience = trainer.generate_experience(batch)
-    trainer.train_rlhf(experience)
-    weights = [p.detach().clone() for e in (engine.actor, engine.critic) for p in e.module.parameters()]
-    engine.release()
-    return experience, weights
-
-
 @pytest.mark.parametrize("packing", ["packed", "length"])
 def test_a_step_ends_at_the_same_weights(make_config, models, tokenizer, packing):
-    right, expected = step(make_config(*SMALL, "ppo.packing=none"), models, tokenizer)
-    found, weights = step(make_config(*SMALL, f"ppo.packing={packing}"), models, tokenizer)
+    right, expected = first_step(make_config(*SMALL, "ppo.packing=none"), models, tokenizer)
+    found, weights = first_step(make_config(*SMALL, f"ppo.packing={packing}"), models, tokenizer)
     assert len(set(right.mask.sum(1).tolist())) > 5  # responses of unequal length
     for column in ("logprobs", "reference_logprobs", "values", "scores", "advantages"):
         torch.testing.assert_close(getattr(found, column), getattr(right, column), atol=1e-5, rtol=1e-5)
@@ -170,8 +159,8 @@ def test_a_step_ends_at_the_same_weights(make_config, models, tokenizer, packing
 def test_an_actor_that_reads_rows_beside_a_critic_that_does_not(make_config, tokenizer, tmp_path):
     config = make_config(*SMALL, "reward_model=bloom-tiny")
     models = save_models(config, tokenizer, tmp_path)
-    right, expected = step(replace(config, ppo=replace(config.ppo, packing="none")), models, tokenizer)
-    found, weights = step(config, models, tokenizer)
+    right, expected = first_step(replace(config, ppo=replace(config.ppo, packing="none")), models, tokenizer)
+    found, weights = first_step(config, models, tokenizer)
     torch.testing.assert_close(found.values, right.values, atol=1e-5, rtol=1e-5)
     for weight, same in zip(weights, expected, strict=True):
         torch.testing.assert_close(weight, same, atol=1e-5, rtol=0)

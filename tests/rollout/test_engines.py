@@ -28,20 +28,22 @@ def engine(config, tokenizer):
     return policy_engine(config, tokenizer)
 
 
+def plain_greedy(engine, batch, row, tokenizer, **options):
+    """The twelve tokens that plain transformers gives a prompt by itself."""
+    alone = batch.ids[row : row + 1, -int(batch.lengths[row]) :]
+    settings = GenerationConfig(
+        max_new_tokens=12, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=0, **options
+    )
+    plain = engine.module.generate(input_ids=alone, attention_mask=torch.ones_like(alone), generation_config=settings)
+    return plain[0, alone.size(1) :].tolist()
+
+
 def test_greedy_equals_plain_transformers(make, engine, tokenizer):
     config = make("rollout.max_new_tokens=12", "rollout.do_sample=false")
     batch = prompts(config, tokenizer)
     responses = generate(engine, batch, random_numbers(config, 3), tokenizer, config.rollout)
     for row, length in enumerate(responses.lengths.tolist()):
-        alone = batch.ids[row : row + 1, -int(batch.lengths[row]) :]
-        plain = engine.module.generate(
-            input_ids=alone,
-            attention_mask=torch.ones_like(alone),
-            generation_config=GenerationConfig(
-                max_new_tokens=12, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=0
-            ),
-        )
-        assert responses.tokens[row, :length].tolist() == plain[0, alone.size(1) :].tolist()
+        assert responses.tokens[row, :length].tolist() == plain_greedy(engine, batch, row, tokenizer)
 
 
 def test_a_sample_does_not_depend_on_its_batch(config, engine, tokenizer):
@@ -108,16 +110,8 @@ def test_the_repetition_penalty_is_that_of_transformers(make, engine, tokenizer)
     free = replace(config.rollout, repetition_penalty=1.0)
     assert not torch.equal(responses.tokens, generate(engine, batch, random_numbers(config, 3), tokenizer, free).tokens)
     for row, length in enumerate(responses.lengths.tolist()):
-        alone = batch.ids[row : row + 1, -int(batch.lengths[row]) :]
-        plain = engine.module.generate(
-            input_ids=alone,
-            attention_mask=torch.ones_like(alone),
-            generation_config=GenerationConfig(
-                max_new_tokens=12, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=0,
-                repetition_penalty=3.0,
-            ),
-        )  # fmt: skip
-        assert responses.tokens[row, :length].tolist() == plain[0, alone.size(1) :].tolist()
+        expected = plain_greedy(engine, batch, row, tokenizer, repetition_penalty=3.0)
+        assert responses.tokens[row, :length].tolist() == expected
 
 
 def test_a_stop_text_ends_a_response_however_it_is_cut_into_tokens(make, engine, tokenizer):

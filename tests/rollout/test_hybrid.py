@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import run_script
-from tiny import policy_engine, prompts
+from tiny import learning_engine, policy_engine, prompts
 
 from rlhf.config.errors import ConfigError
 from rlhf.data.tokens import encode_prompt, prompt_batch, right_mask
@@ -90,16 +90,11 @@ def test_batches_shrink_to_few_sizes_that_are_large_enough():
 
 
 def test_adapters_are_merged_for_the_rollout_and_the_base_comes_back_bit_for_bit(make_config, tokenizer):
-    from rlhf.config.derive import batches
     from rlhf.engine.distributed import start
-    from rlhf.engine.zero import Learning, training_engine
-    from rlhf.models.load import new_policy
 
     config = make_config("lora=r8", "rollout.max_new_tokens=10")
     start(config)
-    policy = new_policy(config.model, config, tokenizer, config.zero, 0.0)
-    plan = batches(config, "sft")
-    engine = training_engine(policy, config, Learning(config.sft, plan, config.zero, config.lora, 1e-3, 0.0, False))
+    engine = learning_engine(config, tokenizer)
     with torch.no_grad():
         for name, parameter in engine.module.named_parameters():
             if "lora_B" in name:
@@ -195,13 +190,10 @@ def test_sharded_weights_are_gathered_once_or_layer_by_layer(lora, gather):
 def main(lora, gather):
     """Rank by rank: rollouts of different lengths equal plain generate's, the shards stay, and training goes on."""
     from rlhf.config.compose import composed
-    from rlhf.config.derive import batches
     from rlhf.data.records import load_dataset
     from rlhf.engine.distributed import rank, start
     from rlhf.engine.gather import KEPT, gathered
     from rlhf.engine.state import held
-    from rlhf.engine.zero import Learning, training_engine
-    from rlhf.models.load import new_policy
     from rlhf.models.tokenizer import build_tokenizer
 
     config = composed(
@@ -210,9 +202,7 @@ def main(lora, gather):
     )  # fmt: skip
     start(config)
     tokenizer = build_tokenizer(config.model, "model", config, load_dataset(config))
-    policy = new_policy(config.model, config, tokenizer, config.zero, 0.0)
-    learning = Learning(config.sft, batches(config, "sft"), config.zero, config.lora, 1e-3, 0.0, False)
-    engine = training_engine(policy, config, learning)
+    engine = learning_engine(config, tokenizer)
     with torch.no_grad():
         for name, parameter in engine.module.named_parameters():
             if "lora_B" in name:

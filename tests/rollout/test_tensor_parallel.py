@@ -60,15 +60,12 @@ def main(lora, *families):
     """Rank by rank: for each family, greedy and sampled tokens against plain generate's on the sharded weights."""
     import numpy as np
     import torch
-    from tiny import prompts
+    from tiny import learning_engine, prompts
 
     from rlhf.config.compose import composed
-    from rlhf.config.derive import batches
     from rlhf.data.records import load_dataset
     from rlhf.engine.distributed import rank, start
     from rlhf.engine.state import held
-    from rlhf.engine.zero import Learning, training_engine
-    from rlhf.models.load import new_policy
     from rlhf.models.lora import base_model
     from rlhf.models.tokenizer import build_tokenizer
     from rlhf.rollout import generate
@@ -82,9 +79,7 @@ def main(lora, *families):
         )  # fmt: skip
         start(config)
         tokenizer = build_tokenizer(config.model, "model", config, load_dataset(config))
-        policy = new_policy(config.model, config, tokenizer, config.zero, 0.0)
-        learning = Learning(config.sft, batches(config, "sft"), config.zero, config.lora, 1e-3, 0.0, False)
-        engine = training_engine(policy, config, learning)
+        engine = learning_engine(config, tokenizer)
         torch.manual_seed(rank())
         with torch.no_grad():
             for name, parameter in engine.module.named_parameters():
