@@ -11,7 +11,7 @@ from rlhf.config.schema import LORAS, ZEROS, Config, Launcher, Zero
 QUANTIZED = ("quantized_weights", "quantized_gradients")
 
 # Raised when the meaning of a stage's result changes, so that older results are not taken for it.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # The keys that decide each stage's result, by prefix. `ppo.actor`, `ppo.reward` and `ppo.critic` enter as the identity of
 # what they name (experiment/fingerprint.py), and so do paths of models and files.
