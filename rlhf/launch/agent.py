@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rlhf.experiment.lock import locked
 from rlhf.experiment.spec import Spec, begin, job_id, stage_directory, thaw
 from rlhf.experiment.stopping import Stopped, listening, received
-from rlhf.experiment.store import locked
 from rlhf.launch.here import local_threads
 from rlhf.launch.local import Devices, Meeting, StageFailed, run_workers
 

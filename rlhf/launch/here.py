@@ -12,9 +12,10 @@ from rich.console import Console
 from rlhf.config.derive import ranks
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config
+from rlhf.experiment.lock import locked
 from rlhf.experiment.spec import begin, spec_of
 from rlhf.experiment.stopping import Stopped, aborted, asked, listening
-from rlhf.experiment.store import locked, write_atomic
+from rlhf.experiment.store import write_atomic
 from rlhf.experiment.sweep import Outcome, Task, unmet
 from rlhf.launch.local import Devices, StageFailed, log_file, run_workers
 

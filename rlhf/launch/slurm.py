@@ -17,8 +17,9 @@ from typing import Any
 from rich.console import Console
 
 from rlhf.config.errors import ConfigError
+from rlhf.experiment.lock import locked
 from rlhf.experiment.spec import Spec, spec_of
-from rlhf.experiment.store import StageDirectory, locked, write_json
+from rlhf.experiment.store import StageDirectory, write_json
 from rlhf.experiment.sweep import Outcome, Task, unmet
 from rlhf.launch.agent import Agent
 
