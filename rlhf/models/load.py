@@ -22,6 +22,7 @@ from rlhf.models.checkpoint import Checkpoint
 from rlhf.models.families import settings_of
 from rlhf.models.heads import BIAS, SCALE, Scorer, classifier_class, head_weights
 from rlhf.models.lora import adapter_base, add_adapters, with_adapter
+from rlhf.models.quantization import mark_plain, unpacking_options
 from rlhf.models.source import Source, check_positions, read_settings, source_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -100,9 +101,11 @@ def from_pretrained(
         if zero.stage == 3 and source.gguf_file is None:
             model, missing, unexpected = load_sharded(model_class, settings, source, config, zero)
         else:
+            options = source.options | unpacking_options(source.gguf_file)
             model, report = model_class.from_pretrained(
-                source.place, config=settings, dtype=dtype(config), output_loading_info=True, **source.options
+                source.place, config=settings, dtype=dtype(config), output_loading_info=True, **options
             )
+            mark_plain(model)
             missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
             if new_head:
                 with torch.no_grad():

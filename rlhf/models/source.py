@@ -8,6 +8,7 @@ from rlhf.config.derive import max_sequence
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config, Model
 from rlhf.models.families import last_position, shape_of
+from rlhf.models.quantization import check_quantization
 
 REACH_S = 5.0
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
@@ -47,17 +48,19 @@ def expanded(path: str) -> str:
 
 
 def read_settings(source: Source) -> Any:
-    """transformers' configuration of the model there. Raises ConfigError within seconds if there is none."""
+    """transformers' configuration of the model there. Raises ConfigError within seconds if there is none, and if the
+    weights are quantized."""
     from transformers import AutoConfig
 
     reach(source)
     try:
         settings = AutoConfig.from_pretrained(source.place, **source.options)
         shape_of(settings)  # images have none
-        return settings
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
         fix = "give a directory with config.json and weights, or a reachable hub id"
         raise ConfigError(source.key, source.path, f"it cannot be loaded ({first_line(error)})", fix) from error
+    check_quantization(source.key, source.path, settings)
+    return settings
 
 
 def reach(source: Source) -> None:

@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import huggingface_hub.constants
-import numpy as np
 import pytest
 import torch
+from gguf_files import write_gguf
 from tiny import save_models
 
 from rlhf.config.errors import ConfigError
@@ -416,50 +416,12 @@ def test_a_stages_directory_can_be_given_for_each_of_the_three(point, saved):
 
 @pytest.fixture(scope="module")
 def gguf_model(make_config, tokenizer, tmp_path_factory):
-    """A tiny Llama, and a directory with it as a GGUF file, as llama.cpp's converter writes one."""
-    gguf = pytest.importorskip("gguf")
+    """A tiny Llama, and a directory with it as a GGUF file."""
+    pytest.importorskip("gguf")
     config = make_config("model=llama-tiny")
-    model = new_policy(config.model, config, tokenizer, config.zero, 0.0)
-    settings, place = model.config, tmp_path_factory.mktemp("gguf")
-    file = gguf.GGUFWriter(place / "tiny.gguf", "llama")
-    for number, add in {
-        settings.num_hidden_layers: file.add_block_count,
-        settings.max_position_embeddings: file.add_context_length,
-        settings.hidden_size: file.add_embedding_length,
-        settings.intermediate_size: file.add_feed_forward_length,
-        settings.num_attention_heads: file.add_head_count,
-        settings.rms_norm_eps: file.add_layer_norm_rms_eps,
-        settings.head_dim: file.add_rope_dimension_count,
-        settings.vocab_size: file.add_vocab_size,
-        tokenizer.pad_token_id: file.add_pad_token_id,
-        tokenizer.eos_token_id: file.add_eos_token_id,
-    }.items():
-        add(number)
-    file.add_head_count_kv(settings.num_key_value_heads)
-    write_vocabulary(file, tokenizer, settings.vocab_size)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, settings.num_hidden_layers)
-    for name, weight in model.state_dict().items():
-        array = weight.numpy()
-        heads = {"q_proj": settings.num_attention_heads, "k_proj": settings.num_key_value_heads}.get(name.split(".")[-2])
-        if heads:  # llama.cpp rotates neighbours, transformers halves
-            array = array.reshape(heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
-        file.add_tensor(names.get_name(name, try_suffixes=(".weight",)), np.ascontiguousarray(array))
-    file.write_header_to_file()
-    file.write_kv_data_to_file()
-    file.write_tensors_to_file()
-    file.close()
+    model, place = new_policy(config.model, config, tokenizer, config.zero, 0.0), tmp_path_factory.mktemp("gguf")
+    write_gguf(model, tokenizer, place / "tiny.gguf")
     return model, place
-
-
-def write_vocabulary(file, tokenizer, rows):
-    """A byte-level BPE in GGUF's terms."""
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    tokens = sorted(backend["vocab"], key=backend["vocab"].get)
-    tokens += [f"<unused{number}>" for number in range(rows - len(tokens))]
-    file.add_tokenizer_model("gpt2")
-    file.add_token_list(tokens)
-    file.add_token_merges([" ".join(pair) for pair in backend["merges"]])
-    file.add_token_types([3 if token in tokenizer.all_special_tokens else 1 for token in tokens])
 
 
 def test_a_gguf_file_is_read_for_its_shape_its_weights_and_its_tokenizer(gguf_model, tokenizer):
