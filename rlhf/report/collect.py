@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config.ranges import STAGES
-from rlhf.report.files import flat, mapping, read_object, read_yaml, words
+from rlhf.experiment.files import flat, mapping, read_object, read_yaml, words
 from rlhf.report.stage import ALIVE, ENDED, Stage, Told, attempt, read_stage, told_of
 
 # A stage directory's name.

@@ -9,11 +9,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from rlhf.experiment.files import number
 from rlhf.report import plots, statistics, throughput
 from rlhf.report.collect import Collection, Point, rank
 from rlhf.report.failures import failures, missing
 from rlhf.report.figures import FIGURES, compared, every_figure, short
-from rlhf.report.files import number
 from rlhf.report.groups import Group, differing, shown
 from rlhf.report.samples import side_by_side
 from rlhf.report.stage import Stage

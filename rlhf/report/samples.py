@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.report.files import number, words
+from rlhf.experiment.files import number, words
 from rlhf.report.groups import Group, shown
 
 PROMPTS, CHARACTERS = 5, 1500

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.report.files import Unreadable, mapping, number, numbers, read_lines, read_object, whole, words
+from rlhf.experiment.files import Unreadable, mapping, number, numbers, read_lines, read_object, whole, words
 from rlhf.report.statistics import Array
 
 # A running stage renews its heartbeat every few seconds; one that is silent for longer is dead or hangs.

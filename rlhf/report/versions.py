@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf.experiment.files import mapping
 from rlhf.report.collect import Collection
-from rlhf.report.files import mapping
 from rlhf.report.groups import shown
 from rlhf.report.stage import Stage
 from rlhf.report.throughput import device

@@ -9,30 +9,34 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rlhf.experiment.files import read_lines
 from rlhf.experiment.spec import Spec, stage_directory
 from rlhf.experiment.store import write_json
 from rlhf.track.environment import environment
 from rlhf.track.metrics import check_names
+from rlhf.track.tensorboard import TensorboardRun
 from rlhf.track.wandb import WandbRun
 
 HEARTBEAT_PERIOD_S = 5.0
 
 
 class Tracker:
-    """Writes a stage's directory; on ranks other than the first it does nothing."""
+    """Writes a stage's directory; on ranks other than the first it does nothing.
+
+    metrics.jsonl and samples.jsonl are the record. W&B and TensorBoard are copies of it: a resumed stage cuts the two files
+    back to its checkpoint and writes the copies anew, so that each step is in them once.
+    """
 
     def __init__(self, spec: Spec, main: bool) -> None:
-        self.directory, self.main, self.config = stage_directory(spec), main, spec.config
+        self.directory, self.main, self.spec = stage_directory(spec), main, spec
         self.started, self.spent = time.monotonic(), 0.0
         self.wandb: WandbRun | None = None
-        self.tensorboard: Any = None
+        self.tensorboard: TensorboardRun | None = None
         self.progress: dict[str, int] = {}
         self.closing = threading.Event()
         if not main:
             return
         write_json(self.directory.path / "environment.json", environment(spec.config))
-        if spec.config.tracking.wandb.enabled:
-            self.wandb = WandbRun(spec)
         self.heart = threading.Thread(target=self.beat, daemon=True)
         self.heart.start()
 
@@ -66,10 +70,23 @@ class Tracker:
                 os.truncate(file, written[name])
             else:
                 file.unlink(missing_ok=True)
-        if self.config.tracking.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+        self.start_copies(step)
 
-            self.tensorboard = SummaryWriter(str(self.directory.path / "tensorboard"), purge_step=step + 1)
+    def start_copies(self, step: int) -> None:
+        """Start the trackers that were asked for, and bring them up to `step` with what was logged so far."""
+        tracking = self.spec.config.tracking
+        if tracking.wandb.enabled:
+            self.wandb = WandbRun(self.spec, resumed=step > 0)
+        if tracking.tensorboard:
+            self.tensorboard = TensorboardRun(self.directory.path / "tensorboard")
+        if self.wandb is None and self.tensorboard is None:
+            return
+        samples: dict[int, list[dict[str, Any]]] = {}
+        for row in filter(None, read_lines(self.directory.samples)):
+            samples.setdefault(row["step"], []).append(row)
+        for row in filter(None, read_lines(self.directory.metrics)):
+            self.copy_samples(row["step"], samples.get(row["step"], []))
+            self.copy_metrics(row)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append one step's metrics, null for what is not finite. Raises KeyError for a name that is not in the table."""
@@ -77,12 +94,23 @@ class Tracker:
         if not self.main:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        append(self.directory.metrics, {"step": step, "time": time.time(), **finite})
+        row = {"step": step, "time": time.time(), **finite}
+        append(self.directory.metrics, row)
+        self.copy_metrics(row)
+
+    def copy_metrics(self, row: dict[str, Any]) -> None:
+        """Give W&B and TensorBoard a line of metrics.jsonl."""
+        step, at = row["step"], row["time"]
+        metrics = {name: math.nan if value is None else value for name, value in row.items() if "/" in name}
         if self.wandb is not None:
-            self.wandb.log(step, metrics)
+            self.wandb.log(step, at, metrics)
         if self.tensorboard is not None:
-            for name, value in metrics.items():
-                self.tensorboard.add_scalar(name, value, step)
+            self.tensorboard.log(step, at, metrics)
+
+    def copy_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Give W&B the lines of samples.jsonl of a step, before the step's metrics."""
+        if self.wandb is not None and rows:
+            self.wandb.table(step, rows)
 
     def status(self, step: int, total: int) -> None:
         """Say how far the stage is."""
@@ -95,13 +123,13 @@ class Tracker:
                 self.directory.set_status(state="running", **self.progress)
 
     def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
-        """Append prompts with their responses and rewards."""
+        """Append prompts with their responses and rewards; to be called before the step's metrics are logged."""
         if not self.main:
             return
+        rows = [{"step": step, **row} for row in rows]
         for row in rows:
-            append(self.directory.samples, {"step": step, **row})
-        if self.wandb is not None:
-            self.wandb.table(step, rows)
+            append(self.directory.samples, row)
+        self.copy_samples(step, rows)
 
     def close(self, exit_code: int) -> None:
         """Flush everything; trackers show a stage whose exit code is not 0 as failed."""
@@ -113,7 +141,7 @@ class Tracker:
         if self.wandb is not None:
             self.wandb.finish(exit_code)
         if self.tensorboard is not None:
-            self.tensorboard.close()
+            self.tensorboard.finish()
 
 
 def append(file: Path, value: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ which tells what stages its points share. Imported only when used."""
 import hashlib
 import netrc
 import os
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,28 +17,33 @@ from rlhf.experiment.sweep import Outcome, Point, Task, metrics_of
 
 
 class WandbRun:
-    """One stage's run."""
+    """One stage's run. W&B's step is the stage's.
 
-    def __init__(self, spec: Spec) -> None:
+    A stage that begins writes the run anew. A resumed stage (`resumed`) goes on with the run that W&B's server knows, and
+    steps that the server has are not sent again: what a resumed stage logs is the same.
+    """
+
+    def __init__(self, spec: Spec, resumed: bool) -> None:
         import wandb
 
         self.wandb = wandb
         place, name = Path(spec.directory), f"{spec.config.name}-{Path(spec.directory).name}"
-        self.run = start(spec.config, spec.stage, name, run_id(spec.fingerprint), place)
+        self.run = start(spec.config, spec.stage, name, run_id(spec.fingerprint), place, resumed)
         inputs = {"inputs": [run_id(parent) for parent in spec.parents]}
         self.run.config.update(asdict(spec.config) | inputs, allow_val_change=True)
-        self.run.define_metric("*", step_metric="stage_step")
+        self.first = self.run.step if resumed else 0
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """One step's metrics, under the names of metrics.jsonl."""
-        self.run.log({**metrics, "stage_step": step})
+    def log(self, step: int, at: float, metrics: dict[str, float]) -> None:
+        """Log the metrics of a step, under the names of metrics.jsonl, with the Unix time of the step."""
+        if step >= self.first:
+            self.run.log({**metrics, "_timestamp": at}, step=step, commit=True)
 
     def table(self, step: int, rows: list[dict[str, Any]]) -> None:
-        """Samples as a table."""
-        if rows:
+        """Log samples as a table, which is sent with the metrics of the same step."""
+        if step >= self.first:
             columns: list[Any] = list(rows[0])
             table = self.wandb.Table(columns=columns, data=[[row.get(c) for c in columns] for row in rows])
-            self.run.log({"samples": table, "stage_step": step})
+            self.run.log({"samples": table}, step=step, commit=False)
 
     def finish(self, exit_code: int) -> None:
         """End the run, as failed if the code is not 0."""
@@ -49,12 +55,18 @@ def run_id(fingerprint: str) -> str:
     return fingerprint[:32]
 
 
-def start(config: Config, kind: str, name: str, identity: str, directory: Path) -> Any:
-    """A run, or the one of this id continued; its offline files in `directory`."""
+def start(config: Config, kind: str, name: str, identity: str, directory: Path, resumed: bool = False) -> Any:
+    """Start a run with its files in `directory`: the run that the server has of this id continued if `resumed`, else anew.
+
+    Offline there is no server to ask. The run is then written whole, and offline files of it that are there already are
+    removed: they hold what is written again, and would be synced as the same run.
+    """
     import wandb
 
     settings = config.tracking.wandb
     mode: Any = settings.mode or default_mode()
+    for superseded in (directory / "wandb").glob(f"offline-run-*-{identity}"):
+        shutil.rmtree(superseded)
     return wandb.init(
         project=settings.project,
         entity=settings.entity,
@@ -62,7 +74,7 @@ def start(config: Config, kind: str, name: str, identity: str, directory: Path) 
         job_type=kind,
         name=name,
         id=identity,
-        resume="allow",
+        resume="allow" if resumed and mode == "online" else None,
         tags=[kind, *settings.tags],
         dir=str(directory),
         mode=mode,

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from records import records
+from records import history, records
 
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.sweep import Outcome, Point, merged
@@ -45,14 +45,14 @@ def test_the_run_of_a_sweep_holds_its_plan_and_links_points_to_the_stages_they_s
     tasks = merged(points)
     for _ in range(2):  # typed again: the same run
         log_sweep(points, tasks, {task.key: Outcome("queued") for task in tasks})
-    files = sorted((tmp_path / "sweeps" / "kl" / "wandb").glob("offline-run-*/run-*.wandb"))
-    assert files
-    runs = [record.run for file in files for record in records(file) if record.HasField("run")]
+    (file,) = (tmp_path / "sweeps" / "kl" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert history(file)["_step"] == [0]
+    runs = [record.run for record in records(file) if record.HasField("run")]
     assert len({run.run_id for run in runs}) == 1 and {run.run_group for run in runs} == {"kl"}
     assert {run.job_type for run in runs} == {"sweep"}
     tables = {}
-    for file in files[-1].parent.glob("files/media/table/*.table.json"):
-        tables[file.name.split("_")[0]] = json.loads(file.read_text())
+    for table in file.parent.glob("files/media/table/*.table.json"):
+        tables[table.name.split("_")[0]] = json.loads(table.read_text())
     assert {"plan", "points"} == set(tables)
     assert [row[0].split("-")[0] for row in tables["plan"]["data"]] == ["sft", "reward", "ppo", "ppo"]
     assert [row[3].count("kl_coef") for row in tables["plan"]["data"]] == [2, 2, 1, 1]
