@@ -8,6 +8,8 @@ from types import FrameType
 
 # The exit code of a worker that saved because it was asked to stop.
 SAVED = 85
+# The exit code of a worker whose stage another process has taken over.
+TAKEN_OVER = 86
 asked = threading.Event()  # save and leave
 aborted = threading.Event()  # leave
 received: set[int] = set()  # the signals that asked

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.experiment import lock
+
 
 def write_atomic(path: Path, text: str) -> None:
     """Replace a file's content in one step."""
@@ -90,8 +92,13 @@ class StageDirectory:
             return f"{self.model} has no {missing}"
         return next((f"{file} is cut off" for file in weights if file.stat().st_size < safetensors_size(file)), None)
 
+    def check_lock(self) -> None:
+        """Make sure that the stage is still this process's to write. Raises LockLost."""
+        lock.check(self.path)
+
     def finish(self, result: Result) -> None:
-        """Declare the stage done; the last thing that is written."""
+        """Declare the stage done; the last thing that is written. Raises LockLost."""
+        self.check_lock()
         write_json(self.path / "result.json", result.__dict__)
 
     def status(self) -> dict[str, Any]:
@@ -102,7 +109,8 @@ class StageDirectory:
             return {}
 
     def set_status(self, **changes: Any) -> None:
-        """Change some fields of status.json and renew its heartbeat."""
+        """Change some fields of status.json and renew its heartbeat. Raises LockLost."""
+        self.check_lock()
         write_json(self.path / "status.json", {**self.status(), **changes, "heartbeat": time.time()})
 
     def clear(self) -> None:

@@ -1,6 +1,7 @@
 """What a SLURM job runs on each of its nodes: it starts this node's ranks, watches them, and has the job queued again when
 its time is over."""
 
+import contextlib
 import os
 import re
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rlhf.experiment.lock import locked
+from rlhf.experiment.lock import Held, LockLost, adopt, locked
 from rlhf.experiment.spec import Spec, begin, job_id, stage_directory, thaw
 from rlhf.experiment.stopping import Stopped, listening, received
 from rlhf.launch.here import local_threads
@@ -39,9 +40,10 @@ def run_node(file: Path) -> int:
             if needed := missing_input(spec):
                 raise RuntimeError(f"{needed}, which it needs, is not done")
             if not first:
+                adopt(directory.path, Held(directory.path / "lock", lock_token()))
                 run_ranks(spec, file, console)
                 return 0
-            with locked(directory, spec.config.launcher.lock_timeout_s, waiting=console.print):
+            with locked(directory.path, spec.config.launcher.lock_timeout_s, console.print, lock_token()):
                 if not directory.done:
                     begin(spec)
                     run_ranks(spec, file, console)
@@ -49,10 +51,14 @@ def run_node(file: Path) -> int:
         except Stopped as stopped:
             console.print(f"stopped: {stopped}", soft_wrap=True)
             return leave(spec, str(stopped), first)
+        except LockLost as lost:
+            console.print(f"stopped: {lost}", soft_wrap=True)
+            return 1
         except Exception as error:
             reason = str(error) if isinstance(error, StageFailed | RuntimeError) else f"{type(error).__name__}: {error}"
             console.print(f"failed: {reason}", soft_wrap=True)
-            directory.set_status(state="failed", reason=reason)
+            with contextlib.suppress(LockLost):  # the first node has left it, and has said why
+                directory.set_status(state="failed", reason=reason)
             return 1
 
 
@@ -98,6 +104,11 @@ def missing_input(spec: Spec) -> str | None:
     return next(
         (place.name for place in needed if not (place / "result.json").is_file() and place.parent.name == "stages"), None
     )
+
+
+def lock_token() -> str:
+    """What names this job in its stage's lock: the first node takes it, and all of them check that the job still has it."""
+    return f"slurm {os.environ['SLURM_JOB_ID']} {os.environ.get('SLURM_RESTART_COUNT', '0')}"
 
 
 def node_number() -> int:

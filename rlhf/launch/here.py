@@ -12,7 +12,7 @@ from rich.console import Console
 from rlhf.config.derive import ranks
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config
-from rlhf.experiment.lock import locked
+from rlhf.experiment.lock import LockLost, locked
 from rlhf.experiment.spec import begin, spec_of
 from rlhf.experiment.stopping import Stopped, aborted, asked, listening
 from rlhf.experiment.store import write_atomic
@@ -114,19 +114,22 @@ def run_stage_here(task: Task, console: Console, devices: Devices | None) -> Out
         console.print(f"[green]✓[/] {node.stage}: done before, {node.directory.path}")
         return Outcome("reused")
     try:
-        with locked(node.directory, config.launcher.lock_timeout_s, waiting=console.print):
+        with locked(node.directory.path, config.launcher.lock_timeout_s, waiting=console.print):
             if node.directory.done:
                 console.print(f"[green]✓[/] {node.stage}: done by another process, {node.directory.path}")
                 return Outcome("reused")
             return run_locked(task, console, devices)
     except Stopped as stopped:
         return Outcome("stopped", str(stopped))
+    except LockLost as lost:
+        console.print(f"[yellow]stopped[/] {node.stage}: {lost}", soft_wrap=True)
+        return Outcome("stopped", str(lost))
     except OSError as error:
         return Outcome("failed", f"{error.filename or node.directory.path}: {error.strerror or error}")
 
 
 def run_locked(task: Task, console: Console, devices: Devices | None) -> Outcome:
-    """Run a stage whose lock this process holds."""
+    """Run a stage whose lock this process holds. Raises LockLost if it does not any more."""
     node, config = task.node, task.config
     spec = spec_of(node, config)
     try:
@@ -151,7 +154,10 @@ def run_locked(task: Task, console: Console, devices: Devices | None) -> Outcome
         return failed(task, str(error), None)
     except StageFailed as error:
         return failed(task, str(error), error.log)
+    except LockLost:
+        raise
     except Exception as error:
+        node.directory.check_lock()
         log = log_file(spec, 0)
         write_atomic(log, traceback.format_exc())
         return failed(task, f"{type(error).__name__}: {first_line(error)}", log)

@@ -18,9 +18,10 @@ from rich.text import Text
 
 from rlhf.config.derive import ranks
 from rlhf.experiment import stopping
+from rlhf.experiment.lock import find_held, is_lost
 from rlhf.experiment.spec import Spec, stage_directory
-from rlhf.experiment.stopping import SAVED, Stopped
-from rlhf.launch.worker import PARENT, error_file, free_port, rank_environment
+from rlhf.experiment.stopping import SAVED, TAKEN_OVER, Stopped
+from rlhf.launch.worker import LOCK, PARENT, error_file, free_port, rank_environment
 
 # Between asking a worker whose stage has failed elsewhere to end, and ending it.
 GRACE_S = 2.0
@@ -58,17 +59,20 @@ def run_workers(
     """Run this node's ranks of a stage and wait for them.
 
     Returns when they are done, or when `over` says that the stage is. When this process is asked to stop, they are: they
-    save and leave. Raises StageFailed naming the rank that failed first, after ending the others; or Stopped.
+    save and leave. Raises StageFailed naming the rank that failed first, after ending the others; or Stopped; or LockLost.
     """
+    directory = stage_directory(spec)
     meeting = meeting or Meeting(port=free_port())
     relays: list[threading.Thread] = []
     workers = start_workers(spec, console, devices, meeting, relays)
     try:
-        codes = watch(workers, spec.config.launcher.grace_s, over)
+        codes = watch(workers, spec.config.launcher.grace_s, lambda: over() or is_lost(directory.path))
     finally:
         end(workers)
         for thread in relays:
             thread.join(1.0)  # so that the logs are whole
+    if TAKEN_OVER in codes or is_lost(directory.path):
+        directory.check_lock()
     judge(spec, {meeting.node * len(workers) + number: code for number, code in enumerate(codes)})
 
 
@@ -94,7 +98,7 @@ def start_workers(
     the threads that copy it."""
     hardware = spec.config.hardware
     count, world = hardware.gpus_per_node, hardware.gpus_per_node * hardware.nodes
-    workers = []
+    workers, held = [], find_held(Path(spec.directory))
     for local_rank in range(count):
         rank = meeting.node * count + local_rank
         environment = {
@@ -102,6 +106,7 @@ def start_workers(
             **rank_environment(rank, local_rank, world, meeting.port, meeting.address),
             "OMP_NUM_THREADS": str(devices.threads),
             PARENT: str(os.getpid()),
+            LOCK: held.token if held else "",
         }
         if devices.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices.gpus)
@@ -141,7 +146,8 @@ def log_file(spec: Spec, rank: int) -> Path:
 
 def relay(stream: IO[str], log: Path, prefix: str, console: Console | None) -> None:
     """Copy a worker's output to its log, and rank 0's to the console."""
-    with log.open("w") as file:
+    log.write_text("")
+    with log.open("a") as file:  # another process that takes the stage over empties it: nothing of this one is left amidst
         for line in stream:
             file.write(line)
             file.flush()

@@ -17,9 +17,9 @@ from typing import Any
 from rich.console import Console
 
 from rlhf.config.errors import ConfigError
-from rlhf.experiment.lock import locked
+from rlhf.experiment.lock import LockLost, check, locked
 from rlhf.experiment.spec import Spec, spec_of
-from rlhf.experiment.store import StageDirectory, write_json
+from rlhf.experiment.store import write_json
 from rlhf.experiment.sweep import Outcome, Task, unmet
 from rlhf.launch.agent import Agent
 
@@ -33,13 +33,14 @@ def submit(tasks: list[Task], console: Console) -> dict[str, Outcome]:
     what SLURM refuses."""
     config = tasks[0].config
     place = Path(config.output_root).absolute() / "slurm"
-    with locked(StageDirectory(place), config.launcher.lock_timeout_s, waiting=console.print):
+    with locked(place, config.launcher.lock_timeout_s, waiting=console.print):
         alive = active_jobs()
         jobs = {task.key: job for task in tasks if (job := task.node.directory.status().get("job")) in alive}
         for task in tasks:
             if task.key in jobs:
                 console.print(f"{task.node.directory.path}: queued before, job {jobs[task.key]}", soft_wrap=True)
         for group in groups([task for task in tasks if task.key not in jobs]):
+            check_turn(place)
             for task, job in zip(group, submit_group(group, jobs, place), strict=True):
                 jobs[task.key] = job
                 console.print(f"{task.node.directory.path}: job {job}", soft_wrap=True)
@@ -47,6 +48,15 @@ def submit(tasks: list[Task], console: Console) -> dict[str, Outcome]:
         return follow(tasks, jobs, place, console)
     console.print("submitted; `python -m rlhf.status` shows how far they are", highlight=False)
     return {task.key: Outcome("queued", f"job {jobs[task.key]}", log_of(place, jobs[task.key])) for task in tasks}
+
+
+def check_turn(place: Path) -> None:
+    """Make sure that no other process submits meanwhile. Raises ConfigError."""
+    try:
+        check(place)
+    except LockLost as lost:
+        fix = "type the command again: what is queued is not submitted twice"
+        raise ConfigError("launcher", "slurm", str(lost), fix) from lost
 
 
 def groups(tasks: list[Task]) -> list[list[Task]]:

@@ -11,12 +11,15 @@ import traceback
 from pathlib import Path
 
 from rlhf.config.errors import ConfigError, first_line
-from rlhf.experiment.spec import Spec, thaw
-from rlhf.experiment.stopping import SAVED, Stopped, listening
+from rlhf.experiment.lock import Held, LockLost, adopt
+from rlhf.experiment.spec import Spec, stage_directory, thaw
+from rlhf.experiment.stopping import SAVED, TAKEN_OVER, Stopped, listening
 from rlhf.experiment.store import write_json
 
 # The variable that tells a worker which process started it.
 PARENT = "RLHF_PARENT"
+# And the one that holds the token of the lock under which it writes.
+LOCK = "RLHF_LOCK"
 
 
 def run_inline(spec: Spec) -> None:
@@ -49,11 +52,12 @@ def error_file(spec: Spec, rank: int) -> Path:
 
 
 def note_error(spec: Spec, error: Exception) -> None:
-    """Leave the note, and the traceback in the log."""
+    """Leave the note, and the traceback in the log. Raises LockLost."""
     bad_input = isinstance(error, ConfigError)
     text = str(error) if bad_input else f"{type(error).__name__}: {first_line(error)}"
     print(f"error: {error}", file=sys.stderr) if bad_input else traceback.print_exc()
     with contextlib.suppress(OSError):  # a full disk, perhaps the very error
+        stage_directory(spec).check_lock()
         write_json(error_file(spec, int(os.environ.get("RANK", "0"))), {"time": time.time(), "error": text})
 
 
@@ -76,8 +80,8 @@ def follow_parent(period_s: float = 1.0) -> None:
 
 
 def main() -> int:
-    """A worker process: exit code 0 when done, SAVED when it was asked to stop and has saved, 2 for bad input, 1 for
-    everything else."""
+    """A worker process: exit code 0 when done, SAVED when it was asked to stop and has saved, TAKEN_OVER when another
+    process has its stage, 2 for bad input, 1 for everything else."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
     threading.Thread(target=follow_parent, daemon=True).start()
@@ -85,16 +89,35 @@ def main() -> int:
     with listening(signal.SIGTERM):
         try:
             spec = thaw(Path(sys.argv[1]))
+            adopt_lock(spec)
             run_rank(spec)
         except Stopped:
             return SAVED
+        except LockLost as lost:
+            return say_lost(lost)
         except Exception as error:
             if spec is None:
                 print(f"error: {error}", file=sys.stderr)
-            else:
+                return 2 if isinstance(error, ConfigError) else 1
+            try:
                 note_error(spec, error)
+            except LockLost as lost:
+                return say_lost(lost)
             return 2 if isinstance(error, ConfigError) else 1
     return 0
+
+
+def adopt_lock(spec: Spec) -> None:
+    """Write the stage under the lock of the process that started this one; on other nodes than the first there is none."""
+    if token := os.environ.get(LOCK):
+        directory = stage_directory(spec).path
+        adopt(directory, Held(directory / "lock", token))
+
+
+def say_lost(lost: LockLost) -> int:
+    """Say that another process has the stage; returns the exit code."""
+    print(f"stopped: {lost}", file=sys.stderr)
+    return TAKEN_OVER
 
 
 if __name__ == "__main__":

@@ -83,9 +83,11 @@ def save(trainer: DeepSpeedPPOTrainer, context: Context, final: dict[str, float]
     ]
     for kind, model, lora, directory in models:
         text = card(context.spec, kind, model, final)
+        context.directory.check_lock()
         save_model(model, engine.tokenizer, lora, directory, text)
     if average is not None:
         text = card(context.spec, "ema", engine.actor, {})
+        context.directory.check_lock()
         save_model(engine.actor, engine.tokenizer, config.lora, place / "ema", text, average.read)
 
 

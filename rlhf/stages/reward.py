@@ -102,6 +102,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             final["eval/reward_scale"] = deviation
             setattr(engine.module.config, SCALE, deviation)
     text = card(context.spec, "reward", engine, final)
+    context.directory.check_lock()
     save_model(engine, tokenizer, config.reward_lora, context.directory.model, text)
     release(engine)
     return final

@@ -57,6 +57,7 @@ class Saver:
 
     def resume(self) -> Progress:
         """Put everything back as the newest sound checkpoint has it; where there is none, begin."""
+        self.context.directory.check_lock()
         candidates: list[Path] = gather(places(self.directory))[0]
         if is_main():
             tidy(self.directory)
@@ -123,7 +124,8 @@ class Saver:
             raise Stopped(f"saved as {name}" if problem is None else problem)
 
     def save(self, name: str, step: int, numbers: dict[str, Any], tensors: Tensors) -> str | None:
-        """Write a checkpoint; returns what went wrong, if anything did. Then the one before is kept."""
+        """Write a checkpoint; returns what went wrong, if anything did. Then the one before is kept. Raises LockLost."""
+        self.context.directory.check_lock()
         place = partial(self.directory, name)
         if is_main():
             shutil.rmtree(place, ignore_errors=True)
@@ -139,6 +141,7 @@ class Saver:
         if problem is None:
             self.newest = name
             return None
+        self.context.directory.check_lock()
         if is_main():
             shutil.rmtree(place, ignore_errors=True)
         told = f"{name} could not be saved: {problem}; the checkpoint before it is kept"
@@ -155,6 +158,7 @@ class Saver:
 
     def commit(self, name: str, step: int, numbers: dict[str, Any], files: dict[str, list[Any]]) -> None:
         """Declare the checkpoint whole."""
+        self.context.directory.check_lock()
         tracker, spec = self.context.tracker, self.context.spec
         numbers = {**numbers, "written": tracker.written(), "seconds": tracker.seconds, "code": spec.code}
         commit(self.directory, name, Manifest(step, layout(spec.config, spec.stage), numbers, files), self.settings.keep)

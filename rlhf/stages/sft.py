@@ -85,6 +85,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             saver.boundary(number + 1, None, partial(dict, final=final, nonfinite=nonfinite.row))
 
     text = card(context.spec, "sft", engine, final)
+    context.directory.check_lock()
     save_model(engine, tokenizer, config.lora, context.directory.model, text)
     release(engine)
     return final

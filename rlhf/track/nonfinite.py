@@ -6,6 +6,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rlhf.experiment import lock
+
 
 class Nonfinite:
     """Counts such steps in a row; `limit` of them end the run. Batches are kept in `directory`, one file per rank."""
@@ -16,11 +18,12 @@ class Nonfinite:
 
     def note(self, step: int, problem: str | None, batch: dict[str, Tensor]) -> float:
         """Take note of a step and of what was not finite in it (None: nothing), which all ranks must agree on; returns 1.0
-        or 0.0, to be logged. Raises FloatingPointError at the last one that is tolerated."""
+        or 0.0, to be logged. Raises FloatingPointError at the last one that is tolerated, and LockLost."""
         if problem is None:
             self.row = 0
             return 0.0
         self.row += 1
+        lock.check(self.directory.parent)
         self.directory.mkdir(parents=True, exist_ok=True)
         file = self.directory / f"step-{step}-rank-{self.rank}.safetensors"
         save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in batch.items()}, file)

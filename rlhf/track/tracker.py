@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.experiment.files import read_lines
+from rlhf.experiment.lock import LockLost
 from rlhf.experiment.spec import Spec, stage_directory
 from rlhf.experiment.store import write_json
 from rlhf.track.environment import environment
@@ -36,6 +37,7 @@ class Tracker:
         self.closing = threading.Event()
         if not main:
             return
+        self.directory.check_lock()
         write_json(self.directory.path / "environment.json", environment(spec.config))
         self.heart = threading.Thread(target=self.beat, daemon=True)
         self.heart.start()
@@ -65,6 +67,7 @@ class Tracker:
         self.spent = spent
         if not self.main:
             return
+        self.directory.check_lock()
         for name, file in self.files.items():
             if name in written:
                 os.truncate(file, written[name])
@@ -89,10 +92,12 @@ class Tracker:
             self.copy_metrics(row)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Append one step's metrics, null for what is not finite. Raises KeyError for a name that is not in the table."""
+        """Append one step's metrics, null for what is not finite. Raises KeyError for a name that is not in the table,
+        and LockLost."""
         check_names(metrics)
         if not self.main:
             return
+        self.directory.check_lock()
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         row = {"step": step, "time": time.time(), **finite}
         append(self.directory.metrics, row)
@@ -119,13 +124,17 @@ class Tracker:
     def beat(self) -> None:
         """Renew the heartbeat with what `status` was told last, until the tracker is closed."""
         while not self.closing.wait(HEARTBEAT_PERIOD_S):
-            with contextlib.suppress(OSError):  # a full disk; what cannot be saved says so itself
-                self.directory.set_status(state="running", **self.progress)
+            try:
+                with contextlib.suppress(OSError):  # a full disk; what cannot be saved says so itself
+                    self.directory.set_status(state="running", **self.progress)
+            except LockLost:
+                return  # the next line that is logged says so
 
     def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Append prompts with their responses and rewards; to be called before the step's metrics are logged."""
         if not self.main:
             return
+        self.directory.check_lock()
         rows = [{"step": step, **row} for row in rows]
         for row in rows:
             append(self.directory.samples, row)
@@ -136,7 +145,7 @@ class Tracker:
         if self.main:
             self.closing.set()
             self.heart.join()
-            with contextlib.suppress(OSError):  # nor may it hide why the stage ends
+            with contextlib.suppress(OSError, LockLost):  # nor may it hide why the stage ends
                 self.directory.set_status(**self.progress)
         if self.wandb is not None:
             self.wandb.finish(exit_code)
