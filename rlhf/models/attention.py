@@ -18,13 +18,14 @@ from transformers.modeling_utils import AttentionInterface
 
 from rlhf.models.families import ARGUMENTS
 from rlhf.models.heads import plain_model
+from rlhf.models.neo import replace_attention
 
 Attended = tuple[Tensor, Tensor | None]
 
 
 def takes_packed(model: Any) -> bool:
     """Whether a model reads rows of sequences: its family is known to keep tokens apart in attention alone, and leaves
-    attention to transformers' interface (BLOOM and GPT-Neo do not)."""
+    attention to transformers' interface (BLOOM does not; GPT-Neo does with models/neo.py)."""
     plain = plain_model(model)
     return goes_through_interface(plain) and plain.config._attn_implementation == "sdpa"
 
@@ -41,6 +42,7 @@ def extend_attention(model: Any) -> None:
         family: Any = next(kind for kind in type(model).__mro__ if "_supports_attention_backend" in vars(kind))
         family._supports_sdpa = True  # Gemma 2's does not, for want of `softcap`, which ours has
         model.config._attn_implementation = "sdpa"
+        replace_attention(model)
 
 
 def attention(

@@ -183,9 +183,9 @@ class Decoder:
         """Draw the next token of the first `size` rows and make everything ready for the step that reads it."""
         draw = self.draws[:size].index_select(1, self.step_number).squeeze(1)
         seen = None if self.seen is None else self.seen[:size]
-        tokens, logprobs = next_tokens(logits, draw, self.rollout, self.eos if forbid else None, seen)
+        forced = torch.where(self.limits[:size] == self.step_number + 1, self.eos, -1)
+        tokens, logprobs = next_tokens(logits, draw, self.rollout, self.eos if forbid else None, seen, forced=forced)
         alive, all_tokens = self.alive[:size], self.tokens[:size]
-        tokens = torch.where(self.limits[:size] == self.step_number + 1, self.eos, tokens)
         tokens = torch.where(alive, tokens, 0)
         all_tokens.index_copy_(1, self.step_number, tokens[:, None])
         self.logprobs[:size].index_copy_(1, self.step_number, logprobs[:, None])

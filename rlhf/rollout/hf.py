@@ -33,9 +33,10 @@ class Chooser(LogitsProcessor):
         forbid = rollout.fixed_length or step < rollout.min_new_tokens
         if rollout.repetition_penalty != 1.0 and self.seen is None:
             self.seen = seen_tokens(self.prompts.ids, self.mask, scores.size(-1))
-        tokens, logprobs = next_tokens(scores, self.draws[:, step], rollout, self.eos if forbid else None, self.seen)
-        if self.limits is not None:
-            tokens = torch.where(self.limits == step + 1, self.eos, tokens)
+        forced = None if self.limits is None else torch.where(self.limits == step + 1, self.eos, -1)
+        tokens, logprobs = next_tokens(
+            scores, self.draws[:, step], rollout, self.eos if forbid else None, self.seen, forced=forced
+        )
         if self.seen is not None:
             self.seen.scatter_(1, tokens[:, None], True)
         self.tokens[:, step], self.logprobs[:, step] = tokens * self.alive, logprobs * self.alive

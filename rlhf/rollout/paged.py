@@ -79,8 +79,8 @@ class Chooser(ContinuousBatchingLogitsProcessor):
             self.seen = torch.cat([known, torch.zeros_like(known[:1])])
         forbidden = (steps < self.rollout.min_new_tokens) | self.rollout.fixed_length
         seen = None if self.seen is None else self.seen[rows]
-        tokens, logprobs = next_tokens(scores, self.draws[rows, steps], self.rollout, self.eos, seen, forbidden)
-        tokens = torch.where(self.limits[rows] == steps + 1, self.eos, tokens)
+        draws, forced = self.draws[rows, steps], torch.where(self.limits[rows] == steps + 1, self.eos, -1)
+        tokens, logprobs = next_tokens(scores, draws, self.rollout, self.eos, seen, forbidden, forced)
         self.tokens[rows, steps], self.logprobs[rows, steps], self.lengths[rows] = tokens, logprobs, steps + 1
         if self.seen is not None:
             self.seen[rows, tokens] = True

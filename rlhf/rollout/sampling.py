@@ -17,6 +17,7 @@ def next_tokens(
     forbid: int | None = None,
     seen: Tensor | None = None,
     where: Tensor | None = None,
+    forced: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The next token of each row and its log-probability, both [B].
 
@@ -24,7 +25,8 @@ def next_tokens(
     trainer computes it: before penalties and restrictions. The token is then drawn from what the repetition penalty makes
     of it (for the tokens that are true in `seen` [B, V]) and top-k and top-p leave of it, or is the likeliest one, if not
     do_sample: the first, in the vocabulary's order, at which the cumulated probability exceeds the row's number in
-    `uniforms` [B]. `forbid` is a token that may not be chosen, in the rows that are true in `where` [B] (None: in all).
+    `uniforms` [B]. `forbid` is a token that may not be chosen, in the rows that are true in `where` [B] (None: in all);
+    `forced` [B] holds tokens that rows take whatever is drawn, and -1 for rows that take what is drawn.
     """
     logits = logits.float()
     logprobs = torch.log_softmax(logits / rollout.temperature, dim=-1)
@@ -37,6 +39,8 @@ def next_tokens(
         tokens = invert_cdf(restrict(allowed, rollout.top_k, rollout.top_p), uniforms)
     else:
         tokens = allowed.argmax(-1)
+    if forced is not None:
+        tokens = torch.where(forced < 0, tokens, forced)
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
 
 

@@ -33,7 +33,7 @@ def gradients(engine, ids, mask, packing):
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("family", ["opt", "gpt-neox", "llama", "qwen3", "gemma2"])
+@pytest.mark.parametrize("family", ["opt", "gpt-neox", "gpt-neo", "llama", "qwen3", "gemma2"])
 def test_rows_without_padding_are_read_as_padded_ones(gpu_config, tokenizer, family, dtype):
     config = gpu_config(f"model={family}-tiny", f"precision={dtype}")
     engine = policy_engine(config, tokenizer)

@@ -9,6 +9,7 @@ from agreement import disagreements
 from tiny import policy_engine
 
 from rlhf.data.tokens import left_mask, prompt_batch, right_mask
+from rlhf.models import families
 from rlhf.ppo.forward import response_logprobs
 from rlhf.rollout import generate
 from rlhf.rollout.hybrid import DECODERS
@@ -49,6 +50,20 @@ def test_graphs_give_the_tokens_of_plain_calls_and_of_transformers(gpu_config, t
             plain = generate(engine, batch, numbers, tokenizer, replace(rollout, **changes))
             for found in graphs:
                 assert disagreements(engine, batch, numbers, found, plain, rollout, tokenizer.eos_token_id) == []
+
+
+@pytest.mark.parametrize("family", ["gpt-neo", "gemma2"])
+def test_graphs_go_on_beyond_a_window(gpu_config, tokenizer, family, monkeypatch):
+    """From one end of the cache that is read to the next."""
+    monkeypatch.setattr(families, "NEO_WINDOW", 32)
+    monkeypatch.setattr(families, "WINDOW", 32)
+    config = gpu_config(f"model={family}-tiny", "precision=fp32", "rollout.max_new_tokens=100")
+    engine = sharpened(policy_engine(config, tokenizer), 3.0)
+    batch, numbers = ragged(engine, config, 12)
+    for _ in range(2):
+        graphs = generate(engine, batch, numbers, tokenizer, config.rollout)
+        plain = generate(engine, batch, numbers, tokenizer, replace(config.rollout, engine="hf"))
+        assert disagreements(engine, batch, numbers, graphs, plain, config.rollout, tokenizer.eos_token_id) == []
 
 
 def test_graphs_serve_later_rollouts_of_other_sizes_and_see_new_weights(gpu_config, tokenizer):

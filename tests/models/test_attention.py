@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 from tiny import policy_engine
-from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, Gemma2Config, GPTNeoConfig, MistralConfig, Qwen2Config
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rlhf.models import attention as attention_module
@@ -19,7 +19,7 @@ SMALL = {
     "vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 48, "initializer_range": 0.4,
 }  # fmt: skip
-# Shapes with grouped heads; of the last three the window is shorter than most sequences; a cap that bends scores.
+# Shapes with grouped heads; of the last four the window is shorter than most sequences; a cap that bends scores.
 SHAPES = {
     "grouped": MistralConfig(**SMALL, sliding_window=None),
     "windowed": MistralConfig(**SMALL, sliding_window=4),
@@ -27,6 +27,9 @@ SHAPES = {
     "capped": Gemma2Config(
         **SMALL, head_dim=8, query_pre_attn_scalar=8, sliding_window=4, attn_logit_softcapping=1.5, pad_token_id=0
     ),
+    "local": GPTNeoConfig(
+        **(SMALL | {"initializer_range": 0.2}), attention_types=[[["global", "local"], 1]], window_size=4
+    ),  # its scores are not divided by the root of the width
 }
 
 
@@ -164,7 +167,7 @@ def test_families_that_read_rows_are_known(make_config, tokenizer):
         family: takes_packed(policy_engine(make_config(f"model={family}-tiny"), tokenizer))
         for family in ("opt", "bloom", "gpt-neo", "gemma2", "llama")
     }
-    assert found == {"opt": True, "bloom": False, "gpt-neo": False, "gemma2": True, "llama": True}
+    assert found == {"opt": True, "bloom": False, "gpt-neo": True, "gemma2": True, "llama": True}
 
 
 def test_what_is_saved_says_nothing_of_it_and_is_loaded_again(tmp_path):

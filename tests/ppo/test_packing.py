@@ -78,7 +78,7 @@ def test_a_family_computes_the_same_with_and_without_padding(make_config, tokeni
     compare(policy, scorer)
 
 
-@pytest.mark.parametrize("family", ["opt", "gemma2", "bloom"])
+@pytest.mark.parametrize("family", ["opt", "gemma2", "gpt-neo", "bloom"])
 @pytest.mark.parametrize(("lora", "checkpointing"), [("none", True), ("r8", False), ("r8", True)])
 def test_adapters_and_recomputed_layers_too(make_config, tokenizer, family, lora, checkpointing):
     config, *models = models_of(make_config, tokenizer, f"model={family}-tiny", f"lora={lora}")
