@@ -30,11 +30,12 @@ RESULT_KEYS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
-# The keys that change nothing at all: names, places, and what is kept of a result.
+# The keys that change nothing at all: names, places, what is kept of a result, and when a run gives up.
 NAME_KEYS: tuple[str, ...] = (
     "stages", "name", "output_root", "dry_run", "checkpoint", "sweep", "tracking", "model.name", "reward_model.name",
     *(f"launcher.{field.name}" for field in fields(Launcher) if field.name != "threads"),
-    "sft.max_nonfinite", "reward.max_nonfinite", "ppo.max_nonfinite", *(f"{lora}.save_merged" for lora in LORAS),
+    "sft.max_nonfinite", "reward.max_nonfinite", "ppo.max_nonfinite", "ppo.ratio_tolerance", "ppo.sampler_tolerance",
+    *(f"{lora}.save_merged" for lora in LORAS),
 )  # fmt: skip
 
 # The keys that never change what is trained beyond rounding: those, and speeds. Models that PPO starts from are in its

@@ -92,6 +92,7 @@ POSITIVE: dict[str, float] = {
     **{f"ppo.{key}": INFINITY for key in ("clip_range", "value_clip_range", "log_ratio_clip", "kl_target", "kl_horizon")},
     "ppo.reward_clip": INFINITY,
     "ppo.ratio_tolerance": INFINITY,
+    "ppo.sampler_tolerance": INFINITY,
     "rollout.temperature": INFINITY,
     "rollout.top_p": 1,
     "rollout.repetition_penalty": INFINITY,

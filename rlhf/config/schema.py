@@ -236,6 +236,7 @@ class Ppo(Training):
     value_coef: float = MISSING
     log_ratio_clip: float = MISSING
     ratio_tolerance: float | None = MISSING
+    sampler_tolerance: float | None = MISSING
     ptx_coef: float = MISSING
     ptx: Text = MISSING
     ema: bool = MISSING

@@ -16,6 +16,7 @@ from rlhf.data.streams import uniforms
 from rlhf.data.tokens import PromptBatch, left_mask, right_mask
 from rlhf.engine.compiled import interpreted
 from rlhf.engine.distributed import gather, rank
+from rlhf.ppo.agreement import check_sampler
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
 from rlhf.ppo.experience import Experience, from_all_ranks
 from rlhf.ppo.forward import micro_batches, response_logprobs, response_values
@@ -53,7 +54,10 @@ class DeepSpeedPPOTrainer:
 
     @torch.no_grad()
     def generate_experience(self, prompt_batch: PromptBatch) -> Experience:
-        """Sample a response to each prompt, judge it, and estimate advantages."""
+        """Sample a response to each prompt, judge it, and estimate advantages.
+
+        Raises RuntimeError if the responses come from another distribution than the policy's (ppo.sampler_tolerance).
+        """
         self.clock = Clock()
         prompt_batch = prompt_batch.to(self.engine.device)
         with self.clock.phase("rollout"), self.engine.needing(), interpreted(self.ppo.compile):
@@ -64,6 +68,9 @@ class DeepSpeedPPOTrainer:
         with self.clock.phase("score"), self.engine.needing("critic", "ref", "reward"):
             experience, shaped = self.appraise(prompt_batch, responses)
         self.metrics = describe_rollout(experience, responses, shaped, self.kl.coef)
+        gap, largest = self.metrics["policy/sampler_gap"], self.metrics["policy/sampler_gap_max"]
+        if math.isfinite(gap) or first_problem(experience) is None:  # else train_rlhf leaves the rollout out
+            check_sampler(self.args, self.iteration, gap, largest)
         self.pending = experience
         return experience
 

@@ -21,14 +21,12 @@ from rlhf.engine.distributed import maximum, rank, total
 from rlhf.engine.step import advance, finish
 from rlhf.engine.zero import backward, set_rates
 from rlhf.models.heads import model_inputs
+from rlhf.ppo.agreement import check_first_ratio
 from rlhf.ppo.ema import MovingAverage
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
 from rlhf.ppo.experience import Experience
 from rlhf.ppo.forward import micro_batches, response_logprobs, response_values
 from rlhf.ppo.ptx import Texts, predicted
-
-# How far the first mini-batch's log-ratios may be from 0: (single token, mean over tokens), in nats.
-RATIO_TOLERANCE = {"fp32": (1e-3, 1e-3), "bf16": (0.5, 0.02), "fp16": (0.5, 0.02)}
 
 
 class Update:
@@ -53,7 +51,8 @@ class Update:
         """Start a rollout's updates."""
         self.iteration, self.first = iteration, True
         self.sums: dict[str, float] = defaultdict(float)
-        self.ratio_first = self.ratio_max = 0.0
+        self.ratio_max = self.first_gap_max = 0.0
+        self.first_gaps = self.first_tokens = 0.0
         self.norms: dict[str, list[float]] = {"policy": [], "value": []}
         self.overflows = {"policy": 0, "value": 0}
         self.text_tokens = 0.0
@@ -81,6 +80,8 @@ class Update:
         for number, part in enumerate(micro_batches(own, self.engine.batches.micro, self.ppo.packing, *models)):
             rows = experience.rows(torch.tensor(part, device=device), trim=self.ppo.packing != "none")
             self.micro_batch(rows, count, texts[number] if texts else None, text_count)
+        if self.first:
+            self.check_first()
         self.note(*finish(self.engine.actor, self.engine.critic))
         self.updates += 1
         if self.average is not None:
@@ -114,7 +115,12 @@ class Update:
         temperature, width = self.args.rollout.temperature, actions.size(1)
         logprobs, entropy = response_logprobs(actor, ids, mask, width, temperature, ppo.packing, entropies=True)
         if self.first:
-            self.check_first(logprobs.detach(), rows.logprobs, actions)
+            gaps = ((logprobs.detach() - rows.logprobs) * actions).abs()
+            self.first_gap_max = max(self.first_gap_max, float(gaps.max()))
+            self.first_gaps, self.first_tokens = (
+                self.first_gaps + float(gaps.sum()),
+                self.first_tokens + float(actions.sum()),
+            )
         ratio, cut = policy_ratio(logprobs, rows.logprobs, actions, ppo.log_ratio_clip)
         loss, clipped = policy_loss(ratio, rows.advantages, actions, ppo.clip_range)
         backward(actor, loss, count)
@@ -149,23 +155,14 @@ class Update:
         self.sums["value/loss"] += float(loss.detach())
         self.sums["value/clip_fraction"] += float(clipped)
 
-    def check_first(self, logprobs: Tensor, old: Tensor, mask: Tensor) -> None:
-        """Before the first step the policy is the one that sampled: its ratios must be 1.
+    def check_first(self) -> None:
+        """Before the first step the policy is the one whose log-probabilities the rollout holds: its ratios must be 1.
 
-        Raises RuntimeError otherwise: the update would follow a wrong gradient.
+        Raises RuntimeError otherwise, on all ranks: the update would follow a wrong gradient.
         """
-        gaps = ((logprobs - old) * mask).abs()
-        largest, mean = float(gaps.max()), float(gaps.sum() / mask.sum().clamp(min=1))
-        self.ratio_first = max(self.ratio_first, math.expm1(min(largest, 50.0)))
-        single, average = RATIO_TOLERANCE[self.args.precision.dtype]
-        if self.ppo.ratio_tolerance is not None:
-            single = average = self.ppo.ratio_tolerance
-        if largest > single or mean > average:
-            raise RuntimeError(
-                f"rollout {self.iteration}: the first mini-batch gives log-probabilities up to {largest:.2g} nats "
-                f"(mean {mean:.2g}) from the rollout's, more than {single:.2g} (mean {average:.2g}): "
-                "the two passes do not compute the same function"
-            )
+        self.first_gap_max = maximum(self.first_gap_max)
+        gaps, tokens = total(self.first_gaps, self.first_tokens)
+        check_first_ratio(self.args, self.iteration, gaps / max(1.0, tokens), self.first_gap_max)
 
     def note(self, policy: float, value: float) -> None:
         """Remember the gradient norms of an update; if one is not finite, both models left it out."""
@@ -185,5 +182,6 @@ class Update:
         metrics = {name: amount / counted.get(name, tokens) for name, amount in sums.items()}
         metrics |= {f"{name}/grad_norm": sum(norms) / len(norms) for name, norms in self.norms.items() if norms}
         metrics |= {f"{name}/overflows": float(count) for name, count in self.overflows.items()}
-        metrics |= {"policy/ratio_first": maximum(self.ratio_first), "policy/ratio_max": maximum(self.ratio_max)}
+        metrics["policy/ratio_first"] = math.expm1(min(self.first_gap_max, 50.0))
+        metrics["policy/ratio_max"] = maximum(self.ratio_max)
         return metrics | {"lr/actor": self.rates[0], "lr/critic": self.rates[1]}
