@@ -37,6 +37,15 @@ def learning_engine(config, tokenizer):
     return training_engine(policy, config, Learning(config.sft, plan, config.zero, config.lora, 1e-3, 0.0, False))
 
 
+def learning_scorer(config, tokenizer):
+    """An engine that trains a random scorer of the configuration's shape, as the reward stage would."""
+    start(config)
+    step, zero, lora = config.reward, config.reward_zero, config.reward_lora
+    scorer = new_scorer(config.reward_model, config, tokenizer, zero, step.dropout)
+    learning = Learning(step, batches(config, "reward"), zero, lora, 1e-3, 0.0, False, "reward_lora")
+    return training_engine(scorer, config, learning)
+
+
 def prompts(config, tokenizer, texts=PROMPTS, samples=None):
     """Prompts as a left-padded batch."""
     ids = [encode_prompt(text, tokenizer, config.data) for text in texts]

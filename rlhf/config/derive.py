@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from rlhf.config.errors import ConfigError
-from rlhf.config.memory import Role, largest_micro_batch, state_gib
+from rlhf.config.memory import Role, largest_micro_batch, sequences_that_fit, state_gib
 from rlhf.config.schema import Config, Lora, Training
 
 # The families that can be built with random weights (transformers' names); at a path, anything that it can load.
@@ -94,7 +94,7 @@ def derived_micro_batch(config: Config, stage: str, per_rank: int) -> int:
     """The largest micro-batch that surely fits beside the stage's weights and optimiser state."""
     held = roles(config, stage)
     state = sum(state_gib(role, config) for role in held)
-    tokens = max_sequence(config) * (answers_per_element(config) if stage == "reward" else 1)
+    tokens = max_sequence(config) * (2 if stage == "reward" else 1)  # a pair has two answers
     checkpointing = [getattr(config, stage).gradient_checkpointing]
     if stage == "ppo":
         checkpointing.append(config.ppo.critic_gradient_checkpointing)
@@ -143,8 +143,13 @@ def shares_reward(config: Config) -> bool:
     return config.ppo.critic == "reward" and adapters_only(config.critic_lora)
 
 
-def answers_per_element(config: Config) -> int:
-    """Rows of one comparison element."""
-    if config.reward.grouped and config.data.source == "demo":
-        return config.data.demo.answers_per_prompt * config.data.demo.rounds
-    return 2
+def answers_per_pass(config: Config) -> int:
+    """The most answers that a forward pass of the reward stage's training reads: two for each comparison of
+    `reward.micro_batch_size`, or, where that is null, as many as fit beside the stage's weights and optimiser state. One
+    prompt's answers beyond that, if `reward.grouped` puts many together, take several passes (stages/comparisons.py)."""
+    if config.reward.micro_batch_size is not None:
+        return 2 * config.reward.micro_batch_size
+    state = sum(state_gib(role, config) for role in roles(config, "reward"))
+    return sequences_that_fit(
+        config.reward_model, config, max_sequence(config), state, config.reward.gradient_checkpointing
+    )

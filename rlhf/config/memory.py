@@ -72,13 +72,18 @@ def activation_bytes_per_token(model: Model, dtype: str, checkpointing: bool) ->
     return model.layers * per_layer + (2 * size + 4) * model.vocabulary
 
 
+def sequences_that_fit(model: Model, config: Config, tokens: int, state_gib: float, checkpointing: bool) -> int:
+    """How many sequences of `tokens` tokens have activations that fill at most 60 % of the memory that the state leaves.
+
+    At least 1; if even that does not fit, the run fails with out-of-memory.
+    """
+    room = 0.6 * max(0.0, config.hardware.memory_gib - state_gib) * GIB
+    return max(1, int(room / (tokens * activation_bytes_per_token(model, config.precision.dtype, checkpointing))))
+
+
 def largest_micro_batch(
     model: Model, config: Config, per_rank: int, tokens: int, state_gib: float, checkpointing: bool
 ) -> int:
-    """The largest divisor of `per_rank` whose activations fill at most 60 % of the memory that the state leaves.
-
-    `tokens` is the length of one sequence. Never below 1: whether that fits is for the run to tell.
-    """
-    room = 0.6 * max(0.0, config.hardware.memory_gib - state_gib) * GIB
-    fits = int(room / (tokens * activation_bytes_per_token(model, config.precision.dtype, checkpointing)))
-    return max([d for d in range(1, per_rank + 1) if per_rank % d == 0 and d <= fits], default=1)
+    """The largest divisor of `per_rank` that `sequences_that_fit` allows; `tokens` is the length of one sequence."""
+    fits = sequences_that_fit(model, config, tokens, state_gib, checkpointing)
+    return max(d for d in range(1, per_rank + 1) if per_rank % d == 0 and d <= fits)

@@ -60,6 +60,11 @@ def even_shares(items: list[Any], plan: Batches, rank: int) -> list[tuple[list[A
     return [([item for item, _ in part], torch.tensor([weight for _, weight in part])) for part in parts]
 
 
+def from_shares(own: list[Any], count: int) -> list[Any]:
+    """What all ranks found for their even shares of `count` held-out items, in the items' order, on every rank."""
+    return [found for part in distributed.gather(own) for found in part][:count]
+
+
 class PromptLoader:
     """The prompts of step 3: iterating gives one PromptBatch per rollout, this rank's share of the global one, in which
     each prompt stands once for each of its `rollout.samples_per_prompt` responses.

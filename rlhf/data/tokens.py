@@ -1,11 +1,12 @@
 """From text to token ids and padded batches.
 
-Prompts end where responses begin: the response has a leading space and ends with end-of-text. Padding is described by
-lengths; nothing here or later compares ids with the padding token.
+Prompts end where responses begin: the response has a leading space and ends with end-of-text, unless it was cut. Padding
+is described by lengths; nothing here or later compares ids with the padding token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ Tokenizer = Any  # transformers.PreTrainedTokenizerBase, which is slow to import
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a prompt and of a response to it."""
+    """Token ids of a prompt and of a response to it; `cut` if the response's end, and with it end-of-text, is missing."""
 
     prompt: list[int]
     response: list[int]
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,34 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer, data: Data) -> list[int] | 
         return ids
     if data.truncation == "left":
         return last_tokens(ids, data.max_prompt_tokens, tokenizer)
-    paragraphs = prompt.split("\n") if data.truncation == "paragraphs" else []
-    for start in range(1, len(paragraphs)):
-        ids = prompt_ids("\n".join(paragraphs[start:]), tokenizer, data)
-        if len(ids) <= data.max_prompt_tokens:
-            return ids
-    return None
+    return last_paragraphs(prompt, tokenizer, data) if data.truncation == "paragraphs" else None
+
+
+def last_paragraphs(prompt: str, tokenizer: Tokenizer, data: Data) -> list[int] | None:
+    """Ids of as many of a prompt's last paragraphs as fit data.max_prompt_tokens, at least one of them; None where the last
+    one alone is too long.
+
+    Doubles the number of paragraphs until they do not fit, then bisects. So no text is encoded that is much longer than
+    what fits, and the time does not grow with the number of paragraphs that are dropped.
+    """
+    paragraphs = prompt.split("\n")
+
+    def encode(count: int) -> list[int] | None:
+        ids = prompt_ids("\n".join(paragraphs[-count:]), tokenizer, data)
+        return ids if len(ids) <= data.max_prompt_tokens else None
+
+    most = len(paragraphs) - 1  # all of them do not fit
+    fits, count, found = 0, 1, None
+    while count <= most and (longer := encode(count)) is not None:
+        fits, found, count = count, longer, 2 * count
+    too_many = min(count, most + 1)
+    while too_many - fits > 1:
+        count = (fits + too_many) // 2
+        if (longer := encode(count)) is not None:
+            fits, found = count, longer
+        else:
+            too_many = count
+    return found
 
 
 def last_tokens(ids: list[int], count: int, tokenizer: Tokenizer) -> list[int]:
@@ -94,19 +118,42 @@ def last_tokens(ids: list[int], count: int, tokenizer: Tokenizer) -> list[int]:
 
 def prompt_ids(prompt: str, tokenizer: Tokenizer, data: Data) -> list[int]:
     """Ids of a formatted prompt, with whatever the tokenizer puts before a text."""
-    return list(tokenizer(data.prompt_format.format(prompt=prompt))["input_ids"])
+    return text_ids(data.prompt_format.format(prompt=prompt), tokenizer)
+
+
+def text_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Ids of a text that goes on: with the tokens that the tokenizer puts before a text, without any that it puts after
+    one, as some put end-of-text there."""
+    ids = list(tokenizer(text)["input_ids"])
+    return ids[: len(ids) - appended_tokens(tokenizer)]
+
+
+@lru_cache(maxsize=8)
+def appended_tokens(tokenizer: Tokenizer) -> int:
+    """How many special tokens the tokenizer puts after a text."""
+    plain, whole = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True))
+    starts = range(len(whole) - len(plain) + 1)
+    start = next((start for start in starts if whole[start : start + len(plain)] == plain), 0)
+    return len(whole) - start - len(plain)
 
 
 def encode_response(response: str, tokenizer: Tokenizer, data: Data) -> list[int]:
-    """Ids of a response: a leading space, at the end end-of-text; cut to data.max_response_tokens."""
-    ids = list(tokenizer(" " + response.strip(), add_special_tokens=False)["input_ids"])
-    return ids[: data.max_response_tokens - 1] + [tokenizer.eos_token_id]
+    """Ids of a response: a leading space, at the end end-of-text. One that is longer than data.max_response_tokens is cut
+    there, and has no end: what learns from it must not learn to stop in the middle of a sentence."""
+    return encode_answer([], response, tokenizer, data).response
+
+
+def encode_answer(prompt: list[int], response: str, tokenizer: Tokenizer, data: Data) -> Encoded:
+    """A prompt's ids with those of a response to it (see `encode_response`), and whether the response was cut."""
+    ids = list(tokenizer(" " + response.strip(), add_special_tokens=False)["input_ids"]) + [tokenizer.eos_token_id]
+    return Encoded(prompt, ids[: data.max_response_tokens], cut=len(ids) > data.max_response_tokens)
 
 
 def encode_demonstrations(records: Sequence[Demonstration], tokenizer: Tokenizer, data: Data) -> list[Encoded]:
     """Demonstrations as ids, without those whose prompt does not fit."""
-    pairs = [(encode_prompt(r.prompt, tokenizer, data), encode_response(r.response, tokenizer, data)) for r in records]
-    return [Encoded(prompt, response) for prompt, response in pairs if prompt is not None]
+    prompts = [encode_prompt(record.prompt, tokenizer, data) for record in records]
+    pairs = zip(prompts, records, strict=True)
+    return [encode_answer(ids, record.response, tokenizer, data) for ids, record in pairs if ids is not None]
 
 
 def encode_comparisons(
@@ -118,9 +165,15 @@ def encode_comparisons(
         prompt = encode_prompt(record.prompt, tokenizer, data)
         if prompt is None:
             continue
-        pair = tuple(Encoded(prompt, encode_response(text, tokenizer, data)) for text in (record.chosen, record.rejected))
+        pair = tuple(encode_answer(prompt, text, tokenizer, data) for text in (record.chosen, record.rejected))
         groups.setdefault(record.prompt if grouped else str(number), []).append((pair[0], pair[1]))
     return list(groups.values())
+
+
+def count_cut(answers: Iterable[Encoded]) -> dict[str, float]:
+    """Metrics: how many distinct answers there are, and how many of them were cut at data.max_response_tokens."""
+    distinct = {(tuple(answer.prompt), tuple(answer.response)): answer.cut for answer in answers}
+    return {"data/responses": float(len(distinct)), "data/responses_cut": float(sum(distinct.values()))}
 
 
 def sequence_batch(items: Sequence[Encoded], pad: int, device: torch.device | None = None) -> SequenceBatch:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from rlhf.data.tokens import Encoded, Tokenizer, last_tokens, right_mask, sequence_batch
+from rlhf.data.tokens import Encoded, Tokenizer, last_tokens, right_mask, sequence_batch, text_ids
 from rlhf.models.families import last_position
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
 from rlhf.ppo.forward import response_scores
@@ -33,7 +33,7 @@ def encoded(engine: DeepSpeedRLHFEngine, prompt: Tensor, response: Tensor, ended
     own: Tokenizer = engine.reward_tokenizer
     prompt_text, text = (engine.tokenizer.decode(part, skip_special_tokens=True) for part in (prompt, response))
     answer = list(own(" " + text.strip(), add_special_tokens=False)["input_ids"]) + [own.eos_token_id] * ended
-    question = list(own(prompt_text)["input_ids"])
+    question = text_ids(prompt_text, own)
     limit = last_position(engine.reward.module.config)
     room = limit - len(answer)
     if room < len(question):

@@ -10,7 +10,7 @@ from rlhf.data.loaders import share
 from rlhf.data.records import load_dataset
 from rlhf.data.streams import stream
 from rlhf.data.text import load_texts
-from rlhf.data.tokens import Encoded, SequenceBatch, Tokenizer, right_mask, sequence_batch
+from rlhf.data.tokens import Encoded, SequenceBatch, Tokenizer, right_mask, sequence_batch, text_ids
 from rlhf.engine.distributed import rank
 
 
@@ -22,8 +22,8 @@ class Texts:
         limit = max_sequence(config)
         demonstrations = load_dataset(config).train.demonstrations if config.ppo.ptx.source == "demonstrations" else []
         texts = load_texts(config.ppo.ptx, config.data.prompt_format, demonstrations)
-        encoded = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
-        self.items = [Encoded([], ids[:limit]) for ids in encoded if len(ids) > 1]
+        encoded = [[*text_ids(text, tokenizer), tokenizer.eos_token_id] for text in texts]
+        self.items = [Encoded([], ids[:limit], cut=len(ids) > limit) for ids in encoded if len(ids) > 1]
         if not self.items:
             raise ConfigError("ppo.ptx.source", config.ppo.ptx.source, "it has no text", "check ppo.ptx.column")
 

@@ -1,6 +1,7 @@
 """The three stages. Each is `run(config, inputs, context) -> final metrics` and leaves a model in its directory. A fourth
 measures how fast they are."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -41,6 +42,7 @@ def run_stage(spec: Spec) -> None:
     code = 1
     try:
         metrics = RUN[spec.stage](spec.config, spec.inputs, Context(directory, tracker, spec))
+        require_finite(metrics)
         code = 0
     except Stopped as stopped:
         if is_main():
@@ -54,3 +56,11 @@ def run_stage(spec: Spec) -> None:
         directory.set_status(state="done")
         discard(directory.path)
     barrier()
+
+
+def require_finite(metrics: dict[str, float]) -> None:
+    """Raise FloatingPointError for final figures that are not finite: such a stage has failed, whatever it has saved."""
+    broken = {name: value for name, value in metrics.items() if not math.isfinite(value)}
+    if broken:
+        told = ", ".join(f"{name} is {value}" for name, value in sorted(broken.items()))
+        raise FloatingPointError(f"the final evaluation is not finite ({told}): try a lower learning rate")

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.derive import batches
+from rlhf.config.derive import answers_per_pass, batches
 from rlhf.config.schema import Config
 from rlhf.engine.distributed import is_main, maximum, start, total
 from rlhf.engine.zero import Learning, release, training_engine
@@ -107,7 +107,7 @@ def reward_rounds(config: Config, place: Path) -> Iterator[Round]:
     with learner(new_scorer(config.reward_model, config, tokenizer, zero, step.dropout), config, learning) as engine:
 
         def once() -> tuple[list[int], int]:
-            _, lengths = reward.train_step(engine, items, plan, tokenizer.pad_token_id)
+            _, lengths = reward.train_step(engine, items, plan.ranks, answers_per_pass(config), tokenizer.pad_token_id)
             return lengths, reward.work(config, lengths)
 
         yield timed(config, once)

@@ -26,6 +26,11 @@ def due(step: int, total: int, every: int | None) -> bool:
     return step == total or (every is not None and step % every == 0)
 
 
+def of_start(metrics: dict[str, float], name: str) -> dict[str, float]:
+    """A figure and its standard error as those of the model that training started from: `<name>_initial`."""
+    return {f"{name}_initial{end}": metrics[name + end] for end in ("", "_se") if name + end in metrics}
+
+
 def keep_finite(
     nonfinite: Nonfinite, step: int, measured: dict[str, float], batch: Callable[[], SequenceBatch], config: Config
 ) -> dict[str, float]:

@@ -8,15 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf.algo.errors import ratio_with_error
 from rlhf.algo.logprobs import token_logprobs
-from rlhf.algo.masked import masked_sum
+from rlhf.algo.masked import zero_padding
 from rlhf.algo.schedule import learning_rate
 from rlhf.config.derive import Batches, batches, shown_rate
 from rlhf.config.schema import Config
-from rlhf.data.loaders import all_batches, even_shares, share, steps_per_epoch, total_steps
+from rlhf.data.loaders import all_batches, even_shares, from_shares, share, steps_per_epoch, total_steps
 from rlhf.data.records import load_dataset, require
 from rlhf.data.streams import torch_seed
-from rlhf.data.tokens import Encoded, SequenceBatch, encode_demonstrations, response_mask, right_mask, sequence_batch
+from rlhf.data.tokens import (
+    Encoded,
+    SequenceBatch,
+    count_cut,
+    encode_demonstrations,
+    response_mask,
+    right_mask,
+    sequence_batch,
+)
 from rlhf.engine.distributed import is_main, rank, total
 from rlhf.engine.save import save_model
 from rlhf.engine.step import advance, finish
@@ -26,11 +35,11 @@ from rlhf.models.load import new_policy
 from rlhf.models.tokenizer import build_tokenizer
 from rlhf.plan.flops import training_flops
 from rlhf.stages.card import card
-from rlhf.stages.context import Context, due, keep_finite
+from rlhf.stages.context import Context, due, keep_finite, of_start
 from rlhf.stages.saver import Saver
 from rlhf.stages.speed import step_speed
 from rlhf.track.nonfinite import Nonfinite
-from rlhf.track.progress import Bar
+from rlhf.track.progress import Bar, rate
 from rlhf.track.throughput import Clock
 
 
@@ -56,8 +65,12 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     start = saver.resume()
     final: dict[str, float] = start.numbers.get("final", {})
     nonfinite.row = start.numbers.get("nonfinite", 0)
+    initial: dict[str, float] = start.numbers.get("initial", {})
 
     with Bar("sft", steps, is_main(), start.step) as bar:
+        if not initial:
+            bar.say("evaluating the model it starts from")
+            initial = of_start(evaluate(engine, heldout, plan, tokenizer.pad_token_id), "eval/perplexity")
         for number, chosen in islice(every_batch, start.step, None):
             factor = learning_rate(number, steps, 1.0, sft.warmup_steps, sft.schedule)
             set_rates(engine, factor)
@@ -74,16 +87,18 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             metrics |= keep_finite(nonfinite, number + 1, measured, batch, config)
             metrics |= step_speed(config, *work(config, own), clock)
             if due(number + 1, steps, sft.eval_every):
-                final = evaluate(engine, heldout, plan, config, tokenizer.pad_token_id)
+                bar.say("evaluating")
+                final = evaluate(engine, heldout, plan, tokenizer.pad_token_id) | initial
                 metrics |= final
             context.tracker.log(number + 1, metrics)
             context.tracker.status(number + 1, steps)
             bar.update(
                 number + 1,
-                {"loss": f"{measured['train/loss']:.3f}", "samples/s": f"{metrics['throughput/samples_per_s']:.0f}"},
+                {"loss": f"{measured['train/loss']:.3f}", "samples/s": rate(metrics["throughput/samples_per_s"])},
             )
-            saver.boundary(number + 1, None, partial(dict, final=final, nonfinite=nonfinite.row))
+            saver.boundary(number + 1, None, partial(dict, final=final, nonfinite=nonfinite.row, initial=initial))
 
+    final |= count_cut(train + heldout)
     text = card(context.spec, "sft", engine, final)
     context.directory.check_lock()
     save_model(engine, tokenizer, config.lora, context.directory.model, text)
@@ -113,26 +128,34 @@ def loss_mask(batch: SequenceBatch, config: Config) -> Tensor:
     return mask[:, 1:]
 
 
-def loss_of(engine: Any, batch: SequenceBatch, config: Config, mask: Tensor | None = None) -> Tensor:
-    """Summed negative log-likelihood of the tokens that count, in nats."""
+def loss_of(engine: Any, batch: SequenceBatch, config: Config) -> Tensor:
+    """Summed negative log-likelihood of the tokens that the loss covers, in nats."""
+    return row_losses(engine, batch, loss_mask(batch, config)).sum()
+
+
+def row_losses(engine: Any, batch: SequenceBatch, mask: Tensor) -> Tensor:
+    """Negative log-likelihood of each sequence's tokens where `mask` [B, T - 1] is 1, [B] in nats."""
     inputs = model_inputs(engine, batch.ids, right_mask(batch.lengths, batch.ids.size(1)))
     logits = engine(**inputs, use_cache=False).logits[:, :-1]
     logprobs, _ = token_logprobs(logits, inputs["input_ids"][:, 1:], 1.0, entropies=False)
-    return -masked_sum(logprobs, loss_mask(batch, config) if mask is None else mask)
+    return -zero_padding(logprobs, mask).sum(1)
 
 
 @torch.no_grad()
-def evaluate(engine: Any, items: list[Encoded], plan: Batches, config: Config, pad: int) -> dict[str, float]:
-    """Held-out loss and perplexity per completion token, whatever the training loss covers."""
+def evaluate(engine: Any, items: list[Encoded], plan: Batches, pad: int) -> dict[str, float]:
+    """Held-out loss and perplexity per completion token, whatever the training loss covers, and the perplexity's standard
+    error over prompts: by the delta method perplexity times that of the loss."""
     engine.eval()
-    loss, tokens = 0.0, 0.0
-    for own, weights in even_shares(items, plan, rank()):
-        batch = sequence_batch(own, pad, engine.device)
-        mask = response_mask(batch)[:, 1:] * weights.to(engine.device)[:, None]
-        loss += float(loss_of(engine, batch, config, mask))
-        tokens += float(mask.sum())
-    loss, tokens = total(loss, tokens)
-    return {"eval/loss": loss / tokens, "eval/perplexity": math.exp(min(loss / tokens, 700.0))}
+    own: list[tuple[float, float]] = []
+    for part, _ in even_shares(items, plan, rank()):
+        batch = sequence_batch(part, pad, engine.device)
+        mask = response_mask(batch)[:, 1:]
+        own += zip(row_losses(engine, batch, mask).tolist(), mask.sum(1).tolist(), strict=True)
+    losses, tokens = zip(*from_shares(own, len(items)), strict=True)
+    figures = ratio_with_error("eval/loss", [tuple(item.prompt) for item in items], losses, tokens)
+    perplexity = math.exp(min(figures["eval/loss"], 700.0))
+    figures["eval/perplexity"] = perplexity
+    return figures | ({"eval/perplexity_se": perplexity * figures["eval/loss_se"]} if "eval/loss_se" in figures else {})
 
 
 def work(config: Config, items: list[Encoded]) -> tuple[list[int], int]:

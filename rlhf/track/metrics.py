@@ -13,16 +13,23 @@ RATES = (
 
 METRICS: dict[str, tuple[str, str]] = {
     "train/loss": ("nats", "training loss of the step: per token (sft), per comparison (reward)"),
-    "train/accuracy": ("share", "pairs of the step that the reward model orders as the labels do"),
+    "train/accuracy": ("share", "pairs of the step that the reward model orders as the labels do; a tie is half of one"),
     "train/grad_norm": ("", "gradient norm before clipping"),
     "train/nonfinite": ("steps", "1 if the step was left out because a loss, score or KL was not finite"),
     "train/epoch": ("passes", "passes over the training records so far"),
     "lr/model": ("", "learning rate of the step"),
     "lr/actor": ("", "the actor's learning rate at the last update"),
     "lr/critic": ("", "the critic's learning rate at the last update"),
+    "data/responses": ("responses", "different responses that training and evaluation read"),
+    "data/responses_cut": ("responses", "of which: cut at data.max_response_tokens, and so without an end"),
+    "data/texts": ("texts", "texts of ppo.ptx"),
+    "data/texts_cut": ("texts", "of which: cut at the longest sequence, and so without an end"),
+    "data/ties": ("pairs", "pairs of comparisons whose two responses are the same, which teach and measure nothing"),
     "eval/loss": ("nats", "held-out loss: per completion token (sft), per pair (reward)"),
     "eval/perplexity": ("", "exp of the held-out loss per completion token"),
-    "eval/accuracy": ("share", "held-out pairs that the reward model orders as the labels do"),
+    "eval/perplexity_initial": ("", "the same of the model that training started from"),
+    "eval/accuracy": ("share", "held-out pairs that the reward model orders as the labels do; a tie is half of one"),
+    "eval/accuracy_initial": ("share", "the same of the model that training started from, whose head is random"),
     "eval/accuracy_ceiling": ("share", "what a perfect judge reaches on those labels, noise and all"),
     "eval/accuracy_gold": ("share", "held-out pairs that the reward model orders as the gold reward does, ties left out"),
     "eval/margin": ("reward", "mean score of the preferred minus the other answer, held-out"),
@@ -94,6 +101,15 @@ METRICS: dict[str, tuple[str, str]] = {
 } | {
     "memory/peak_gib": ("GiB", "largest memory in use on a device since the start of the stage (CPU: the process)"),
 }  # fmt: skip
+# Held-out figures that come with a standard error over prompts (rlhf/algo/errors.py).
+WITH_ERROR = (
+    "loss", "perplexity", "perplexity_initial", "accuracy", "accuracy_initial", "accuracy_gold", "margin", "reward", "reward_sft",
+    "gold", "gold_sft", "kl_sequence", "length", "length_sft",
+)  # fmt: skip
+METRICS |= {
+    f"eval/{name}_se": (METRICS[f"eval/{name}"][0], f"standard error of eval/{name} over held-out prompts")
+    for name in WITH_ERROR
+}
 
 
 def check_names(metrics: dict[str, float]) -> None:

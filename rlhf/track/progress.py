@@ -9,11 +9,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 QUIET_PERIOD_S = 5.0
 
 
+def rate(per_second: float) -> str:
+    """A speed for people: two significant digits at least, so that a slow model does not stand still."""
+    return f"{per_second:.0f}" if per_second >= 10 else f"{per_second:.2g}"
+
+
 class Bar:
     """Progress of a stage, `done` steps of which were done before, with its latest figures; silent unless `show`."""
 
     def __init__(self, label: str, total: int, show: bool, done: int = 0) -> None:
-        self.label, self.total, self.show = label, total, show
+        self.label, self.total, self.show, self.done = label, total, show, done
         self.console = Console()
         self.last = 0.0
         self.progress: Progress | None = None
@@ -39,9 +44,18 @@ class Bar:
 
     def update(self, done: int, figures: dict[str, str]) -> None:
         """Show that `done` steps are done, and their figures."""
+        self.done = done
         text = "  ".join(f"{name} {value}" for name, value in figures.items())
         if self.progress is not None:
             self.progress.update(self.task, completed=done, figures=text)
         elif self.show and (done == self.total or time.monotonic() - self.last > QUIET_PERIOD_S):
             self.last = time.monotonic()
             self.console.print(f"{self.label:>6} {done}/{self.total}  {text}", highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Show what is being done between two steps, where the number of steps stands still."""
+        if self.progress is not None:
+            self.progress.update(self.task, figures=text)
+        elif self.show and time.monotonic() - self.last > QUIET_PERIOD_S:
+            self.last = time.monotonic()
+            self.console.print(f"{self.label:>6} {self.done}/{self.total}  {text}", highlight=False, soft_wrap=True)

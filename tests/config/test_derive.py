@@ -5,7 +5,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from rlhf.config.checks import check, check_devices
-from rlhf.config.derive import batches, max_sequence, roles
+from rlhf.config.derive import answers_per_pass, batches, max_sequence, roles
 from rlhf.config.errors import ConfigError
 from rlhf.config.memory import Role, activation_bytes_per_token, adapter_parameters, state_gib
 from rlhf.config.schema import LORAS, ZEROS
@@ -164,16 +164,20 @@ def test_a_stage_holds_the_models_that_it_loads(make_config, stage, critic, rank
     assert roles(config, stage) == held(config, stage)
 
 
-def test_a_grouped_reward_micro_batch_counts_all_answers_of_a_prompt(make_config, shapes):
-    """An element of the demo data holds answers_per_prompt answers of each round, not two."""
-    config = make_config("reward.batch_size=64")
-    config.reward_model, config.hardware.memory_gib, config.precision.dtype = shapes["opt-125m"], 48, "bf16"
-    rows = config.data.demo.answers_per_prompt * config.data.demo.rounds
+@pytest.mark.parametrize("memory", [4, 6, 24, 80])
+@pytest.mark.parametrize("data", ["demo", "files", "hub"])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_pass_of_the_reward_stage_reads_no_more_answers_than_fit(make_config, shapes, data, grouped, memory):
+    """However many answers the prompts of the data have, which nothing but the data can tell."""
+    config = make_config(f"data={data}", "reward.batch_size=64", f"reward.grouped={str(grouped).lower()}")
+    config.reward_model, config.hardware.memory_gib, config.precision.dtype = shapes["opt-125m"], memory, "bf16"
     config.data.max_prompt_tokens = config.data.max_response_tokens = 512
-    micro = batches(config, "reward").micro
-    room = room_bytes(config, "reward")
-    needed = micro * rows * max_sequence(config) * activation_bytes_per_token(config.reward_model, "bf16", False)
-    assert micro == 1 or needed <= room, f"{micro} elements need {needed / 2**30:.0f} of {room / 2**30:.0f} GiB"
+    answers, room = answers_per_pass(config), room_bytes(config, "reward")
+    needed = answers * max_sequence(config) * activation_bytes_per_token(config.reward_model, "bf16", False)
+    assert answers == 1 or needed <= 0.6 * room, f"{answers} answers need {needed / 2**30:.0f} of {room / 2**30:.0f} GiB"
+    assert answers == 1 or 2 * needed > 0.6 * room  # and no fewer than need be
+    config.reward.micro_batch_size = 4
+    assert answers_per_pass(config) == 8  # comparisons of two answers
 
 
 def test_more_memory_never_means_a_smaller_micro_batch(make_config, shapes):

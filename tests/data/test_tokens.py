@@ -1,3 +1,4 @@
+import copy
 from itertools import combinations
 
 import pytest
@@ -9,15 +10,18 @@ from rlhf.data.records import Comparison, Demonstration
 from rlhf.data.tokens import (
     Encoded,
     comparison_batch,
+    count_cut,
     encode_comparisons,
     encode_demonstrations,
     encode_prompt,
     encode_response,
     left_mask,
     prompt_batch,
+    prompt_ids,
     response_mask,
     right_mask,
     sequence_batch,
+    text_ids,
 )
 
 CPU = torch.device("cpu")
@@ -52,12 +56,49 @@ def test_prompt_and_response_read_as_the_whole_text(tokenizer, data):  # row 2
     assert tokenizer.eos_token_id not in prompt
 
 
-def test_a_response_that_is_too_long_is_cut_and_still_ends_with_end_of_text(tokenizer, data):
+def test_a_response_that_is_too_long_is_cut_and_has_no_end(tokenizer, data):
+    """Nobody shall learn to stop in the middle of a sentence, nor score a fragment as a finished answer."""
     whole = encode_response(words(20), tokenizer, data)
     data.max_response_tokens = len(whole)
     assert encode_response(words(20), tokenizer, data) == whole
-    data.max_response_tokens = len(whole) - 3
-    assert encode_response(words(20), tokenizer, data) == [*whole[: len(whole) - 4], tokenizer.eos_token_id]
+    assert whole[-1] == tokenizer.eos_token_id
+    for missing in (1, 3):
+        data.max_response_tokens = len(whole) - missing
+        assert encode_response(words(20), tokenizer, data) == whole[:-missing]
+
+
+def test_responses_that_were_cut_are_counted_once_each(tokenizer, data):
+    whole = len(encode_response(words(20), tokenizer, data))
+    data.max_response_tokens = whole - 1
+    demonstrations = [Demonstration("Why?", words(20)), Demonstration("Why?", "Short."), Demonstration("How?", words(20))]
+    encoded = encode_demonstrations(demonstrations, tokenizer, data)
+    assert [item.cut for item in encoded] == [True, False, True]
+    assert count_cut(encoded) == {"data/responses": 3.0, "data/responses_cut": 2.0}
+    pairs = encode_comparisons(comparisons((words(20), "a", "b")), tokenizer, data, grouped=True)
+    answers = [answer for element in pairs for pair in element for answer in pair]
+    assert count_cut(answers) == {"data/responses": 3.0, "data/responses_cut": 1.0}
+
+
+@pytest.fixture(scope="module")
+def closing(tokenizer):
+    """The tokenizer, but one that puts a token before every text and end-of-text after it."""
+    from tokenizers.processors import TemplateProcessing
+
+    changed = copy.deepcopy(tokenizer)
+    special = [("<|pad|>", tokenizer.pad_token_id), ("<|endoftext|>", tokenizer.eos_token_id)]
+    changed.backend_tokenizer.post_processor = TemplateProcessing(single="<|pad|> $A <|endoftext|>", special_tokens=special)
+    assert changed("a")["input_ids"][-1] == tokenizer.eos_token_id
+    return changed
+
+
+def test_a_prompt_never_ends_with_end_of_text(tokenizer, closing, data):
+    """Some tokenizers end every text with it; the response would be learned as the beginning of another text."""
+    plain, pad = encode_prompt("How do I clean a lamp?", tokenizer, data), tokenizer.pad_token_id
+    assert encode_prompt("How do I clean a lamp?", closing, data) == [pad, *plain]
+    assert text_ids("Wipe.", closing) == [pad, *tokenizer("Wipe.")["input_ids"]]
+    assert encode_response("Wipe.", closing, data) == encode_response("Wipe.", tokenizer, data)
+    data.truncation, data.max_prompt_tokens = "left", 5
+    assert encode_prompt("How do I clean a lamp?", closing, data) == [pad, *plain[-4:]]
 
 
 def test_padding_is_not_end_of_text(tokenizer):  # row 3
@@ -139,6 +180,38 @@ def test_a_last_paragraph_that_is_too_long_leaves_the_record_out(tokenizer, data
     data.max_prompt_tokens = 12
     assert encode_prompt(f"Short.\n{words(20)}", tokenizer, data) is None
     assert encode_prompt(words(20), tokenizer, data) is None
+
+
+def dropped_one_by_one(prompt, tokenizer, data):
+    """Whole paragraphs dropped from the start until the rest fits: the definition, which encodes every rest."""
+    paragraphs = prompt.split("\n")
+    rests = (prompt_ids("\n".join(paragraphs[start:]), tokenizer, data) for start in range(len(paragraphs)))
+    return next((ids for ids in rests if len(ids) <= data.max_prompt_tokens), None)
+
+
+paragraphs = st.lists(st.lists(st.sampled_from(["kettle", "Wipe", "a", "-", "x."]), max_size=8).map(" ".join), min_size=1)
+
+
+@given(paragraphs, st.integers(5, 60))
+def test_paragraphs_are_dropped_as_if_one_by_one(tokenizer, make_config, texts, most):
+    data = make_config().data
+    data.max_prompt_tokens = most
+    assert encode_prompt("\n".join(texts), tokenizer, data) == dropped_one_by_one("\n".join(texts), tokenizer, data)
+
+
+def test_dropping_paragraphs_takes_linear_time(tokenizer, data):
+    """Of 800 lines, about as much text is encoded as there is, not 800 times as much."""
+    read = []
+
+    class Counting:
+        def __call__(self, text, **options):
+            read.append(len(text))
+            return tokenizer(text, **options)
+
+    lines = [f"Line {number}: how do I clean a kettle with a soft cloth?" for number in range(800)]
+    ids = encode_prompt("\n".join(lines), Counting(), data)
+    assert tokenizer.decode(ids).startswith("Human: Line 79")
+    assert sum(read) < 1.2 * len("\n".join(lines))
 
 
 def test_left_truncation_keeps_the_last_tokens(tokenizer, data):

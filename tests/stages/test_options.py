@@ -179,7 +179,7 @@ def spoiled(function, calls):
 # Which function gives the first step's number that is not finite, and what is then missing from its metrics.
 SPOILED = {
     "sft": ("rlhf.stages.sft.loss_of", range(4), "train/loss"),
-    "reward": ("rlhf.stages.reward.pair_margins", range(1), "train/loss"),
+    "reward": ("rlhf.stages.comparisons.pair_margins", range(1), "train/loss"),
     "ppo": ("rlhf.ppo.trainer.score", range(4), "reward/mean"),
 }
 
@@ -211,6 +211,21 @@ def test_too_many_steps_in_a_row_that_are_not_finite_stop_a_stage(make_config, t
     with pytest.raises(FloatingPointError, match=r"is not finite for 2 steps in a row .*lower the learning rate"):
         run_stages(config)
     assert not nodes(config)[-1].directory.done
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("stage", ["sft", "reward", "bench"])
+def test_a_stage_whose_final_figures_are_not_finite_has_failed(make_config, tmp_path, monkeypatch, stage, value):
+    """As with a learning rate of 1e9: whatever was saved is no result, and nothing may start from it."""
+    config = make_config(*SMALL, f"stage={stage}", f"output_root={tmp_path}")
+    start(config)
+    from rlhf.stages import RUN
+
+    monkeypatch.setitem(RUN, stage, lambda *_: {"eval/loss": 1.0, "eval/perplexity": value})
+    with pytest.raises(FloatingPointError, match=f"final evaluation is not finite .eval/perplexity is {value}"):
+        run_stages(config)
+    (node,) = nodes(config)
+    assert not node.directory.done and not (node.directory.path / "result.json").exists()
 
 
 def test_stages_given_by_their_directories_are_their_models(make_config, tmp_path):
