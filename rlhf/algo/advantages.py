@@ -9,14 +9,15 @@ from rlhf.algo.masked import zero_padding
 def shape_scores(scores: Tensor, ended: Tensor, clip: float | None, eos_penalty: float | None, mode: str) -> Tensor:
     """Sequence scores as PPO sees them, [B].
 
-    `ended` [B] tells which responses closed with end-of-text; the others have their score replaced by `eos_penalty`, or
-    `eos_penalty` subtracted. Scores are cut to [-clip, clip] first.
+    `ended` [B] tells which responses closed with end-of-text; the others have their score replaced by `eos_penalty`
+    (arXiv 2403.17031, detail 16: -1, for scores of mean 0), or the size of `eos_penalty` subtracted (TRL's
+    `missing_eos_penalty`), whatever its sign: a penalty never raises a score. Scores are cut to [-clip, clip] first.
     """
     if clip is not None:
         scores = scores.clamp(-clip, clip)
     if eos_penalty is None:
         return scores
-    penalised = torch.full_like(scores, eos_penalty) if mode == "replace" else scores - eos_penalty
+    penalised = torch.full_like(scores, eos_penalty) if mode == "replace" else scores - abs(eos_penalty)
     return torch.where(ended, scores, penalised)
 
 

@@ -63,7 +63,7 @@ def check_names(config: Config) -> None:
     one_of("sft.loss_on", config.sft.loss_on, ("completion", "full"))
     one_of("reward.normalize", config.reward.normalize, ("bias", "standard", "none"))
     one_of("ppo.kl_controller", config.ppo.kl_controller, ("fixed", "adaptive"))
-    one_of("ppo.eos_penalty_mode", config.ppo.eos_penalty_mode, ("replace", "subtract"))
+    one_of("ppo.eos_penalty_mode", config.ppo.eos_penalty_mode, (None, "replace", "subtract"))
     one_of("ppo.ptx.source", config.ppo.ptx.source, ("demonstrations", "file", "hub"))
     one_of("rollout.engine", config.rollout.engine, ("hf", "hybrid", "paged", "deepspeed"))
     one_of("ppo.packing", config.ppo.packing, ("packed", "length", "none"))

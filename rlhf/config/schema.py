@@ -225,7 +225,7 @@ class Ppo(Training):
     reward_clip: float | None = MISSING
     whiten_rewards: bool = MISSING
     eos_penalty: float | None = MISSING
-    eos_penalty_mode: str = MISSING
+    eos_penalty_mode: str | None = MISSING
     length_penalty: float = MISSING
     train_on_eos: bool = MISSING
     gamma: float = MISSING

@@ -7,6 +7,7 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.ranges import STAGES
 from rlhf.config.schema import Config
 from rlhf.experiment.fingerprint import fingerprint, identity
+from rlhf.experiment.resolve import resolve_for_stage
 from rlhf.experiment.store import StageDirectory
 
 
@@ -69,6 +70,6 @@ def model_place(given: str) -> str:
 
 def node(config: Config, stage: str, identities: dict[str, str], places: dict[str, str]) -> Node:
     """One stage of the graph."""
-    digest = fingerprint(config, stage, identities)
+    digest = fingerprint(resolve_for_stage(config, stage, places), stage, identities)
     directory = StageDirectory(Path(config.output_root) / "stages" / f"{stage}-{digest[:12]}")
     return Node(stage, digest, directory, places)

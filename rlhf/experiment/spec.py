@@ -14,6 +14,7 @@ from rlhf.config.schema import Config
 from rlhf.experiment.checkpoints import check_layout, discard
 from rlhf.experiment.fingerprint import code_hash
 from rlhf.experiment.graph import Node
+from rlhf.experiment.resolve import resolve_for_stage
 from rlhf.experiment.store import StageDirectory, write_atomic, write_json
 
 
@@ -38,8 +39,9 @@ class Spec:
 
 def spec_of(node: Node, config: Config) -> Spec:
     """A stage as it is to run, with the code that is here now."""
+    resolved = resolve_for_stage(config, node.stage, node.inputs)
     return Spec(
-        node.stage, node.fingerprint, str(node.directory.path), node.inputs, config, code_hash(), list(node.parents)
+        node.stage, node.fingerprint, str(node.directory.path), node.inputs, resolved, code_hash(), list(node.parents)
     )
 
 

@@ -31,6 +31,7 @@ BENCH_COLUMNS = (
 
 # Final figures in the order of the table: stage, metric, label, format.
 ROWS = (
+    ("sft", "eval/perplexity_initial", "perplexity before SFT, held-out", "{:.4g}"),
     ("sft", "eval/perplexity", "SFT perplexity, held-out", "{:.2f}"),
     ("reward", "eval/accuracy", "reward model accuracy, held-out pairs", "{:.3f}"),
     ("reward", "eval/accuracy_ceiling", "  … the label noise permits", "{:.3f}"),
@@ -103,7 +104,10 @@ def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Con
         table.add_column("value", justify="right")
         for stage, metric, label, form in ROWS:
             if stage in results and metric in results[stage].metrics:
-                table.add_row(label, form.format(results[stage].metrics[metric]))
+                table.add_row(label, with_error(results[stage].metrics, metric, form))
+        for stage, result in results.items():
+            for label, found in count_losses(stage, result.metrics).items():
+                table.add_row(label, found)
         table.add_section()
         for stage, result in results.items():
             table.add_row(f"seconds, {stage}", f"{result.seconds:.0f}")
@@ -112,6 +116,23 @@ def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Con
         if node.stage == "ppo" and node.directory.samples.is_file():
             print_samples(node, console)
         console.print(f"{node.stage}: {node.directory.path}", soft_wrap=True)
+
+
+def with_error(metrics: dict[str, float], metric: str, form: str) -> str:
+    """A figure and, where it has one, its standard error over held-out prompts."""
+    error = metrics.get(f"{metric}_se")
+    return form.format(metrics[metric]) + (f" ± {form.format(error)}" if error is not None else "")
+
+
+def count_losses(stage: str, metrics: dict[str, float]) -> dict[str, str]:
+    """What a stage's data lost, by label: responses and texts without their end, pairs that are no comparison."""
+    rows = {}
+    for what in ("responses", "texts"):
+        if cut := metrics.get(f"data/{what}_cut", 0.0):
+            rows[f"{what} cut short, {stage}"] = f"{cut:.0f} of {metrics[f'data/{what}']:.0f}"
+    if ties := metrics.get("data/ties", 0.0):
+        rows[f"ties among the comparisons, {stage}"] = f"{ties:.0f}"
+    return rows
 
 
 def print_sweep(points: list[Point], outcomes: dict[str, Outcome], console: Console) -> None:

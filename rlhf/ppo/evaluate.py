@@ -7,20 +7,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlhf.algo.errors import mean_with_error
 from rlhf.algo.kl import k1
 from rlhf.algo.masked import masked_sum
 from rlhf.config.schema import Config
-from rlhf.data.loaders import share
+from rlhf.data.loaders import from_shares, share
 from rlhf.data.records import Dataset, require
 from rlhf.data.streams import uniforms
 from rlhf.data.tokens import Tokenizer, encode_prompt, left_mask, prompt_batch, right_mask
 from rlhf.engine.compiled import interpreted
-from rlhf.engine.distributed import gather, rank, world
+from rlhf.engine.distributed import rank, world
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
 from rlhf.ppo.forward import response_logprobs
 from rlhf.ppo.judge import score
 from rlhf.rollout import generate
 
+# Answers that samples.jsonl keeps of an evaluation during training; of the last one it keeps all.
 SAMPLES_KEPT = 16
 
 
@@ -64,16 +66,20 @@ class Evaluation:
         self.engine, self.config, self.gold, self.prompts = engine, config, gold, prompts
 
     @torch.no_grad()
-    def answers(self, policy: Any) -> list[Answer]:
-        """The answers of a policy (an engine), in the prompts' order, on every rank."""
+    def answers(self, policy: Any, show: Callable[[int, int], None] | None = None) -> list[Answer]:
+        """The answers of a policy (an engine), in the prompts' order, on every rank; `show` is told how many of this rank's
+        prompts are answered, and of how many."""
         count = len(self.prompts)
         # Equally many on each rank, since ranks work together under ZeRO stage 3; what is too many is dropped.
         numbers = share([i % count for i in range(count + -count % world())], rank(), world())
         size = self.engine.batches.micro
+        own: list[Answer] = []
         with self.engine.needing("ref", "reward"):
-            parts = [self.part(policy, numbers[start : start + size]) for start in range(0, len(numbers), size)]
-        own = [answer for part in parts for answer in part]
-        return [answer for part in gather(own) for answer in part][:count]
+            for start in range(0, len(numbers), size):
+                own += self.part(policy, numbers[start : start + size])
+                if show is not None:
+                    show(len(own), len(numbers))
+        return from_shares(own, count)
 
     def part(self, policy: Any, numbers: list[int]) -> list[Answer]:
         """Answers to some of the prompts."""
@@ -101,10 +107,10 @@ class Evaluation:
         columns = zip([prompt.text for prompt in prompts], texts, scores, gold, kl, lengths, strict=True)
         return [Answer(*column) for column in columns]
 
-    def samples(self, before: list[Answer], after: list[Answer]) -> list[dict[str, Any]]:
-        """Some answers side by side, for samples.jsonl."""
+    def samples(self, before: list[Answer], after: list[Answer], last: bool) -> list[dict[str, Any]]:
+        """Answers side by side, for samples.jsonl: some, or all of the last evaluation."""
         rows = []
-        for old, new in list(zip(before, after, strict=True))[:SAMPLES_KEPT]:
+        for old, new in list(zip(before, after, strict=True))[: None if last else SAMPLES_KEPT]:
             row: dict[str, Any] = {"prompt": old.prompt, "sft": old.response, "ppo": new.response}
             row |= {"sft_score": old.score, "ppo_score": new.score}
             if old.gold is not None and new.gold is not None:
@@ -114,25 +120,17 @@ class Evaluation:
 
 
 def compare(before: list[Answer], after: list[Answer]) -> dict[str, float]:
-    """Mean figures of the policy and of the model it started from."""
-    figures = {
-        "eval/reward": mean([a.score for a in after]),
-        "eval/reward_sft": mean([a.score for a in before]),
-        "eval/kl_sequence": mean([a.kl for a in after]),
-        "eval/length": mean([a.length for a in after]),
-        "eval/length_sft": mean([a.length for a in before]),
-    }
+    """Mean figures of the policy and of the model it started from, with standard errors over prompts."""
+    figures = (
+        mean_with_error("eval/reward", [a.score for a in after])
+        | mean_with_error("eval/reward_sft", [a.score for a in before])
+        | mean_with_error("eval/kl_sequence", [a.kl for a in after])
+        | mean_with_error("eval/length", [a.length for a in after])
+        | mean_with_error("eval/length_sft", [a.length for a in before])
+    )
     gold_before = [a.gold for a in before if a.gold is not None]
     gold_after = [a.gold for a in after if a.gold is not None]
     if gold_before:
-        figures |= {
-            "eval/gold": mean(gold_after),
-            "eval/gold_sft": mean(gold_before),
-            "eval/gold_sft_std": float(np.std(gold_before, ddof=min(1, len(gold_before) - 1))),
-        }
+        figures |= mean_with_error("eval/gold", gold_after) | mean_with_error("eval/gold_sft", gold_before)
+        figures["eval/gold_sft_std"] = float(np.std(gold_before, ddof=min(1, len(gold_before) - 1)))
     return figures
-
-
-def mean(values: list[float] | list[int]) -> float:
-    """Arithmetic mean."""
-    return float(np.mean(values))

@@ -27,6 +27,10 @@ class Texts:
         if not self.items:
             raise ConfigError("ppo.ptx.source", config.ppo.ptx.source, "it has no text", "check ppo.ptx.column")
 
+    def count_cut(self) -> dict[str, float]:
+        """Metrics: how many texts there are, and how many of them were cut at the longest sequence."""
+        return {"data/texts": float(len(self.items)), "data/texts_cut": float(sum(item.cut for item in self.items))}
+
     def batches(self, update: int) -> tuple[list[SequenceBatch], float]:
         """This rank's micro-batches of texts for an update, and the number of tokens that all ranks predict in it."""
         size = self.plan.ranks * self.plan.per_rank

@@ -15,7 +15,8 @@ from rlhf.config.schema import Config, Ppo
 from rlhf.data.streams import uniforms
 from rlhf.data.tokens import PromptBatch, left_mask, right_mask
 from rlhf.engine.compiled import interpreted
-from rlhf.engine.distributed import gather, rank
+from rlhf.engine.distributed import gather, rank, total
+from rlhf.experiment.resolve import default_eos_penalty_mode
 from rlhf.ppo.agreement import check_sampler
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
 from rlhf.ppo.experience import Experience, from_all_ranks
@@ -44,6 +45,8 @@ class DeepSpeedPPOTrainer:
     def __init__(self, engine: DeepSpeedRLHFEngine, args: Config, inspection: Path | None = None) -> None:
         self.engine, self.args, self.ppo = engine, args, args.ppo
         self.kl = make_controller(args.ppo)
+        mode = args.ppo.eos_penalty_mode
+        self.eos_penalty_mode = default_eos_penalty_mode(engine.reward.module.scale != 1.0) if mode is None else mode
         self.iteration = 0
         self.update = Update(engine, args)
         self.metrics: dict[str, float] = {}
@@ -68,6 +71,7 @@ class DeepSpeedPPOTrainer:
         with self.clock.phase("score"), self.engine.needing("critic", "ref", "reward"):
             experience, shaped = self.appraise(prompt_batch, responses)
         self.metrics = describe_rollout(experience, responses, shaped, self.kl.coef)
+        self.metrics["reward/raised"] = self.count_raised(experience.scores, responses.ended)
         gap, largest = self.metrics["policy/sampler_gap"], self.metrics["policy/sampler_gap_max"]
         if math.isfinite(gap) or first_problem(experience) is None:  # else train_rlhf leaves the rollout out
             check_sampler(self.args, self.iteration, gap, largest)
@@ -85,7 +89,7 @@ class DeepSpeedPPOTrainer:
         whole = torch.cat([prompt_mask, mask], dim=1)
         logprobs, reference, values, scores = self.judge(ids, whole, mask, responses.ended)
         # 3. Rewards: the KL penalty on every action, the score on the last one.
-        shaped = shape_scores(scores, responses.ended, ppo.reward_clip, ppo.eos_penalty, ppo.eos_penalty_mode)
+        shaped = shape_scores(scores, responses.ended, ppo.reward_clip, ppo.eos_penalty, self.eos_penalty_mode)
         shaped = shaped - ppo.length_penalty * mask.sum(dim=1)
         rewards = token_rewards(shaped, k1(logprobs, reference), mask, self.kl.coef)
         if ppo.whiten_rewards:
@@ -99,6 +103,13 @@ class DeepSpeedPPOTrainer:
             returns, scores,
         )  # fmt: skip
         return experience, shaped
+
+    def count_raised(self, scores: Tensor, ended: Tensor) -> float:
+        """How many responses of all ranks have a higher score for not having ended; `scores` and `ended` are [B]."""
+        ppo = self.ppo
+        clipped = shape_scores(scores, ended, ppo.reward_clip, None, self.eos_penalty_mode)
+        penalised = shape_scores(scores, ended, ppo.reward_clip, ppo.eos_penalty, self.eos_penalty_mode)
+        return total(float((penalised > clipped).sum()))[0]
 
     def judge(self, ids: Tensor, mask: Tensor, actions: Tensor, ended: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log-probabilities of policy and reference and values [B, R], 0 on padding, and scores [B], in micro-batches."""

@@ -1,7 +1,7 @@
 """Stage 3, PPO: raise the reward model's score while staying near the policy that supervised fine-tuning left."""
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
 from rlhf.config.schema import Config, Lora
 from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.data.records import load_dataset
-from rlhf.engine.distributed import is_main, maximum
+from rlhf.engine.distributed import is_main, maximum, world
 from rlhf.engine.save import save_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.ppo.evaluate import Answer, Evaluation, compare, heldout_prompts
@@ -19,13 +19,12 @@ from rlhf.rollout import forget
 from rlhf.stages.card import card
 from rlhf.stages.context import Context, due
 from rlhf.stages.saver import Saver
-from rlhf.track.progress import Bar
+from rlhf.track.progress import Bar, rate
 from rlhf.track.throughput import peak_memory_gib
 
 
 def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, float]:
     """Train the actor against the reward model and save it; returns held-out figures."""
-    config = replace(config, ppo=replace(config.ppo, critic=inputs.get("critic", config.ppo.critic)))
     ppo = config.ppo
     dataset = load_dataset(config)
     tokenizer = load_tokenizer(inputs["actor"], "ppo.actor", None, config.model.trust_remote_code)
@@ -44,7 +43,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     if start.step or start.tensors:
         trainer.load_state_dict(start.numbers["trainer"], start.tensors)
         start.tensors.clear()
-    before = [Answer(**kept) for kept in start.numbers.get("before", [])] or evaluation.answers(engine.ref)
+    before = [Answer(**kept) for kept in start.numbers.get("before", [])] or answers_of_start(evaluation)
     forget(engine.ref)  # it answers no more
     final: dict[str, float] = start.numbers.get("final", {})
 
@@ -59,18 +58,28 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             metrics = trainer.metrics | describe_speed(config, out, trainer.clock)
             metrics["memory/peak_gib"] = maximum(peak_memory_gib())
             if due(number, len(loader), ppo.eval_every):
-                after = evaluation.answers(engine.actor)
+                after = evaluation.answers(engine.actor, lambda done, of: bar.say(f"evaluating {done}/{of}"))
                 final = compare(before, after)
                 metrics |= final
-                context.tracker.samples(number, evaluation.samples(before, after))
+                context.tracker.samples(number, evaluation.samples(before, after, number == len(loader)))
             context.tracker.log(number, metrics)
             context.tracker.status(number, len(loader))
             bar.update(number, figures(metrics, final))
             saver.boundary(number, None, numbers, trainer.tensors)
 
+    if trainer.update.texts is not None:
+        final |= trainer.update.texts.count_cut()
     save(trainer, context, final)
     engine.release()
     return final
+
+
+def answers_of_start(evaluation: Evaluation) -> list[Answer]:
+    """The answers of the policy that training starts from, which is the reference."""
+    with Bar("eval", -(-len(evaluation.prompts) // world()), is_main()) as bar:
+        return evaluation.answers(
+            evaluation.engine.ref, lambda done, _: bar.update(done, {"before PPO": "answering held-out prompts"})
+        )
 
 
 def save(trainer: DeepSpeedPPOTrainer, context: Context, final: dict[str, float]) -> None:
@@ -97,6 +106,6 @@ def figures(metrics: dict[str, float], final: dict[str, float]) -> dict[str, str
         "reward": f"{metrics.get('reward/mean', math.nan):.2f}",
         "kl": f"{metrics.get('kl/sequence', math.nan):.1f}",
         "length": f"{metrics['length/response']:.0f}",
-        "samples/s": f"{metrics['throughput/samples_per_s']:.0f}",
+        "samples/s": rate(metrics["throughput/samples_per_s"]),
     }
     return shown | ({"gold": f"{final['eval/gold']:.2f}"} if "eval/gold" in final else {})

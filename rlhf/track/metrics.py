@@ -45,6 +45,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "eval/length_sft": ("tokens", "the same of the model that PPO started from"),
     "reward/mean": ("reward", "mean score of the rollout, before clipping and penalties"),
     "reward/std": ("reward", "its standard deviation over responses"),
+    "reward/raised": ("responses", "responses without end whose score the penalty for it raised instead"),
     "reward/shaped": ("reward", "mean score after clipping and penalties"),
     "reward/return": ("reward", "mean undiscounted sum of token rewards, KL penalty included"),
     "kl/sequence": ("nats", "KL to the reference per response (k1), what the adaptive controller steers"),
@@ -103,8 +104,8 @@ METRICS: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 # Held-out figures that come with a standard error over prompts (rlhf/algo/errors.py).
 WITH_ERROR = (
-    "loss", "perplexity", "perplexity_initial", "accuracy", "accuracy_initial", "accuracy_gold", "margin", "reward", "reward_sft",
-    "gold", "gold_sft", "kl_sequence", "length", "length_sft",
+    "loss", "perplexity", "perplexity_initial", "accuracy", "accuracy_initial", "accuracy_gold", "margin", "reward",
+    "reward_sft", "gold", "gold_sft", "kl_sequence", "length", "length_sft",
 )  # fmt: skip
 METRICS |= {
     f"eval/{name}_se": (METRICS[f"eval/{name}"][0], f"standard error of eval/{name} over held-out prompts")

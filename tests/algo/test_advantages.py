@@ -16,6 +16,7 @@ factors = st.floats(0.0, 1.0)
         (5.0, None, "replace", [5.0, 5.0, -5.0, -5.0]),  # row 12
         (None, -1.0, "replace", [7.0, -1.0, -7.0, -1.0]),  # row 16
         (None, 1.5, "subtract", [7.0, 5.5, -7.0, -8.5]),  # row 16
+        (None, -1.5, "subtract", [7.0, 5.5, -7.0, -8.5]),  # the same number in both modes; no penalty raises a score
         (5.0, 1.5, "subtract", [5.0, 3.5, -5.0, -6.5]),  # the penalty comes after the clip
         (0.5, -1.0, "replace", [0.5, -1.0, -0.5, -1.0]),
         (None, 0.0, "replace", [7.0, 0.0, -7.0, 0.0]),

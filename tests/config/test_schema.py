@@ -170,4 +170,4 @@ def test_the_tldr_preset_is_the_papers(make_config):  # rows 19, 25, 26
     ppo = make_config("ppo=tldr").ppo
     assert (ppo.rollout_batch_size, ppo.batch_size, ppo.update_epochs, ppo.max_steps) == (512, 512, 4, 1953)
     assert (ppo.learning_rate, ppo.schedule, ppo.warmup_steps, ppo.kl_coef, ppo.eps) == (3e-6, "linear", 0, 0.05, 1e-5)
-    assert (ppo.eos_penalty, ppo.eos_penalty_mode) == (-1.0, "replace")  # row 16
+    assert (ppo.eos_penalty, ppo.eos_penalty_mode) == (-1.0, None)  # row 16: replaced if normalised

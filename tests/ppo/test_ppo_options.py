@@ -44,9 +44,10 @@ def responses(tokenizer):
 
 PENALTIES = (
     ("ppo.eos_penalty=null", lambda score, ended: score),
-    ("ppo.eos_penalty=-1.5", lambda score, ended: score if ended else -1.5),
+    ("ppo.eos_penalty=-1.5", lambda score, ended: score if ended else score - 1.5),  # these scores are not normalised
+    ("ppo.eos_penalty_mode=replace", lambda score, ended: score if ended else -1.0),
     ("ppo.eos_penalty_mode=subtract", lambda score, ended: score if ended else score - 0.5),
-    ("ppo.reward_clip=0.01", lambda score, ended: max(-0.01, min(0.01, score)) if ended else -1.0),
+    ("ppo.reward_clip=0.01", lambda score, ended: max(-0.01, min(0.01, score)) - (0.0 if ended else 1.0)),
 )
 
 
@@ -269,3 +270,13 @@ def test_dropout_is_off_when_a_rollout_is_appraised(make_config, tokenizer, mode
         with torch.no_grad():
             values = trainer.appraise(prompts(config, tokenizer), given)[0].values
         assert torch.allclose(values, appraised(engine, config, tokenizer, given), atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("penalty", "mode", "raised"), [(-1.0, None, 0), (-1.0, "subtract", 0), (9.0, "replace", 2)])
+def test_scores_that_a_penalty_raises_are_counted(make_config, tokenizer, models, penalty, mode, raised):
+    """Of responses without end, of which there are two; where scores are not normalised, by default it is none."""
+    config = make_config(*SMALL, f"ppo.eos_penalty={penalty}", *([f"ppo.eos_penalty_mode={mode}"] if mode else []))
+    _, _, trainer = built(config, models, tokenizer)
+    experience, _ = trainer.appraise(prompts(config, tokenizer), responses(tokenizer))
+    assert trainer.count_raised(experience.scores, torch.tensor(ENDED)) == raised

@@ -1,0 +1,37 @@
+"""What a stage's configuration leaves to the models that it starts from, filled in before its spec is written: spec.json
+says what runs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from rlhf.config.schema import Config
+
+
+def resolve_for_stage(config: Config, stage: str, inputs: dict[str, str]) -> Config:
+    """The configuration as the stage runs it on these input models (name: directory or hub id): of PPO the critic by its
+    directory, and `ppo.eos_penalty_mode` by what the reward model's scores are."""
+    if stage != "ppo":
+        return config
+    ppo = replace(config.ppo, critic=inputs.get("critic", config.ppo.critic))
+    if ppo.eos_penalty_mode is None:
+        normalized = config.reward.normalize == "standard" if ppo.reward is None else scores_are_normalized(ppo.reward)
+        ppo = replace(ppo, eos_penalty_mode=default_eos_penalty_mode(normalized))
+    return replace(config, ppo=ppo)
+
+
+def default_eos_penalty_mode(normalized: bool) -> str:
+    """How a response without end is penalised where `ppo.eos_penalty_mode` is null: a fixed score in its place presumes
+    scores of mean 0 and deviation 1; where scores may be lower than it, it would reward what has no end."""
+    return "replace" if normalized else "subtract"
+
+
+def scores_are_normalized(path: str) -> bool:
+    """Whether the reward model in a directory (or in the stage's directory) scales its scores, as its config.json says. Of
+    one that is on the hub it is not known, and so taken not to."""
+    place = Path(path).expanduser()
+    file = (place / "model" if (place / "result.json").is_file() else place) / "config.json"
+    try:
+        return float(json.loads(file.read_text()).get("reward_scale", 1.0)) != 1.0
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False  # what cannot be read is refused where the model is looked at
