@@ -78,7 +78,7 @@ def answers_of_start(evaluation: Evaluation) -> list[Answer]:
     """The answers of the policy that training starts from, which is the reference."""
     with Bar("eval", -(-len(evaluation.prompts) // world()), is_main()) as bar:
         return evaluation.answers(
-            evaluation.engine.ref, lambda done, _: bar.update(done, {"before PPO": "answering held-out prompts"})
+            evaluation.engine.ref, lambda done, _: bar.update(done, {"answering held-out prompts": "before PPO"})
         )
 
 

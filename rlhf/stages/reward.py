@@ -220,7 +220,7 @@ def moments(engine: Any, dataset: Dataset, plan: Batches, config: Config, tokeni
             score_sum += float((found * weights).sum())
             square_sum += float((found.double() ** 2 * weights).sum())
             count += float(weights.sum())
-            bar.update(number, {"scoring demonstrations": str(len(items))})
+            bar.update(number, {"scoring": f"{len(items)} demonstrations"})
     score_sum, square_sum, count = total(score_sum, square_sum, count)
     mean = score_sum / max(1.0, count)
     return mean, max(math.sqrt(max(0.0, square_sum / max(1.0, count) - mean**2)), MIN_SCALE)
