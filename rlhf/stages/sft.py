@@ -92,10 +92,8 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
                 metrics |= final
             context.tracker.log(number + 1, metrics)
             context.tracker.status(number + 1, steps)
-            bar.update(
-                number + 1,
-                {"loss": f"{measured['train/loss']:.3f}", "samples/s": rate(metrics["throughput/samples_per_s"])},
-            )
+            figures = {"loss": f"{measured['train/loss']:.3f}", "samples/s": rate(metrics["throughput/samples_per_s"])}
+            bar.update(number + 1, figures)
             saver.boundary(number + 1, None, partial(dict, final=final, nonfinite=nonfinite.row, initial=initial))
 
     final |= count_cut(train + heldout)
