@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -230,6 +231,21 @@ def test_a_damaged_model_stops_before_anything_is_trained(place, first, tmp_path
     assert done.returncode == 2 and time.time() - started < 15
     assert f"ppo.actor={broken}: " in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "outputs" / "stages").exists()
+
+
+@pytest.mark.parametrize("file", ("model.safetensors", "tokenizer.json", "config.json"))
+def test_a_finished_stage_that_was_changed_stops_the_next_before_it_starts(place, first, tmp_path, file):
+    """Its weights have the size that they had; the plan says so, and nobody trains on them."""
+    shutil.copytree(place / "outputs" / "stages", tmp_path / "outputs" / "stages", symlinks=True)
+    changed = stage(tmp_path, "sft") / "model" / file
+    content = bytearray(changed.read_bytes())
+    content[-3:] = b"xyz"
+    changed.write_bytes(content if file == "model.safetensors" else content[: len(content) // 2])
+    done = rlhf(*SMALL, "stage=ppo", "ppo.kl_coef=0.3", "dry_run=true", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"{file} has " in done.stderr and "the stage is trained again" in done.stderr and "Traceback" not in done.stderr
+    names = [{path.name for path in (root / "outputs" / "stages").iterdir()} for root in (place, tmp_path)]
+    assert names[0] == names[1]
 
 
 def test_a_failed_stage_says_why_and_leaves_a_non_zero_exit_code(place, first, tmp_path):

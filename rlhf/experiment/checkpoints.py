@@ -5,7 +5,6 @@ and each file's size and SHA-256. Names sort by age: `step-000012` after step 12
 rollout that follows it.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,9 +15,8 @@ from typing import Any
 from rlhf.config.derive import layout
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
-from rlhf.experiment.store import write_json
-
-MANIFEST = "manifest.json"
+from rlhf.experiment.integrity import MANIFEST, describe, digest
+from rlhf.experiment.store import sync_directory, write_json
 
 
 @dataclass(frozen=True)
@@ -52,13 +50,6 @@ def partial(directory: Path, name: str) -> Path:
     return directory / "checkpoints" / f".{name}.partial"
 
 
-def describe(file: Path) -> list[Any]:
-    """A file's size and SHA-256, once it has reached the disk."""
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
-        return [file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()]
-
-
 def commit(directory: Path, name: str, manifest: Manifest, keep: int) -> None:
     """Make a written checkpoint the newest one, and remove all but the last `keep`."""
     unfinished, place = partial(directory, name), directory / "checkpoints" / name
@@ -66,13 +57,9 @@ def commit(directory: Path, name: str, manifest: Manifest, keep: int) -> None:
     write_json(unfinished / MANIFEST, {"digest": digest(content), **content})
     shutil.rmtree(place, ignore_errors=True)
     os.replace(unfinished, place)
+    sync_directory(place.parent)  # before the older ones go
     for old in places(directory)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
-
-
-def digest(content: dict[str, Any]) -> str:
-    """A checksum of a manifest."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(place: Path) -> Manifest:

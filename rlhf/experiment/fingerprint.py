@@ -1,14 +1,17 @@
 """The identity of a stage's result: a hash of everything that decides it and of nothing else."""
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.keys import RESULT_KEYS, SCHEMA_VERSION, covered, leaf_keys, left_out
 from rlhf.config.ranges import at
 from rlhf.config.schema import Config
+from rlhf.experiment.integrity import damage, known_files, safetensors_tensors
 
 MIB = 2**20
 BLOCK = 2**14
@@ -26,26 +29,27 @@ def deciding(config: Config, stage: str) -> dict[str, Any]:
     chosen = {key: at(config, key) for key in keys}
     for key, value in chosen.items():
         if key.endswith(".path") or key.startswith("data.files.") or key == "ppo.ptx.file":
-            chosen[key] = identity(value)
+            chosen[key] = identity(value, key)
     return chosen
 
 
-def identity(path: str | None) -> str | None:
-    """What a path stands for: a stage's fingerprint, a hash of the files there, or, for a hub id, the id."""
+def identity(path: str | None, key: str = "path") -> str | None:
+    """What a path stands for: a stage's fingerprint, a hash of the files there, or, for a hub id, the id.
+
+    Raises ConfigError, naming the `key` whose value it is, for a model that is not what the stage there saved.
+    """
     if path is None:
         return None
     place = Path(path).expanduser()
     if not place.exists():
         return path
-    for stage in (place, place.parent if place.name == "model" else place):
-        if place.is_dir() and (stage / "result.json").is_file():
-            try:
-                known = json.loads((stage / "result.json").read_text()).get("fingerprint")
-            except (ValueError, AttributeError) as error:
-                problem = f"{stage / 'result.json'} cannot be read ({error})"
-                raise ConfigError("path", path, problem, "remove the directory, and train the stage again") from error
+    if place.is_dir():
+        for stage in (place, place.parent if place.name == "model" else place):
+            known = stated_fingerprint(stage, path, key)
             if known is not None:
-                return str(known)
+                check_unchanged(stage / "model", path, key)
+                return known
+        check_unchanged(place, path, key)
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
     digest = hashlib.sha256()
     for file in files:
@@ -58,18 +62,56 @@ def identity(path: str | None) -> str | None:
     return digest.hexdigest()
 
 
+def stated_fingerprint(stage: Path, path: str, key: str) -> str | None:
+    """The fingerprint that a stage's directory states, if it states one; `path` is what the user gave as `key`."""
+    file = stage / "result.json"
+    if not file.is_file():
+        return None
+    try:
+        known = json.loads(file.read_text()).get("fingerprint")
+    except (ValueError, AttributeError) as error:
+        fix = "remove the directory, and train the stage again"
+        raise ConfigError(key, path, f"{file} cannot be read ({error})", fix) from error
+    return None if known is None else str(known)
+
+
+def check_unchanged(model: Path, path: str, key: str) -> None:
+    """Refuse a model that a stage has saved and that was changed since, as far as a second tells; else the result would
+    count as that of the model that it was."""
+    try:
+        problem = None if known_files(model) is None else damage(model)
+    except ValueError as error:
+        problem = str(error)
+    if problem is not None:
+        fix = "copy it again from where it was trained, or, if the change is wanted, give a copy of the model elsewhere"
+        raise ConfigError(key, path, problem, fix)
+
+
 def sample(file: Path) -> bytes:
-    """A file's content, or of a large one 256 blocks spread over it: enough to tell two trained models apart, which
-    differ everywhere, without reading gigabytes."""
-    size, blocks = file.stat().st_size, 256
+    """A file's content; of a large one enough to tell two models apart without reading gigabytes: the ends and blocks of
+    every tensor of a safetensors file, since two models may differ in one small tensor, as a head; else 256 blocks spread
+    over it."""
+    size = file.stat().st_size
     if size <= 64 * MIB:
         return file.read_bytes()
+    spans = [(0, size, 256)]
+    if file.suffix == ".safetensors":
+        with contextlib.suppress(ValueError):  # it is none, which whoever loads it will say
+            tensors, start = safetensors_tensors(file)
+            spans = [(0, start, 4), *((start + begin, start + end, 4) for begin, end in tensors.values())]
     with file.open("rb") as stream:
-        parts = []
-        for block in range(blocks):
-            stream.seek(block * (size - BLOCK) // (blocks - 1))
-            parts.append(stream.read(BLOCK))
-        return b"".join(parts)
+        return b"".join(part for span in spans for part in blocks(stream, *span))
+
+
+def blocks(stream: BinaryIO, begin: int, end: int, count: int) -> Iterator[bytes]:
+    """Blocks of what a file holds from `begin` to `end`, spread evenly; all of it if it is no more than `count` blocks."""
+    if end - begin <= count * BLOCK:
+        stream.seek(begin)
+        yield stream.read(end - begin)
+        return
+    for block in range(count):
+        stream.seek(begin + block * (end - begin - BLOCK) // (count - 1))
+        yield stream.read(BLOCK)
 
 
 def code_hash() -> str:

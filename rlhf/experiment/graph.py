@@ -43,7 +43,7 @@ def ppo_node(config: Config, sft: Node, reward: Node) -> Node:
     parents: list[str] = []
     for name, given, parent in (("actor", config.ppo.actor, sft), ("reward", config.ppo.reward, reward)):
         if given is not None:
-            identities[name], places[name] = str(identity(given)), model_place(given)
+            identities[name], places[name] = str(identity(given, f"ppo.{name}")), model_place(given)
             continue
         if parent.stage not in config.stages and not parent.directory.done:
             raise ConfigError(
@@ -56,7 +56,7 @@ def ppo_node(config: Config, sft: Node, reward: Node) -> Node:
         parents.append(parent.fingerprint)
     start = config.ppo.critic
     if start not in ("reward", "actor"):
-        identities["critic"], places["critic"] = str(identity(start)), model_place(start)
+        identities["critic"], places["critic"] = str(identity(start, "ppo.critic")), model_place(start)
     else:
         identities["critic"] = f"{start} {identities[start]}"
     return replace(node(config, "ppo", identities, places), parents=tuple(parents))

@@ -3,6 +3,7 @@
 A file appears whole or not at all. A stage is done if and only if result.json is there.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,23 +14,44 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.experiment import lock
+from rlhf.experiment.integrity import MANIFEST, damage, describe_models
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a file's content in one step."""
+def write_atomic(path: Path, text: str, durable: bool = True) -> None:
+    """Replace a file's content in one step. When this returns it has reached the disk, unless it need not be `durable`.
+    Raises OSError, which names the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        temporary.write_text(text)
+        with temporary.open("w") as stream:
+            stream.write(text)
+            stream.flush()
+            if durable:
+                os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        if error.errno is not None and error.filename is None:  # a disk that is full says no more than that
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+    if durable:
+        sync_directory(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
+def sync_directory(directory: Path) -> None:
+    """Wait until the names in a directory have reached the disk: else a file that was renamed may be gone, or be the old
+    one, after a loss of power."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot, and write names through anyway
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
     """Write a JSON file in one step."""
-    write_atomic(path, json.dumps(value, indent=2, allow_nan=True) + "\n")
+    write_atomic(path, json.dumps(value, indent=2, allow_nan=True) + "\n", durable)
 
 
 # What a new attempt at a stage leaves where it is: whose turn it is, what was said, what was put aside to be looked at.
@@ -82,22 +104,18 @@ class StageDirectory:
             raise ValueError(f"{self.path / 'result.json'} cannot be read ({error})") from error
 
     def damage(self) -> str | None:
-        """What is wrong with a finished stage's model, as far as its files' names and sizes tell; None if nothing is."""
-        if not (self.model / "config.json").is_file() and not (self.model / "adapter_config.json").is_file():
-            return f"{self.model} has no config.json"
-        weights = sorted(self.model.glob("*.safetensors"))
-        if not weights:
-            return f"{self.model} has no weights"
-        if missing := next((name for name in shards(self.model) if not (self.model / name).is_file()), None):
-            return f"{self.model} has no {missing}"
-        return next((f"{file} is cut off" for file in weights if file.stat().st_size < safetensors_size(file)), None)
+        """What is wrong with a finished stage's model, as far as it can be told in a second; None if nothing is."""
+        return damage(self.model)
 
     def check_lock(self) -> None:
         """Make sure that the stage is still this process's to write. Raises LockLost."""
         lock.check(self.path)
 
     def finish(self, result: Result) -> None:
-        """Declare the stage done; the last thing that is written. Raises LockLost."""
+        """Note the checksums of what was saved, and declare the stage done; the last thing that is written. Raises
+        LockLost."""
+        self.check_lock()
+        write_json(self.path / MANIFEST, describe_models(self.path))
         self.check_lock()
         write_json(self.path / "result.json", result.__dict__)
 
@@ -109,9 +127,10 @@ class StageDirectory:
             return {}
 
     def set_status(self, **changes: Any) -> None:
-        """Change some fields of status.json and renew its heartbeat. Raises LockLost."""
+        """Change some fields of status.json and renew its heartbeat; it is written anew every few seconds, so not waited for.
+        Raises LockLost."""
         self.check_lock()
-        write_json(self.path / "status.json", {**self.status(), **changes, "heartbeat": time.time()})
+        write_json(self.path / "status.json", {**self.status(), **changes, "heartbeat": time.time()}, durable=False)
 
     def clear(self) -> None:
         """Remove what an unfinished attempt left, all but what is KEPT or can be resumed."""
@@ -123,24 +142,3 @@ class StageDirectory:
                 shutil.rmtree(place)
             else:
                 place.unlink(missing_ok=True)
-
-
-def shards(model: Path) -> list[str]:
-    """The files that a model's weights are split into, if they are. Raises ValueError if their index is damaged."""
-    file = model / "model.safetensors.index.json"
-    try:
-        return sorted(set(json.loads(file.read_text())["weight_map"].values())) if file.is_file() else []
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} cannot be read ({error})") from error
-
-
-def safetensors_size(file: Path) -> int:
-    """The size that a safetensors file says it has: eight bytes with the length of its header, the header, the tensors."""
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        length = int.from_bytes(start, "little") if len(start) == 8 else 2**62
-        if length > file.stat().st_size:
-            return length
-        header = json.loads(stream.read(length))
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return 8 + length + max(ends, default=0)

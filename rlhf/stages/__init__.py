@@ -15,6 +15,7 @@ from rlhf.experiment.store import Result
 from rlhf.measure.device import free
 from rlhf.stages import bench, ppo, reward, sft
 from rlhf.stages.context import Context
+from rlhf.stages.inputs import verify_inputs
 from rlhf.track.throughput import on_gpu
 from rlhf.track.tracker import Tracker
 
@@ -41,6 +42,7 @@ def run_stage(spec: Spec) -> None:
     tracker = Tracker(spec, is_main())
     code = 1
     try:
+        verify_inputs(spec)
         metrics = RUN[spec.stage](spec.config, spec.inputs, Context(directory, tracker, spec))
         require_finite(metrics)
         code = 0

@@ -20,13 +20,13 @@ from rlhf.experiment.checkpoints import (
     checkpoint_name,
     commit,
     damage,
-    describe,
     discard,
     partial,
     places,
     read_manifest,
     tidy,
 )
+from rlhf.experiment.integrity import describe
 from rlhf.experiment.stopping import Stopped
 from rlhf.stages.context import Context
 

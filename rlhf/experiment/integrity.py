@@ -1,0 +1,173 @@
+"""Whether the models of a finished stage are what the stage saved.
+
+`manifest.json` beside result.json holds the size and the SHA-256 of each file of its models (model/, critic/, adapter/, …).
+Before anything starts sizes are compared, and checksums where that takes no time; a stage that starts from a model
+compares all of them (rlhf/stages/inputs.py).
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+# Files up to this size are read whole before anything starts: they take a twentieth of a second.
+SMALL = 64 * 2**20
+# What loaders read: such a file that the stage did not save may change what the model is.
+LOADED = (".json", ".safetensors", ".bin", ".jinja", ".py", ".model", ".txt")
+THREADS = 8
+
+
+def describe(file: Path) -> list[Any]:
+    """Return a file's size and SHA-256, once it has reached the disk."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+        return [file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()]
+
+
+def digest(content: dict[str, Any]) -> str:
+    """Return a checksum of what a manifest holds."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def describe_models(stage: Path) -> dict[str, Any]:
+    """Return the manifest of a stage's directory: the size and SHA-256 of every file of its models, each on the disk."""
+    models = sorted(place for place in stage.iterdir() if is_model(place)) if stage.is_dir() else []
+    files = [file for model in models for file in sorted(model.rglob("*")) if file.is_file()]
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(describe, files)
+        content = {"files": {str(file.relative_to(stage)): entry for file, entry in zip(files, found, strict=True)}}
+    return {"digest": digest(content), **content}
+
+
+def is_model(place: Path) -> bool:
+    """Whether a directory holds a saved model, or adapters."""
+    return place.suffix != ".partial" and any((place / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+def known_files(model: Path) -> dict[str, list[Any]] | None:
+    """Return the sizes and checksums of a model's files, by their names in its directory, as the stage that saved it noted
+    them; None if no stage did. Raises ValueError if the stage's manifest is damaged."""
+    place = model.resolve()
+    file = place.parent / MANIFEST
+    if not (file.is_file() and (place.parent / "result.json").is_file()):
+        return None
+    try:
+        content = json.loads(file.read_text())
+        stated = content.pop("digest")
+        prefix = f"{place.name}/"
+        known = {name.removeprefix(prefix): list(e) for name, e in content["files"].items() if name.startswith(prefix)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} cannot be read ({error})") from error
+    if stated != digest(content):
+        raise ValueError(f"{file} has changed")
+    return known or None
+
+
+def damage(model: Path) -> str | None:
+    """Return what is wrong with a saved model, as far as it can be told in a second; None if nothing is.
+
+    Of a model that a stage saved all sizes are compared, and the checksums of files that are small or were written after
+    the stage was done. Of another model the form of its files is looked at.
+    """
+    try:
+        known = known_files(model)
+        if known is None:
+            return malformed(model)
+        ready = (model.resolve().parent / MANIFEST).stat().st_mtime_ns
+        found = {name: (model / name).stat() for name in known if (model / name).is_file()}
+        quick = [name for name, state in found.items() if state.st_size <= SMALL or state.st_mtime_ns > ready]
+        return differing(model, known, known, quick, remember=True)
+    except (OSError, ValueError) as error:
+        return str(error)
+
+
+def differing(
+    model: Path, known: dict[str, list[Any]], looked_at: Iterable[str], read: Iterable[str], remember: bool = False
+) -> str | None:
+    """Return how a model differs from what is `known` of its files; None if it does not. Of the files `looked_at` the sizes
+    are compared, and the checksums of those that are to be `read`; `remember`: a file that has been read is not read again
+    in this process unless its time of modification changes."""
+    for name in looked_at:
+        file, size = model / name, known[name][0]
+        if not file.is_file():
+            return f"{file} is missing"
+        if file.stat().st_size != size:
+            return f"{file} has {file.stat().st_size} bytes instead of {size}"
+    foreign = [f for f in model.iterdir() if f.suffix in LOADED and f.name not in known and not f.name.startswith(".")]
+    if foreign:
+        return f"{min(foreign)} was not saved by the stage"
+
+    def changed(name: str) -> bool:
+        state = (model / name).stat()
+        found = remembered(model / name, state.st_size, state.st_mtime_ns) if remember else sha256(model / name)
+        return bool(found != known[name][1])
+
+    names = sorted(name for name in read if Path(name).suffix != ".md")  # people write in cards
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = [name for name, differs in zip(names, pool.map(changed, names), strict=True) if differs]
+    return f"{model / found[0]} has changed since the stage was done" if found else None
+
+
+def sha256(file: Path) -> str:
+    """Return a file's SHA-256."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def remembered(file: Path, size: int, modified: int) -> str:
+    """Return the SHA-256 of a file of this size and time of modification; the points of a sweep share their inputs."""
+    return sha256(file)
+
+
+def malformed(model: Path) -> str | None:
+    """Return what is wrong with the form of a model's files: missing, cut off, or no JSON; None if nothing is. Raises
+    OSError and ValueError for what cannot be read at all."""
+    if not is_model(model):
+        return f"{model} has no config.json"
+    weights = sorted(model.glob("*.safetensors"))
+    if not weights:
+        return f"{model} has no weights"
+    for file in sorted(model.glob("*.json")):
+        try:
+            json.loads(file.read_text())
+        except ValueError as error:
+            return f"{file} cannot be read ({error})"
+    if missing := next((name for name in shards(model) if not (model / name).is_file()), None):
+        return f"{model} has no {missing}"
+    return next((f"{file} is cut off" for file in weights if file.stat().st_size < safetensors_size(file)), None)
+
+
+def shards(model: Path) -> list[str]:
+    """Return the files that a model's weights are split into, if they are. Raises ValueError if their index is damaged."""
+    file = model / "model.safetensors.index.json"
+    try:
+        return sorted(set(json.loads(file.read_text())["weight_map"].values())) if file.is_file() else []
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read ({error})") from error
+
+
+def safetensors_tensors(file: Path) -> tuple[dict[str, list[int]], int]:
+    """Return where each tensor of a safetensors file begins and ends, in bytes from the end of its header, and where that
+    is: eight bytes with the header's length, the header as JSON, the tensors. Raises ValueError if the file is none."""
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > file.stat().st_size:
+            raise ValueError(f"{file} is cut off")
+        header = json.loads(stream.read(length))
+    try:
+        return {name: list(entry["data_offsets"]) for name, entry in header.items() if name != "__metadata__"}, 8 + length
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read ({error})") from error
+
+
+def safetensors_size(file: Path) -> int:
+    """Return the size that a safetensors file says it has."""
+    tensors, start = safetensors_tensors(file)
+    return start + max((end for _, end in tensors.values()), default=0)

@@ -1,0 +1,44 @@
+"""Comparing the models that a stage starts from with what the stages that made them noted, before any weight is used."""
+
+from pathlib import Path
+
+from rlhf.config.errors import ConfigError
+from rlhf.engine.distributed import gather, is_main, rank, world
+from rlhf.experiment.integrity import differing, known_files
+from rlhf.experiment.spec import Spec
+
+
+def models_of(spec: Spec) -> dict[str, str]:
+    """Return the models that a stage starts from, by the key of the configuration that names them or would."""
+    found = {f"ppo.{name}": path for name, path in spec.inputs.items()}
+    for stage, key in (("sft", "model"), ("reward", "reward_model")):
+        path = getattr(spec.config, key).path
+        if spec.stage == stage and path is not None:
+            found[f"{key}.path"] = path
+    return found
+
+
+def verify_inputs(spec: Spec) -> None:
+    """Compare every file of the models that a stage starts from with the checksums of the stage that saved it; each rank
+    reads some of them. All ranks must call this. Raises ConfigError for a model that has changed since.
+
+    A model that no stage has saved is not looked at: nothing is known of it.
+    """
+    for key, path in models_of(spec).items():
+        model = Path(path).expanduser()
+        if not model.is_dir():
+            continue
+        known, problem = None, None
+        try:
+            known = known_files(model)
+            if known is not None:
+                share = sorted(known, key=lambda name: -known[name][0])[rank() :: world()]
+                problem = differing(model, known, share, share)
+        except (OSError, ValueError) as error:
+            problem = str(error)
+        if known is None and problem is None and is_main() and (model.parent / "result.json").is_file():
+            print(f"{model} has no checksums: only the form of its files was looked at", flush=True)
+        problem = next((found for found in gather(problem) if found), None)
+        if problem is not None:
+            fix = "copy it again from where it was trained, or remove the stage's directory to train it again"
+            raise ConfigError(key, path, problem, fix)
