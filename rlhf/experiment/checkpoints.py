@@ -1,8 +1,8 @@
 """The checkpoints of an unfinished stage: directories that appear whole, know their own checksums, and replace each other.
 
-`checkpoints/<name>/` holds one file per rank and manifest.json, which is written last: what was saved, by how many ranks,
-and each file's size and SHA-256. Names sort by age: `step-000012` after step 12, `step-000012-rollout` after the
-rollout that follows it.
+`checkpoints/<name>/` holds one file per rank, metrics.jsonl and samples.jsonl as they were, and manifest.json, which is
+written last: what was saved, by how many ranks, and each file's size and SHA-256. Names sort by age: `step-000012` after
+step 12, `step-000012-rollout` after the rollout that follows it.
 """
 
 import json

@@ -127,8 +127,8 @@ class StageDirectory:
             return {}
 
     def set_status(self, **changes: Any) -> None:
-        """Change some fields of status.json and renew its heartbeat; it is written anew every few seconds, so not waited for.
-        Raises LockLost."""
+        """Change some fields of status.json and renew its heartbeat. It is written anew every few seconds, so nobody waits
+        until it has reached the disk. Raises LockLost."""
         self.check_lock()
         write_json(self.path / "status.json", {**self.status(), **changes, "heartbeat": time.time()}, durable=False)
 

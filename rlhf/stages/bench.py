@@ -31,7 +31,7 @@ Rounds = Callable[[Config, Path], AbstractContextManager[Round]]
 
 def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, float]:
     """Measure `bench.repeats` rounds of what `bench.what` names; returns their medians."""
-    context.tracker.resume({}, 0, 0.0)
+    context.tracker.resume(None, 0, 0.0)
     told: list[dict[str, float]] = []
     count = config.bench.repeats * len(subjects(config))
     with closing(measured(config, context.directory.path / "random")) as rounds, Bar("bench", count, is_main(), 0) as bar:

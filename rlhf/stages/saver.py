@@ -65,7 +65,7 @@ class Saver:
             problem, manifest = self.verify(place)
             if problem is None and manifest is not None:
                 progress, self.newest = self.load(place, manifest), place.name
-                self.context.tracker.resume(progress.numbers["written"], manifest.step, progress.numbers["seconds"])
+                self.context.tracker.resume(place, manifest.step, progress.numbers["seconds"])
                 self.say(f"resumed {self.context.spec.stage} at {place.name}")
                 if progress.numbers["code"] != self.context.spec.code:
                     self.say("the package has changed since: what follows may differ from the unbroken run")
@@ -76,7 +76,7 @@ class Saver:
                 shutil.rmtree(place, ignore_errors=True)
         if is_main():
             discard(self.directory)
-        self.context.tracker.resume({}, 0, 0.0)
+        self.context.tracker.resume(None, 0, 0.0)
         barrier()
         return Progress()
 
@@ -160,7 +160,9 @@ class Saver:
         """Declare the checkpoint whole."""
         self.context.directory.check_lock()
         tracker, spec = self.context.tracker, self.context.spec
-        numbers = {**numbers, "written": tracker.written(), "seconds": tracker.seconds, "code": spec.code}
+        logs = tracker.save(partial(self.directory, name))
+        files = files | {file.name: describe(file) for file in logs}
+        numbers = {**numbers, "seconds": tracker.seconds, "code": spec.code}
         commit(self.directory, name, Manifest(step, layout(spec.config, spec.stage), numbers, files), self.settings.keep)
 
     def say(self, text: str) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 from rlhf.experiment.files import read_lines
 from rlhf.experiment.lock import LockLost
 from rlhf.experiment.spec import Spec, stage_directory
-from rlhf.experiment.store import write_json
+from rlhf.experiment.store import write_atomic, write_json
 from rlhf.track.environment import environment
 from rlhf.track.metrics import check_names
 from rlhf.track.tensorboard import TensorboardRun
@@ -24,8 +24,8 @@ HEARTBEAT_PERIOD_S = 5.0
 class Tracker:
     """Writes a stage's directory; on ranks other than the first it does nothing.
 
-    metrics.jsonl and samples.jsonl are the record. W&B and TensorBoard are copies of it: a resumed stage cuts the two files
-    back to its checkpoint and writes the copies anew, so that each step is in them once.
+    metrics.jsonl and samples.jsonl are the record. W&B and TensorBoard are copies of it: a resumed stage takes the two
+    files from its checkpoint and writes the copies anew, so that each step is in them once.
     """
 
     def __init__(self, spec: Spec, main: bool) -> None:
@@ -52,25 +52,21 @@ class Tracker:
         """The files that grow by a line at a time."""
         return {"metrics": self.directory.metrics, "samples": self.directory.samples}
 
-    def written(self) -> dict[str, int]:
-        """How long each of `files` is now, in bytes, once it has reached the disk."""
-        lengths = {}
-        for name, file in self.files.items():
-            if file.exists():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-                lengths[name] = file.stat().st_size
-        return lengths
+    def save(self, directory: Path) -> list[Path]:
+        """Copy `files`, as they are now, into the directory of a checkpoint; returns the copies."""
+        there = [file for file in self.files.values() if file.exists()]
+        return [shutil.copyfile(file, directory / file.name) for file in there]
 
-    def resume(self, written: dict[str, int], step: int, spent: float) -> None:
-        """Go back to where `files` were so long, after `step` steps and `spent` seconds; or to the beginning."""
+    def resume(self, saved: Path | None, step: int, spent: float) -> None:
+        """Go back to the `files` of a checkpoint's directory, saved after `step` steps and `spent` seconds; without one, to
+        the beginning. Whatever has become of the files meanwhile, they are then what they were."""
         self.spent = spent
         if not self.main:
             return
         self.directory.check_lock()
-        for name, file in self.files.items():
-            if name in written:
-                os.truncate(file, written[name])
+        for file in self.files.values():
+            if saved is not None and (saved / file.name).is_file():
+                write_atomic(file, (saved / file.name).read_text())
             else:
                 file.unlink(missing_ok=True)
         self.start_copies(step)

@@ -304,6 +304,9 @@ def test_a_line_that_was_cut_off_is_removed(lab):
     for name in ("metrics", "samples"):
         with (node.directory.path / f"{name}.jsonl").open("a") as stream:
             stream.write('{"step": 3, "ti')
+    lab.run(node, config, Death(f"{TRAINER}.train_rlhf", nth=1))
+    node.directory.samples.unlink()
+    os.truncate(node.directory.metrics, 100)
     lab.survive(node, config, (), lab.base("ppo", EVERY))
 
 
@@ -590,6 +593,35 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(lab, two_ch
     assert_same(lab.base("sft", EVERY), content(node.directory.path))
 
 
+LOSSES = {
+    "gone": lambda file: file.unlink(),
+    "empty": lambda file: os.truncate(file, 0),
+    "shortened": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "another byte": flip,
+    "longer": lambda file: file.write_text(file.read_text() * 2),
+}
+
+
+@pytest.mark.parametrize("kind", list(LOSSES))
+def test_what_became_of_the_metrics_of_a_killed_stage_does_not_matter(lab, two_checkpoints, kind):
+    """They are in the checkpoint too."""
+    node, config = copied(lab, two_checkpoints)
+    LOSSES[kind](node.directory.metrics)
+    ended = lab.attempt(freeze(node, config), config)
+    assert ended.codes == [0] and "resumed sft" in ended.said
+    assert_same(lab.base("sft", EVERY), content(node.directory.path))
+
+
+def test_metrics_that_are_damaged_in_a_checkpoint_are_those_of_the_one_before(lab, two_checkpoints):
+    node, config = copied(lab, two_checkpoints)
+    newest, before = places(node.directory.path)
+    cut(newest / "metrics.jsonl")
+    node.directory.metrics.unlink()
+    ended = lab.attempt(freeze(node, config), config)
+    assert f"{newest} is damaged (metrics.jsonl has " in ended.said and f"resumed sft at {before.name}" in ended.said
+    assert_same(lab.base("sft", EVERY), content(node.directory.path))
+
+
 def test_if_all_checkpoints_are_damaged_a_stage_begins_anew(lab, two_checkpoints):
     node, config = copied(lab, two_checkpoints)
     newest, before = places(node.directory.path)
@@ -726,9 +758,9 @@ def make_saver(make_config, tmp_path):
         config.checkpoint = replace(config.checkpoint, **{"every_minutes": None, **settings})
         node = nodes(config)[0]
         tracker = SimpleNamespace(
-            written=lambda: {"metrics": 12},
+            save=lambda directory: [],
             seconds=1.5,
-            resume=lambda written, step, *more: resumed.append((written, step)),
+            resume=lambda directory, step, *more: resumed.append((directory, step)),
         )
         return Saver(Context(node.directory, tracker, SimpleNamespace(config=config, stage="sft", code="0")), {})
 
@@ -758,7 +790,8 @@ def test_what_was_saved_is_resumed(make_saver):
     tensors = {"average.0": torch.randn(3, 2, dtype=torch.bfloat16), "ids": torch.arange(4), "mask": torch.tensor([True])}
     make_saver(every_steps=1).boundary(7, None, lambda: numbers, lambda: tensors)
     progress = make_saver().resume()
-    assert progress.step == 7 and make_saver.resumed == [({"metrics": 12}, 7)]
+    (place,) = places(make_saver().directory)
+    assert progress.step == 7 and make_saver.resumed == [(place, 7)]
     assert numbers.items() <= progress.numbers.items()
     assert progress.tensors.keys() == tensors.keys()
     assert all(torch.equal(progress.tensors[name], tensor) for name, tensor in tensors.items())
@@ -766,7 +799,7 @@ def test_what_was_saved_is_resumed(make_saver):
 
 def test_where_there_is_nothing_a_stage_begins(make_saver):
     progress = make_saver().resume()
-    assert (progress.step, progress.numbers, progress.tensors) == (0, {}, {}) and make_saver.resumed == [({}, 0)]
+    assert (progress.step, progress.numbers, progress.tensors) == (0, {}, {}) and make_saver.resumed == [(None, 0)]
 
 
 def test_a_checkpoint_is_due_by_the_clock(make_saver, monkeypatch):

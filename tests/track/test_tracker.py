@@ -45,14 +45,15 @@ def attempt(spec, start, end, checkpoint=None, kill=True):
 
 def run_attempt(spec, start, end, checkpoint, kill):
     tracker = Tracker(spec, True)
-    file = stage_directory(spec).path / f"written-{start}.json"
-    tracker.resume(json.loads(file.read_text()) if file.exists() else {}, start, 0.0)
+    saved = stage_directory(spec).path / f"saved-{start}"
+    tracker.resume(saved if saved.exists() else None, start, 0.0)
     for step in range(start + 1, end + 1):
         if step % 5 == 0:
             tracker.samples(step, [{"prompt": "p", "sft": "a", "ppo": f"answer {step}"}])
         tracker.log(step, {"reward/mean": step / 2, "kl/sequence": float("nan") if step == 3 else 1.0})
         if step == checkpoint:
-            (stage_directory(spec).path / f"written-{step}.json").write_text(json.dumps(tracker.written()))
+            (stage_directory(spec).path / f"saved-{step}").mkdir()
+            tracker.save(stage_directory(spec).path / f"saved-{step}")
     if kill:
         os.kill(os.getpid(), signal.SIGKILL)
     tracker.close(0)
@@ -158,8 +159,7 @@ def test_online_a_resumed_stage_goes_on_where_the_server_is(spec, monkeypatch, k
     server = Server(known)
     monkeypatch.setattr(wandb, "init", server.init)
     tracker = Tracker(replace(plain, config=spec("tracking=wandb").config), True)
-    file = stage_directory(plain).path / "written-10.json"
-    tracker.resume(json.loads(file.read_text()), 10, 0.0)
+    tracker.resume(stage_directory(plain).path / "saved-10", 10, 0.0)
     for step in range(11, 25):
         tracker.log(step, {"reward/mean": 1.0})
     tracker.close(0)
@@ -174,7 +174,7 @@ def test_online_a_stage_that_begins_writes_its_run_anew(spec, monkeypatch):
     server = Server(18)
     monkeypatch.setattr(wandb, "init", server.init)
     tracker = Tracker(spec("tracking=wandb"), True)
-    tracker.resume({}, 0, 0.0)
+    tracker.resume(None, 0, 0.0)
     tracker.log(1, {"reward/mean": 1.0})
     tracker.close(0)
     assert server.settings["resume"] is None
