@@ -8,6 +8,7 @@ from rlhf.data.records import Comparison, load_dataset
 from rlhf.data.text import load_texts
 from rlhf.experiment.graph import Node
 from rlhf.experiment.sweep import Task
+from rlhf.models.adapters import check_new_adapters
 from rlhf.models.source import Source, check_source, fill_shapes, source_of
 from rlhf.plan.work import Work, work
 
@@ -36,6 +37,9 @@ def check_sources(config: Config, node: Node) -> None:
     if node.stage == "ppo":
         if config.ppo.ptx_coef > 0 and config.ppo.ptx.source != "demonstrations":
             load_texts(config.ppo.ptx, config.data.prompt_format, [])
+        starts = {"lora": "actor", "critic_lora": config.ppo.critic if config.ppo.critic in node.inputs else "critic"}
+        for lora, start in starts.items():
+            check_new_adapters(config, lora, Source(node.inputs[start], f"ppo.{start}"))
         given = {"actor": config.ppo.actor is not None, "reward": config.ppo.reward is not None, "critic": True}
         for key, place in node.inputs.items():
             if given[key]:

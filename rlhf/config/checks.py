@@ -255,6 +255,13 @@ def check_lora(config: Config, key: str) -> None:
     if lora.rank > 0 and not lora.save_merged and sharded and "ppo" in config.stages:
         problem = f"PPO cannot merge them into a model that {sharded}.stage=3 shards"
         raise ConfigError(f"{key}.save_merged", False, problem, "set it true")
+    before = {"lora": ("sft", config.lora), "critic_lora": ("sft", config.lora)}
+    if config.ppo.critic == "reward":
+        before["critic_lora"] = ("reward", config.reward_lora)
+    earlier, first = before.get(key, ("", lora))
+    if lora.rank > 0 and not lora.save_merged and {"ppo", earlier} <= set(config.stages) and not first.save_merged:
+        problem = f"PPO starts from the {earlier} stage's adapters, which its own by themselves would leave out"
+        raise ConfigError(f"{key}.save_merged", False, problem, "set it true")
     shifted = "reward" in config.stages and config.reward.normalize != "none"
     if key == "reward_lora" and lora.rank > 0 and not lora.save_merged and shifted:
         problem = "the scores' bias is kept in the config.json of the merged model"

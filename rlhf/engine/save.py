@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from rlhf.config.schema import Lora
 from rlhf.data.tokens import Tokenizer
 from rlhf.engine.distributed import barrier, is_main
+from rlhf.models.adapters import note_base
 from rlhf.models.heads import Scorer
 from rlhf.models.lora import adapter_names, base_model, is_adapter, merged, plain_name
 
@@ -206,7 +207,7 @@ def write_adapter(engine: Any, directory: Path, read: Read) -> None:
         state = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
         save_file(state, directory / "adapter_model.safetensors", {"format": "pt"})
         settings = model.peft_config["default"]
-        settings.base_model_name_or_path = settings.base_model_name_or_path or None
+        note_base(settings, getattr(plain_module(engine).config, "_commit_hash", None), directory)
         settings.inference_mode = True
         if not isinstance(settings.target_modules, str):
             settings.target_modules = sorted(settings.target_modules or ())  # a set, whose order differs between processes

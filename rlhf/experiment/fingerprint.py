@@ -59,7 +59,18 @@ def identity(path: str | None, key: str = "path") -> str | None:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         else:
             digest.update(sample(file))
+    if (base := base_of_adapters(place)) is not None:
+        digest.update(str(identity(base, key)).encode())
     return digest.hexdigest()
+
+
+def base_of_adapters(place: Path) -> str | None:
+    """The directory that PEFT's adapters at `place` name as the model that they belong to, if they name one."""
+    try:
+        named = json.loads((place / "adapter_config.json").read_text())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return named if isinstance(named, str) and Path(named).is_dir() and Path(named) != place else None
 
 
 def stated_fingerprint(stage: Path, path: str, key: str) -> str | None:

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rlhf.config.errors import ConfigError
+from rlhf.models.lora import PREFIX
 from rlhf.models.source import REACH_S, Source
 
 # What transformers has renamed since checkpoints were written.
@@ -17,13 +18,18 @@ RENAMED = {"lm_head.weight": "embed_out.weight"}
 
 
 def safetensors_names(place: Path) -> set[str] | None:
-    """The names of the weights in a directory's safetensors files; None if it has none."""
+    """The names of the weights in a directory's safetensors files, of adapters as the plain model has them; None if there
+    are none."""
     index, single = place / "model.safetensors.index.json", place / "model.safetensors"
+    adapters = place / "adapter_model.safetensors"
     if index.is_file():
         return set(json.loads(index.read_text())["weight_map"])
     if single.is_file():
         with safe_open(single, "pt") as file:
             return set(file.keys())
+    if adapters.is_file():
+        with safe_open(adapters, "pt") as file:
+            return {name.removeprefix(PREFIX) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
     return None
 
 

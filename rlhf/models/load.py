@@ -17,11 +17,12 @@ from rlhf.config.schema import Config, Lora, Model, Zero
 from rlhf.data.streams import torch_seed
 from rlhf.data.tokens import Tokenizer
 from rlhf.engine.sharded import materialize
+from rlhf.models.adapters import adapter_base
 from rlhf.models.attention import extend_attention
 from rlhf.models.checkpoint import Checkpoint
 from rlhf.models.families import settings_of
 from rlhf.models.heads import BIAS, SCALE, Scorer, classifier_class, head_weights
-from rlhf.models.lora import adapter_base, add_adapters, with_adapter
+from rlhf.models.lora import add_adapters, merge_adapters
 from rlhf.models.quantization import mark_plain, unpacking_options
 from rlhf.models.source import Source, check_positions, read_settings, source_of
 
@@ -45,7 +46,7 @@ def load_policy(source: Source, config: Config, zero: Zero, dropout: float) -> n
     base = adapter_base(source)
     if base is None:
         return from_pretrained(causal_class, source, config, zero, dropout)
-    return with_adapter(from_pretrained(causal_class, base, config, zero, dropout), source, zero)
+    return merge_adapters(from_pretrained(causal_class, base, config, zero, dropout), source, zero)
 
 
 def new_scorer(model: Model, config: Config, tokenizer: Tokenizer, zero: Zero, dropout: float) -> Scorer:
@@ -59,7 +60,10 @@ def new_scorer(model: Model, config: Config, tokenizer: Tokenizer, zero: Zero, d
 
 def headless_scorer(source: Source, config: Config, tokenizer: Tokenizer, zero: Zero, dropout: float) -> Scorer:
     """A scorer whose body is that of the model there, and whose head, bias and scale are new."""
-    classifier: Any = from_pretrained(classifier_class, source, config, zero, dropout, new_head=True)
+    base = adapter_base(source)
+    classifier: Any = from_pretrained(classifier_class, base or source, config, zero, dropout, new_head=True)
+    if base is not None:
+        copy_body(load_policy(source, config, zero, dropout), classifier)
     settings, pad = classifier.config, int(tokenizer.pad_token_id)
     settings.pad_token_id = pad if pad < settings.get_text_config().vocab_size else None  # else it could not be loaded
     setattr(settings, BIAS, 0.0)
@@ -67,12 +71,20 @@ def headless_scorer(source: Source, config: Config, tokenizer: Tokenizer, zero: 
     return Scorer(classifier)
 
 
+def copy_body(policy: Any, classifier: Any) -> None:
+    """Give a classifier the body of a language model of its family, which is on no disk."""
+    body = getattr(policy, policy.base_model_prefix)
+    getattr(classifier, classifier.base_model_prefix).load_state_dict(body.state_dict())
+    classifier.name_or_path = classifier.config._name_or_path = ""
+
+
 def load_scorer(source: Source, config: Config, zero: Zero, dropout: float) -> Scorer:
     """A trained scorer from a directory or hub id: the reward model, and where the critic starts."""
     base = adapter_base(source)
     if base is None:
         return Scorer(from_pretrained(classifier_class, source, config, zero, dropout))
-    return Scorer(with_adapter(from_pretrained(classifier_class, base, config, zero, dropout, new_head=True), source, zero))
+    classifier = from_pretrained(classifier_class, base, config, zero, dropout, new_head=True)
+    return Scorer(merge_adapters(classifier, source, zero))
 
 
 def causal_class(settings: Any) -> Any:

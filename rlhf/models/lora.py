@@ -1,6 +1,5 @@
-"""Low-rank adapters, by PEFT: adding them, finding those of an earlier stage, and merging them into what is saved."""
+"""Low-rank adapters, by PEFT: adding them, and merging them into what is loaded or saved."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from rlhf.config.errors import ConfigError
+from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Lora, Zero
 from rlhf.models.source import Source
 
@@ -84,23 +83,30 @@ def base_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
-def adapter_base(source: Source) -> Source | None:
-    """Where the base model of trained adapters is, if adapters are all that `source` holds."""
-    file = Path(source.place) / "adapter_config.json"
-    if not file.is_file() or (Path(source.place) / "config.json").is_file():
-        return None
-    base = json.loads(file.read_text()).get("base_model_name_or_path")
-    if not base:
-        raise ConfigError(source.key, source.path, "its adapters do not say which model they belong to", "merge them first")
-    return Source(str(base), source.key, None, source.trust_remote_code)
-
-
-def with_adapter(model: nn.Module, source: Source, zero: Zero) -> nn.Module:
-    """A model with the adapters at `source` merged into it."""
-    from peft import PeftModel
+def merge_adapters(model: nn.Module, source: Source, zero: Zero) -> nn.Module:
+    """Return a model with the adapters at `source` merged into it, all of whose weights can be trained. Raises ConfigError
+    where adapters and model do not fit each other."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
 
     if zero.stage == 3:
         problem = "adapters cannot be merged into a model that is sharded"
         raise ConfigError(source.key, source.path, problem, "train them with lora.save_merged=true, or use zero=2")
-    plain: nn.Module = PeftModel.from_pretrained(model, source.place).merge_and_unload()
-    return plain
+    try:
+        adapted: Any = PeftModel.from_pretrained(model, source.place)
+        file = Path(source.place) / "adapter_model.safetensors"
+        if file.is_file():
+            with safe_open(file, "pt") as stored:
+                names = set(stored.keys())
+            needed = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+            foreign = (needed - names) | {name for name in names - needed if is_adapter(name)}
+            if foreign:
+                raise ValueError(f"{min(foreign)} is in one of them only")
+    except (OSError, ValueError, RuntimeError) as error:
+        problem = f"its adapters do not fit the model that they name ({first_line(error)})"
+        raise ConfigError(source.key, source.path, problem, "give adapters of such a model, or merge them first") from error
+    plain: Any = adapted.merge_and_unload()
+    plain.requires_grad_(True)  # PEFT has frozen them
+    plain.name_or_path = plain.config._name_or_path = ""  # it is nowhere on the disk: no adapters may name it
+    merged: nn.Module = plain
+    return merged

@@ -125,9 +125,10 @@ def check_source(source: Source, config: Config, scorer: bool, declared: Model |
     (`scorer`) or one where a language model is wanted, a tokenizer with more tokens than the embedding has rows, or another
     shape than `declared`. Reads no weights."""
     place = Path(source.place)
-    if place.is_dir() and (place / "adapter_config.json").is_file() and not (place / "config.json").is_file():
-        return  # adapters: their base is looked at when it is loaded
-    settings = read_settings(source)
+    from rlhf.models.adapters import adapter_base
+
+    base = adapter_base(source)
+    settings = read_settings(base or source)
     shape = shape_of(settings)
     if place.is_dir() and not any(file for pattern in WEIGHTS for file in place.glob(pattern)):
         raise ConfigError(source.key, source.path, "the directory holds no weights", "give one with model.safetensors")

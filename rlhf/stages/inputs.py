@@ -6,16 +6,20 @@ from rlhf.config.errors import ConfigError
 from rlhf.engine.distributed import gather, is_main, rank, world
 from rlhf.experiment.integrity import differing, known_files
 from rlhf.experiment.spec import Spec
+from rlhf.models.adapters import adapter_base
+from rlhf.models.source import Source
 
 
-def models_of(spec: Spec) -> dict[str, str]:
-    """Return the models that a stage starts from, by the key of the configuration that names them or would."""
-    found = {f"ppo.{name}": path for name, path in spec.inputs.items()}
+def models_of(spec: Spec) -> list[tuple[str, str]]:
+    """Return the models that a stage starts from, those that adapters belong to among them, each with the key of the
+    configuration that names it or would."""
+    found = [(f"ppo.{name}", path) for name, path in spec.inputs.items()]
     for stage, key in (("sft", "model"), ("reward", "reward_model")):
         path = getattr(spec.config, key).path
         if spec.stage == stage and path is not None:
-            found[f"{key}.path"] = path
-    return found
+            found.append((f"{key}.path", path))
+    bases = [(key, adapter_base(Source(path, key))) for key, path in found]
+    return found + [(key, base.path) for key, base in bases if base is not None]
 
 
 def verify_inputs(spec: Spec) -> None:
@@ -24,7 +28,7 @@ def verify_inputs(spec: Spec) -> None:
 
     A model that no stage has saved is not looked at: nothing is known of it.
     """
-    for key, path in models_of(spec).items():
+    for key, path in models_of(spec):
         model = Path(path).expanduser()
         if not model.is_dir():
             continue

@@ -389,6 +389,13 @@ def per_role(roles, *cases):
             ("lora", "reward_lora"),
             ({"{}.rank": 8, "{}.alpha": 16, "{}.save_merged": False}, "{}.save_merged", "False", "start from a model.path"),
         ),
+        # PPO's by themselves, on top of those of the stage that it starts from
+        ({"lora.rank": 8, "lora.alpha": 16, "lora.save_merged": False, "model.path": "org/m", "ppo.critic": "actor"},
+         "lora.save_merged", "False", "set it true"),
+        ({f"{key}.{name}": value for key in ("reward_lora", "critic_lora")
+          for name, value in (("rank", 8), ("alpha", 16), ("save_merged", False))}
+         | {"reward_model.path": "org/m", "model.path": "org/m", "reward.normalize": "none"},
+         "critic_lora.save_merged", "False", "set it true"),
         # shapes with random weights
         *per_role(
             ("model", "reward_model"),
@@ -501,7 +508,8 @@ def test_what_would_fail_minutes_later_is_refused_at_once(make_config, set_key, 
         {"zero.stage": 3, "zero.quantized_weights": True, "zero.quantized_gradients": True, "hardware.device": "cuda"},
         {"lora.rank": 8, "lora.alpha": 16, "lora.target_modules": ["q_proj", "v_proj"], "lora.learning_rate": 0.0},
         {"lora.rank": 8, "lora.alpha": 16, "lora.only": False},
-        {"lora.rank": 8, "lora.alpha": 16, "lora.save_merged": False, "model.path": "org/m", "ppo.critic": "actor"},
+        {"lora.rank": 8, "lora.alpha": 16, "lora.save_merged": False, "model.path": "org/m", "stages": ["sft"]},
+        {"lora.rank": 8, "lora.alpha": 16, "lora.save_merged": False, "stages": ["ppo"]},  # of whatever the stage finds
         {"critic_lora.rank": 8, "critic_lora.alpha": 16, "critic_lora.save_merged": False},  # its base is a reward stage's
         {"model.family": "llama", "model.kv_heads": 2, "model.head_width": 32},
         {"model.family": "bloom", "model.positions": 1},  # ALiBi

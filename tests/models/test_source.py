@@ -291,9 +291,9 @@ def test_another_shape_than_declared_is_refused(make_config, saved, key, value):
     assert "use reward_model=local reward_model.path=..." in message
 
 
-def test_adapters_are_looked_at_with_their_base(make_config, tmp_path):
+def test_adapters_that_name_no_model_are_refused(make_config, tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    check_source(Source(str(tmp_path), "ppo.actor"), make_config(), scorer=False)
+    assert "its adapters do not say which model they belong to" in refused(tmp_path, make_config(), "ppo.actor")
 
 
 # --- reading shapes
