@@ -93,6 +93,15 @@ def models(make_config, tokenizer, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def smooth_models(make_config, tokenizer, tmp_path_factory):
+    """As `models`, of smooth activation, for tests that compare gradients (rounding.py says why); not to be changed."""
+    from tiny import save_models, smooth_opt
+
+    with smooth_opt():
+        return save_models(make_config(), tokenizer, tmp_path_factory.mktemp("smooth"))
+
+
+@pytest.fixture(scope="session")
 def ragged():
     """`ragged(seed, rows, width, n)`: a right-padded mask with at least one token a row, and n float64 tensors of its
     shape that hold numbers everywhere, padding included."""

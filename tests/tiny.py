@@ -1,9 +1,14 @@
 """Small models in this process, as its only rank."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pytest
 import torch
+from rounding import assert_same_gradients, assert_same_step
+from torch import Tensor
 
 from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
 from rlhf.config.derive import batches
@@ -11,8 +16,11 @@ from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.data.records import load_dataset
 from rlhf.data.tokens import encode_prompt, prompt_batch
 from rlhf.engine.distributed import start
+from rlhf.engine.state import engine_state, held
 from rlhf.engine.zero import Learning, frozen_engine, training_engine
+from rlhf.models.families import ARGUMENTS
 from rlhf.models.load import new_policy, new_scorer
+from rlhf.ppo.experience import Experience
 
 PROMPTS = ("How do I clean a kettle?", "What is the best way to repair a lamp?", "Can you help me choose my sofa?")
 
@@ -80,12 +88,55 @@ def built(config, models, tokenizer):
     return loader, engine, DeepSpeedPPOTrainer(engine=engine, args=config)
 
 
-def first_step(config, models, tokenizer):
-    """The first rollout's experience, of eight responses of these lengths, and the weights after its update."""
+@contextmanager
+def smooth_opt() -> Iterator[None]:
+    """Make OPT models with GELU in place of ReLU meanwhile (rounding.py says why)."""
+    plain = ARGUMENTS["opt"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARGUMENTS, "opt", lambda model: plain(model) | {"activation_function": "gelu"})
+        yield
+
+
+def weights(*engines) -> list[Tensor]:
+    """Copies of the weights of engines, or of the shards that this rank holds."""
+    return [held(parameter).detach().clone() for engine in engines for parameter in engine.module.parameters()]
+
+
+def gradients(*engines) -> list[Tensor]:
+    """The gradients of the only update that AdamW has made, whatever the ZeRO stage: its first moments are 1 - beta_1 of
+    them (after clipping)."""
+    return [
+        moment.detach() / (1 - engine.optimizer.param_groups[0]["betas"][0])
+        for engine in engines
+        for name, moment in engine_state(engine).items()
+        if name.endswith("/exp_avg")
+    ]
+
+
+@dataclass
+class Step:
+    """What a step came to: the rollout's experience, weights before and after its only update, gradients and metrics."""
+
+    experience: Experience
+    before: list[Tensor]
+    weights: list[Tensor]
+    gradients: list[Tensor]
+    metrics: dict[str, float]
+
+
+def first_step(config, models, tokenizer) -> Step:
+    """The first step of PPO on eight responses of these lengths, of actor and critic."""
     loader, engine, trainer = built(config, models, tokenizer)
-    batch = replace(next(iter(loader)), limits=torch.tensor([12, 3, 7, 1, 12, 5, 2, 9]))
+    trained = engine.actor, engine.critic
+    before, batch = weights(*trained), replace(next(iter(loader)), limits=torch.tensor([12, 3, 7, 1, 12, 5, 2, 9]))
     experience = trainer.generate_experience(batch)
     trainer.train_rlhf(experience)
-    weights = [p.detach().clone() for e in (engine.actor, engine.critic) for p in e.module.parameters()]
+    step = Step(experience, before, weights(*trained), gradients(*trained), trainer.metrics)
     engine.release()
-    return experience, weights
+    return step
+
+
+def assert_same_update(found: Step, expected: Step) -> None:
+    """Two ways to make a step had the same gradients, and ended at the same weights, but for rounding."""
+    assert_same_gradients(found.gradients, expected.gradients)
+    assert_same_step(found.weights, expected.weights, expected.before)

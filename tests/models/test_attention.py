@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from rounding import assert_close, assert_same_gradients
 from tiny import policy_engine
 from transformers import AutoModelForCausalLM, Gemma2Config, GPTNeoConfig, MistralConfig, Qwen2Config
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -59,12 +60,11 @@ def test_a_row_gives_what_each_sequence_gives_alone_by_plain_attention(name):
     assert takes_packed(ours)
     expected = torch.cat([plain(input_ids=ids[None], use_cache=False).logits[0] for ids in drawn()])
     found = ours(**row_of(drawn())).logits[0]
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert_close(found, expected)
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     for logits in (expected, found):
         (logits * weights).mean().backward()
-    for a, b in zip(plain.parameters(), ours.parameters(), strict=True):
-        torch.testing.assert_close(b.grad, a.grad, atol=1e-5, rtol=1e-4)
+    assert_same_gradients([p.grad for p in ours.parameters()], [p.grad for p in plain.parameters()])
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -74,7 +74,7 @@ def test_padded_sequences_too(name):
     ids, mask = torch.stack([drawn()[0], drawn()[4]]), torch.tensor([[0, 0] + [1] * 7, [1] * 9])
     inputs = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
     expected, found = (model(input_ids=ids, **inputs).logits[mask.bool()] for model in (plain, ours))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert_close(found, expected)
     following = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1)
     again = {"attention_mask": following, "position_ids": following.sum(1, keepdim=True) - 1, "use_cache": True}
     expected, found = (
@@ -85,7 +85,7 @@ def test_padded_sequences_too(name):
         ).logits
         for model in (plain, ours)
     )
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert_close(found, expected)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -131,7 +131,7 @@ def test_the_kernel_for_gpus_is_asked_for_the_same(monkeypatch):
 
     monkeypatch.setattr(attention_module, "has_kernel", lambda query: True)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
-    torch.testing.assert_close(ours(**row_of(drawn())).logits, expected, atol=1e-5, rtol=1e-5)
+    assert_close(ours(**row_of(drawn())).logits, expected)
     assert asked == [([0, 9, 10, 24, 29, 38], 14, (3, 0))] * 2
     ours.config.sliding_window = None
     for layer in ours.model.layers:

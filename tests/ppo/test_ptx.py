@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from rounding import assert_same_gradients
 from tiny import built, dataset
 from transformers import AutoModelForCausalLM
 
@@ -75,48 +76,46 @@ def language_model_gradient(place, texts):
 
 def assert_close(first, second):
     assert first.keys() == second.keys()
-    largest = max(float(gradient.abs().max()) for gradient in second.values())
-    for name in second:
-        assert float((first[name] - second[name]).abs().max()) <= 2e-5 * largest, name
+    assert_same_gradients([first[name] for name in second], list(second.values()))
 
 
 @pytest.mark.parametrize("micro", (1, 2, 4))
 def test_without_advantages_the_gradient_is_that_of_the_texts(  # row 35
-    make_config, tokenizer, models, monkeypatch, micro
+    make_config, tokenizer, smooth_models, monkeypatch, micro
 ):
     config = make_config(*SMALL, "ppo.ptx_coef=0.5", f"ppo.micro_batch_size={micro}")
-    trainer, experience = build(config, models, tokenizer)
+    trainer, experience = build(config, smooth_models, tokenizer)
     experience = replace(experience, advantages=torch.zeros_like(experience.advantages))
     gradient, norms = first_update(trainer, experience, monkeypatch)
-    loss, expected = language_model_gradient(models[0], texts_by_hand(config, tokenizer, 0, 4))
+    loss, expected = language_model_gradient(smooth_models[0], texts_by_hand(config, tokenizer, 0, 4))
     assert_close(gradient, {name: 0.5 * grad for name, grad in expected.items()})
     assert norms[0] == pytest.approx(0.5 * float(torch.cat([g.flatten() for g in expected.values()]).norm()), rel=1e-4)
     assert trainer.update.metrics()["policy/ptx_loss"] == pytest.approx(loss, rel=1e-5)  # the mean, without the weight
 
 
 @pytest.mark.parametrize("micro", (1, 4))
-def test_the_gradient_is_the_policys_and_the_texts_together(make_config, tokenizer, models, monkeypatch, micro):
-    plain, experience = build(make_config(*SMALL, "ppo.micro_batch_size=4"), models, tokenizer)
+def test_the_gradient_is_the_policys_and_the_texts_together(make_config, tokenizer, smooth_models, monkeypatch, micro):
+    plain, experience = build(make_config(*SMALL, "ppo.micro_batch_size=4"), smooth_models, tokenizer)
     policy, _ = first_update(plain, experience, monkeypatch)
     assert all(float(g.abs().max()) > 0 for n, g in policy.items() if not n.endswith("k_proj.bias"))
     config = make_config(*SMALL, "ppo.ptx_coef=2.0", f"ppo.micro_batch_size={micro}")
-    trainer, same_experience = build(config, models, tokenizer)
+    trainer, same_experience = build(config, smooth_models, tokenizer)
     assert torch.equal(same_experience.responses, experience.responses)
     gradient, _ = first_update(trainer, experience, monkeypatch)
-    _, texts = language_model_gradient(models[0], texts_by_hand(config, tokenizer, 0, 4))
+    _, texts = language_model_gradient(smooth_models[0], texts_by_hand(config, tokenizer, 0, 4))
     assert_close(gradient, {name: policy[name] + 2.0 * texts[name] for name in texts})
 
 
 @pytest.mark.parametrize("zero", ("0", "2", "3"))
-def test_policy_and_texts_share_one_step(make_config, tokenizer, models, monkeypatch, zero):
+def test_policy_and_texts_share_one_step(make_config, tokenizer, smooth_models, monkeypatch, zero):
     sharding = f"zero={zero!r}", "zero.persistence_elements=0"
     config = make_config(*SMALL, *sharding, "ppo.ptx_coef=0.5", "ppo.micro_batch_size=2", "ppo.eps=1.0e-8")
-    trainer, experience = build(config, models, tokenizer)
+    trainer, experience = build(config, smooth_models, tokenizer)
     experience = replace(experience, advantages=torch.zeros_like(experience.advantages))
     steps = [engine.global_steps for engine in (trainer.engine.actor, trainer.engine.critic)]
     _, norms = first_update(trainer, experience, monkeypatch)
     assert [e.global_steps - s for e, s in zip((trainer.engine.actor, trainer.engine.critic), steps, strict=True)] == [1, 1]
-    _, expected = language_model_gradient(models[0], texts_by_hand(config, tokenizer, 0, 4))
+    _, expected = language_model_gradient(smooth_models[0], texts_by_hand(config, tokenizer, 0, 4))
     assert norms[0] == pytest.approx(0.5 * float(torch.cat([g.flatten() for g in expected.values()]).norm()), rel=1e-4)
 
 
