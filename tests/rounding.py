@@ -6,9 +6,9 @@ processor's rounding, run the tests with ATEN_CPU_CAPABILITY=default or avx2 (to
 products, as Intel's library computes them on an AMD processor). Tests of such passes compare norms, within the bounds
 below. Bits are compared only where the same operations run in the same order: resuming, one configuration twice.
 
-Values and gradients. Float32 rounds a result by up to UNIT = 2^-24 of itself. The errors of a sum of n products are of mean zero and
-nearly independent, so they come to about sqrt(n) UNIT of the products' norm (Higham and Mary 2019, SIAM J. Sci. Comput.
-41, A2815), and along k such operations to sqrt(k n) UNIT. The tests' models sum up to n = 2,048 terms (a width, a
+Values and gradients. Float32 rounds a result by up to UNIT = 2^-24 of itself. The errors of a sum of n products are of mean
+zero and nearly independent, so they come to about sqrt(n) UNIT of the products' norm (Higham and Mary 2019, SIAM J. Sci.
+Comput. 41, A2815), and along k such operations to sqrt(k n) UNIT. The tests' models sum up to n = 2,048 terms (a width, a
 vocabulary, a batch's tokens), in k = 64 operations from the ids through two blocks to the loss and back. Two passes that
 are compared both round: GRADIENT is twice that bound, 4.3e-5 of the norm. Seen: 3e-7 to 2e-6, whatever the processor.
 

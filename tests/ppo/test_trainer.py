@@ -189,7 +189,11 @@ def test_micro_batches_do_not_change_the_update(make_config, smooth_models, toke
     ]
     assert_same_update(*steps)
     told = [
-        {name: value for name, value in step.metrics.items() if not name.startswith(("policy/sampler", "policy/ratio_first"))}
+        {
+            name: value
+            for name, value in step.metrics.items()
+            if not name.startswith(("policy/sampler", "policy/ratio_first"))
+        }
         for step in steps
     ]
     assert told[0] == pytest.approx(told[1], rel=1e-3, abs=1e-4)
