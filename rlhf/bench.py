@@ -33,6 +33,7 @@ from rlhf.config.compose import config_root, from_hydra, unknown_option
 from rlhf.config.derive import batches, ranks
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
+from rlhf.config.secrets import mask
 from rlhf.experiment.store import write_json
 from rlhf.measure.table import BASELINE, MAIN, show, table
 from rlhf.prepare import load_config
@@ -118,7 +119,7 @@ def measure(config: Config, console: Console) -> None:
     for engine, reason in left_out.items():
         console.print(f"{engine} is left out: {reason}", markup=False)
     found = {
-        "command": shlex.join(["python", "-m", "rlhf.bench", *sys.argv[1:]]), "date": str(date.today()),
+        "command": mask(shlex.join(["python", "-m", "rlhf.bench", *sys.argv[1:]])), "date": str(date.today()),
         "recipe": recipe(config) | {"threads": torch.get_num_threads()},
         "memory": memory_note(config), "left_out": left_out,
         "variants": {

@@ -8,25 +8,27 @@ import argparse
 import json
 import math
 import re
+import reprlib
 import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.ranges import STAGES
+from rlhf.config.terminal import Terminal, one_line
+from rlhf.experiment.files import Unreadable, line_object, read_object, words
 from rlhf.track.metrics import RATES
 
 PERIOD_S, SILENT_S = 2.0, 60.0
@@ -49,10 +51,6 @@ RIGHT = ("points", "step", "rate", "left", "KL", "try", "heard")
 LEAST = ("try", "points", "job", "rate", "node", "heard")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "DEADLINE", "BOOT_FAIL")
 FIX = "give an output_root, or a sweep, a run or a stage in it"
-
-
-class Damaged(Exception):
-    """A file that does not hold what it should; the message says which and why."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ def skipped_in(point: Path) -> dict[str, str]:
     """The stages that a point's summary says were skipped, with the reasons."""
     try:
         stages = read_json(point / "summary.json").get("stages")
-    except Damaged:
+    except Unreadable:
         return {}  # the links say what it would have said, but for this
     listed = [stage for stage in stages.values() if isinstance(stage, dict)] if isinstance(stages, dict) else []
     return {Path(str(s.get("directory"))).name: str(s.get("reason") or "") for s in listed if s.get("state") == "skipped"}
@@ -167,7 +165,7 @@ def read_stage(name: str, place: Path, skipped: dict[str, str]) -> Stage:
         status, result = read_json(place / "status.json"), read_json(place / "result.json")
         rows = read_rows(place / "metrics.jsonl")
         return described(replace(stage, state=state_of(status, result)), status, result, rows)
-    except Damaged as error:
+    except Unreadable as error:
         return replace(stage, reason=str(error))
 
 
@@ -176,12 +174,12 @@ def state_of(status: dict[str, Any], result: dict[str, Any]) -> str:
     if result:
         return "done"
     if not status:
-        raise Damaged("status.json: it is missing")
+        raise Unreadable("status.json: it is missing")
     state = status.get("state")
     if state not in WRITTEN:
-        raise Damaged(f"status.json: there is no state {state!r}")
+        raise Unreadable(f"status.json: there is no state {reprlib.repr(state)}")
     if state == "done":
-        raise Damaged("result.json: it is missing, although status.json says done")
+        raise Unreadable("result.json: it is missing, although status.json says done")
     return str(state)
 
 
@@ -195,29 +193,24 @@ def described(stage: Stage, status: dict[str, Any], result: dict[str, Any], rows
     finals = result.get("metrics")
     seen = [finals if isinstance(finals, dict) else {}, *rows]
     figure = next((name for name in FIGURES if latest(seen, name) is not None), None)
-    words: dict[str, Any] = {key: str(status[key]) for key in ("reason", "host", "job") if status.get(key) is not None}
+    texts: dict[str, Any] = {key: words(status[key]) for key in ("reason", "host", "job") if status.get(key) is not None}
     return replace(
-        stage, stage=str(status.get("stage") or stage.stage), state=state, step=step, total=total, rate=rate, left_s=left,
+        stage, stage=words(status.get("stage")) or stage.stage, state=state, step=step, total=total, rate=rate, left_s=left,
         seconds=number(result, "seconds"), figure=figure, value=None if figure is None else latest(seen, figure),
-        kl=latest(seen, "kl/sequence"), attempts=number(status, "attempts"), heartbeat_age_s=age, **words,
+        kl=latest(seen, "kl/sequence"), attempts=number(status, "attempts"), heartbeat_age_s=age, **texts,
     )  # fmt: skip
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a file; empty if there is no file. Raises Damaged."""
-    try:
-        value = json.loads(file.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise Damaged(f"{file.name}: {first_line(error)}") from error
-    if not isinstance(value, dict) or not value:
-        raise Damaged(f"{file.name}: it holds no object")
-    return value
+    """The object in a file; empty if there is no file. Raises Unreadable."""
+    value = read_object(file)
+    if value is not None and not value:
+        raise Unreadable(f"{file.name} holds nothing")
+    return value or {}
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The last lines of metrics.jsonl, read from its end; what a kill cut off is left out. Raises Damaged."""
+    """The last lines of metrics.jsonl, read from its end; what a kill cut off is left out. Raises Unreadable."""
     try:
         with file.open("rb") as stream:
             start = max(0, stream.seek(0, 2) - TAIL_BYTES)
@@ -226,22 +219,21 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise Damaged(f"{file.name}: {first_line(error)}") from error
+        raise Unreadable(f"{file.name}: {first_line(error)}") from error
     complete, rows = lines[1 if start else 0 : -1][-TAIL_LINES:], []
     for line in complete:
-        with suppress(ValueError, RecursionError):
-            rows.append(json.loads(line))
-    good = [row for row in rows if isinstance(row, dict) and number(row, "step") is not None]
+        rows.append(line_object(line))
+    good = [row for row in rows if row is not None and number(row, "step") is not None]
     if complete and not good:
-        raise Damaged(f"{file.name}: none of its last {len(complete)} lines can be read")
+        raise Unreadable(f"{file.name}: none of its last {len(complete)} lines can be read")
     return good
 
 
 def number(values: dict[str, Any], key: str) -> float | None:
-    """A number, or None where there is none or it is not finite; raises Damaged for anything else."""
+    """A number, or None where there is none or it is not finite; raises Unreadable for anything else."""
     value = values.get(key)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise Damaged(f"{key}: {value!r} is no number")
+        raise Unreadable(f"{key}: {reprlib.repr(value)} is no number")
     return value if value is not None and -LARGEST < value < LARGEST else None
 
 
@@ -322,7 +314,7 @@ def cells(stage: Stage) -> dict[str, str]:
     group, _, name = (stage.figure or "").partition("/")
     left = f"took {duration(stage.seconds)}" if stage.seconds is not None else ""
     speed = "" if rate is None or done else f"{rate:.1f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s/step"
-    return {
+    row = {
         "stage": stage.name,
         "points": str(len(stage.points) or ""),
         "state": f"{stage.state}, {stage.reason}" if stage.state == "queued" and stage.reason else stage.state,
@@ -336,6 +328,7 @@ def cells(stage: Stage) -> dict[str, str]:
         "try": "" if stage.attempts is None else str(stage.attempts),
         "heard": "" if age is None or done else f"{duration(age)} ago",
     }
+    return {title: one_line(text) for title, text in row.items()}
 
 
 def render(view: View, width: int) -> Group:
@@ -352,13 +345,13 @@ def render(view: View, width: int) -> Group:
         table.columns[-1].justify = "right" if title in RIGHT else "left"
     for stage, row in zip(view.stages, rows, strict=True):
         table.add_row(*(Text(row[title], STATES[stage.state] if title == "state" else "") for title in widths))
-    lines = [Text(heading(sweep, points, view.stages)) for sweep, points in view.sweeps.items()]
+    lines = [Text(one_line(heading(sweep, points, view.stages))) for sweep, points in view.sweeps.items()]
     told = [stage for stage in view.stages if stage.reason and stage.state != "queued"]
-    reasons = [Text(f"{stage.name}: {' '.join(str(stage.reason).split())}", STATES[stage.state]) for stage in told]
+    reasons = [Text(one_line(f"{s.name}: {' '.join(str(s.reason).split())}"), STATES[s.state]) for s in told]
     return Group(*lines, *([table] if rows else []), *reasons)
 
 
-def show(watch: Watch, console: Console, once: bool) -> None:
+def show(watch: Watch, console: Terminal, once: bool) -> None:
     """The table once, or on a terminal again and again until nothing more will change."""
     view = watch.look()
     if once or not console.is_terminal:
@@ -382,7 +375,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print a list of stages for machines")
     options = parser.parse_args(arguments)
     watch = Watch(options.directory)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+    console = Terminal(width=None if sys.stdout.isatty() else 240)
     try:
         if options.json:
             print(json.dumps([asdict(stage) for stage in watch.look().stages], indent=2))

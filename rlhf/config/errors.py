@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from rlhf.config.secrets import mask
+from rlhf.config.terminal import one_line
+
 
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message."""
@@ -9,7 +12,7 @@ def first_line(error: BaseException) -> str:
 
 
 class ConfigError(Exception):
-    """Input that cannot work: which key, which value, why, and what to do instead, in one line."""
+    """Input that cannot work: which key, which value, why, and what to do instead, in one line, without secrets."""
 
     def __init__(self, key: str, value: Any, problem: str, fix: str) -> None:
-        super().__init__(f"{key}={value}: {problem}; {fix}")
+        super().__init__(one_line(mask(f"{key}={value}: {problem}; {fix}")))

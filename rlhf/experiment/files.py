@@ -1,8 +1,12 @@
 """Reading what runs have written, of which any file may be missing, cut off or damaged."""
 
+import contextlib
 import json
 import math
+import re
+import reprlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,14 @@ import yaml
 
 # What a damaged file can raise: nothing else is expected of it.
 DAMAGE = (OSError, ValueError, RecursionError, yaml.YAMLError)
+
+
+# Where a top-level key begins, and what a section of YAML may have in common with others.
+SECTION = re.compile(r"^(?=[A-Za-z_])", re.MULTILINE)
+SHARED = re.compile(r"[&*%]|<<|---|\.\.\.")
+# What begins a line of YAML and may nest it, and how much of it (and of brackets anywhere) a configuration may have.
+PREFIX = re.compile(r"^[\s?:-]*", re.MULTILINE)
+STEEP, MANY_BRACKETS = 200, 500
 
 
 class Unreadable(Exception):
@@ -32,8 +44,28 @@ def read_object(file: Path) -> dict[str, Any] | None:
 
 
 def read_yaml(file: Path) -> dict[str, Any] | None:
-    """A YAML mapping, or None if there is no such file. (The faster loader in C crashes on deep nesting.)"""
-    return parsed(file, yaml.safe_load, "YAML mapping")
+    """A YAML mapping, or None if there is no such file."""
+    return parsed(file, load_yaml, "YAML mapping")
+
+
+def load_yaml(content: str) -> Any:
+    """Parse YAML. The points of a sweep have most of their sections alike: each of these is parsed once."""
+    sections = SECTION.split(content)
+    if not SHARED.search(content) and not sections[0].strip():
+        with contextlib.suppress(*DAMAGE):  # a section that ends within a text or a list: the whole is no such file
+            parts = [load_section(section) for section in sections[1:]]
+            if parts and all(isinstance(part, dict) and len(part) == 1 for part in parts):
+                return {key: value for part in parts for key, value in part.items()}
+    return load_section(content)
+
+
+@lru_cache(maxsize=2**12)
+def load_section(content: str) -> Any:
+    """Parse YAML in C, which is many times as fast, but for what may be nested so deeply that it would crash there."""
+    flow = sum(content.count(bracket) for bracket in "[{")
+    steep = any(len(prefix) > STEEP for prefix in PREFIX.findall(content))
+    loader = yaml.SafeLoader if flow > MANY_BRACKETS or steep else getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(content, loader)
 
 
 def parsed(file: Path, parse: Any, kind: str) -> dict[str, Any] | None:
@@ -63,7 +95,7 @@ def read_lines(file: Path) -> Iterator[dict[str, Any] | None]:
         raise Unreadable(f"{file.name} cannot be read ({error.strerror})") from error
 
 
-def line_object(line: str) -> dict[str, Any] | None:
+def line_object(line: str | bytes) -> dict[str, Any] | None:
     """The JSON object of a line, or None."""
     try:
         value = json.loads(line)
@@ -89,8 +121,13 @@ def whole(value: Any) -> int | None:
 
 
 def words(value: Any) -> str | None:
-    """Text as it is, nothing for nothing, anything else as JSON."""
-    return value if value is None or isinstance(value, str) else json.dumps(value, default=str)
+    """Text as it is, nothing for nothing, anything else as JSON, or the beginning of it where that is nested too deeply."""
+    if value is None or isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, default=str)
+    except (RecursionError, ValueError):
+        return reprlib.repr(value)
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from rlhf.config.secrets import masked
 from rlhf.experiment.graph import Node
+from rlhf.experiment.spec import readable
 from rlhf.experiment.store import write_atomic, write_json
 from rlhf.experiment.sweep import Outcome, Point
 
@@ -21,7 +21,7 @@ def record(point: Point, outcomes: dict[str, Outcome]) -> None:
     states = [stage["state"] for stage in stages.values()]
     state = next((state for state in STATES if state in states), "done")
     point.directory.mkdir(parents=True, exist_ok=True)
-    write_atomic(point.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(point.config)))
+    write_atomic(point.directory / "config.yaml", readable(point.config))
     names = {node.directory.path.name for node in point.stages}
     for place in (point.directory / "stages").glob("*"):
         if place.is_symlink() and place.name not in names:
@@ -29,7 +29,7 @@ def record(point: Point, outcomes: dict[str, Outcome]) -> None:
     for node in point.stages:
         link(point.directory / "stages" / node.directory.path.name, node.directory.path)
     summary = {"point": point.name, "overrides": point.overrides, "state": state, "stages": stages}
-    write_json(point.directory / "summary.json", summary)
+    write_json(point.directory / "summary.json", masked(summary))
 
 
 def entry(node: Node, outcome: Outcome) -> dict[str, Any]:

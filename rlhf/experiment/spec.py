@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
+from rlhf.config.secrets import masked
 from rlhf.experiment.checkpoints import check_layout, discard
 from rlhf.experiment.fingerprint import code_hash
 from rlhf.experiment.graph import Node
@@ -21,7 +22,7 @@ from rlhf.experiment.store import StageDirectory, write_atomic, write_json
 @dataclass(frozen=True)
 class Spec:
     """All that a worker reads: the stage, its identity, its inputs, the resolved configuration, a hash of the code, and the
-    fingerprints of the stages that make its inputs."""
+    fingerprints of the stages that make its inputs. Its file holds the configuration's secrets, for its owner alone."""
 
     stage: str
     fingerprint: str
@@ -54,13 +55,18 @@ def begin(spec: Spec) -> None:
     else:
         discard(directory.path)
     directory.clear()
-    write_json(spec.file, asdict(spec))
-    write_atomic(directory.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(spec.config)))
+    write_json(spec.file, asdict(spec), private=True)
+    write_atomic(directory.path / "config.yaml", readable(spec.config))
     attempts = int(directory.status().get("attempts", 0)) + 1
     directory.set_status(
         state="starting", stage=spec.stage, fingerprint=spec.fingerprint, attempts=attempts, reason=None,
         host=socket.gethostname(), pid=os.getpid(), job=job_id(),
     )  # fmt: skip
+
+
+def readable(config: Config) -> str:
+    """A configuration as YAML for people, without the secrets in it."""
+    return OmegaConf.to_yaml(OmegaConf.create(masked(asdict(config))))
 
 
 def job_id() -> str | None:

@@ -13,17 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.secrets import masked
 from rlhf.experiment import lock
 from rlhf.experiment.integrity import MANIFEST, damage, describe_models
 
 
-def write_atomic(path: Path, text: str, durable: bool = True) -> None:
+def write_atomic(path: Path, text: str, durable: bool = True, private: bool = False) -> None:
     """Replace a file's content in one step. When this returns it has reached the disk, unless it need not be `durable`.
-    Raises OSError, which names the file."""
+    A `private` file is never readable by others, not even while it is written. Raises OSError, which names the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with temporary.open("w") as stream:
+        with open(temporary, "w", opener=open_private if private else None) as stream:
             stream.write(text)
             stream.flush()
             if durable:
@@ -38,6 +39,11 @@ def write_atomic(path: Path, text: str, durable: bool = True) -> None:
         sync_directory(path.parent)
 
 
+def open_private(path: str, flags: int) -> int:
+    """Open a new file that its owner alone can read, as `open` asks for it."""
+    return os.open(path, flags | os.O_EXCL, 0o600)
+
+
 def sync_directory(directory: Path) -> None:
     """Wait until the names in a directory have reached the disk: else a file that was renamed may be gone, or be the old
     one, after a loss of power."""
@@ -49,9 +55,9 @@ def sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, value: Any, durable: bool = True) -> None:
+def write_json(path: Path, value: Any, durable: bool = True, private: bool = False) -> None:
     """Write a JSON file in one step."""
-    write_atomic(path, json.dumps(value, indent=2, allow_nan=True) + "\n", durable)
+    write_atomic(path, json.dumps(value, indent=2, allow_nan=True) + "\n", durable, private)
 
 
 # What a new attempt at a stage leaves where it is: whose turn it is, what was said, what was put aside to be looked at.
@@ -130,7 +136,7 @@ class StageDirectory:
         """Change some fields of status.json and renew its heartbeat. It is written anew every few seconds, so nobody waits
         until it has reached the disk. Raises LockLost."""
         self.check_lock()
-        write_json(self.path / "status.json", {**self.status(), **changes, "heartbeat": time.time()}, durable=False)
+        write_json(self.path / "status.json", {**self.status(), **masked(changes), "heartbeat": time.time()}, durable=False)
 
     def clear(self) -> None:
         """Remove what an unfinished attempt left, all but what is KEPT or can be resumed."""

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf.config.ranges import TRAINED
+from rlhf.config.terminal import printable
 from rlhf.experiment.checkpoints import places
 from rlhf.experiment.graph import Node
 from rlhf.experiment.sweep import Outcome, Point, Task, metrics_of
@@ -69,7 +70,7 @@ def print_plan(points: list[Point], tasks: list[Task], works: dict[str, Work | N
         table.add_column(column, justify="right")
     for task in tasks:
         needs = ", ".join(numbers[parent] for parent in task.parents if parent in works)
-        used = task.points[0] if len(task.points) == 1 else f"{len(task.points)} of {len(points)}"
+        used: str | Text = Text(task.points[0]) if len(task.points) == 1 else f"{len(task.points)} of {len(points)}"
         if task.key not in works:
             table.add_row("✓", task.node.directory.path.name, "", used, "done", "", style="dim")
             continue
@@ -115,7 +116,7 @@ def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Con
     for node in planned:
         if node.stage == "ppo" and node.directory.samples.is_file():
             print_samples(node, console)
-        console.print(f"{node.stage}: {node.directory.path}", soft_wrap=True)
+        console.print(Text(f"{node.stage}: {node.directory.path}"), soft_wrap=True)
 
 
 def with_error(metrics: dict[str, float], metric: str, form: str) -> str:
@@ -154,9 +155,9 @@ def print_sweep(points: list[Point], outcomes: dict[str, Outcome], console: Cons
         table.add_column("")
     for name, found in metrics.items():
         cells = [form.format(found[metric]) if metric in found else "" for metric, _, form in columns]
-        table.add_row(name, *cells, *([states[name]] if any(states.values()) else []))
+        table.add_row(Text(name), *cells, *([states[name]] if any(states.values()) else []))
     console.print(table)
-    console.print(f"python -m rlhf.report {points[0].directory.parent}", soft_wrap=True, highlight=False)
+    console.print(Text(f"python -m rlhf.report {points[0].directory.parent}"), soft_wrap=True)
 
 
 def print_failures(tasks: list[Task], outcomes: dict[str, Outcome], console: Console) -> None:
@@ -167,7 +168,7 @@ def print_failures(tasks: list[Task], outcomes: dict[str, Outcome], console: Con
             log = (
                 f" (log: {outcome.log})" if outcome.log is not None and str(outcome.log) not in str(outcome.reason) else ""
             )
-            text = Text(f"{outcome.state} {task.node.directory.path}: {outcome.reason}{log}", style="red")
+            text = Text(printable(f"{outcome.state} {task.node.directory.path}: {outcome.reason}{log}"), style="red")
             console.print(text, soft_wrap=True)
 
 
@@ -179,11 +180,11 @@ def print_samples(node: Node, console: Console) -> None:
         table.add_column(column, overflow="fold", ratio=1)
     for line in lines:
         sample = json.loads(line)
-        table.add_row(Text(sample["prompt"]), answer(sample, "sft"), answer(sample, "ppo"))
+        table.add_row(Text(printable(sample["prompt"])), answer(sample, "sft"), answer(sample, "ppo"))
     console.print(table)
 
 
 def answer(sample: dict[str, object], who: str) -> Text:
     """A response with its rewards."""
     gold = f", gold {sample[f'{who}_gold']:.2f}" if f"{who}_gold" in sample else ""
-    return Text(f"{sample[who]}\n(score {sample[f'{who}_score']:.2f}{gold})")
+    return Text(printable(f"{sample[who]}\n(score {sample[f'{who}_score']:.2f}{gold})"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rlhf.config.terminal import Terminal
 from rlhf.experiment.lock import Held, LockLost, adopt, locked
 from rlhf.experiment.spec import Spec, begin, job_id, stage_directory, thaw
 from rlhf.experiment.stopping import Stopped, listening, received
@@ -32,7 +33,7 @@ class Agent:
 
 def run_node(file: Path) -> int:
     """This node's ranks of a stage; returns the exit code of the job's task."""
-    console = Console(width=200)
+    console = Terminal(width=200)
     with listening(signal.SIGTERM, signal.SIGUSR2):
         spec = thaw(file)
         directory, first = stage_directory(spec), node_number() == 0

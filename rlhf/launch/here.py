@@ -8,6 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from rlhf.config.derive import ranks
 from rlhf.config.errors import ConfigError, first_line
@@ -111,12 +112,12 @@ def run_stage_here(task: Task, console: Console, devices: Devices | None) -> Out
     """Run a stage, or wait for the process that is running it."""
     node, config = task.node, task.config
     if node.directory.done:
-        console.print(f"[green]✓[/] {node.stage}: done before, {node.directory.path}")
+        console.print(done(f"{node.stage}: done before, {node.directory.path}"), soft_wrap=True)
         return Outcome("reused")
     try:
         with locked(node.directory.path, config.launcher.lock_timeout_s, waiting=console.print):
             if node.directory.done:
-                console.print(f"[green]✓[/] {node.stage}: done by another process, {node.directory.path}")
+                console.print(done(f"{node.stage}: done by another process, {node.directory.path}"), soft_wrap=True)
                 return Outcome("reused")
             return run_locked(task, console, devices)
     except Stopped as stopped:
@@ -134,7 +135,7 @@ def run_locked(task: Task, console: Console, devices: Devices | None) -> Outcome
     spec = spec_of(node, config)
     try:
         begin(spec)
-        console.print(f"[bold]{node.stage}[/]: {node.directory.path}", soft_wrap=True)
+        console.print(Text.assemble((node.stage, "bold"), f": {node.directory.path}"), soft_wrap=True)
         workers = devices is not None or config.launcher.kind == "local" or ranks(config) > 1
         if workers:
             run_workers(spec, console, devices or share_of_devices(task, 0, 1))
@@ -144,7 +145,8 @@ def run_locked(task: Task, console: Console, devices: Devices | None) -> Outcome
             run_inline(spec)
     except Stopped as stopped:
         again = "begins anew" if node.stage == "bench" else "goes on from there"
-        console.print(f"[yellow]stopped[/] {node.stage}: {stopped}; the same command {again}", soft_wrap=True)
+        told = f" {node.stage}: {stopped}; the same command {again}"
+        console.print(Text.assemble(("stopped", "yellow"), told), soft_wrap=True)
         node.directory.set_status(state="stopped", reason=str(stopped))
         return Outcome("stopped", str(stopped))
     except KeyboardInterrupt:
@@ -162,6 +164,11 @@ def run_locked(task: Task, console: Console, devices: Devices | None) -> Outcome
         write_atomic(log, traceback.format_exc())
         return failed(task, f"{type(error).__name__}: {first_line(error)}", log)
     return Outcome("done") if node.directory.done else failed(task, "no result was written", log_file(spec, 0))
+
+
+def done(text: str) -> Text:
+    """A line about a stage that is done."""
+    return Text.assemble(("✓", "green"), f" {text}")
 
 
 def failed(task: Task, reason: str, log: Path | None) -> Outcome:

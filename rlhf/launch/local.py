@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rlhf.config.derive import ranks
+from rlhf.config.terminal import printable, without_colours
 from rlhf.experiment import stopping
 from rlhf.experiment.lock import find_held, is_lost
 from rlhf.experiment.spec import Spec, stage_directory
@@ -152,7 +153,7 @@ def relay(stream: IO[str], log: Path, prefix: str, console: Console | None) -> N
             file.write(line)
             file.flush()
             if console is not None:
-                console.print(Text(f"{prefix} {line.rstrip()}"), soft_wrap=True)
+                console.print(Text(f"{prefix} {printable(without_colours(line.rstrip()))}"), soft_wrap=True)
 
 
 def watch(workers: list[subprocess.Popen[str]], grace_s: float, over: Callable[[], bool] = bool) -> list[int | None]:

@@ -4,6 +4,7 @@ Jobs are made by submitit; what they run is rlhf/launch/agent.py, from a copy of
 `<output_root>/slurm/`: specs, logs, the copies.
 """
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -17,9 +18,11 @@ from typing import Any
 from rich.console import Console
 
 from rlhf.config.errors import ConfigError
+from rlhf.config.schema import Launcher
+from rlhf.config.secrets import MASK, mask, secret_keys
 from rlhf.experiment.lock import LockLost, check, locked
 from rlhf.experiment.spec import Spec, spec_of
-from rlhf.experiment.store import write_json
+from rlhf.experiment.store import write_atomic, write_json
 from rlhf.experiment.sweep import Outcome, Task, unmet
 from rlhf.launch.agent import Agent
 
@@ -32,6 +35,7 @@ def submit(tasks: list[Task], console: Console) -> dict[str, Outcome]:
     """Submit the stages that no living job will do; with launcher.wait, follow them to their end. Raises ConfigError for
     what SLURM refuses."""
     config = tasks[0].config
+    check_options(config.launcher)
     place = Path(config.output_root).absolute() / "slurm"
     with locked(place, config.launcher.lock_timeout_s, waiting=console.print):
         alive = active_jobs()
@@ -106,6 +110,7 @@ def submit_group(group: list[Task], jobs: dict[str, str], place: Path) -> list[s
 def parameters(task: Task, needs: list[str], code: Path) -> dict[str, Any]:
     """What sbatch is told, in submitit's words: the resources of `hardware`, the rest of `launcher`."""
     hardware, launcher = task.config.hardware, task.config.launcher
+    setup = setup_lines(launcher.setup, Path(task.config.output_root).absolute() / "slurm")
     cpus = launcher.cpus_per_gpu
     found: dict[str, Any] = {
         "name": f"rlhf-{task.node.stage}",
@@ -123,7 +128,7 @@ def parameters(task: Task, needs: list[str], code: Path) -> dict[str, Any]:
         "slurm_array_parallelism": launcher.array_parallelism,
         "slurm_signal_delay_s": launcher.signal_delay_s,
         # Safe path: `python -m` would look for the package in the directory of submission first.
-        "slurm_setup": [f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}:$PYTHONPATH", *launcher.setup],
+        "slurm_setup": [f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}:$PYTHONPATH", *setup],
         "slurm_dependency": ",".join(f"afterok:{job}" for job in needs) or None,
         "slurm_srun_args": ["--kill-on-bad-exit=1"],
         "slurm_additional_parameters": {"kill-on-invalid-dep": "yes", "requeue": True, **(launcher.additional or {})},
@@ -134,8 +139,28 @@ def parameters(task: Task, needs: list[str], code: Path) -> dict[str, Any]:
 def write_spec(spec: Spec, place: Path) -> Path:
     """The frozen stage that a job reads."""
     file = place / "specs" / f"{Path(spec.directory).name}.json"
-    write_json(file, asdict(spec))
+    write_json(file, asdict(spec), private=True)
     return file
+
+
+def setup_lines(lines: list[str], place: Path) -> list[str]:
+    """The shell lines for a job's script. SLURM keeps the script where others may read it, so a line with a secret stands
+    in a file that its owner alone can read, and the script reads that."""
+    return [line if mask(line) == line else f". {shlex.quote(str(write_setup(line, place)))}" for line in lines]
+
+
+def write_setup(line: str, place: Path) -> Path:
+    """Write a shell line into a private file of its own."""
+    file = place / "setup" / f"{hashlib.sha256(line.encode()).hexdigest()[:12]}.sh"
+    write_atomic(file, line + "\n", private=True)
+    return file
+
+
+def check_options(launcher: Launcher) -> None:
+    """Refuse options of sbatch that hold a secret: they stand in the job's script. Raises ConfigError."""
+    for key in secret_keys(launcher.additional or {}):
+        problem = "it looks like a secret, and would stand in the job's script, which others may read"
+        raise ConfigError(f"launcher.additional.{key}", MASK, problem, "export it in launcher.setup, which is kept private")
 
 
 def package() -> Path:

@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 
 from rlhf.config.errors import ConfigError, first_line
+from rlhf.config.secrets import mask
 from rlhf.experiment.lock import Held, LockLost, adopt
 from rlhf.experiment.spec import Spec, stage_directory, thaw
 from rlhf.experiment.stopping import SAVED, TAKEN_OVER, Stopped, listening
@@ -54,7 +55,7 @@ def error_file(spec: Spec, rank: int) -> Path:
 def note_error(spec: Spec, error: Exception) -> None:
     """Leave the note, and the traceback in the log. Raises LockLost."""
     bad_input = isinstance(error, ConfigError)
-    text = str(error) if bad_input else f"{type(error).__name__}: {first_line(error)}"
+    text = str(error) if bad_input else mask(f"{type(error).__name__}: {first_line(error)}")
     print(f"error: {error}", file=sys.stderr) if bad_input else traceback.print_exc()
     with contextlib.suppress(OSError):  # a full disk, perhaps the very error
         stage_directory(spec).check_lock()

@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlhf.config.terminal import Terminal, one_line
 from rlhf.experiment.summary import BENCH_COLUMNS
 from rlhf.report.collect import ReportError, collect
 from rlhf.report.figures import compared, every_figure, short
@@ -53,19 +53,19 @@ def main(arguments: list[str] | None = None) -> int:
         return refuse(
             f"{error.filename or output}: it cannot be written ({error.strerror}); choose another place with --output"
         )
-    console = Console(soft_wrap=True, highlight=False)
+    console = Terminal(soft_wrap=True)
     for line in overview(collection):
-        console.print(Text(line))
+        console.print(line)
     console.print(summary(groups))
     for file in written:
-        console.print(Text(printable(str(file))))
+        console.print(str(file))
     return 0
 
 
 def refuse(reason: str) -> int:
     """One line on stderr."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(Text.assemble(("error:", "bold red"), f" {printable(reason)}"))
+    console = Terminal(stderr=True, soft_wrap=True)
+    console.print(Text.assemble(("error:", "bold red"), f" {one_line(reason)}"))
     return 2
 
 
@@ -82,13 +82,8 @@ def summary(groups: list[Group]) -> Table:
     for number, group in enumerate(groups):
         means = [known[number] for known in columns]
         cells = ["–" if mean is None else f"{short(mean.mean)} ({mean.n})" for mean in means]
-        table.add_row(Text(printable(group.label)), *map(Text, cells))
+        table.add_row(Text(one_line(group.label)), *map(Text, cells))
     return table
-
-
-def printable(text: str) -> str:
-    """Text that any terminal takes."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 if __name__ == "__main__":

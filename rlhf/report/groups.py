@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from rlhf.config.keys import NAME_KEYS, PLACE_KEYS, covered
@@ -60,7 +61,14 @@ def unseeded(point: Point) -> tuple[str, ...]:
 def deciding(point: Point) -> dict[str, Any]:
     """The dotted keys that make a group, from the configuration or, without one, from the overrides."""
     known = point.config or dict(entry.lstrip("+").partition("=")[::2] for entry in point.overrides)
-    return {key: value for key, value in known.items() if not covered(key, ignored(point))}
+    left_out = ignored(point)
+    return {key: value for key, value in known.items() if not makes_no_group(key, left_out)}
+
+
+@lru_cache(maxsize=2**16)  # every point has the same few hundred keys
+def makes_no_group(key: str, left_out: tuple[str, ...]) -> bool:
+    """Whether a key, or a group that holds it, is among those that make no group."""
+    return covered(key, left_out)
 
 
 def ignored(point: Point) -> tuple[str, ...]:
@@ -113,7 +121,16 @@ def by_keys(sets: list[list[Point]], most: int = 4) -> list[str]:
 def differing(settings: list[dict[str, Any]]) -> list[str]:
     """The keys that do not have one and the same value everywhere, in the order of their first appearance."""
     keys: Iterable[str] = dict.fromkeys(key for own in settings for key in own)
-    return [key for key in keys if len({(key in own, shown(own.get(key))) for own in settings}) > 1]
+    return [key for key in keys if differs(key, settings)]
+
+
+def differs(key: str, settings: list[dict[str, Any]]) -> bool:
+    """Whether a key does not have one and the same value everywhere."""
+    first = settings[0].get(key)
+    alike = isinstance(first, str | int | float) and all(own.get(key) == first for own in settings)
+    if alike and len({type(own[key]) for own in settings}) == 1:  # 1 equals true
+        return False
+    return len({(key in own, shown(own.get(key))) for own in settings}) > 1
 
 
 def shown(value: Any) -> str:

@@ -209,7 +209,10 @@ def drawn(name: str, size: tuple[float, float], paint: Callable[[Canvas], None])
     with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=size, layout="constrained")
         paint(canvas)
-        canvas.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr, call-arg]
+        layout: Any = canvas.get_layout_engine()
+        layout.set(w_pad=0.12, h_pad=0.1)
+        layout.execute(canvas)
+        canvas.set_layout_engine("none")  # else everything is drawn twice, the first time for the layout alone
         stream = io.StringIO()
         canvas.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = stream.getvalue()

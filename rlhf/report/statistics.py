@@ -28,8 +28,12 @@ class Estimate:
 
 def estimate(values: list[float]) -> Estimate | None:
     """The mean of the values and its interval, whatever their order; None without values."""
-    if not values:
-        return None
+    return estimate_once(tuple(values)) if values else None
+
+
+@lru_cache(maxsize=2**14)
+def estimate_once(values: tuple[float, ...]) -> Estimate:
+    """The estimate of some values, which the page, the tables and the terminal all ask for."""
     mean, low, high, n = bands(np.array(values, dtype=np.float64)[:, None])
     bounds = (float(low[0]), float(high[0])) if n[0] > 1 else (None, None)
     return Estimate(int(n[0]), float(mean[0]), *bounds)
@@ -49,17 +53,25 @@ def bands(values: Array) -> tuple[Array, Array, Array, NDArray[np.int64]]:
         least, most = known[0], known[-1]
         mean[here] = np.clip(known.mean(axis=0), least, most)  # rounding must not leave the range of equal values
         if count > 1:
-            means = shares(count) @ known
-            bounds = np.percentile(means, [50 - 50 * LEVEL, 50 + 50 * LEVEL], axis=0)
-            low[here] = np.clip(bounds[0], least, mean[here])
-            high[here] = np.clip(bounds[1], mean[here], most)
+            means = np.sort(known.T @ shares(count), axis=1)  # [columns, RESAMPLES]
+            low[here] = np.clip(quantile(means, 0.5 - LEVEL / 2), least, mean[here])
+            high[here] = np.clip(quantile(means, 0.5 + LEVEL / 2), mean[here], most)
     return mean, low, high, n
+
+
+def quantile(ordered: Array, share: float) -> Array:
+    """A quantile of each row of sorted values, between two of them by their distance. (np.quantile takes three times as
+    long as the sort.)"""
+    position = share * (ordered.shape[1] - 1)
+    below = int(position)
+    part = position - below
+    return ordered[:, below] * (1 - part) + ordered[:, below + 1] * part
 
 
 @lru_cache(maxsize=64)
 def shares(count: int) -> Array:
-    """Resamples of `count` values, [RESAMPLES, count]: the share of each value in each."""
+    """Resamples of `count` values, [count, RESAMPLES]: the share of each value in each."""
     drawn = np.random.default_rng(SEED).integers(0, count, (RESAMPLES, count))
     counted = np.zeros((RESAMPLES, count))
     np.add.at(counted, (np.arange(RESAMPLES)[:, None], drawn), 1.0)
-    return counted / count
+    return np.ascontiguousarray(counted.T / count)

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.terminal import printable
 from rlhf.experiment.store import write_atomic
 from rlhf.report.collect import Collection, Point
 from rlhf.report.figures import FIGURES, Cell, Figure, compared, every_figure, short
@@ -35,8 +36,8 @@ def write_tables(output: Path, collection: Collection, groups: list[Group]) -> l
 
 
 def save(file: Path, content: str) -> None:
-    """Write text of any origin: half a character, as JSON allows it, becomes a question mark."""
-    write_atomic(file, content.encode("utf-8", "replace").decode("utf-8"))
+    """Write text of any origin; what steers a terminal, and half a character, as JSON allows it, is shown instead."""
+    write_atomic(file, printable(content))
 
 
 def point_rows(collection: Collection, groups: list[Group], figures: list[Figure]) -> Rows:

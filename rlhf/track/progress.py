@@ -3,8 +3,9 @@
 import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rlhf.config.terminal import Terminal
 
 QUIET_PERIOD_S = 5.0
 
@@ -19,7 +20,7 @@ class Bar:
 
     def __init__(self, label: str, total: int, show: bool, done: int = 0) -> None:
         self.label, self.total, self.show, self.done = label, total, show, done
-        self.console = Console()
+        self.console = Terminal()
         self.last = 0.0
         self.progress: Progress | None = None
         if show and self.console.is_terminal:
@@ -50,7 +51,7 @@ class Bar:
             self.progress.update(self.task, completed=done, figures=text)
         elif self.show and (done == self.total or time.monotonic() - self.last > QUIET_PERIOD_S):
             self.last = time.monotonic()
-            self.console.print(f"{self.label:>6} {done}/{self.total}  {text}", highlight=False, soft_wrap=True)
+            self.console.print(f"{self.label:>6} {done}/{self.total}  {text}", soft_wrap=True)
 
     def say(self, text: str) -> None:
         """Show what is being done between two steps, where the number of steps stands still."""
@@ -58,4 +59,4 @@ class Bar:
             self.progress.update(self.task, figures=text)
         elif self.show and time.monotonic() - self.last > QUIET_PERIOD_S:
             self.last = time.monotonic()
-            self.console.print(f"{self.label:>6} {self.done}/{self.total}  {text}", highlight=False, soft_wrap=True)
+            self.console.print(f"{self.label:>6} {self.done}/{self.total}  {text}", soft_wrap=True)

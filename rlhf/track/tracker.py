@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.secrets import masked
 from rlhf.experiment.files import read_lines
 from rlhf.experiment.lock import LockLost
 from rlhf.experiment.spec import Spec, stage_directory
@@ -38,7 +39,7 @@ class Tracker:
         if not main:
             return
         self.directory.check_lock()
-        write_json(self.directory.path / "environment.json", environment(spec.config))
+        write_json(self.directory.path / "environment.json", masked(environment(spec.config)))
         self.heart = threading.Thread(target=self.beat, daemon=True)
         self.heart.start()
 

@@ -1,10 +1,13 @@
 """Weights & Biases: a sweep is a group, a stage a run in it whose id is its fingerprint, and the sweep itself one more run,
 which tells what stages its points share. Imported only when used."""
 
+import contextlib
 import hashlib
 import netrc
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from urllib.parse import urlparse
 
 from rlhf.config.ranges import STAGES
 from rlhf.config.schema import Config
+from rlhf.config.secrets import mask, masked
 from rlhf.experiment.spec import Spec
 from rlhf.experiment.sweep import Outcome, Point, Task, metrics_of
 
@@ -30,7 +34,7 @@ class WandbRun:
         place, name = Path(spec.directory), f"{spec.config.name}-{Path(spec.directory).name}"
         self.run = start(spec.config, spec.stage, name, run_id(spec.fingerprint), place, resumed)
         inputs = {"inputs": [run_id(parent) for parent in spec.parents]}
-        self.run.config.update(asdict(spec.config) | inputs, allow_val_change=True)
+        self.run.config.update(masked(asdict(spec.config)) | inputs, allow_val_change=True)
         self.first = self.run.step if resumed else 0
 
     def log(self, step: int, at: float, metrics: dict[str, float]) -> None:
@@ -67,19 +71,31 @@ def start(config: Config, kind: str, name: str, identity: str, directory: Path, 
     mode: Any = settings.mode or default_mode()
     for superseded in (directory / "wandb").glob(f"offline-run-*-{identity}"):
         shutil.rmtree(superseded)
-    return wandb.init(
-        project=settings.project,
-        entity=settings.entity,
-        group=settings.group or config.name,
-        job_type=kind,
-        name=name,
-        id=identity,
-        resume="allow" if resumed and mode == "online" else None,
-        tags=[kind, *settings.tags],
-        dir=str(directory),
-        mode=mode,
-        settings=wandb.Settings(console="off", silent=True),
-    )
+    with masked_command():
+        return wandb.init(
+            project=settings.project,
+            entity=settings.entity,
+            group=settings.group or config.name,
+            job_type=kind,
+            name=name,
+            id=identity,
+            resume="allow" if resumed and mode == "online" else None,
+            tags=[kind, *settings.tags],
+            dir=str(directory),
+            mode=mode,
+            settings=wandb.Settings(console="off", silent=True),
+        )
+
+
+@contextlib.contextmanager
+def masked_command() -> Iterator[None]:
+    """Hide the secrets in the command line, which W&B uploads with a run when it starts."""
+    words = list(sys.argv)
+    sys.argv[:] = [mask(word) for word in words]
+    try:
+        yield
+    finally:
+        sys.argv[:] = words
 
 
 def log_sweep(points: list[Point], tasks: list[Task], outcomes: dict[str, Outcome]) -> None:

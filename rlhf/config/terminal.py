@@ -1,0 +1,45 @@
+"""What the program prints and writes for people: text of any origin that cannot steer a terminal."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+# Control characters but for tab and newline, what reverses the direction of text, and halves of characters.
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
+
+
+def printable(text: str) -> str:
+    """A text whose control characters are shown instead of obeyed: ␛ for an escape, ␀ for NUL, � for others."""
+    return UNPRINTABLE.sub(picture, text)
+
+
+def picture(found: re.Match[str]) -> str:
+    """The visible stand-in of a character."""
+    code = ord(found[0])
+    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
+
+
+def one_line(text: str) -> str:
+    """A printable text without line breaks and tabs, which are shown too."""
+    return printable(text).replace("\n", "\u240a").replace("\t", "\u2409")
+
+
+def without_colours(text: str) -> str:
+    """A text without the colours that a program has put in it for a terminal."""
+    return COLOUR.sub("", text)
+
+
+class Terminal(Console):
+    """A rich console for text of any origin: no markup is read in it, and whatever is printed is printable."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False} | options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render as any console does, with all text made printable; rich's own control codes stay."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
