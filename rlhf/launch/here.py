@@ -123,7 +123,7 @@ def run_stage_here(task: Task, console: Console, devices: Devices | None) -> Out
     except Stopped as stopped:
         return Outcome("stopped", str(stopped))
     except LockLost as lost:
-        console.print(f"[yellow]stopped[/] {node.stage}: {lost}", soft_wrap=True)
+        console.print(Text.assemble(("stopped", "yellow"), f" {node.stage}: {lost}"), soft_wrap=True)
         return Outcome("stopped", str(lost))
     except OSError as error:
         return Outcome("failed", f"{error.filename or node.directory.path}: {error.strerror or error}")
