@@ -32,9 +32,8 @@ class WandbRun:
 
         self.wandb = wandb
         place, name = Path(spec.directory), f"{spec.config.name}-{Path(spec.directory).name}"
-        self.run = start(spec.config, spec.stage, name, run_id(spec.fingerprint), place, resumed)
-        inputs = {"inputs": [run_id(parent) for parent in spec.parents]}
-        self.run.config.update(masked(asdict(spec.config)) | inputs, allow_val_change=True)
+        values = masked(asdict(spec.config)) | {"inputs": [run_id(parent) for parent in spec.parents]}
+        self.run = start(spec.config, spec.stage, name, run_id(spec.fingerprint), place, values, resumed)
         self.first = self.run.step if resumed else 0
 
     def log(self, step: int, at: float, metrics: dict[str, float]) -> None:
@@ -59,8 +58,11 @@ def run_id(fingerprint: str) -> str:
     return fingerprint[:32]
 
 
-def start(config: Config, kind: str, name: str, identity: str, directory: Path, resumed: bool = False) -> Any:
-    """Start a run with its files in `directory`: the run that the server has of this id continued if `resumed`, else anew.
+def start(
+    config: Config, kind: str, name: str, identity: str, directory: Path, values: dict[str, Any], resumed: bool = False
+) -> Any:
+    """Start a run that shows `values` as its configuration, with its files in `directory`: the run that the server has of
+    this id continued if `resumed`, else anew.
 
     Offline there is no server to ask. The run is then written whole, and offline files of it that are there already are
     removed: they hold what is written again, and would be synced as the same run.
@@ -79,6 +81,8 @@ def start(config: Config, kind: str, name: str, identity: str, directory: Path, 
             job_type=kind,
             name=name,
             id=identity,
+            config=values,
+            allow_val_change=True,
             resume="allow" if resumed and mode == "online" else None,
             tags=[kind, *settings.tags],
             dir=str(directory),
@@ -105,7 +109,7 @@ def log_sweep(points: list[Point], tasks: list[Task], outcomes: dict[str, Outcom
 
     config, place = points[0].config, points[0].directory.parent
     identity = hashlib.sha256(f"{config.tracking.wandb.project}/{config.name}".encode()).hexdigest()[:32]
-    run = start(config, "sweep", config.name, identity, place)
+    run = start(config, "sweep", config.name, identity, place, {})
     plan = [
         [task.node.directory.path.name, run_id(task.key), outcomes[task.key].state, ", ".join(task.points)]
         for task in tasks

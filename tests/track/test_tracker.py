@@ -127,13 +127,6 @@ class Server:
     def step(self):
         return self.known + 1 if self.settings["resume"] == "allow" and self.known else 0
 
-    @property
-    def config(self):
-        return self
-
-    def update(self, values, allow_val_change):
-        assert values["stages"]
-
     def log(self, row, step, commit):
         assert step >= self.step  # else W&B drops it with a warning
         self.rows.append((step, commit))
