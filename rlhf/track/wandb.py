@@ -50,7 +50,7 @@ class WandbRun:
 
     def finish(self, exit_code: int) -> None:
         """End the run, as failed if the code is not 0."""
-        self.run.finish(exit_code=exit_code)
+        end(self.run, exit_code)
 
 
 def run_id(fingerprint: str) -> str:
@@ -127,7 +127,15 @@ def log_sweep(points: list[Point], tasks: list[Task], outcomes: dict[str, Outcom
             "points": wandb.Table(columns=columns, data=rows),
         }
     )
-    run.finish()
+    end(run, 0)
+
+
+def end(run: Any, exit_code: int) -> None:
+    """End a run, and wait until W&B's own process has written all of it: `finish` may return before."""
+    import wandb
+
+    run.finish(exit_code=exit_code)
+    wandb.teardown()
 
 
 def default_mode() -> str:
