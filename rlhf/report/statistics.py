@@ -65,7 +65,8 @@ def quantile(ordered: Array, share: float) -> Array:
     position = share * (ordered.shape[1] - 1)
     below = int(position)
     part = position - below
-    return ordered[:, below] * (1 - part) + ordered[:, below + 1] * part
+    between: Array = ordered[:, below] * (1 - part) + ordered[:, below + 1] * part
+    return between
 
 
 @lru_cache(maxsize=64)
