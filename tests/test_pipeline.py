@@ -73,6 +73,8 @@ def test_three_stages_run_and_end_in_a_table(place, first):
         "gold reward of PPO",
         "KL to the reference",
         "mean length of PPO",
+        "perplexity before SFT",
+        " ± ",
     ):
         assert text in first.stdout
     assert "Held-out prompts" in first.stdout and "loss" in first.stdout and "reward" in first.stdout
@@ -81,9 +83,10 @@ def test_three_stages_run_and_end_in_a_table(place, first):
 @pytest.mark.parametrize(
     ("name", "figures"),
     [
-        ("sft", {"eval/perplexity"}),
-        ("reward", {"eval/accuracy", "eval/accuracy_ceiling"}),
+        ("sft", {"eval/perplexity", "eval/perplexity_se", "eval/perplexity_initial", "data/responses_cut"}),
+        ("reward", {"eval/accuracy", "eval/accuracy_se", "eval/accuracy_initial", "eval/accuracy_ceiling", "data/ties"}),
         ("ppo", {"eval/gold", "eval/gold_sft", "eval/gold_sft_std", "eval/kl_sequence", "eval/reward", "eval/length"}),
+        ("ppo", {"eval/gold_se", "eval/gold_sft_se", "eval/kl_sequence_se", "eval/reward_se", "eval/length_se"}),
     ],
 )
 def test_a_stage_directory_holds_everything(place, first, name, figures):

@@ -157,6 +157,10 @@ def print_sweep(points: list[Point], outcomes: dict[str, Outcome], console: Cons
         cells = [form.format(found[metric]) if metric in found else "" for metric, _, form in columns]
         table.add_row(Text(name), *cells, *([states[name]] if any(states.values()) else []))
     console.print(table)
+    nodes = {node.fingerprint: node for point in points for node in point.stages if outcomes[node.fingerprint].good}
+    losses = [count_losses(node.stage, node.directory.result().metrics) for node in nodes.values()]
+    for line in dict.fromkeys(f"{label}: {found}" for rows in losses for label, found in rows.items()):
+        console.print(line, soft_wrap=True, highlight=False)
     console.print(Text(f"python -m rlhf.report {points[0].directory.parent}"), soft_wrap=True)
 
 
