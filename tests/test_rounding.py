@@ -1,6 +1,8 @@
 """The bounds on rounding (rounding.py) let rounding pass, and nothing that is wrong."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from tiny import smooth_opt
 from rlhf.engine.distributed import start
 from rlhf.models.load import new_policy
 from rlhf.ppo.forward import response_logprobs
+
+pytestmark = pytest.mark.rounding
 
 RESPONSE = 9
 
@@ -114,3 +118,12 @@ def test_one_wrong_tensor_among_many_is_beyond_the_bound(policy, batch):
             continue  # of keys' biases, 0 but for rounding
         wrong = [*plain[:place], slope.roll(1) if slope.ndim == 1 else slope.flip(0), *plain[place + 1 :]]
         assert gradient_gap(wrong, plain) > 2 * GRADIENT
+
+
+def test_whoever_uses_the_bounds_is_run_with_other_processors_arithmetic_too():
+    """By `.ci/run`, which takes the tests that are so marked."""
+    users = re.compile(r"^ *from (rounding|agreement) import|^ *from tiny import .*(smooth_opt|assert_same_update)", re.M)
+    files = [file for file in Path(__file__).parent.rglob("test_*.py") if file.parent.name != "gpu"]
+    used = {file.name for file in files if users.search(file.read_text())}
+    marked = {file.name for file in files if "\npytestmark = pytest.mark.rounding\n" in file.read_text()}
+    assert len(used) > 10 and used <= marked

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 import rlhf.algo.logprobs as logprobs_module
 from rlhf.algo.logprobs import token_logprobs
 
+pytestmark = pytest.mark.rounding
+
 
 def batch(seed, rows, width, vocabulary, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)

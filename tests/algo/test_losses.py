@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from rlhf.algo.losses import policy_loss, policy_ratio, preference_loss, value_loss
 
+pytestmark = pytest.mark.rounding
+
 seeds, rows, widths = st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 9)
 ONE = torch.ones(1, 1)
 

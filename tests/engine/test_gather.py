@@ -1,12 +1,14 @@
 """Whole weights for a rollout, on a single rank too."""
 
 import pytest
-import torch
+from agreement import disagreements
 
 from rlhf.data.streams import uniforms
 from rlhf.measure.ppo import random_models
 from rlhf.prepare import load_config
 from rlhf.rollout import generate
+
+pytestmark = pytest.mark.rounding
 
 
 @pytest.mark.parametrize("gather", ["all", "layers"])
@@ -25,6 +27,6 @@ def test_one_rank_at_stage_3_has_no_whole_layers_either(tmp_path, gather):
         for engine in ("hf", "hybrid", "hybrid"):
             config.rollout.engine = engine
             found.append(generate(models.engine.actor, models.prompts, draws, models.tokenizer, config.rollout))
-    assert torch.equal(found[0].tokens, found[1].tokens)
-    assert torch.equal(found[1].tokens, found[2].tokens)
-    assert torch.allclose(found[0].logprobs, found[1].logprobs, atol=1e-4)
+        given = models.engine.actor, models.prompts, draws
+        for other in found[1:]:
+            assert disagreements(*given, other, found[0], config.rollout, models.tokenizer.eos_token_id) == []

@@ -16,6 +16,8 @@ from rlhf.engine.zero import Learning, backward, set_rates, training_engine
 from rlhf.models.load import new_policy
 from rlhf.models.lora import is_adapter
 
+pytestmark = pytest.mark.rounding
+
 PLAN = Batches(ranks=1, per_rank=4, micro=2, accumulation=2)
 ZEROS = ("0", "1", "2", "3", "2-offload", "3-offload")
 RATE, CLIP = 0.02, 0.3

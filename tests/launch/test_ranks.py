@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from rlhf.experiment.graph import nodes
 from rlhf.track.metrics import MACHINE_GROUPS
 
+pytestmark = pytest.mark.rounding
+
 SMALL = (
     "sft.max_steps=4",
     "reward.max_steps=3",

@@ -15,6 +15,8 @@ from rlhf.models.attention import attention, extend_attention, takes_packed
 from rlhf.models.families import ARGUMENTS, settings_of
 from rlhf.models.load import on_meta
 
+pytestmark = pytest.mark.rounding
+
 LENGTHS = (9, 1, 14, 5, 9)
 SMALL = {
     "vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,

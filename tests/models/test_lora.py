@@ -17,6 +17,8 @@ from rlhf.models.lora import add_adapters, is_adapter
 from rlhf.models.source import Source
 from rlhf.ppo.forward import response_logprobs, response_scores
 
+pytestmark = pytest.mark.rounding
+
 # The linear layers of a block, from each family's source in transformers.
 LAYERS = {
     "opt": {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2"},

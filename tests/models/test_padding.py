@@ -7,6 +7,8 @@ from tiny import policy_engine, scorer_engine
 from rlhf.models.families import ARGUMENTS
 from rlhf.ppo.forward import response_logprobs, response_scores, response_values
 
+pytestmark = pytest.mark.rounding
+
 # Every family; and OPT as OPT-350M has it: narrow embedding, layer norm after each block.
 SHAPES = {family: (f"model={family.replace('_', '-')}-tiny",) for family in ARGUMENTS} | {
     "opt-350m's": tuple(

@@ -9,6 +9,8 @@ from torch import nn
 
 from rlhf.ppo import trainer as trainer_module
 
+pytestmark = pytest.mark.rounding
+
 SMALL = (
     "ppo.rollout_batch_size=8", "ppo.batch_size=8", "ppo.micro_batch_size=4", "ppo.update_epochs=1", "ppo.max_steps=2",
     "rollout.max_new_tokens=12", "ppo.compile=true", "ppo.max_grad_norm=1e9",

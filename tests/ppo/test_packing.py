@@ -16,6 +16,8 @@ from rlhf.models.families import ARGUMENTS
 from rlhf.models.load import new_policy, new_scorer, prepare_for_training
 from rlhf.ppo.forward import laid_out, micro_batches, response_logprobs, response_scores, response_values
 
+pytestmark = pytest.mark.rounding
+
 FAMILIES = [family.replace("_", "-") for family in ARGUMENTS]
 LENGTHS = ((7, 5), (4, 3), (1, 9), (12, 1), (4, 4))  # of prompts and responses
 QUERY, RESPONSE = max(q for q, _ in LENGTHS), max(r for _, r in LENGTHS)

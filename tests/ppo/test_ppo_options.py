@@ -22,6 +22,8 @@ from rlhf.ppo.report import describe_rollout
 from rlhf.rollout import generate
 from rlhf.rollout.base import Responses
 
+pytestmark = pytest.mark.rounding
+
 SMALL = (
     "ppo.rollout_batch_size=8",
     "ppo.batch_size=4",

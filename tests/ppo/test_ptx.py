@@ -18,6 +18,8 @@ from rlhf.data.tokens import right_mask
 from rlhf.ppo import ptx, update
 from rlhf.ppo.ptx import Texts, predicted
 
+pytestmark = pytest.mark.rounding
+
 CPU = torch.device("cpu")
 SMALL = (
     "ppo.rollout_batch_size=8",

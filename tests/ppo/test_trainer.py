@@ -15,6 +15,8 @@ from rlhf.models.tokenizer import train_tokenizer
 from rlhf.ppo.report import describe_speed
 from rlhf.track.metrics import check_names
 
+pytestmark = pytest.mark.rounding
+
 SMALL = (
     "ppo.rollout_batch_size=8",
     "ppo.batch_size=4",

@@ -1,15 +1,19 @@
 """What every rollout engine must do."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
+from agreement import disagreements
 from tiny import PROMPTS, policy_engine, prompts, random_numbers
 from transformers import GenerationConfig
 
 from rlhf.data.tokens import encode_prompt, left_mask, prompt_batch, right_mask
 from rlhf.ppo.forward import response_logprobs
 from rlhf.rollout import generate
+from rlhf.rollout.base import Responses
+
+pytestmark = pytest.mark.rounding
 
 
 @pytest.fixture(scope="module", params=["hf", "hybrid", "paged"])
@@ -50,10 +54,10 @@ def test_a_sample_does_not_depend_on_its_batch(config, engine, tokenizer):
     numbers = random_numbers(config, 3)
     together = generate(engine, prompts(config, tokenizer), numbers, tokenizer, config.rollout)
     for row, text in enumerate(PROMPTS):
-        alone = generate(engine, prompts(config, tokenizer, [text]), numbers[row : row + 1], tokenizer, config.rollout)
-        length = int(alone.lengths[0])
-        assert int(together.lengths[row]) == length
-        assert together.tokens[row, :length].tolist() == alone.tokens[0, :length].tolist()
+        batch, own = prompts(config, tokenizer, [text]), numbers[row : row + 1]
+        alone = generate(engine, batch, own, tokenizer, config.rollout)
+        of_all = Responses(*(getattr(together, field.name)[row : row + 1] for field in fields(Responses)))
+        assert disagreements(engine, batch, own, of_all, alone, config.rollout, tokenizer.eos_token_id) == []
 
 
 def test_micro_batches_change_nothing(make, engine, tokenizer, config):
@@ -61,10 +65,7 @@ def test_micro_batches_change_nothing(make, engine, tokenizer, config):
     numbers, batch = random_numbers(config, 3), prompts(config, tokenizer)
     whole = generate(engine, batch, numbers, tokenizer, config.rollout)
     parts = generate(engine, batch, numbers, tokenizer, split.rollout)
-    mask = right_mask(whole.lengths, whole.tokens.size(1))
-    assert torch.equal(whole.lengths, parts.lengths)
-    assert torch.equal(whole.tokens * mask, parts.tokens * mask)
-    assert torch.allclose(whole.logprobs, parts.logprobs, atol=1e-5)
+    assert disagreements(engine, batch, numbers, parts, whole, config.rollout, tokenizer.eos_token_id) == []
 
 
 def test_the_sampler_reports_the_trainers_log_probabilities(config, engine, tokenizer):  # rows 14, 33
@@ -145,6 +146,4 @@ def test_several_responses_to_a_prompt_are_what_so_many_prompts_give(make, confi
     split = generate(engine, batch, numbers, tokenizer, replace(config.rollout, micro_batch_size=3))
     assert len({tuple(row) for row in together.tokens[:4].tolist()}) == 4
     for other in (apart, split):
-        mask = right_mask(other.lengths, other.tokens.size(1))
-        assert torch.equal(together.lengths, other.lengths) and torch.equal(together.tokens * mask, other.tokens * mask)
-        assert torch.allclose(together.logprobs * mask, other.logprobs * mask, atol=1e-5)
+        assert disagreements(engine, batch, numbers, together, other, config.rollout, tokenizer.eos_token_id) == []

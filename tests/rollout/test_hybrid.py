@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from agreement import disagreements, distances
 from ranks import run_script
 from tiny import learning_engine, policy_engine, prompts
 
@@ -19,6 +20,8 @@ from rlhf.engine.zero import frozen_engine
 from rlhf.rollout import forget, generate
 from rlhf.rollout.decoder import SLOTS, Decoder, next_size
 from rlhf.rollout.hybrid import DECODERS
+
+pytestmark = pytest.mark.rounding
 
 FAMILIES = (
     "opt",
@@ -56,15 +59,13 @@ def test_a_family_gives_the_tokens_of_plain_generate(make_config, tokenizer, fam
             if parameter.ndim > 1:
                 parameter.mul_(3.0)  # sharper than random weights are
     batch = prompts(config, tokenizer, TEXTS)
-    # Of 768 tokens' boundaries one lies within rounding (1e-7) of one number in some thousands; with seed 1 for Bloom.
     numbers = np.random.default_rng(2).random((len(TEXTS), 10), dtype=np.float32)
     for changes in ({"do_sample": False}, {}, {"micro_batch_size": 3, "min_new_tokens": 4}, {"fixed_length": True}):
         rollout = replace(config.rollout, **changes)
         plain = generate(engine, batch, numbers, tokenizer, replace(rollout, engine="hf"))
         found = generate(engine, batch, numbers, tokenizer, rollout)
-        assert torch.equal(found.lengths, plain.lengths) and torch.equal(found.ended, plain.ended)
-        assert torch.equal(found.tokens, plain.tokens * right_mask(plain.lengths, plain.tokens.size(1)))
-        assert torch.allclose(found.logprobs, plain.logprobs, atol=1e-4)
+        assert disagreements(engine, batch, numbers, found, plain, rollout, tokenizer.eos_token_id) == []
+        assert not (found.tokens * (1 - right_mask(found.lengths, found.tokens.size(1)))).any()
 
 
 def test_rows_that_end_are_left_out_and_disturb_no_other(make_config, tokenizer, monkeypatch):
@@ -79,8 +80,7 @@ def test_rows_that_end_are_left_out_and_disturb_no_other(make_config, tokenizer,
     assert sizes[0] < 10 and sizes[-1] <= 2 and sizes == sorted(sizes, reverse=True)
     assert len(sizes) == max(ends)  # and nothing after the last one has ended
     plain = generate(engine, batch, numbers, tokenizer, replace(config.rollout, engine="hf"))
-    assert torch.equal(found.tokens, plain.tokens * right_mask(plain.lengths, plain.tokens.size(1)))
-    assert torch.allclose(found.logprobs, plain.logprobs, atol=1e-4)
+    assert disagreements(engine, batch, numbers, found, plain, config.rollout, tokenizer.eos_token_id) == []
 
 
 def test_batches_shrink_to_few_sizes_that_are_large_enough():
@@ -104,7 +104,7 @@ def test_adapters_are_merged_for_the_rollout_and_the_base_comes_back_bit_for_bit
     found = generate(engine, batch, numbers, tokenizer, config.rollout)
     plain = generate(engine, batch, numbers, tokenizer, replace(config.rollout, engine="hf"))
     without = generate(frozen_engine_of(engine, config), batch, numbers, tokenizer, config.rollout)
-    assert torch.equal(found.tokens, plain.tokens * right_mask(plain.lengths, plain.tokens.size(1)))
+    assert disagreements(engine, batch, numbers, found, plain, config.rollout, tokenizer.eos_token_id) == []
     assert not torch.equal(found.tokens, without.tokens)
     assert all(torch.equal(before[name], parameter) for name, parameter in engine.module.named_parameters())
 
@@ -210,7 +210,9 @@ def main(lora, gather):
     before = {name: held(parameter).clone() for name, parameter in engine.module.named_parameters()}
     numbers = ending_at(tokenizer, 10, 12, [1 + rank()] * 10 if rank() == 0 else [11, 3, 2, 7, 8, 1, 0, 4, 10, 11])
     batch = prompts(config, tokenizer, TEXTS)
-    plain = generate(engine, batch, numbers, tokenizer, replace(config.rollout, engine="hf"))
+    with distances() as apart:
+        plain = generate(engine, batch, numbers, tokenizer, replace(config.rollout, engine="hf"))
+    assert min(apart) > 1e-7, "draw other numbers: rounding decides a token"
     found = generate(engine, batch, numbers, tokenizer, config.rollout)
     places = []
     for keep in (True, True, False):

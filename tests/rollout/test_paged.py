@@ -15,6 +15,8 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.rollouts import check_engine, paged_families
 from rlhf.rollout import generate, paged
 
+pytestmark = pytest.mark.rounding
+
 TEXTS = tuple("How do I " + " ".join(f"clean a {thing}" for thing in ["kettle", "lamp", "sofa"][: n % 4]) for n in range(8))
 
 

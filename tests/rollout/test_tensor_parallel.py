@@ -13,6 +13,10 @@ from rlhf.config.checks import check
 from rlhf.config.errors import ConfigError
 from rlhf.config.rollouts import SHARED
 
+pytestmark = pytest.mark.rounding
+
+# No choice of a token is as near to another one as this, ten times what rounding moves.
+BOUNDARY = 1e-6
 PAIR = "zero='3'", "hardware.gpus_per_node=2", "rollout.tensor_parallel=2"
 
 
@@ -62,6 +66,7 @@ def main(lora, *families):
     family's layers have windows, they are shorter than the sequences."""
     import numpy as np
     import torch
+    from agreement import distances
     from tiny import learning_engine, prompts
 
     from rlhf.config.compose import composed
@@ -104,7 +109,9 @@ def main(lora, *families):
         for name, changes in (("greedy", {"do_sample": False}), ("sampled", {})):
             rollout = replace(config.rollout, **changes)
             together = generate(engine, batch, numbers, tokenizer, rollout)
-            plain = generate(engine, batch, numbers, tokenizer, replace(rollout, engine="hf", tensor_parallel=1))
+            with distances() as apart:
+                plain = generate(engine, batch, numbers, tokenizer, replace(rollout, engine="hf", tensor_parallel=1))
+            assert min(apart) > BOUNDARY, f"{family}: draw other numbers, rounding decides a token"
             if name == "greedy":
                 told[name] = torch.equal(together.tokens, plain.tokens) and torch.equal(together.lengths, plain.lengths)
                 told["gap"] = torch.allclose(together.logprobs, plain.logprobs, atol=1e-4)
