@@ -69,7 +69,7 @@ def test_micro_batches_change_nothing(make, engine, tokenizer, config):
 
 
 def test_the_sampler_reports_the_trainers_log_probabilities(config, engine, tokenizer):  # rows 14, 33
-    batch = prompts(config, tokenizer)
+    batch = replace(prompts(config, tokenizer), limits=torch.tensor([3, 12, 7]))  # of what it takes, drawn or not
     responses = generate(engine, batch, random_numbers(config, 3), tokenizer, config.rollout)
     actions = right_mask(responses.lengths, responses.tokens.size(1))
     mask = torch.cat([left_mask(batch.lengths, batch.ids.size(1)), actions], 1)
