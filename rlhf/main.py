@@ -41,7 +41,8 @@ class Invalid(Exception):
     """Points that cannot work, each with the reason."""
 
     def __init__(self, problems: list[tuple[str, ConfigError]], points: int) -> None:
-        lines = [f"{name}: {error}" if points > 1 else str(error) for name, error in problems]
+        single = [(name, problem) for name, error in problems for problem in error.problems]
+        lines = [f"{name}: {problem}" if points > 1 else str(problem) for name, problem in single]
         super().__init__("\n".join(dict.fromkeys(lines)))
 
 
@@ -114,7 +115,7 @@ def without_hydras_report(action: Callable[[], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         action()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
         if wanted_traceback == "1":
             raise
         raise from_hydra(error, sys.argv[1:]) from error

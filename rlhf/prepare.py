@@ -1,6 +1,6 @@
 """From a composed configuration to one that can run: shapes read where none is stated, everything checked."""
 
-from rlhf.config.checks import check
+from rlhf.config.checks import check, check_without_shapes
 from rlhf.config.compose import composed
 from rlhf.config.derive import as_measured
 from rlhf.config.schema import Config
@@ -19,7 +19,9 @@ def load_config(*overrides: str) -> Config:
 
 
 def prepared(config: Config) -> Config:
-    """The configuration with the shapes of its models, checked."""
+    """The configuration with the shapes of its models, checked. All that needs no shapes is checked before any is read."""
+    if any(model.layers < 1 and model.path is not None for model in (config.model, config.reward_model)):
+        check_without_shapes(config)
     whole = fill_shapes(config)
     if "bench" in config.stages:
         whole = as_measured(whole)

@@ -14,11 +14,13 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, ValidationError
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
-from rlhf.config.errors import ConfigError, first_line
+from rlhf.config.errors import ConfigError, first_line, raise_problems
 from rlhf.config.keys import leaf_keys
+from rlhf.config.ranges import check_values
 from rlhf.config.schema import Config
+from rlhf.config.values import type_problems, unknown_keys
 
 
 def config_root() -> Path:
@@ -78,15 +80,8 @@ def quoted(arguments: list[str]) -> list[str]:
 
 def typed(composed: DictConfig) -> Config:
     """The composed values as a `Config`; raises ConfigError for a key or a type that the schema does not have."""
-    schema = OmegaConf.structured(Config)
-    values: Any = None
     try:
-        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-        return cast(Config, OmegaConf.to_object(OmegaConf.merge(schema, values)))
-    except ConfigKeyError as error:
-        raise unknown_key(str(error.full_key), lookup(values, str(error.full_key))) from error
-    except ValidationError as error:
-        raise wrong_type(error, composed) from error
+        values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
     except MissingMandatoryValue as error:
         key = str(error.full_key)
         raise ConfigError(key, "???", "it has no default", f"give it: {key}=...") from error
@@ -94,6 +89,17 @@ def typed(composed: DictConfig) -> Config:
         key = str(error.full_key)
         text = OmegaConf.to_container(composed, resolve=False)
         raise ConfigError(key, lookup(text, key), first_line(error), "correct the reference") from error
+    problems = [*(unknown_key(*found) for found in unknown_keys(values)), *type_problems(values)]
+    if problems:
+        sound = [key for key in leaf_keys() if not any(names(error, key) for error in problems)]
+        given = {key: value for key in sound if (value := lookup(values, key)) is not None}
+        raise_problems([*problems, *(error for error, _ in check_values(given))])
+    return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values)))
+
+
+def names(error: ConfigError, key: str) -> bool:
+    """Whether an error is about a key, a group that holds it, or an item of it."""
+    return re.match(rf"{re.escape(error.key.partition('[')[0])}(\.|$)", key) is not None
 
 
 def lookup(values: Any, key: str) -> Any:
@@ -114,19 +120,6 @@ def unknown_key(key: str, value: Any = "...") -> ConfigError:
         near = [k for k in keys if near and k.endswith("." + near[0])][:1]
     fix = f"did you mean {near[0]}?" if near else "`python -m rlhf --cfg job` lists the keys"
     return ConfigError(key, value, "there is no such key", fix)
-
-
-def wrong_type(error: ValidationError, composed: DictConfig) -> ConfigError:
-    """An error that names the type a key takes."""
-    key = str(error.full_key)
-    expected = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
-    match = re.search(r"could not be converted to (\w+)", first_line(error))
-    kind = expected.get(match[1], match[1]) if match else None
-    if "is not a ListConfig" in first_line(error):
-        kind = "a list, as [a,b]"
-    value = lookup(OmegaConf.to_container(composed, resolve=False), re.sub(r"\[\d+\]$", "", key))
-    fix = f"give {kind}" if kind else "`python -m rlhf --cfg job` shows a working value"
-    return ConfigError(key, value, first_line(error) if kind is None else "wrong type", fix)
 
 
 def from_hydra(error: Exception, overrides: list[str]) -> ConfigError:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 
 from rlhf.config.errors import ConfigError
-from rlhf.config.memory import Role, largest_micro_batch, sequences_that_fit, state_gib
-from rlhf.config.schema import Config, Lora, Training
+from rlhf.config.memory import Role, divisors, largest_micro_batch, sequences_that_fit, state_gib
+from rlhf.config.schema import Config, Lora, Model, Training
 
 # The families that can be built with random weights (transformers' names); at a path, anything that it can load.
 FAMILIES = (
@@ -80,12 +80,11 @@ def batches(config: Config, stage: str) -> Batches:
     if micro is None:
         micro = derived_micro_batch(config, stage, per_rank)
     if micro < 1 or per_rank % micro:
-        fits = [d for d in range(1, per_rank + 1) if per_rank % d == 0]
         raise ConfigError(
             f"{stage}.micro_batch_size",
             micro,
             f"it does not divide the {per_rank} sequences of a rank",
-            f"try one of {fits}",
+            f"try one of {divisors(per_rank)}",
         )
     return Batches(world, per_rank, micro, per_rank // micro)
 
@@ -153,3 +152,9 @@ def answers_per_pass(config: Config) -> int:
     return sequences_that_fit(
         config.reward_model, config, max_sequence(config), state, config.reward.gradient_checkpointing
     )
+
+
+def used_models(config: Config) -> list[tuple[str, Model]]:
+    """The models that the stages which run start from, with their keys."""
+    users = (("model", config.model, {"sft", "ppo"}), ("reward_model", config.reward_model, {"reward", "ppo"}))
+    return [(key, model) for key, model, stages in users if stages & set(trained_stages(config))]

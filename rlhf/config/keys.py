@@ -3,7 +3,9 @@
 A benchmark's result is how fast it is: of the second kind only names are left out of its fingerprint."""
 
 from dataclasses import fields, is_dataclass
-from typing import Any, get_type_hints
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, get_args, get_type_hints
 
 from rlhf.config.schema import LORAS, ZEROS, Config, Launcher, Zero
 
@@ -53,15 +55,31 @@ PLACE_KEYS: tuple[str, ...] = (
 )  # fmt: skip
 
 
-def leaf_keys(schema: Any = Config, prefix: str = "") -> list[str]:
-    """Every dotted key of the schema, in order of declaration."""
-    hints = get_type_hints(schema)
-    keys: list[str] = []
+@cache
+def types_of(schema: Any) -> dict[str, Any]:
+    """The fields of a dataclass with their types."""
+    return get_type_hints(schema)
+
+
+def leaf_types(schema: Any = Config, prefix: str = "") -> dict[str, Any]:
+    """Map every dotted key of the schema to its type, in order of declaration."""
+    hints = types_of(schema)
+    types: dict[str, Any] = {}
     for field in fields(schema):
         kind: Any = hints[field.name]
         name = prefix + field.name
-        keys += leaf_keys(kind, name + ".") if is_dataclass(kind) else [name]
-    return keys
+        types |= leaf_types(kind, name + ".") if is_dataclass(kind) else {name: kind}
+    return types
+
+
+def without_none(kind: Any) -> Any:
+    """The type that a key takes besides null."""
+    return next(option for option in get_args(kind) if option is not NoneType) if isinstance(kind, UnionType) else kind
+
+
+def leaf_keys() -> list[str]:
+    """Every dotted key of the schema, in order of declaration."""
+    return list(LEAF_TYPES)
 
 
 def left_out(stage: str) -> tuple[str, ...]:
@@ -72,3 +90,7 @@ def left_out(stage: str) -> tuple[str, ...]:
 def covered(key: str, prefixes: tuple[str, ...]) -> bool:
     """Whether one of the prefixes is `key` or a group that holds it."""
     return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
+
+
+# The type of every key.
+LEAF_TYPES: dict[str, Any] = leaf_types()

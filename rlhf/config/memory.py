@@ -1,5 +1,6 @@
 """How much memory training takes, by formula. Pure: no torch, no GPU, no weights."""
 
+import math
 from dataclasses import dataclass
 
 from rlhf.config.schema import Config, Lora, Model, Zero
@@ -86,4 +87,10 @@ def largest_micro_batch(
 ) -> int:
     """The largest divisor of `per_rank` that `sequences_that_fit` allows; `tokens` is the length of one sequence."""
     fits = sequences_that_fit(model, config, tokens, state_gib, checkpointing)
-    return max(d for d in range(1, per_rank + 1) if per_rank % d == 0 and d <= fits)
+    return max(divisor for divisor in divisors(per_rank) if divisor <= fits)
+
+
+def divisors(number: int) -> list[int]:
+    """The divisors of a whole number above 0, in order."""
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return sorted({*small, *(number // divisor for divisor in small)})

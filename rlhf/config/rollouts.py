@@ -1,5 +1,6 @@
 """What rollouts need: sampling options that agree, an engine that serves the actor, room for the key-value cache."""
 
+from collections.abc import Iterator
 from importlib.metadata import version
 
 from rlhf.config.derive import ranks, trained_stages
@@ -18,62 +19,62 @@ NO_CACHE = (0, 19)
 SHARED = ("opt", "gpt_neox", "gptj", "gpt_neo", "gpt2", "llama", "qwen2", "qwen3", "mistral", "gemma2")
 
 
-def check_sampling(config: Config) -> None:
+def check_sampling(config: Config) -> Iterator[ConfigError]:
     """Sampling options agree with each other."""
     rollout = config.rollout
     if rollout.min_new_tokens > rollout.max_new_tokens:
         problem = "it is more than rollout.max_new_tokens"
-        raise ConfigError("rollout.min_new_tokens", rollout.min_new_tokens, problem, f"try {rollout.max_new_tokens}")
+        yield ConfigError("rollout.min_new_tokens", rollout.min_new_tokens, problem, f"try {rollout.max_new_tokens}")
     if not all(rollout.stop):
-        raise ConfigError("rollout.stop", rollout.stop, "an empty text would end every response", "leave it out")
+        yield ConfigError("rollout.stop", rollout.stop, "an empty text would end every response", "leave it out")
     if rollout.stop and rollout.fixed_length:
         problem = "with rollout.fixed_length=true nothing ends a response"
-        raise ConfigError("rollout.stop", rollout.stop, problem, "set rollout.fixed_length=false, or rollout.stop=[]")
+        yield ConfigError("rollout.stop", rollout.stop, problem, "set rollout.fixed_length=false, or rollout.stop=[]")
     if not rollout.do_sample:
         for key, nothing in (("top_k", 0), ("top_p", 1.0), ("samples_per_prompt", 1)):
             if getattr(rollout, key) != nothing:
                 problem = "with rollout.do_sample=false the likeliest token is taken"
                 fix = f"set rollout.do_sample=true, or rollout.{key}={nothing:g}"
-                raise ConfigError(f"rollout.{key}", getattr(rollout, key), problem, fix)
+                yield ConfigError(f"rollout.{key}", getattr(rollout, key), problem, fix)
 
 
-def check_tensor_parallel(config: Config) -> None:
+def check_tensor_parallel(config: Config) -> Iterator[ConfigError]:
     """Groups of ranks can share the actor's layers while they sample."""
     count, model, key = config.rollout.tensor_parallel, config.model, "rollout.tensor_parallel"
     if count == 1 or "ppo" not in trained_stages(config):
         return
     if config.rollout.engine != "hybrid":
-        raise ConfigError(key, count, f"rollout={config.rollout.engine} samples on whole models", "try rollout=hybrid")
+        yield ConfigError(key, count, f"rollout={config.rollout.engine} samples on whole models", "try rollout=hybrid")
     if config.zero.stage != 3:
-        raise ConfigError(key, count, f"at ZeRO stage {config.zero.stage} each device holds the actor whole", "try zero=3")
+        yield ConfigError(key, count, f"at ZeRO stage {config.zero.stage} each device holds the actor whole", "try zero=3")
     if config.hardware.gpus_per_node % count:
         fix = "give a divisor"
-        raise ConfigError(key, count, f"it does not divide the {config.hardware.gpus_per_node} devices of a node", fix)
+        yield ConfigError(key, count, f"it does not divide the {config.hardware.gpus_per_node} devices of a node", fix)
     if model.family not in SHARED:
         problem = f"the layers of a {model.family} cannot be shared (but {', '.join(SHARED)})"
-        raise ConfigError(key, count, problem, "set it to 1")
+        yield ConfigError(key, count, problem, "set it to 1")
     for name in ("heads", "kv_heads", "ffn"):
         if getattr(model, name) % count:
-            raise ConfigError(key, count, f"it does not divide model.{name}={getattr(model, name)}", "give a divisor")
+            yield ConfigError(key, count, f"it does not divide model.{name}={getattr(model, name)}", "give a divisor")
 
 
-def check_engine(config: Config) -> None:
+def check_engine(config: Config) -> Iterator[ConfigError]:
     """The rollout engine serves the actor."""
     if "ppo" in trained_stages(config) and config.rollout.engine == "paged":
-        check_paged(config)
+        yield from check_paged(config)
     if "ppo" in trained_stages(config) and config.rollout.engine == "deepspeed":
-        check_deepspeed(config)
+        yield from check_deepspeed(config)
 
 
-def check_paged(config: Config) -> None:
+def check_paged(config: Config) -> Iterator[ConfigError]:
     """Continuous batching answers this family rightly, and has whole weights."""
     rollout, family, served = config.rollout, config.model.family, paged_families()
     if family not in served:
         problem = f"the continuous batching of transformers {version('transformers')} does not serve a {family}"
-        raise ConfigError("rollout.engine", "paged", f"{problem} (but {', '.join(served)})", "try rollout=hybrid")
+        yield ConfigError("rollout.engine", "paged", f"{problem} (but {', '.join(served)})", "try rollout=hybrid")
     if config.zero.stage == 3 and rollout.gather == "layers":
         problem = "ranks that sample at their own pace cannot gather layers together"
-        raise ConfigError("rollout.gather", "layers", problem, "set rollout.gather=all, or try rollout=hybrid")
+        yield ConfigError("rollout.gather", "layers", problem, "set rollout.gather=all, or try rollout=hybrid")
 
 
 def paged_families() -> tuple[str, ...]:
@@ -81,7 +82,7 @@ def paged_families() -> tuple[str, ...]:
     return PAGED + (PAGED_SINCE if release("transformers") >= (5, 24) else PAGED_BEFORE)
 
 
-def check_deepspeed(config: Config) -> None:
+def check_deepspeed(config: Config) -> Iterator[ConfigError]:
     """DeepSpeed's hybrid engine has kernels for this actor here."""
     problem, family = None, config.model.family
     if config.hardware.device == "cpu":
@@ -96,7 +97,7 @@ def check_deepspeed(config: Config) -> None:
             f"transformers is {version('transformers')}"
         )
     if problem is not None:
-        raise ConfigError("rollout.engine", "deepspeed", problem, "try rollout=hybrid")
+        yield ConfigError("rollout.engine", "deepspeed", problem, "try rollout=hybrid")
 
 
 def release(package: str) -> tuple[int, int]:
@@ -105,7 +106,7 @@ def release(package: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def check_cache(config: Config) -> None:
+def check_cache(config: Config) -> Iterator[ConfigError]:
     """The key-value cache of a rollout fits beside the actor's weights."""
     rows = config.rollout.micro_batch_size or config.ppo.rollout_batch_size // ranks(config)
     tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens
@@ -118,4 +119,4 @@ def check_cache(config: Config) -> None:
             f"{max(0.0, room):.1f} of {config.hardware.memory_gib:g} GiB: {fits} rows fit"
         )
         fix = f"try a divisor of the rank's responses up to {fits}" if fits else "choose more memory, or zero=3"
-        raise ConfigError("rollout.micro_batch_size", config.rollout.micro_batch_size, problem, fix)
+        yield ConfigError("rollout.micro_batch_size", config.rollout.micro_batch_size, problem, fix)

@@ -72,7 +72,7 @@ class Zero:
     live_elements: int = MISSING
     quantized_weights: bool = MISSING
     quantized_gradients: bool = MISSING
-    secondary_partition: int = MISSING
+    secondary_partition: int | None = MISSING
 
 
 @dataclass

@@ -72,7 +72,7 @@ def zero_settings(zero: Zero, config: Config) -> dict[str, Any]:
         settings["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
     if zero.offload_parameters:
         settings["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
-    if zero.secondary_partition > 1:
+    if zero.secondary_partition is not None:
         settings["zero_hpz_partition_size"] = zero.secondary_partition
     if zero.quantized_weights:
         settings["zero_quantized_weights"] = True

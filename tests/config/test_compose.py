@@ -135,8 +135,10 @@ def test_a_bad_point_of_a_sweep_stops_all_of_them(run):
         ["ppo.gamma=0.9,sft.epochs=0", "sft.epochs=0"],
         ["ppo.gamma=1.5,sft.epochs=1", "ppo.gamma=1.5"],
         ["ppo.gamma=1.5,sft.epochs=0", "sft.epochs=0"],
+        ["ppo.gamma=1.5,sft.epochs=0", "ppo.gamma=1.5"],
         ["ppo.gamma=-1,sft.epochs=1", "ppo.gamma=-1.0"],
         ["ppo.gamma=-1,sft.epochs=0", "sft.epochs=0"],
+        ["ppo.gamma=-1,sft.epochs=0", "ppo.gamma=-1.0"],
     ]
 
 

@@ -60,7 +60,8 @@ def test_following_the_suggestions_ends_in_a_configuration_that_works(make_confi
             check(config)
             return
         except ConfigError as error:
-            set_key(config, *suggestion(error))
+            for problem in error.problems:
+                set_key(config, *suggestion(problem))
     pytest.fail("five suggestions were not enough")
 
 
@@ -320,9 +321,9 @@ def test_what_cannot_work_is_refused_by_its_key(make_config, set_key, changes, k
     check(config)
     for name, value in changes.items():
         set_key(config, name, value)
-    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}=") as error:
+    with pytest.raises(ConfigError) as error:
         check(config)
-    assert "\n" not in str(error.value)
+    assert key in {line.partition("=")[0] for line in str(error.value).splitlines()}
 
 
 FAMILIES = "opt, bloom, gpt_neox, gptj, gpt_neo, gpt2, codegen, llama, qwen2, qwen3, mistral, gemma2"
@@ -375,7 +376,7 @@ def per_role(roles, *cases):
         *per_role(
             LORAS,
             ({"{}.rank": -1}, "{}.rank", "-1", "at least 0"),
-            ({"{}.dropout": 1.5}, "{}.dropout", "1.5", "at most 1"),
+            ({"{}.dropout": 1.5}, "{}.dropout", "1.5", "below 1"),
             ({"{}.learning_rate": -1e-3}, "{}.learning_rate", "-0.001", "at least 0"),
             ({"{}.rank": 8}, "{}.alpha", "0", "try 16"),  # as the option none has it
             ({"{}.target_modules": "q_proj"}, "{}.target_modules", "q_proj", "{}.target_modules=[q_proj,v_proj]"),
@@ -410,7 +411,7 @@ def per_role(roles, *cases):
             ({"{}.positions": 127}, "{}.positions", "127", "lower data.max_prompt_tokens=64"),
         ),
         # PPO
-        ({"ppo.dropout": 1.5}, "ppo.dropout", "1.5", "at most 1"),
+        ({"ppo.dropout": 1.5}, "ppo.dropout", "1.5", "below 1"),
         ({"ppo.dropout": 0.1}, "ppo.dropout", "0.1", "set ppo.ratio_tolerance too"),
         ({"ppo.critic_dropout": -0.1}, "ppo.critic_dropout", "-0.1", "at least 0"),
         ({"ppo.ratio_tolerance": 0.0}, "ppo.ratio_tolerance", "0.0", "above 0"),
@@ -420,7 +421,7 @@ def per_role(roles, *cases):
         ({"ppo.ptx_coef": 1.0, "ppo.ptx.source": "file"}, "ppo.ptx.file", "None", FORMATS),
         ({"ppo.ptx_coef": 1.0, "ppo.ptx.source": "file", "ppo.ptx.file": "no.txt"}, "ppo.ptx.file", "no.txt", FORMATS),
         ({"ppo.ptx_coef": 1.0, "ppo.ptx.source": "hub"}, "ppo.ptx.hub", "null", "ppo.ptx.hub=NAME"),
-        ({"ppo.ema_decay": 1.1}, "ppo.ema_decay", "1.1", "at most 1"),
+        ({"ppo.ema_decay": 1.1}, "ppo.ema_decay", "1.1", "below 1"),
         ({"ppo.ema_start": -1}, "ppo.ema_start", "-1", "at least 0"),
         ({"ppo.ema_interval": 0}, "ppo.ema_interval", "0", "at least 1"),
         ({"ppo.max_nonfinite": 0}, "ppo.max_nonfinite", "0", "at least 1"),
@@ -450,16 +451,15 @@ def test_what_cannot_work_is_one_line_with_key_value_and_fix(make_config, set_ke
         set_key(config, name, value_of_key)
     with pytest.raises(ConfigError) as error:
         check(config)
-    message = str(error.value)
-    assert message.startswith(f"{key}={value}: ")
-    assert "\n" not in message
-    assert fix in message.split("; ", 1)[1]
+    (line,) = (line for line in str(error.value).splitlines() if line.startswith(f"{key}={value}: "))
+    assert fix in line.split("; ", 1)[1]
 
 
 def test_what_is_suggested_for_a_role_is_an_option_that_works(make_config):
     """`zero@critic_zero=2-offload` and the like compose, and pass where the same keys did not."""
     for option in ("2-offload", "3-offload", "plusplus"):
-        check(make_config(*(f"zero@{role}={option}" for role in ZEROS[1:]), f"zero={option}"))
+        ranks = ("hardware.gpus_per_node=2", "launcher=local")
+        check(make_config(*(f"zero@{role}={option}" for role in ZEROS[1:]), f"zero={option}", *ranks))
 
 
 @pytest.mark.parametrize(
@@ -526,7 +526,7 @@ def test_what_would_fail_minutes_later_is_refused_at_once(make_config, set_key, 
         {"ppo.ptx_coef": 1.0, "ppo.ptx.source": "file", "ppo.ptx.file": __file__},
         {"ppo.ptx_coef": 1.0, "ppo.ptx.source": "hub", "ppo.ptx.hub": "org/texts"},
         {"ppo.ptx.source": "hub"},  # with coefficient 0
-        {"ppo.ema": True, "ppo.ema_decay": 1.0, "ppo.ema_start": 5, "ppo.ema_interval": 3},
+        {"ppo.ema": True, "ppo.ema_decay": 0.999, "ppo.ema_start": 5, "ppo.ema_interval": 3},
         {"rollout.fixed_length": True, "ppo.eos_penalty": None},
         {"reward.normalize": "standard"},
         {"stages": ["sft"], "reward.batch_size": 7, "hardware.gpus_per_node": 2},  # only stages that run are checked
