@@ -17,14 +17,15 @@ from rlhf.config.memory import divisors
 from rlhf.config.ranges import at, check_values, put
 from rlhf.config.rollouts import check_cache, check_engine, check_sampling, check_tensor_parallel
 from rlhf.config.schema import ZEROS, Config, Zero
-from rlhf.config.shapes import check_models
+from rlhf.config.shapes import check_models, is_whole
 
 Check = Callable[[Config], Iterator[ConfigError]]
 
 
 def check(config: Config) -> None:
     """Raise ConfigError with everything in `config` that cannot work."""
-    raise_problems(find_problems(config, (*FIRST_CHECKS, *SHAPE_CHECKS)))
+    shapes = SHAPE_CHECKS if all(is_whole(model) for _, model in used_models(config)) else ()
+    raise_problems(find_problems(config, (*FIRST_CHECKS, check_models, *shapes)))
 
 
 def check_without_shapes(config: Config) -> None:
@@ -272,5 +273,5 @@ def check_batches(config: Config) -> Iterator[ConfigError]:
 # What needs no shape of a model, and what does.
 FIRST_CHECKS: tuple[Check, ...] = (check_names, check_inputs, check_hardware, check_sampling, check_writable)
 SHAPE_CHECKS: tuple[Check, ...] = (
-    check_models, check_engine, check_tensor_parallel, check_lengths, check_batches, check_cache,
+    check_engine, check_tensor_parallel, check_lengths, check_batches, check_cache,
 )  # fmt: skip

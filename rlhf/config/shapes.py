@@ -50,6 +50,11 @@ def check_models(config: Config) -> Iterator[ConfigError]:
         )
 
 
+def is_whole(model: Model) -> bool:
+    """Whether the model has a shape, so that memory and batches can be counted."""
+    return min(model.layers, model.width, model.heads, model.kv_heads, model.head_width, model.vocabulary) > 0
+
+
 def check_shape(key: str, model: Model) -> Iterator[ConfigError]:
     """A shape that is built here, with random weights, is one that its family can have."""
     for name in ("layers", "width", "head_width", "ffn", "embedding", "vocabulary", "positions"):

@@ -167,7 +167,7 @@ def test_the_limit_of_requeues_ends_a_job_that_can_be_resumed(cluster, place):
 
 
 def test_a_failing_stage_fails_in_slurm_and_stops_what_needs_it(cluster, place):
-    broken = ("sft.learning_rate=1e9", "sft.max_nonfinite=1", "sft.warmup_steps=0", "sft.max_grad_norm=1e9")
+    broken = ("sft.learning_rate=1", "sft.weight_decay=1000", "sft.max_nonfinite=1", "sft.warmup_steps=0")
     told = rlhf("-m", *SMALL, *broken, "seed=1", "launcher=slurm", "launcher.wait=true", cwd=place, code=1)
     (sft,), (ppo,) = stages(place, "sft"), stages(place, "ppo")
     assert cluster.job(job_of(sft))["JobState"] == "FAILED"
