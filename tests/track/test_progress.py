@@ -4,7 +4,7 @@ from rlhf.track.progress import Bar, rate
 
 
 @pytest.mark.parametrize(
-    ("per_second", "shown"), [(0.0123, "0.012"), (0.4, "0.4"), (3.14159, "3.1"), (10.4, "10"), (1234.5, "1234")]
+    ("per_second", "shown"), [(0.0123, "0.012"), (0.4, "0.40"), (8.02, "8.0"), (10.4, "10"), (1234.5, "1234")]
 )
 def test_a_slow_model_does_not_stand_still(per_second, shown):
     assert rate(per_second) == shown
