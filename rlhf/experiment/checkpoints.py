@@ -5,7 +5,6 @@ written last: what was saved, by how many ranks, and each file's size and SHA-25
 step 12, `step-000012-rollout` after the rollout that follows it.
 """
 
-import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from typing import Any
 from rlhf.config.derive import layout
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
+from rlhf.experiment.files import parse_json
 from rlhf.experiment.integrity import MANIFEST, describe, digest
 from rlhf.experiment.store import sync_directory, write_json
 
@@ -65,7 +65,7 @@ def commit(directory: Path, name: str, manifest: Manifest, keep: int) -> None:
 def read_manifest(place: Path) -> Manifest:
     """A checkpoint's manifest. Raises ValueError if it is damaged."""
     try:
-        content = json.loads((place / MANIFEST).read_text())
+        content = parse_json((place / MANIFEST).read_text())
         known = content.pop("digest")
         manifest = Manifest(**content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -38,9 +38,17 @@ def text(file: Path) -> str | None:
         raise Unreadable(f"{file.name} cannot be read ({error.strerror})") from error
 
 
+def parse_json(content: str | bytes) -> Any:
+    """Parse JSON. Raises ValueError if it is none, or is nested too deeply."""
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def read_object(file: Path) -> dict[str, Any] | None:
     """A JSON object, or None if there is no such file."""
-    return parsed(file, json.loads, "JSON object")
+    return parsed(file, parse_json, "JSON object")
 
 
 def read_yaml(file: Path) -> dict[str, Any] | None:
@@ -98,7 +106,7 @@ def read_lines(file: Path) -> Iterator[dict[str, Any] | None]:
 def line_object(line: str | bytes) -> dict[str, Any] | None:
     """The JSON object of a line, or None."""
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except DAMAGE:
         return None
     return value if isinstance(value, dict) else None

@@ -11,6 +11,7 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.keys import RESULT_KEYS, SCHEMA_VERSION, covered, leaf_keys, left_out
 from rlhf.config.ranges import at
 from rlhf.config.schema import Config
+from rlhf.experiment.files import parse_json
 from rlhf.experiment.integrity import damage, known_files, safetensors_tensors
 
 MIB = 2**20
@@ -67,7 +68,7 @@ def identity(path: str | None, key: str = "path") -> str | None:
 def base_of_adapters(place: Path) -> str | None:
     """The directory that PEFT's adapters at `place` name as the model that they belong to, if they name one."""
     try:
-        named = json.loads((place / "adapter_config.json").read_text())["base_model_name_or_path"]
+        named = parse_json((place / "adapter_config.json").read_text())["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return named if isinstance(named, str) and Path(named).is_dir() and Path(named) != place else None
@@ -79,7 +80,7 @@ def stated_fingerprint(stage: Path, path: str, key: str) -> str | None:
     if not file.is_file():
         return None
     try:
-        known = json.loads(file.read_text()).get("fingerprint")
+        known = parse_json(file.read_text()).get("fingerprint")
     except (ValueError, AttributeError) as error:
         fix = "remove the directory, and train the stage again"
         raise ConfigError(key, path, f"{file} cannot be read ({error})", fix) from error

@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from rlhf.experiment.files import parse_json
+
 MANIFEST = "manifest.json"
 # Files up to this size are read whole before anything starts: they take a twentieth of a second.
 SMALL = 64 * 2**20
@@ -57,7 +59,7 @@ def known_files(model: Path) -> dict[str, list[Any]] | None:
     if not (file.is_file() and (place.parent / "result.json").is_file()):
         return None
     try:
-        content = json.loads(file.read_text())
+        content = parse_json(file.read_text())
         stated = content.pop("digest")
         prefix = f"{place.name}/"
         known = {name.removeprefix(prefix): list(e) for name, e in content["files"].items() if name.startswith(prefix)}
@@ -135,7 +137,7 @@ def malformed(model: Path) -> str | None:
         return f"{model} has no weights"
     for file in sorted(model.glob("*.json")):
         try:
-            json.loads(file.read_text())
+            parse_json(file.read_text())
         except ValueError as error:
             return f"{file} cannot be read ({error})"
     if missing := next((name for name in shards(model) if not (model / name).is_file()), None):
@@ -147,7 +149,7 @@ def shards(model: Path) -> list[str]:
     """Return the files that a model's weights are split into, if they are. Raises ValueError if their index is damaged."""
     file = model / "model.safetensors.index.json"
     try:
-        return sorted(set(json.loads(file.read_text())["weight_map"].values())) if file.is_file() else []
+        return sorted(set(parse_json(file.read_text())["weight_map"].values())) if file.is_file() else []
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{file} cannot be read ({error})") from error
 
@@ -160,7 +162,7 @@ def safetensors_tensors(file: Path) -> tuple[dict[str, list[int]], int]:
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length > file.stat().st_size:
             raise ValueError(f"{file} is cut off")
-        header = json.loads(stream.read(length))
+        header = parse_json(stream.read(length))
     try:
         return {name: list(entry["data_offsets"]) for name, entry in header.items() if name != "__metadata__"}, 8 + length
     except (AttributeError, KeyError, TypeError) as error:

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from rlhf.experiment import stopping
+from rlhf.experiment.files import parse_json
 
 # A holder beats this often, and at least six times within the silence after which it is taken for dead.
 BEAT_S = 10.0
@@ -205,8 +206,8 @@ def look(file: Path) -> Seen | None:
 def read_holder(text: str) -> dict[str, Any] | None:
     """Who holds the lock; None if that cannot be read, as while it is being written."""
     try:
-        holder = json.loads(text)
-    except (ValueError, RecursionError):
+        holder = parse_json(text)
+    except ValueError:
         return None
     kinds = {"host": str, "pid": int, "token": str}
     sound = isinstance(holder, dict) and all(isinstance(holder.get(key), kind) for key, kind in kinds.items())

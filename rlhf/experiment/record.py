@@ -9,7 +9,7 @@ from rlhf.config.secrets import masked
 from rlhf.experiment.graph import Node
 from rlhf.experiment.spec import readable
 from rlhf.experiment.store import write_atomic, write_json
-from rlhf.experiment.sweep import Outcome, Point
+from rlhf.experiment.sweep import Outcome, Point, figures
 
 # From worst to best: a point is as its worst stage is.
 STATES = ("failed", "skipped", "stopped", "queued", "planned")
@@ -40,7 +40,7 @@ def entry(node: Node, outcome: Outcome) -> dict[str, Any]:
         "reused": outcome.state == "reused",
         "reason": outcome.reason,
         "log": None if outcome.log is None else str(outcome.log),
-        "metrics": node.directory.result().metrics if outcome.good else {},
+        "metrics": figures(node) if outcome.good else {},
     }
 
 

@@ -1,11 +1,11 @@
 """What a stage's configuration leaves to the models that it starts from, filled in before its spec is written: spec.json
 says what runs."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from rlhf.config.schema import Config
+from rlhf.experiment.files import parse_json
 
 
 def resolve_for_stage(config: Config, stage: str, inputs: dict[str, str]) -> Config:
@@ -32,6 +32,6 @@ def scores_are_normalized(path: str) -> bool:
     place = Path(path).expanduser()
     file = (place / "model" if (place / "result.json").is_file() else place) / "config.json"
     try:
-        return float(json.loads(file.read_text()).get("reward_scale", 1.0)) != 1.0
+        return float(parse_json(file.read_text()).get("reward_scale", 1.0)) != 1.0
     except (OSError, ValueError, TypeError, AttributeError):
         return False  # what cannot be read is refused where the model is looked at

@@ -1,6 +1,5 @@
 """A stage frozen for its workers: what was launched is what runs, whatever is edited meanwhile."""
 
-import json
 import os
 import socket
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.config.secrets import masked
 from rlhf.experiment.checkpoints import check_layout, discard
+from rlhf.experiment.files import parse_json
 from rlhf.experiment.fingerprint import code_hash
 from rlhf.experiment.graph import Node
 from rlhf.experiment.resolve import resolve_for_stage
@@ -57,7 +57,7 @@ def begin(spec: Spec) -> None:
     directory.clear()
     write_json(spec.file, asdict(spec), private=True)
     write_atomic(directory.path / "config.yaml", readable(spec.config))
-    attempts = int(directory.status().get("attempts", 0)) + 1
+    attempts = directory.counted("attempts") + 1
     directory.set_status(
         state="starting", stage=spec.stage, fingerprint=spec.fingerprint, attempts=attempts, reason=None,
         host=socket.gethostname(), pid=os.getpid(), job=job_id(),
@@ -84,7 +84,7 @@ def freeze(node: Node, config: Config) -> Spec:
 
 def thaw(file: Path) -> Spec:
     """Read a spec; refuses one that was launched by other code, unless launcher.allow_code_change."""
-    values = json.loads(file.read_text())
+    values = parse_json(file.read_text())
     merged = OmegaConf.merge(OmegaConf.structured(Config), values.pop("config"))
     spec = Spec(**values, config=cast(Config, OmegaConf.to_object(merged)))
     if spec.code != code_hash() and not spec.config.launcher.allow_code_change:

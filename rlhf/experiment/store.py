@@ -15,6 +15,7 @@ from typing import Any
 
 from rlhf.config.secrets import masked
 from rlhf.experiment import lock
+from rlhf.experiment.files import Unreadable, mapping, read_object, whole
 from rlhf.experiment.integrity import MANIFEST, damage, describe_models
 
 
@@ -76,6 +77,23 @@ class Result:
     metrics: dict[str, float]
 
 
+def malformed(found: dict[str, Any]) -> str | None:
+    """What is wrong with the content of a result.json; None if nothing is."""
+    kinds = {"stage": str, "fingerprint": str, "seconds": int | float, "metrics": dict}
+    if set(found) != set(kinds):
+        return f"it does not hold exactly {', '.join(kinds)}"
+    values = [(key, found[key], kind) for key, kind in kinds.items()]
+    values += [(key, value, int | float) for key, value in mapping(found["metrics"]).items()]
+    return next((f"{key} is of the wrong type" for key, value, kind in values if not is_of(value, kind)), None)
+
+
+def is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type, a number being one that a float can hold."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        return False
+    return not isinstance(value, int) or abs(value) < 2**1000
+
+
 @dataclass(frozen=True)
 class StageDirectory:
     """One stage's artifact, `outputs/stages/<stage>-<first 12 of the fingerprint>/`."""
@@ -103,11 +121,15 @@ class StageDirectory:
         return (self.path / "result.json").is_file()
 
     def result(self) -> Result:
-        """The finished stage's result. Raises ValueError if it is damaged."""
+        """The finished stage's result. Raises ValueError, which names the file, if it is damaged."""
+        file = self.path / "result.json"
         try:
-            return Result(**json.loads((self.path / "result.json").read_text()))
-        except (OSError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.path / 'result.json'} cannot be read ({error})") from error
+            found = read_object(file)
+        except Unreadable as error:
+            raise ValueError(f"{file} cannot be read ({error})") from error
+        if found is None or (problem := malformed(found)):
+            raise ValueError(f"{file} cannot be read ({'it is gone' if found is None else problem})")
+        return Result(**found)
 
     def damage(self) -> str | None:
         """What is wrong with a finished stage's model, as far as it can be told in a second; None if nothing is."""
@@ -126,11 +148,16 @@ class StageDirectory:
         write_json(self.path / "result.json", result.__dict__)
 
     def status(self) -> dict[str, Any]:
-        """The last known state, or an empty dict where there is none that can be read."""
+        """The last known state, or an empty dict where there is none that can be read; its values are texts and numbers."""
         try:
-            return dict(json.loads((self.path / "status.json").read_text()))
-        except (OSError, TypeError, ValueError):
+            found = read_object(self.path / "status.json") or {}
+        except Unreadable:
             return {}
+        return {key: value for key, value in found.items() if value is None or isinstance(value, str | int | float)}
+
+    def counted(self, name: str) -> int:
+        """A count in the status, 0 where there is none."""
+        return whole(self.status().get(name)) or 0
 
     def set_status(self, **changes: Any) -> None:
         """Change some fields of status.json and renew its heartbeat. It is written anew every few seconds, so nobody waits

@@ -1,6 +1,5 @@
 """What is printed before a run (the plan) and after it (the final figures)."""
 
-import json
 from collections import Counter
 
 from rich.console import Console
@@ -10,6 +9,7 @@ from rich.text import Text
 from rlhf.config.ranges import TRAINED
 from rlhf.config.terminal import printable
 from rlhf.experiment.checkpoints import places
+from rlhf.experiment.files import number, read_lines, words
 from rlhf.experiment.graph import Node
 from rlhf.experiment.sweep import Outcome, Point, Task, metrics_of
 from rlhf.plan.work import Work
@@ -75,7 +75,7 @@ def print_plan(points: list[Point], tasks: list[Task], works: dict[str, Work | N
             table.add_row("✓", task.node.directory.path.name, "", used, "done", "", style="dim")
             continue
         found = works[task.key]
-        done = int(task.node.directory.status().get("step", 0)) if places(task.node.directory.path) else 0
+        done = task.node.directory.counted("step") if places(task.node.directory.path) else 0
         steps = "?" if found is None else f"{found.steps:,}" + (f" ({done} done)" if done else "")
         flops = "?" if found is None else f"{found.flops / 1e12:,.3g}"
         table.add_row(numbers[task.key], task.node.directory.path.name, needs, used, steps, flops)
@@ -98,7 +98,12 @@ def kinds(tasks: list[Task]) -> str:
 def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Console) -> None:
     """The table of final figures, and two held-out prompts answered before and after PPO."""
     planned = [node for node in stages if outcomes[node.fingerprint].good]
-    results = {node.stage: node.directory.result() for node in planned}
+    results = {}
+    for node in planned:
+        try:
+            results[node.stage] = node.directory.result()
+        except ValueError as error:
+            console.print(Text(printable(f"damaged: {error}"), style="red"), soft_wrap=True)
     if results:
         table = Table(title="Result", title_justify="left")
         table.add_column("figure")
@@ -142,7 +147,7 @@ def print_sweep(points: list[Point], outcomes: dict[str, Outcome], console: Cons
     states = {}
     for point in points:
         ended = [(node, outcomes[node.fingerprint]) for node in point.stages]
-        states[point.name] = ", ".join(f"{node.stage} {outcome.state}" for node, outcome in ended if not outcome.good)
+        states[point.name] = ", ".join(f"{node.stage} {state}" for node, outcome in ended if (state := bad(node, outcome)))
         metrics[point.name] = metrics_of(point, outcomes)
     if not any(metrics.values()) and not any(outcome.state in ("failed", "stopped") for outcome in outcomes.values()):
         return  # all submitted
@@ -164,6 +169,16 @@ def print_sweep(points: list[Point], outcomes: dict[str, Outcome], console: Cons
     console.print(Text(f"python -m rlhf.report {points[0].directory.parent}"), soft_wrap=True)
 
 
+def bad(node: Node, outcome: Outcome) -> str | None:
+    """How a stage ended that has no figures; None if it has."""
+    try:
+        if outcome.good:
+            node.directory.result()
+    except ValueError:
+        return "damaged"
+    return None if outcome.good else outcome.state
+
+
 def print_failures(tasks: list[Task], outcomes: dict[str, Outcome], console: Console) -> None:
     """Each stage that did not come to its end, with the reason and its log."""
     for task in tasks:
@@ -178,17 +193,18 @@ def print_failures(tasks: list[Task], outcomes: dict[str, Outcome], console: Con
 
 def print_samples(node: Node, console: Console) -> None:
     """Two held-out prompts of the last evaluation, side by side."""
-    lines = node.directory.samples.read_text().splitlines()[-2:]
+    lines = [row for row in read_lines(node.directory.samples) if row is not None][-2:]
     table = Table(title="Held-out prompts", title_justify="left", show_lines=True)
     for column in ("prompt", "SFT", "PPO"):
         table.add_column(column, overflow="fold", ratio=1)
-    for line in lines:
-        sample = json.loads(line)
-        table.add_row(Text(printable(sample["prompt"])), answer(sample, "sft"), answer(sample, "ppo"))
-    console.print(table)
+    for sample in lines:
+        table.add_row(Text(printable(words(sample.get("prompt")) or "")), answer(sample, "sft"), answer(sample, "ppo"))
+    if lines:
+        console.print(table)
 
 
 def answer(sample: dict[str, object], who: str) -> Text:
     """A response with its rewards."""
-    gold = f", gold {sample[f'{who}_gold']:.2f}" if f"{who}_gold" in sample else ""
-    return Text(printable(f"{sample[who]}\n(score {sample[f'{who}_score']:.2f}{gold})"))
+    known = {name: number(sample.get(f"{who}_{name}")) for name in ("score", "gold")}
+    rewards = ", ".join(f"{name} {value:.2f}" for name, value in known.items() if value is not None)
+    return Text(printable(f"{words(sample.get(who)) or ''}\n({rewards})"))

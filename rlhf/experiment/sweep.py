@@ -58,9 +58,17 @@ class Outcome:
         return self.state in ("done", "reused")
 
 
+def figures(node: Node) -> dict[str, float]:
+    """The final figures of a stage that is done; none where its result was damaged since."""
+    try:
+        return node.directory.result().metrics
+    except ValueError:
+        return {}
+
+
 def metrics_of(point: Point, outcomes: dict[str, Outcome]) -> dict[str, float]:
     """The final figures of a point's stages that are done."""
-    done = [node.directory.result().metrics for node in point.stages if outcomes[node.fingerprint].good]
+    done = [figures(node) for node in point.stages if outcomes[node.fingerprint].good]
     return {name: value for part in done for name, value in part.items()}
 
 

@@ -76,7 +76,7 @@ def leave(spec: Spec, reason: str, first: bool) -> int:
     if not first:
         return 0
     directory, limit = stage_directory(spec), spec.config.launcher.max_requeues
-    requeues = int(directory.status().get("requeues", 0))
+    requeues = directory.counted("requeues")
     if signal.SIGUSR2 in received and requeues < limit:
         directory.set_status(state="queued", reason=f"{reason}; its time was over", requeues=requeues + 1)
     elif signal.SIGUSR2 in received:

@@ -1,6 +1,6 @@
 """One worker process per device of this machine: started, watched and ended together."""
 
-import json
+import math
 import os
 import re
 import signal
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -19,6 +19,7 @@ from rich.text import Text
 from rlhf.config.derive import ranks
 from rlhf.config.terminal import printable, without_colours
 from rlhf.experiment import stopping
+from rlhf.experiment.files import Unreadable, number, read_object, words
 from rlhf.experiment.lock import find_held, is_lost
 from rlhf.experiment.spec import Spec, stage_directory
 from rlhf.experiment.stopping import SAVED, TAKEN_OVER, Stopped
@@ -176,11 +177,11 @@ def watch(workers: list[subprocess.Popen[str]], grace_s: float, over: Callable[[
 
 def end(workers: list[subprocess.Popen[str]]) -> None:
     """End the workers that are left: ask them, then make them."""
-    for number, patience in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
+    for order, patience in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
         left = [worker for worker in workers if worker.poll() is None]
         for worker in left:
-            os.killpg(worker.pid, number)
-            worker.send_signal(number)
+            os.killpg(worker.pid, order)
+            worker.send_signal(order)
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline and any(worker.poll() is None for worker in left):
             time.sleep(0.02)
@@ -189,15 +190,22 @@ def end(workers: list[subprocess.Popen[str]]) -> None:
 def first_failed(spec: Spec, bad: list[int], noted: list[int]) -> int:
     """One that was killed and noted nothing, or the one that noted its error first: others fail because it has gone."""
     killed = [rank for rank in bad if rank not in noted]
-    times = {rank: json.loads(error_file(spec, rank).read_text())["time"] for rank in noted}
+    times = {rank: number(read_note(spec, rank).get("time")) or math.inf for rank in noted}
     return killed[0] if killed else min(times, key=lambda rank: times[rank])
+
+
+def read_note(spec: Spec, rank: int) -> dict[str, Any]:
+    """What a rank noted of its error; nothing where it could not, or was ended while it did."""
+    try:
+        return read_object(error_file(spec, rank)) or {}
+    except Unreadable:
+        return {}
 
 
 def reason_of(spec: Spec, rank: int, code: int | None) -> str:
     """Why a rank failed: what it noted, the signal that ended it, or what its log says."""
-    file = error_file(spec, rank)
-    if file.is_file():
-        return str(json.loads(file.read_text())["error"])
+    if note := words(read_note(spec, rank).get("error")):
+        return note
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         return f"it was ended by {name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")

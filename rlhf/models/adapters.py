@@ -6,13 +6,13 @@ moved as a whole, and another model is refused.
 """
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config
+from rlhf.experiment.files import parse_json
 from rlhf.experiment.fingerprint import sample
 from rlhf.experiment.store import write_json
 from rlhf.models.source import Source
@@ -61,8 +61,8 @@ def adapter_base(source: Source) -> Source | None:
     if not are_adapters(place):
         return None
     try:
-        stated = json.loads((place / "adapter_config.json").read_text())
-        noted = json.loads((place / BASE).read_text()) if (place / BASE).is_file() else {}
+        stated = parse_json((place / "adapter_config.json").read_text())
+        noted = parse_json((place / BASE).read_text()) if (place / BASE).is_file() else {}
         named, revision = stated.get("base_model_name_or_path"), stated.get("revision")
         content, relative = noted.get("content"), noted.get("relative")
     except (OSError, ValueError, AttributeError) as error:

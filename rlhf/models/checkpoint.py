@@ -1,6 +1,5 @@
 """Reading a model's weights one at a time, from safetensors or PyTorch files."""
 
-import json
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -10,6 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rlhf.config.errors import ConfigError
+from rlhf.experiment.files import parse_json
 from rlhf.models.lora import PREFIX
 from rlhf.models.source import REACH_S, Source
 
@@ -23,7 +23,7 @@ def safetensors_names(place: Path) -> set[str] | None:
     index, single = place / "model.safetensors.index.json", place / "model.safetensors"
     adapters = place / "adapter_model.safetensors"
     if index.is_file():
-        return set(json.loads(index.read_text())["weight_map"])
+        return set(parse_json(index.read_text())["weight_map"])
     if single.is_file():
         with safe_open(single, "pt") as file:
             return set(file.keys())
@@ -47,7 +47,7 @@ class Checkpoint:
         for stem in ("model.safetensors", "pytorch_model.bin"):
             index, single = self.place / f"{stem}.index.json", self.place / stem
             if index.is_file():
-                names = json.loads(index.read_text())["weight_map"]
+                names = parse_json(index.read_text())["weight_map"]
                 return {name: self.place / file for name, file in names.items()}
             if single.is_file():
                 return dict.fromkeys(self.open(single).keys(), single)

@@ -1,6 +1,5 @@
 """The page: everything a template needs, and the template filled in."""
 
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from rlhf.report.versions import versions
 
 # Points that are named one by one where a stage is shared; more are counted.
 NAMED = 3
+# The end of the year 9999: a later Unix time, as a damaged file may have it, is none.
+LAST_TIME = 253_402_300_799.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def counted(names: list[str]) -> str:
 
 def period(collection: Collection) -> str | None:
     """From the first to the last step that any stage logged."""
-    times = [float(value) for stage in collection.stages for value in stage.series.get("time") if math.isfinite(value)]
+    times = [float(value) for stage in collection.stages for value in stage.series.get("time") if 0 < value < LAST_TIME]
     if not times:
         return None
     form = "%Y-%m-%d %H:%M"
