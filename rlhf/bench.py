@@ -29,9 +29,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from rlhf.config.checks import check, check_devices
-from rlhf.config.compose import config_root, from_hydra, unknown_option
+from rlhf.config.compose import config_root
 from rlhf.config.derive import batches, ranks
 from rlhf.config.errors import ConfigError
+from rlhf.config.hydra_errors import from_hydra, unknown_option
 from rlhf.config.schema import Config
 from rlhf.config.secrets import mask
 from rlhf.experiment.store import write_json

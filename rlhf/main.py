@@ -1,31 +1,35 @@
-"""The entry: compose every point with Hydra, check all of them, merge their stages into one graph, run what is not done.
+"""The entry: compose every point as Hydra does, check all of them, merge their stages into one graph, run what is not done.
 
-Nothing here imports torch or deepspeed, unless a model that the user names is looked at. Hydra's jobs only hand their
-configuration in, so that all points of a sweep are composed and checked before the first one starts.
+Nothing here imports torch or deepspeed, unless a model that the user names is looked at. All points of a sweep are composed
+and checked before the first one starts, and before anything is written.
 """
 
 import os
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hydra
-from hydra import initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 
 from rlhf.config.checks import check_devices
-from rlhf.config.compose import config_root, from_hydra, quoted, register, typed
+from rlhf.config.command import Command, read_command
+from rlhf.config.compose import config_root, point_name, register
 from rlhf.config.errors import ConfigError
+from rlhf.config.hydra_errors import from_hydra
+from rlhf.config.keys import DECIDED_ONCE, covered, leaf_keys
+from rlhf.config.overrides import parse
+from rlhf.config.points import Composer, Job
+from rlhf.config.ranges import at
 from rlhf.experiment.checkpoints import check_layout, discard
 from rlhf.experiment.graph import nodes
-from rlhf.experiment.record import forget, record
+from rlhf.experiment.record import record
 from rlhf.experiment.store import StageDirectory
 from rlhf.experiment.summary import print_failures, print_plan, print_summary, print_sweep
 from rlhf.experiment.sweep import Outcome, Point, Task, merged
@@ -33,16 +37,26 @@ from rlhf.launch import execute
 from rlhf.prepare import check_sources, estimates, prepared
 from rlhf.search import search, wants_search
 
-Handed = tuple[DictConfig, list[str], Path, bool]
-MULTIRUN = {"-m", "--multirun"}
+# A sweep of so many points takes seconds to plan, which a bar shows.
+MANY_POINTS = 30
+# So many points with one and the same problem are told in one line.
+FEW_POINTS = 5
 
 
 class Invalid(Exception):
-    """Points that cannot work, each with the reason."""
+    """Points that cannot work, each with the reason; a reason that many have alike is told once."""
 
     def __init__(self, problems: list[tuple[str, ConfigError]], points: int) -> None:
         single = [(name, problem) for name, error in problems for problem in error.problems]
-        lines = [f"{name}: {problem}" if points > 1 else str(problem) for name, problem in single]
+        counts = Counter(str(problem) for _, problem in single)
+        lines, told = [], set()
+        for name, problem in single:
+            alike = counts[str(problem)]
+            if alike > FEW_POINTS and str(problem) in told:
+                continue
+            told.add(str(problem))
+            others = f" and {alike - 1} more points" if alike > FEW_POINTS else ""
+            lines += [f"{name}{others}: {problem}" if points > 1 else str(problem)]
         super().__init__("\n".join(dict.fromkeys(lines)))
 
 
@@ -51,14 +65,14 @@ def main() -> int:
     stopped."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        if wants_search(sys.argv[1:]):
-            return search(sys.argv[1:], run_one)
-        composed = compose()
-        try:
-            return run(points_of(composed))
-        except (ConfigError, Invalid):
-            forget([directory for _, _, directory, _ in composed])
-            raise
+        command = read_command(sys.argv[1:])
+        sys.argv[1:] = command.words
+        if command.shows:
+            return show(command)
+        with Composer(command) as composer:
+            if wants_search(composer):
+                return search(composer, lambda job: run_one(composer, job))
+            return run(*points_of(composer))
     except (ConfigError, Invalid) as error:
         for line in str(error).splitlines():
             console.print(f"[bold red]error:[/] {escape(line)}")
@@ -68,84 +82,94 @@ def main() -> int:
         return 130
 
 
-def compose() -> list[Handed]:
-    """All points that the command line describes, with their overrides and directories, and whether they are a sweep's;
-    none for --help, --cfg and the like."""
+def show(command: Command) -> int:
+    """Let Hydra answer --help, --cfg, --info, completions and the like. Raises ConfigError for what it refuses."""
     register()
-    sys.argv[1:] = quoted(sys.argv[1:])
-    composed: list[Handed] = []
+    if not ({"-sc", "--shell-completion"} & set(command.flags)):  # what is being completed may be no override yet
+        for word in command.overrides:
+            parse(word)
 
     @hydra.main(version_base="1.3", config_path=str(config_root() / "conf"), config_name="config")
-    def hand_in(config: DictConfig) -> None:
-        job = HydraConfig.get()
-        swept = job.mode == RunMode.MULTIRUN
-        composed.append((config, list(job.overrides.task), Path(job.runtime.output_dir), swept))
+    def nothing(config: DictConfig) -> None:
+        """Nothing runs."""
 
-    try:
-        without_hydras_report(hand_in)
-    except ConfigError:
-        forget([directory for _, _, directory, _ in composed] or sweep_directory())
-        raise
-    flags = [word for word in sys.argv[1:] if word.startswith("-")]
-    if not composed and flags and set(flags) <= MULTIRUN:
-        forget(sweep_directory())
-        swept = " ".join(word for word in sys.argv[1:] if word not in flags)
-        raise ConfigError("override", swept, "the sweep has no points", "give at least one value of each key")
-    return composed
-
-
-def sweep_directory() -> list[Path]:
-    """Where Hydra has put multirun.yaml, which it does before it composes the first point; none if it cannot have."""
-    words = [word for word in sys.argv[1:] if not word.startswith("-")]
-    if not MULTIRUN & set(sys.argv):
-        return []
-    try:
-        overrides = OverridesParser.create().parse_overrides(words)
-        fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
-        with initialize_config_dir(str(config_root() / "conf"), version_base="1.3"):
-            place = hydra.compose("config", overrides=fixed, return_hydra_config=True).hydra.sweep.dir
-    except (HydraException, OmegaConfBaseException, ValueError):
-        return []
-    return [Path(place).absolute()]
-
-
-def without_hydras_report(action: Callable[[], None]) -> None:
-    """Run Hydra so that what is wrong is raised, in one line, instead of printed in several."""
     wanted_traceback = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that what is wrong is raised, instead of printed in several lines
     try:
-        action()
-    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
+        nothing()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         if wanted_traceback == "1":
             raise
-        raise from_hydra(error, sys.argv[1:]) from error
-    except OSError as error:
-        problem = f"it cannot be written ({error.strerror})"
-        raise ConfigError("output_root", error.filename, problem, "choose another directory: output_root=...") from error
+        with Composer(command) as composer:
+            composer.check()
+            raise from_hydra(error, command.overrides, composer.raw_load) from error
+    except SystemExit as left:
+        return int(left.code or 0)
     finally:
         os.environ.pop("HYDRA_FULL_ERROR")
         if wanted_traceback is not None:
             os.environ["HYDRA_FULL_ERROR"] = wanted_traceback
+    return 0
 
 
-def points_of(composed: list[Handed]) -> list[Point]:
-    """The points, checked. Raises Invalid with everything that is wrong in any of them."""
-    points, problems = [], []
-    for config, overrides, directory, swept in composed:
+def points_of(composer: Composer) -> tuple[list[Point], Callable[[], None]]:
+    """The points of a command, checked, and what writes Hydra's files of them. Raises ConfigError, or Invalid with
+    everything that is wrong in any of them."""
+    points, jobs, problems = [], [], []
+    described, command_line = composer.points, composer.command.words
+    for number, overrides in enumerate(bar(described, "checking points")):
         try:
-            checked = prepared(typed(config))
-            points.append(Point(checked, overrides, directory, swept, nodes(checked)))
+            job = composer.job(overrides, number)
+            point = point_of(job, composer.swept)
         except ConfigError as error:
-            problems.append((directory.name, error))
+            problems.append((point_name(overrides, command_line), error))
+            continue
+        points.append(point)
+        jobs.append(job)
     if problems:
-        raise problems[0][1] if len(composed) == 1 else Invalid(problems, len(composed))
-    return points
+        alike = len(problems) == len(described) and len({str(error) for _, error in problems}) == 1
+        raise problems[0][1] if alike else Invalid(problems, len(described))
+    check_decided_once(points)
+    return points, lambda: save(composer, jobs)
 
 
-def run(points: list[Point]) -> int:
-    """Run the stages of some points that are not done, reuse those that are, and show what came out."""
-    if not points:
-        return 0
+def bar(described: list[list[str]], what: str) -> Iterator[list[str]]:
+    """Points one after another; a bar shows how far it is, if they are many and someone looks."""
+    console = Console(stderr=True)
+    hidden = len(described) < MANY_POINTS or not console.is_terminal
+    return iter(track(described, what, console=console, transient=True, disable=hidden))
+
+
+def point_of(job: Job, swept: bool) -> Point:
+    """A point with its stages. Raises ConfigError for what cannot work."""
+    config = prepared(job.config)
+    return Point(config, job.overrides, job.directory, swept, nodes(config))
+
+
+def check_decided_once(points: list[Point]) -> None:
+    """Refuse a sweep over keys that hold for the sweep as a whole: the first point would decide them for all."""
+    for key in (key for key in leaf_keys() if covered(key, DECIDED_ONCE)):
+        values = list(
+            dict.fromkeys(at(point.config, key) for point in points if not isinstance(at(point.config, key), list))
+        )
+        if len(values) > 1:
+            problem = "it holds for a whole sweep, and cannot differ between its points"
+            raise ConfigError(key, ",".join(map(str, values)), problem, "give it one value, or type a command for each")
+
+
+def save(composer: Composer, jobs: list[Job]) -> None:
+    """Write what Hydra writes of points that are to run. Raises ConfigError where that cannot be."""
+    try:
+        composer.save(jobs)
+    except OSError as error:
+        problem = f"it cannot be written ({error.strerror})"
+        place = error.filename or jobs[0].directory
+        raise ConfigError("output_root", place, problem, "choose another directory: output_root=...") from error
+
+
+def run(points: list[Point], begin: Callable[[], None]) -> int:
+    """Run the stages of some points that are not done, reuse those that are, and show what came out. `begin` is called
+    before the first one starts, unless nothing is to run."""
     tasks, terminal = merged(points), Console()
     console = terminal if terminal.is_terminal else Console(width=160)
     waiting = [task for task in tasks if not task.node.directory.done]
@@ -154,8 +178,8 @@ def run(points: list[Point]) -> int:
     if first.dry_run or points[0].swept:
         print_plan(points, tasks, estimates(waiting), console)
     if first.dry_run:
-        forget([point.directory for point in points])
         return 0
+    begin()
     outcomes = {task.key: Outcome("reused") for task in tasks if task not in waiting}
     for point in points:
         record(point, outcomes)
@@ -184,12 +208,10 @@ def exit_code(states: set[str]) -> int:
     return 1 if states & {"failed", "skipped"} else 130 if "stopped" in states else 0
 
 
-def run_one(config: DictConfig, overrides: list[str], directory: Path) -> tuple[int, Point]:
-    """Run one point of a search, beside a configuration file as Hydra leaves one."""
-    (point,) = points_of([(config, overrides, directory, False)])
-    (directory / ".hydra").mkdir(parents=True, exist_ok=True)
-    (directory / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(config))
-    return run([point]), point
+def run_one(composer: Composer, job: Job) -> tuple[int, Point]:
+    """Run one point of a search."""
+    point = point_of(job, False)
+    return run([point], lambda: save(composer, [job])), point
 
 
 def check_tasks(tasks: list[Task], waiting: list[Task]) -> None:

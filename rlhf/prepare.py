@@ -1,8 +1,8 @@
 """From a composed configuration to one that can run: shapes read where none is stated, everything checked."""
 
 from rlhf.config.checks import check, check_without_shapes
-from rlhf.config.compose import composed
 from rlhf.config.derive import as_measured
+from rlhf.config.points import composed
 from rlhf.config.schema import Config
 from rlhf.data.records import Comparison, load_dataset
 from rlhf.data.text import load_texts
@@ -59,16 +59,29 @@ def estimates(tasks: list[Task]) -> dict[str, Work | None]:
         if config.data.source == "hub" or stage == "bench":
             found[task.key] = work(config, stage, None)
             continue
-        source = f"{config.data} {config.seed} {config.reward.grouped}"
+        source = f"{config.data} {config.reward.grouped}"
         if source not in known:
-            train = load_dataset(config).train
-            known[source] = {
-                "sft": (len(train.demonstrations), 1),
-                "reward": elements(train.comparisons) if config.reward.grouped else (len(train.comparisons), 2),
-                "ppo": (len(train.prompts), 1),
-            }
+            known[source] = counts(config)
         found[task.key] = work(config, stage, *known[source][stage])
     return found
+
+
+def counts(config: Config) -> dict[str, tuple[int, int]]:
+    """The training records of each stage, and the most answers that one of them has. Those of the demo are not made to be
+    counted: there are as many for every seed."""
+    grouped = config.reward.grouped
+    if config.data.source == "demo":
+        from rlhf.data.demo import demo_counts
+
+        demo = demo_counts(config.data.demo)
+        reward = (demo.prompts, demo.answers) if grouped else (demo.comparisons, 2)
+        return {"sft": (demo.demonstrations, 1), "reward": reward, "ppo": (demo.prompts, 1)}
+    train = load_dataset(config).train
+    return {
+        "sft": (len(train.demonstrations), 1),
+        "reward": elements(train.comparisons) if grouped else (len(train.comparisons), 2),
+        "ppo": (len(train.prompts), 1),
+    }
 
 
 def elements(comparisons: list[Comparison]) -> tuple[int, int]:

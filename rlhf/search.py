@@ -5,60 +5,67 @@ by itself. The study is a journal in the sweep's directory: the same command goe
 off is tried again.
 """
 
+import contextlib
 import difflib
 import hashlib
 import json
 import math
-import re
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.errors import HydraException
-from omegaconf import DictConfig
 from rich.console import Console
 
-from rlhf.config.compose import config_root, from_hydra, point_name, quoted, register, typed
+from rlhf.config.compose import quoted
 from rlhf.config.errors import ConfigError
+from rlhf.config.keys import DECIDED_ONCE, covered
+from rlhf.config.overrides import typed_value, without_values
+from rlhf.config.points import Composer, Job
+from rlhf.config.ranges import check_ranges
 from rlhf.config.schema import Config, Search
 from rlhf.experiment.fingerprint import fingerprint
+from rlhf.experiment.lock import locked
 from rlhf.experiment.sweep import Point
 from rlhf.prepare import prepared
 from rlhf.track.metrics import METRICS
 
-RunOne = Callable[[DictConfig, list[str], Path], tuple[int, Point]]
+RunOne = Callable[[Job], tuple[int, Point]]
 
 
-def wants_search(arguments: list[str]) -> bool:
-    """Whether the command line is a sweep over an interval, by itself or by its preset."""
-    presets = [match[1] for argument in arguments if (match := re.match(r"\+sweeps=(\S+)$", argument))]
-    files = [config_root() / "sweeps" / f"{name}.yaml" for name in presets]
-    texts = [*arguments, *(file.read_text() for file in files if file.is_file())]
-    return bool({"-m", "--multirun"} & set(arguments)) and any("interval(" in text for text in texts)
+def wants_search(composer: Composer) -> bool:
+    """Whether the command is a sweep over an interval, by itself or by its preset."""
+    return composer.swept and any(override.is_interval_sweep() for override in composer.overrides)
 
 
-def search(arguments: list[str], run_one: RunOne) -> int:
+def search(composer: Composer, run_one: RunOne) -> int:
     """Run trials until the study has `sweep.trials` of them; returns the exit code."""
-    register()
-    fixed, space = split([argument for argument in quoted(arguments) if not argument.startswith("-")])
-    base = prepared(typed(composed(fixed, [])))
-    console, code = Console(), 0
+    fixed, space = split(composer)
+    base = check_search(composer, fixed, space)
+    console = Console()
     if base.dry_run:
-        lines = "  ".join(f"{override.key_or_group}={override.value()}" for override in space)
+        lines = "  ".join(f"{override.get_key_element()}={typed_value(override)}" for override in space)
         console.print(f"{base.sweep.trials} trials for the best {base.sweep.objective}: {lines}", soft_wrap=True)
         return 0
-    study = open_study(base, space)
-    repeat_broken(study)
+    directory = composer.sweep_directory
+    with writable(base), locked(directory, base.launcher.lock_timeout_s, waiting=console.print):
+        study = open_study(base, space, directory)
+        repeat_broken(study)
+        return run_trials(study, composer, fixed, space, base, run_one, console)
+
+
+def run_trials(
+    study: Any, composer: Composer, fixed: list[str], space: list[Override], base: Config, run_one: RunOne, console: Console
+) -> int:
+    """Run trials until the study has `sweep.trials` of them; returns the exit code."""
+    code = 0
     while (done := finished(study)) < base.sweep.trials:
         study.sampler = sampler(base, done)
         trial = study.ask()
-        chosen = [f"{override.key_or_group}={suggest(trial, override)}" for override in space]
+        chosen = [f"{override.get_key_element()}={suggest(trial, override)}" for override in space]
         console.print(f"[bold]trial {done + 1} of {base.sweep.trials}[/]: {' '.join(chosen)}", soft_wrap=True)
-        place = Path(base.output_root) / "sweeps" / base.name / point_name(chosen, [])
-        ended, point = run_one(composed(fixed, chosen), [*fixed, *chosen], place)
+        ended, point = run_one(composer.job([*fixed, *quoted(chosen)], done))
         if ended == 130:
             return 130
         value = objective(point, base.sweep) if ended == 0 else None
@@ -72,61 +79,124 @@ def search(arguments: list[str], run_one: RunOne) -> int:
     return code
 
 
-def split(arguments: list[str]) -> tuple[list[str], list[Override]]:
+def split(composer: Composer) -> tuple[list[str], list[Override]]:
     """Overrides that are the same in all trials, and those that are searched, the preset's too. Raises ConfigError."""
-    try:
-        overrides = OverridesParser.create().parse_overrides(arguments)
-        fixed = [override.input_line for override in overrides if not override.is_sweep_override()]
-        space = [override for override in overrides if override.is_sweep_override()]
-        params = composed([str(line) for line in fixed], [], whole=True).hydra.sweeper.params or {}
-        given = {override.key_or_group for override in overrides}
-        preset = [f"{key}={value}" for key, value in params.items() if key not in given]
-        space += OverridesParser.create().parse_overrides(preset)
-    except HydraException as error:
-        raise from_hydra(error, arguments) from error
-    return [str(line) for line in fixed], space
+    if problem := without_values(composer.overrides, composer.group):
+        raise problem
+    fixed = [str(override.input_line) for override in composer.overrides if not override.is_sweep_override()]
+    return fixed, [override for override in composer.overrides if override.is_sweep_override()]
 
 
-def composed(fixed: list[str], chosen: list[str], whole: bool = False) -> DictConfig:
-    """The composed values of a trial; with Hydra's own if `whole`."""
-    with initialize_config_dir(str(config_root() / "conf"), version_base="1.3"):
-        try:
-            return compose("config", overrides=[*fixed, *quoted(chosen)], return_hydra_config=whole)
-        except HydraException as error:
-            raise from_hydra(error, [*fixed, *chosen]) from error
-
-
-def open_study(config: Config, space: list[Override]) -> Any:
-    """The study in the sweep's directory of this space and all else that decides its values, made if there is none. Raises
-    ConfigError."""
-    settings = config.sweep
+def check_search(composer: Composer, fixed: list[str], space: list[Override]) -> Config:
+    """The configuration of what is not searched. Raises ConfigError for a search that cannot work: what is sought, and each
+    searched key at both ends of its interval and at all values of its list."""
+    base = prepared(composer.job(fixed).config)
+    settings = base.sweep
     if settings.objective not in METRICS:
         near = difflib.get_close_matches(settings.objective, METRICS, n=1, cutoff=0.4)
         fix = f"did you mean {near[0]}?" if near else "see rlhf/track/metrics.py"
         raise ConfigError("sweep.objective", settings.objective, "there is no such metric", fix)
-    if config.launcher.kind == "slurm" and not config.launcher.wait:
+    if base.launcher.kind == "slurm" and not base.launcher.wait:
         problem = "a search needs the value of each point before it proposes the next"
         raise ConfigError("launcher.wait", False, problem, "set launcher.wait=true")
     try:
-        import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
+        import optuna  # noqa: F401
     except ImportError as error:
         fix = "pip install 'rlhf[search]'"
         raise ConfigError("sweep.sampler", settings.sampler, "intervals need the package optuna", fix) from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    place = Path(config.output_root) / "sweeps" / config.name / "study.journal"
+    for override in space:
+        check_space(override)
+    for override in space:
+        for value in candidates(override):
+            config = composer.job([*fixed, *quoted([f"{override.get_key_element()}={value}"])]).config
+            check_ranges(config)
+            if len(space) == 1:  # else what goes together depends on the other keys
+                prepared(config)
+    return base
+
+
+def check_space(override: Override) -> None:
+    """What is searched can be: numbers in order, above zero on a logarithmic scale. Raises ConfigError."""
+    key, typed, value = override.get_key_element(), typed_value(override), override.value()
+    if covered(str(override.key_or_group), DECIDED_ONCE):
+        raise ConfigError(key, typed, "it holds for a whole search", "give it one value")
+    if not isinstance(value, IntervalSweep):
+        return
+    start, end = float(value.start or 0), float(value.end or 0)
+    if not (math.isfinite(start) and math.isfinite(end)):
+        raise ConfigError(key, typed, "an interval has two finite ends", "give two numbers, as interval(0.01,0.5)")
+    if start >= end:
+        raise ConfigError(key, typed, "the first end is not below the second", f"write interval({value.end},{value.start})")
+    if "log" in value.tags and start <= 0:
+        problem = "a logarithmic scale has only numbers above 0"
+        raise ConfigError(key, typed, problem, f"begin above 0, as tag(log,interval({end / 1000:g},{end:g}))")
+    if unknown := value.tags - {"log"}:
+        raise ConfigError(key, typed, f"there is no scale {', '.join(sorted(unknown))}", "write tag(log,interval(a,b))")
+
+
+def candidates(override: Override) -> list[str]:
+    """What is checked of a searched key: both ends of an interval, all values of a list."""
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return [str(value.start), str(value.end)]
+    return list(override.sweep_string_iterator())
+
+
+@contextlib.contextmanager
+def writable(config: Config) -> Iterator[None]:
+    """Turn what the operating system says of the sweep's directory into a ConfigError."""
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        storage = JournalStorage(JournalFileBackend(str(place)))
+        yield
     except OSError as error:
         problem = f"it cannot be written ({error.strerror})"
-        raise ConfigError(
-            "output_root", config.output_root, problem, "choose another directory: output_root=..."
-        ) from error
-    direction: Any = settings.direction
+        fix = "choose another directory: output_root=..."
+        raise ConfigError("output_root", error.filename or config.output_root, problem, fix) from error
+
+
+def open_study(config: Config, space: list[Override], directory: Path) -> Any:
+    """The study in the sweep's directory of this space and all else that decides its values, made if there is none. Raises
+    ConfigError. The directory's lock is held."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    file = directory.absolute() / "study.journal"
+    for left in directory.glob("study.journal.lock*"):
+        left.unlink()  # by a process that was killed: Optuna would wait for it
+    mend_journal(file)
+    storage = JournalStorage(JournalFileBackend(str(file)))
+    direction: Any = config.sweep.direction
     name = study_name(config, space)
     return optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
+
+
+def mend_journal(file: Path) -> None:
+    """Cut a journal back to its last whole line: who wrote on was killed, or the disk was full. Raises ConfigError
+    for a journal that is damaged further up."""
+    if not file.is_file():
+        return
+    whole = 0
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.endswith(b"\n") and is_entry(line):
+                whole += len(line)
+                continue
+            if stream.read().strip(b"\0\n"):
+                problem = f"line {number} is damaged, and others follow"
+                fix = "move the file away: a new search begins, and stages that are done are not trained again"
+                raise ConfigError("study.journal", file, problem, fix)
+            break
+    if whole < file.stat().st_size:
+        os.truncate(file, whole)
+
+
+def is_entry(line: bytes) -> bool:
+    """Whether a journal's line is an entry."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def study_name(config: Config, space: list[Override]) -> str:

@@ -3,20 +3,20 @@
 import math
 import os
 import sys
-from functools import cache
 from types import SimpleNamespace
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
+from rlhf.config.command import read_command
 from rlhf.config.compose import config_root, register
 from rlhf.config.errors import ConfigError
+from rlhf.config.points import Composer
 from rlhf.experiment.graph import Node
 from rlhf.experiment.store import Result, StageDirectory
 from rlhf.main import main
-from rlhf.search import composed, search, split, suggest, wants_search
+from rlhf.search import search, split, suggest, wants_search
 
 optuna = pytest.importorskip("optuna")
 
@@ -35,7 +35,7 @@ def presets(tmp_path, monkeypatch):
         (place / name).symlink_to(root / name)
     (place / "sweeps").mkdir()
     monkeypatch.setattr("rlhf.config.compose.config_root", lambda: place)
-    monkeypatch.setattr("rlhf.search.config_root", lambda: place)
+    monkeypatch.setattr("rlhf.config.command.config_root", lambda: place)
     register()
     yield place / "sweeps"
     monkeypatch.undo()
@@ -54,18 +54,22 @@ def preset(place, name, **params):
         (["-m", INTERVAL], True),
         (["--multirun", "seed=1,2", "ppo.learning_rate=tag(log,interval(1e-5,1e-3))"], True),
         (["-m", "seed=1,2"], False),
-        ([INTERVAL], False),  # Hydra says that this needs -m
         (["-m", "+sweeps=kl"], False),
-        (["-m", "+sweeps=nope"], False),  # Hydra says that there is none
         (["-m", "+sweeps=mine"], True),
-        (["+sweeps=mine"], False),
+        (["-m", "+sweeps=mine", "ppo.kl_coef=0.1"], False),  # what is typed replaces the preset's
         ([], False),
     ],
 )
 def test_an_interval_in_a_sweep_is_a_search(presets, arguments, wanted):
     preset(presets, "mine", ppo__kl_coef="interval(0.01,0.5)")
     preset(presets, "kl", ppo__kl_coef="0.1,0.2")
-    assert wants_search(arguments) == wanted
+    with Composer(read_command(arguments)) as composer:
+        assert wants_search(composer) == wanted
+
+
+def split_of(*arguments):
+    with Composer(read_command(["-m", *arguments])) as composer:
+        return split(composer)
 
 
 def keys(space):
@@ -73,22 +77,22 @@ def keys(space):
 
 
 def test_what_is_searched_is_told_from_what_is_given():
-    fixed, space = split(["seed=3", INTERVAL, "model=opt-tiny,gpt2-tiny", "+ppo.x=1", "sft.betas=[0.9,0.95]"])
+    fixed, space = split_of("seed=3", INTERVAL, "model=opt-tiny,gpt2-tiny", "+ppo.x=1", "sft.betas=[0.9,0.95]")
     assert fixed == ["seed=3", "+ppo.x=1", "sft.betas=[0.9,0.95]"]
     assert keys(space) == {"ppo.kl_coef": "interval(0.01,0.5)", "model": "opt-tiny,gpt2-tiny"}
 
 
 def test_a_presets_keys_are_searched_too_unless_they_are_given(presets):
     preset(presets, "mine", ppo__kl_coef="interval(0.01,0.5)", seed="1,2")
-    assert keys(split(["+sweeps=mine"])[1]) == {"ppo.kl_coef": "interval(0.01,0.5)", "seed": "1,2"}
-    fixed, space = split(["+sweeps=mine", "seed=7"])
-    assert fixed == ["+sweeps=mine", "seed=7"] and keys(space) == {"ppo.kl_coef": "interval(0.01,0.5)"}
+    assert keys(split_of("+sweeps=mine")[1]) == {"ppo.kl_coef": "interval(0.01,0.5)", "seed": "1,2"}
+    fixed, space = split_of("+sweeps=mine", "seed=7")
+    assert sorted(fixed) == ["+sweeps=mine", "seed=7"] and keys(space) == {"ppo.kl_coef": "interval(0.01,0.5)"}
 
 
 @pytest.mark.parametrize("arguments", [["ppo.kl_cof=1", INTERVAL], ["+sweeps=nope", INTERVAL], ["seed=[1", INTERVAL]])
 def test_what_hydra_refuses_is_one_line(arguments):
     with pytest.raises(ConfigError) as refused:
-        split(arguments)
+        split_of(*arguments)
     assert "\n" not in str(refused.value)
 
 
@@ -134,12 +138,12 @@ class Runs:
     def __init__(self, root, value):
         self.root, self.value, self.points, self.configs = root, value, [], []
 
-    def __call__(self, config, overrides, directory):
-        found = dict(override.split("=", 1) for override in overrides if not override.startswith("-"))
+    def __call__(self, job):
+        found = dict(override.split("=", 1) for override in job.overrides)
         self.points.append({key: found[key] for key in found if key not in ("output_root", "sweep.trials")})
-        self.configs.append(config)
-        self.directory = directory
-        value = self.value(len(self.points), config)
+        self.configs.append(job.config)
+        self.directory = job.directory
+        value = self.value(len(self.points), job.config)
         if isinstance(value, BaseException):
             raise value
         node = Node("sft", "f", StageDirectory(self.root / "stages" / f"sft-{len(self.points)}"))
@@ -151,32 +155,22 @@ class Runs:
         return 0, SimpleNamespace(stages=[node])
 
 
-@cache
-def composed_once(fixed, whole):
-    return composed(list(fixed), [], whole)
+def searched(monkeypatch, asked, runs):
+    """Search as `python -m rlhf <asked>` does, with something in the place of runs."""
+    monkeypatch.setattr(sys, "argv", ["rlhf", *asked])
+    with Composer(read_command(asked)) as composer:
+        return search(composer, runs)
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """Trials are composed in no time: what is fixed by Hydra, once; what is chosen set in that."""
-
-    def compose(fixed, chosen, whole=False):
-        given = [override for override in fixed if override.startswith("output_root=")]
-        shared = composed_once(tuple(override for override in fixed if override not in given), whole)
-        return OmegaConf.merge(shared, OmegaConf.from_dotlist([*given, *chosen]))
-
-    monkeypatch.setattr("rlhf.search.composed", compose)
-
-
-@pytest.fixture
-def study(tmp_path, capsys, quick):
+def study(tmp_path, capsys, monkeypatch):
     """`study(value, *arguments, place="x")`: the exit code, the points that were run, and what was printed."""
 
     def call(value, *arguments, place="x", trials=4):
         runs = Runs(tmp_path / place / "runs", value)
         asked = ["-m", INTERVAL, *arguments, f"output_root={tmp_path / place}", f"sweep.trials={trials}"]
         try:
-            code = search(asked, runs)
+            code = searched(monkeypatch, asked, runs)
         except RuntimeError:
             code = None
         return code, runs, capsys.readouterr()
@@ -263,10 +257,11 @@ def test_a_search_over_several_keys(study):
     assert {point["seed"] for point in runs.points} == {"1", "2"} and "seed=" in said.out.splitlines()[-1]
 
 
-def test_a_preset_with_an_interval_is_searched(presets, tmp_path, capsys):
+def test_a_preset_with_an_interval_is_searched(presets, tmp_path, capsys, monkeypatch):
     preset(presets, "mine", ppo__kl_coef="interval(0.01,0.5)")
     runs = Runs(tmp_path / "runs", peak)
-    assert search(["-m", "+sweeps=mine", f"output_root={tmp_path / 'out'}", "sweep.trials=2"], runs) == 0
+    asked = ["-m", "+sweeps=mine", f"output_root={tmp_path / 'out'}", "sweep.trials=2"]
+    assert searched(monkeypatch, asked, runs) == 0
     assert len({config.ppo.kl_coef for config in runs.configs}) == 2
     assert (tmp_path / "out" / "sweeps" / "mine" / "study.journal").is_file() and "best of 2" in capsys.readouterr().out
 

@@ -197,7 +197,7 @@ def sweep(make_config, set_key, tmp_path, capsys, stages):
             config.output_root, config.dry_run = str(tmp_path / "outputs"), dry_run
             place = tmp_path / "outputs" / "sweeps" / "rlhf" / ",".join(overrides)
             made.append(Point(config, list(overrides), place, swept, nodes(config)))
-        code, said = run(made), capsys.readouterr()
+        code, said = run(made, lambda: None), capsys.readouterr()
         return code, said.out, said.err
 
     return call

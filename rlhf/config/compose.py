@@ -3,24 +3,30 @@
 Hydra alone accepts any `+key=value`; merging the composed values into the schema does not.
 """
 
-import difflib
+import copy
 import re
 import sys
 import zlib
+from dataclasses import is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from rlhf.config.errors import ConfigError, first_line, raise_problems
+from rlhf.config.hydra_errors import unknown_key
 from rlhf.config.keys import leaf_keys
 from rlhf.config.ranges import check_values
 from rlhf.config.schema import Config
 from rlhf.config.values import type_problems, unknown_keys
+
+# Groups that were converted, by their type and values.
+CONVERTED: dict[tuple[type, str], Any] = {}
+MOST_CONVERTED = 10_000
 
 
 def config_root() -> Path:
@@ -58,15 +64,6 @@ def fixed_keys(typed_in: list[str]) -> set[str]:
     return {text.split("=", 1)[0] for text, one in zip(given, parsed, strict=True) if not one.is_sweep_override()}
 
 
-def composed(*overrides: str) -> Config:
-    """The configuration that `python -m rlhf <overrides>` composes, typed but not checked."""
-    from hydra import compose, initialize_config_dir
-
-    register()
-    with initialize_config_dir(str(config_root() / "conf"), version_base="1.3"):
-        return typed(compose("config", overrides=quoted(list(overrides))))
-
-
 def quoted(arguments: list[str]) -> list[str]:
     """Command-line arguments in which `zero=3` names an option; Hydra would read a number."""
     pattern = re.compile(r"^(\+?zero(?:@[\w.]+)?)=([\w,-]+)$")
@@ -94,7 +91,7 @@ def typed(composed: DictConfig) -> Config:
         sound = [key for key in leaf_keys() if not any(names(error, key) for error in problems)]
         given = {key: value for key in sound if (value := lookup(values, key)) is not None}
         raise_problems([*problems, *(error for error, _ in check_values(given))])
-    return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values)))
+    return converted(values) or cast(Config, as_typed(Config, values))
 
 
 def names(error: ConfigError, key: str) -> bool:
@@ -102,49 +99,39 @@ def names(error: ConfigError, key: str) -> bool:
     return re.match(rf"{re.escape(error.key.partition('[')[0])}(\.|$)", key) is not None
 
 
+def as_typed(schema: type, values: dict[str, Any]) -> Any:
+    """An instance of a dataclass with these values. OmegaConf converts and checks each."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+
+
+def converted(values: dict[str, Any]) -> Config | None:
+    """The values as a Config, group by group: one that was converted before is copied, as the points of a sweep have most
+    groups alike and OmegaConf takes 40 ms for all. None if something is wrong: converting all at once says what."""
+    kinds = get_type_hints(Config)
+    groups = {name: kind for name, kind in kinds.items() if isinstance(kind, type) and is_dataclass(kind)}
+    if set(values) != set(kinds) or not all(isinstance(values[name], dict) for name in groups):
+        return None
+    single = make_dataclass("Single", [(name, kind) for name, kind in kinds.items() if name not in groups])
+    try:
+        parts = {name: convert_group(kind, values[name]) for name, kind in groups.items()}
+        rest = as_typed(single, {name: value for name, value in values.items() if name not in groups})
+    except OmegaConfBaseException:
+        return None
+    return Config(**parts, **vars(rest))
+
+
+def convert_group(kind: type, values: dict[str, Any]) -> Any:
+    """A group's values as its dataclass, converted once."""
+    known = (kind, repr(values))
+    if known not in CONVERTED:
+        if len(CONVERTED) > MOST_CONVERTED:
+            CONVERTED.clear()
+        CONVERTED[known] = as_typed(kind, values)
+    return copy.deepcopy(CONVERTED[known])
+
+
 def lookup(values: Any, key: str) -> Any:
     """The value at a dotted key of nested dicts, or None."""
     for part in key.split("."):
         values = values.get(part) if isinstance(values, dict) else None
     return values
-
-
-def unknown_key(key: str, value: Any = "...") -> ConfigError:
-    """An error that names the nearest keys there are."""
-    keys = leaf_keys()
-    groups = sorted({".".join(k.split(".")[:i]) for k in keys for i in range(1, k.count(".") + 1)})
-    near = difflib.get_close_matches(key, [*keys, *groups, "experiments", "sweeps"], n=1, cutoff=0.5)
-    if not near:
-        leaf = key.rsplit(".", 1)[-1]
-        near = difflib.get_close_matches(leaf, [k.rsplit(".", 1)[-1] for k in keys], n=1, cutoff=0.6)
-        near = [k for k in keys if near and k.endswith("." + near[0])][:1]
-    fix = f"did you mean {near[0]}?" if near else "`python -m rlhf --cfg job` lists the keys"
-    return ConfigError(key, value, "there is no such key", fix)
-
-
-def from_hydra(error: Exception, overrides: list[str]) -> ConfigError:
-    """Hydra's complaint about an override, in one line of ours."""
-    text, cause = str(error), error.__cause__ or error
-    if isinstance(error, MissingConfigException) and (match := re.search(r"Could not find '([\w@/-]+)/([^/']*)'", text)):
-        typed_as = re.compile(rf"\+?({re.escape(match[1])}(?:@[\w.]+)?)='?{re.escape(match[2])}'?$")
-        group = next((found[1] for o in overrides if (found := typed_as.match(o))), match[1])
-        return unknown_option(group, match[2], re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE))
-    if match := re.search(r"Could not (?:override|delete)[^']*'([^']+)'", text):
-        key = match[1]
-        value = next((o.split("=", 1)[1] for o in overrides if o.lstrip("+~").startswith(key + "=")), "...")
-        return unknown_key(key, value)
-    problem = ("override", " ".join(overrides), first_line(cause), "see `python -m rlhf --help`")
-    if match := re.search(r"Ambiguous value for argument '([^=']+)=(.*?)'", text):
-        problem = (match[1], match[2], "several values", f"sweep with -m, or give a list, {match[1]}=[{match[2]}]")
-    elif match := re.search(r"Error merging override ([^=\s]+)=(.*)", text):
-        problem = (match[1], match[2], first_line(cause), "see `python -m rlhf --cfg job`")
-    elif isinstance(error, OverrideParseException):
-        problem = ("override", error.override, first_line(error), "write key=value, quoted if it has spaces")
-    return ConfigError(*problem)
-
-
-def unknown_option(group: str, option: str, options: list[str]) -> ConfigError:
-    """An error that names a group's options, the nearest one first."""
-    near = difflib.get_close_matches(option, options, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return ConfigError(group, option, "there is no such option", f"{hint}choose one of {', '.join(options) or 'none'}")

@@ -55,6 +55,13 @@ PLACE_KEYS: tuple[str, ...] = (
 )  # fmt: skip
 
 
+# Of these a sweep has one value for all its points: they hold for the command, not for a stage.
+DECIDED_ONCE: tuple[str, ...] = (
+    "dry_run", "name", "output_root", "sweep", "tracking.wandb",
+    *(f"launcher.{key}" for key in ("kind", "parallel", "wait", "lock_timeout_s")),
+)  # fmt: skip
+
+
 @cache
 def types_of(schema: Any) -> dict[str, Any]:
     """The fields of a dataclass with their types."""

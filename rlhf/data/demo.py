@@ -4,7 +4,9 @@ Everything is made from a seed, in readable English. The gold reward knows what 
 comparisons (with Bradley-Terry noise) and judges the trained models, but no model ever sees it.
 """
 
+import math
 import re
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -78,6 +80,25 @@ def demo_dataset(config: DemoData, seed: int) -> Dataset:
     )
     held = make_split(heldout, heldout * 2, config, stream(seed, "demo heldout"))
     return Dataset(training, held, gold_reward, agreement(held.comparisons, config.label_noise))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many training records there are, and the most answers to one prompt that are compared."""
+
+    demonstrations: int
+    prompts: int
+    comparisons: int
+    answers: int
+
+
+def demo_counts(config: DemoData) -> Counts:
+    """What the training split of a data set will hold, whatever its seed, without making it. Answers may come twice in
+    several rounds: `answers` is a bound then."""
+    prompts = len(STEPS) * len(THINGS) * len(QUESTIONS) - config.heldout_prompts
+    pairs = math.comb(config.answers_per_prompt, 2)
+    answers = config.answers_per_prompt * config.rounds
+    return Counts(config.demonstrations, prompts, prompts * config.rounds * pairs, answers)
 
 
 def make_split(

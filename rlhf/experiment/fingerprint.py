@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,12 +27,17 @@ def fingerprint(config: Config, stage: str, inputs: dict[str, str]) -> str:
 
 def deciding(config: Config, stage: str) -> dict[str, Any]:
     """The dotted keys that decide the stage's result, with their values; paths by what they hold."""
-    keys = [k for k in leaf_keys() if covered(k, RESULT_KEYS[stage]) and not covered(k, left_out(stage))]
-    chosen = {key: at(config, key) for key in keys}
+    chosen = {key: at(config, key) for key in deciding_keys(stage)}
     for key, value in chosen.items():
         if key.endswith(".path") or key.startswith("data.files.") or key == "ppo.ptx.file":
             chosen[key] = identity(value, key)
     return chosen
+
+
+@cache
+def deciding_keys(stage: str) -> tuple[str, ...]:
+    """The dotted keys that decide the stage's result."""
+    return tuple(k for k in leaf_keys() if covered(k, RESULT_KEYS[stage]) and not covered(k, left_out(stage)))
 
 
 def identity(path: str | None, key: str = "path") -> str | None:

@@ -1,7 +1,6 @@
 """What a run or a point of a sweep leaves: its configuration, links to its stages, and summary.json."""
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,26 +48,3 @@ def link(place: Path, target: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     if not place.is_symlink():
         place.symlink_to(os.path.relpath(target, place.parent))
-
-
-def forget(directories: list[Path]) -> None:
-    """Remove what Hydra made for points that were not run, and directories that are empty then."""
-    for directory in directories:
-        if (directory / "summary.json").exists():
-            continue
-        shutil.rmtree(directory / ".hydra", ignore_errors=True)
-        for place in hydras(directory):
-            left = [file.name for file in place.iterdir()] if place.is_dir() else [""]
-            if left == ["multirun.yaml"]:
-                (place / "multirun.yaml").unlink()
-            elif left:
-                break
-            place.rmdir()
-
-
-def hydras(directory: Path) -> list[Path]:
-    """The directories that Hydra made for a point or a sweep: its own and those above it, up to the one that holds runs/ or
-    sweeps/; never the working directory."""
-    above = [directory, *directory.parents]
-    top = next((number + 2 for number, place in enumerate(above) if place.name in ("runs", "sweeps")), 1)
-    return [place for place in above[:top] if place.absolute() != Path.cwd()]

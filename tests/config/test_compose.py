@@ -11,9 +11,11 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from rlhf.config.command import read_command
 from rlhf.config.compose import config_root, quoted, register, typed
 from rlhf.config.errors import ConfigError
-from rlhf.main import Invalid, compose, points_of
+from rlhf.config.points import Composer
+from rlhf.main import Invalid, points_of
 from rlhf.prepare import load_config
 
 
@@ -24,7 +26,8 @@ def run(monkeypatch, tmp_path):
     def call(*arguments):
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", ["rlhf", *arguments, f"output_root={tmp_path}"])
-        return [point.config for point in points_of(compose())]
+        with Composer(read_command(sys.argv[1:])) as composer:
+            return [point.config for point in points_of(composer)[0]]
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)

@@ -71,8 +71,8 @@ def main(zero, place):
     import torch
     from safetensors.torch import load_file
 
-    from rlhf.config.compose import composed
     from rlhf.config.derive import Batches
+    from rlhf.config.points import composed
     from rlhf.data.records import load_dataset
     from rlhf.engine.distributed import start
     from rlhf.engine.save import save_model

@@ -33,8 +33,8 @@ def updates(precision, zero):
 
     import torch
 
-    from rlhf.config.compose import composed
     from rlhf.config.derive import Batches
+    from rlhf.config.points import composed
     from rlhf.engine.distributed import rank, start
     from rlhf.engine.save import whole_weight
     from rlhf.engine.step import finish

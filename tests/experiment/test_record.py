@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlhf.experiment.graph import nodes
-from rlhf.experiment.record import forget, record
+from rlhf.experiment.record import record
 from rlhf.experiment.store import Result
 from rlhf.experiment.sweep import Outcome, Point
 
@@ -100,56 +100,3 @@ def test_a_point_that_became_another_one_links_its_own_stages_alone(point, make_
     record(Point(config, ["seed=3", "ppo.kl_coef=0.4"], point.directory, True, nodes(config)), {})
     links = {place.name for place in (point.directory / "stages").iterdir()}
     assert links == {node.directory.path.name for node in nodes(config)}
-
-
-def hydras(place):
-    """What Hydra leaves for a point."""
-    (place / ".hydra").mkdir(parents=True)
-    for name in ("config.yaml", "hydra.yaml", "overrides.yaml"):
-        (place / ".hydra" / name).write_text("{}")
-    return place
-
-
-def left(tmp_path):
-    return {str(place.relative_to(tmp_path)) for place in tmp_path.rglob("*")}
-
-
-def test_a_sweep_that_was_not_run_leaves_nothing(tmp_path):
-    sweep = tmp_path / "outputs" / "sweeps" / "rlhf"
-    points = [hydras(sweep / f"seed={seed}") for seed in (1, 2, 3)]
-    (sweep / "multirun.yaml").write_text("{}")
-    forget(points)
-    assert left(tmp_path) == set()
-    forget(points)  # there is nothing any more
-
-
-def test_where_the_command_was_typed_stays_even_if_it_is_empty(tmp_path):
-    """A run's directory is one level less deep than a sweep's point."""
-    forget([hydras(tmp_path / "outputs" / "runs" / "2026-01-01_00-00-00-rlhf")])
-    assert tmp_path.is_dir() and left(tmp_path) == set()
-
-
-@pytest.mark.parametrize("place", ["seed=1", ".", "..", "../.."])
-def test_what_a_user_put_there_stays(tmp_path, place):
-    sweep = tmp_path / "outputs" / "sweeps" / "rlhf"
-    point = hydras(sweep / "seed=1")
-    (sweep / "multirun.yaml").write_text("{}")
-    mine = (sweep / place / "notes.txt").resolve()
-    mine.write_text("mine")
-    forget([point])
-    assert mine.read_text() == "mine" and not (point / ".hydra").exists()
-
-
-def test_points_that_were_run_before_stay_as_they_are(point, tmp_path):
-    hydras(point.directory)
-    recorded(point, None, None, None)
-    sweep = point.directory.parent
-    (sweep / "multirun.yaml").write_text("{}")
-    before = left(tmp_path)
-    forget([point.directory, hydras(sweep / "seed=4")])
-    assert left(tmp_path) == before
-
-
-def test_what_is_not_there_needs_no_forgetting(tmp_path):
-    forget([tmp_path / "outputs" / "runs" / "never-made"])
-    assert left(tmp_path) == set()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rlhf.data.demo import demo_counts
 from rlhf.data.records import Comparison, Dataset, Demonstration, Split, load_dataset
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.sweep import Task
@@ -137,13 +138,27 @@ def test_pairs_of_one_prompt_that_are_read_together_are_one_element(make_config,
     split = Split([Demonstration("a", "b")] * 8, pairs, ["a"] * 8)
     monkeypatch.setattr("rlhf.prepare.load_dataset", lambda config: Dataset(split, split))
     config = make_config("reward.batch_size=4", "reward.epochs=2")
-    config.reward.grouped = grouped
+    config.reward.grouped, config.data.source = grouped, "files"
     (task,) = [task for task in tasks_of(config) if task.node.stage == "reward"]
     found = estimates([task])[task.key]
     assert found.steps == (2 * 8 // 4 if grouped else 2 * 24 // 4)
     length = config.data.max_prompt_tokens + config.data.max_response_tokens
     rows = 4 * (3 if grouped else 2)  # each answer of a prompt once
     assert found.flops == found.steps * training_flops(config.reward_model, [length] * rows, 0)
+
+
+@pytest.mark.parametrize("heldout", [1, 60, 359])
+def test_the_demos_records_are_counted_without_being_made(make_config, heldout):
+    """A sweep over a thousand seeds would make a thousand data sets, only to count each."""
+    config = make_config(f"data.demo.heldout_prompts={heldout}", "data.demo.rounds=1", "data.demo.demonstrations=50")
+    train = load_dataset(config).train
+    counted = demo_counts(config.data.demo)
+    found = len(train.demonstrations), len(train.prompts), len(train.comparisons)
+    assert (counted.demonstrations, counted.prompts, counted.comparisons) == found
+    answers = {}
+    for pair in train.comparisons:
+        answers.setdefault(pair.prompt, set()).update((pair.chosen, pair.rejected))
+    assert counted.answers == max(map(len, answers.values()))
 
 
 @pytest.mark.slow

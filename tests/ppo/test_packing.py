@@ -192,7 +192,7 @@ def test_two_ranks_that_share_weights_end_at_the_same_weights(smooth_models):
 
 def main(actor, reward):
     """Rank by rank: a step at ZeRO 3 ends at the same shards whatever the packing."""
-    from rlhf.config.compose import composed
+    from rlhf.config.points import composed
     from rlhf.models.tokenizer import load_tokenizer
 
     ends = []

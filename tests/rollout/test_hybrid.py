@@ -189,7 +189,7 @@ def test_sharded_weights_are_gathered_once_or_layer_by_layer(lora, gather):
 
 def main(lora, gather):
     """Rank by rank: rollouts of different lengths equal plain generate's, the shards stay, and training goes on."""
-    from rlhf.config.compose import composed
+    from rlhf.config.points import composed
     from rlhf.data.records import load_dataset
     from rlhf.engine.distributed import rank, start
     from rlhf.engine.gather import KEPT, gathered

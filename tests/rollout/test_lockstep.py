@@ -24,7 +24,7 @@ def main(zero):
     import torch
     from tiny import policy_engine, prompts
 
-    from rlhf.config.compose import composed
+    from rlhf.config.points import composed
     from rlhf.data.records import load_dataset
     from rlhf.engine.distributed import rank, start, total
     from rlhf.models.tokenizer import build_tokenizer

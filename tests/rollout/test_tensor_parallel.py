@@ -69,7 +69,7 @@ def main(lora, *families):
     from agreement import distances
     from tiny import learning_engine, prompts
 
-    from rlhf.config.compose import composed
+    from rlhf.config.points import composed
     from rlhf.data.records import load_dataset
     from rlhf.engine.distributed import rank, start
     from rlhf.engine.state import held

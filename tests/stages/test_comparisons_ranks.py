@@ -33,7 +33,7 @@ def steps(zero, answers):
     from test_comparisons import element
     from tiny import learning_scorer, smooth_opt
 
-    from rlhf.config.compose import composed
+    from rlhf.config.points import composed
     from rlhf.engine.distributed import rank, start
     from rlhf.engine.zero import release, set_rates
     from rlhf.measure.ppo import toy_tokenizer

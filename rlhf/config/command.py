@@ -1,0 +1,105 @@
+"""The command line taken apart: Hydra's flags on one side, overrides on the other, wherever they stand."""
+
+import argparse
+from dataclasses import dataclass
+from typing import NoReturn
+
+from hydra._internal.utils import get_args_parser
+
+from rlhf.config.compose import config_root, quoted
+from rlhf.config.errors import ConfigError
+
+COMMANDS = ("run", "multirun", "cfg", "info", "shell_completion")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line. `flags` are Hydra's with their values; `shows` says that Hydra answers it and nothing runs."""
+
+    overrides: list[str]
+    flags: list[str]
+    multirun: bool
+    shows: bool
+    config_path: str
+    config_name: str
+    config_dir: str | None
+
+    @property
+    def words(self) -> list[str]:
+        """All words, in an order that Hydra's own parser takes."""
+        return [*self.flags, *self.overrides]
+
+
+def command_of(overrides: list[str]) -> Command:
+    """The command that runs these overrides, without a flag."""
+    return Command(quoted(overrides), [], False, False, str(config_root() / "conf"), "config", None)
+
+
+class Unparsed(Exception):
+    """What argparse says of words that it cannot take."""
+
+
+def read_command(arguments: list[str]) -> Command:
+    """Take a command line apart. Raises ConfigError for a flag that there is not, or that another one rules out."""
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    unknown = [word for word in arguments if word.startswith("--") and "=" in word and not known_flag(parser, word)]
+    if unknown:
+        raise not_a_flag(unknown[0])
+    try:
+        parsed = parser.parse_intermixed_args(arguments)
+    except Unparsed as error:
+        raise wrong_flag(str(error), arguments) from error
+    given = [f"--{name.replace('_', '-')}" for name in COMMANDS if getattr(parsed, name)]
+    if len(given) > 1 and not parsed.help and not parsed.hydra_help:
+        raise ConfigError(
+            "argument", given[1], f"it cannot be given beside {given[0]}", f"leave out {given[0]} or {given[1]}"
+        )
+    if parsed.resolve and parsed.cfg is None and not parsed.help:
+        raise ConfigError("argument", "--resolve", "it belongs to --cfg", "write --cfg job --resolve")
+    shows = any(
+        (parsed.help, parsed.hydra_help, parsed.cfg, parsed.info, parsed.shell_completion, parsed.experimental_rerun)
+    )
+    return Command(
+        quoted(parsed.overrides), flags_of(arguments, parsed.overrides), parsed.multirun, shows,
+        parsed.config_path or str(config_root() / "conf"), parsed.config_name or "config", parsed.config_dir,
+    )  # fmt: skip
+
+
+def refuse(message: str) -> NoReturn:
+    """Raise what argparse would print before it leaves."""
+    raise Unparsed(message)
+
+
+def known_flag(parser: argparse.ArgumentParser, word: str) -> bool:
+    """Whether a flag, as --cfg=job, is one of Hydra's or the beginning of one."""
+    flag = word.split("=", 1)[0]
+    return len(flag) > 2 and any(option.startswith(flag) for option in parser._option_string_actions)
+
+
+def flags_of(arguments: list[str], overrides: list[str]) -> list[str]:
+    """The arguments that are no overrides, in their order."""
+    flags, left = [], list(overrides)
+    for word in arguments:
+        if left and word == left[0]:
+            left.pop(0)
+        elif word != "--":
+            flags.append(word)
+    return flags
+
+
+def not_a_flag(word: str) -> ConfigError:
+    """An error for a word that begins as a flag and is none of Hydra's."""
+    bare = word.lstrip("-")
+    fix = f"write {bare}" if "=" in bare else "`python -m rlhf --hydra-help` lists the flags; keys are set as key=value"
+    return ConfigError("argument", word, "there is no such flag", fix)
+
+
+def wrong_flag(message: str, arguments: list[str]) -> ConfigError:
+    """argparse's complaint as an error that names the word."""
+    if message.startswith("unrecognized arguments: "):
+        told = message.removeprefix("unrecognized arguments: ")
+        return not_a_flag(next((word for word in arguments if word.startswith("-") and told.startswith(word)), told))
+    flag, _, problem = message.removeprefix("argument ").partition(": ")
+    word = flag.split("/")[0] if message.startswith("argument ") else next((w for w in arguments if w.startswith("-")), "")
+    return ConfigError("argument", word, problem or message, "`python -m rlhf --hydra-help` lists the flags")

@@ -1,0 +1,88 @@
+"""What Hydra refuses, in one line that names the word at fault and what to type instead."""
+
+import difflib
+import re
+from collections.abc import Callable
+from typing import Any
+
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf.errors import OmegaConfBaseException
+
+from rlhf.config.errors import ConfigError, first_line
+from rlhf.config.keys import leaf_keys
+
+Compose = Callable[[list[str]], Any]
+
+
+def from_hydra(error: Exception, overrides: list[str], compose: Compose | None = None) -> ConfigError:
+    """Hydra's complaint about an override, in one line of ours. Where Hydra does not name the word at fault, it is found by
+    composing fewer words."""
+    text, cause = str(error), error.__cause__ or error
+    if isinstance(error, MissingConfigException) and (match := re.search(r"Could not find '([\w@/-]+)/([^/']*)'", text)):
+        typed_as = re.compile(rf"\+?({re.escape(match[1])}(?:@[\w.]+)?)='?{re.escape(match[2])}'?$")
+        group = next((found[1] for o in overrides if (found := typed_as.match(o))), match[1])
+        return unknown_option(group, match[2], re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE))
+    if match := re.search(r"Could not (?:override|delete)[^']*'([^'=]+)", text):
+        key = match[1]
+        word = next((o for o in overrides if re.match(rf"[+~]*{re.escape(key)}(=|$)", o)), key)
+        sign = "~" if word.startswith("~") else ""
+        return unknown_key(key, word.partition("=")[2] or "...", sign)
+    if match := re.search(r"An item is already at '([^']+)'", text):
+        word = next((o for o in overrides if o.startswith(f"+{match[1]}=")), f"+{match[1]}=...")
+        return ConfigError(*split(word), "there is such a key, with a value", f"write {word.lstrip('+')}")
+    if told := plainly_told(text, cause):
+        return told
+    word = word_at_fault(overrides, compose) if compose is not None else None
+    key, value = split(word) if word is not None else ("configuration", "...")
+    return ConfigError(key, value, first_line(cause), "`python -m rlhf --help` lists groups, --cfg job keys")
+
+
+def plainly_told(text: str, cause: BaseException) -> ConfigError | None:
+    """What Hydra says of a word that it names."""
+    if match := re.search(r"Ambiguous value for argument '([^=']+)=(.*?)'", text):
+        fix = f"sweep with -m, or give a list, {match[1]}=[{match[2]}]"
+        return ConfigError(match[1], match[2], "several values", fix)
+    if match := re.search(r"Error merging override ([^=\s]+)=(.*)", text):
+        return ConfigError(match[1], match[2], first_line(cause), "see `python -m rlhf --cfg job`")
+    return None
+
+
+def split(word: str) -> tuple[str, str]:
+    """The key of an override, and its value."""
+    key, _, value = word.partition("=")
+    return key, value
+
+
+def word_at_fault(words: list[str], compose: Compose) -> str | None:
+    """The word with which composing begins to fail, if it works without any."""
+    good, bad = -1, len(words)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        try:
+            compose(words[:middle])
+            good = middle
+        except (HydraException, OmegaConfBaseException, ValueError):
+            bad = middle
+    return words[bad - 1] if bad > 0 else None
+
+
+def unknown_option(group: str, option: str, options: list[str]) -> ConfigError:
+    """An error that names a group's options, the nearest one first."""
+    near = difflib.get_close_matches(option, options, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return ConfigError(group, option, "there is no such option", f"{hint}choose one of {', '.join(options) or 'none'}")
+
+
+def unknown_key(key: str, value: Any = "...", sign: str = "") -> ConfigError:
+    """An error that names the nearest key there is; `sign` is what was typed before the key, as ~."""
+    keys = leaf_keys()
+    groups = sorted({".".join(k.split(".")[:i]) for k in keys for i in range(1, k.count(".") + 1)})
+    near = difflib.get_close_matches(
+        key, [k for k in (*keys, *groups, "experiments", "sweeps") if k != key], n=1, cutoff=0.5
+    )
+    if not near:
+        leaf = key.rsplit(".", 1)[-1]
+        near = difflib.get_close_matches(leaf, [k.rsplit(".", 1)[-1] for k in keys], n=1, cutoff=0.6)
+        near = [k for k in keys if near and k.endswith("." + near[0])][:1]
+    fix = f"did you mean {near[0]}?" if near else "`python -m rlhf --cfg job` lists the keys"
+    return ConfigError(f"{sign}{key}", value, "there is no such key", fix)
