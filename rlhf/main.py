@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -22,7 +20,7 @@ from rlhf.config.checks import check_devices
 from rlhf.config.command import Command, read_command
 from rlhf.config.compose import config_root, point_name, register
 from rlhf.config.errors import ConfigError
-from rlhf.config.hydra_errors import from_hydra
+from rlhf.config.hydra_errors import REFUSED, from_hydra
 from rlhf.config.keys import DECIDED_ONCE, covered, leaf_keys
 from rlhf.config.overrides import parse
 from rlhf.config.points import Composer, Job
@@ -97,7 +95,7 @@ def show(command: Command) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that what is wrong is raised, instead of printed in several lines
     try:
         nothing()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except REFUSED as error:
         if wanted_traceback == "1":
             raise
         with Composer(command) as composer:

@@ -55,8 +55,10 @@ def read_command(arguments: list[str]) -> Command:
         raise ConfigError(
             "argument", given[1], f"it cannot be given beside {given[0]}", f"leave out {given[0]} or {given[1]}"
         )
-    if parsed.resolve and parsed.cfg is None and not parsed.help:
-        raise ConfigError("argument", "--resolve", "it belongs to --cfg", "write --cfg job --resolve")
+    for flag, given_too in (("--resolve", parsed.resolve), ("--package", parsed.package)):
+        if given_too and parsed.cfg is None and not parsed.help:
+            value = "" if given_too is True else f" {given_too}"
+            raise ConfigError("argument", flag, "it belongs to --cfg", f"write --cfg job {flag}{value}")
     shows = any(
         (parsed.help, parsed.hydra_help, parsed.cfg, parsed.info, parsed.shell_completion, parsed.experimental_rerun)
     )

@@ -11,6 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.keys import leaf_keys
 
+# What Hydra raises for what it cannot compose: its errors, OmegaConf's, and those of Python where a value surprises both.
+REFUSED = (HydraException, OmegaConfBaseException, ValueError, AttributeError, OverflowError, RecursionError)
 Compose = Callable[[list[str]], Any]
 
 
@@ -22,7 +24,9 @@ def from_hydra(error: Exception, overrides: list[str], compose: Compose | None =
         typed_as = re.compile(rf"\+?({re.escape(match[1])}(?:@[\w.]+)?)='?{re.escape(match[2])}'?$")
         group = next((found[1] for o in overrides if (found := typed_as.match(o))), match[1])
         return unknown_option(group, match[2], re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE))
-    if match := re.search(r"Could not (?:override|delete)[^']*'([^'=]+)", text):
+    if "rimary config" in text:
+        return ConfigError("--config-name or --config-path", "...", first_line(error), "leave them out")
+    if (match := re.search(r"Could not (?:override|delete)[^']*'([^'=]+)", text)) and "The value of" not in text:
         key = match[1]
         word = next((o for o in overrides if re.match(rf"[+~]*{re.escape(key)}(=|$)", o)), key)
         sign = "~" if word.startswith("~") else ""
@@ -30,18 +34,21 @@ def from_hydra(error: Exception, overrides: list[str], compose: Compose | None =
     if match := re.search(r"An item is already at '([^']+)'", text):
         word = next((o for o in overrides if o.startswith(f"+{match[1]}=")), f"+{match[1]}=...")
         return ConfigError(*split(word), "there is such a key, with a value", f"write {word.lstrip('+')}")
-    if told := plainly_told(text, cause):
+    if told := plainly_told(text, cause, overrides):
         return told
     word = word_at_fault(overrides, compose) if compose is not None else None
     key, value = split(word) if word is not None else ("configuration", "...")
     return ConfigError(key, value, first_line(cause), "`python -m rlhf --help` lists groups, --cfg job keys")
 
 
-def plainly_told(text: str, cause: BaseException) -> ConfigError | None:
+def plainly_told(text: str, cause: BaseException, overrides: list[str]) -> ConfigError | None:
     """What Hydra says of a word that it names."""
     if match := re.search(r"Ambiguous value for argument '([^=']+)=(.*?)'", text):
         fix = f"sweep with -m, or give a list, {match[1]}=[{match[2]}]"
         return ConfigError(match[1], match[2], "several values", fix)
+    if match := re.search(r"config group '([^']+)' does not exist", text):
+        word = next((o for o in overrides if re.match(rf"[+~]*{re.escape(match[1])}@", o)), match[1])
+        return ConfigError(*split(word), f"there is no group {match[1]}", "`python -m rlhf --help` lists the groups")
     if match := re.search(r"Error merging override ([^=\s]+)=(.*)", text):
         return ConfigError(match[1], match[2], first_line(cause), "see `python -m rlhf --cfg job`")
     return None
@@ -61,7 +68,7 @@ def word_at_fault(words: list[str], compose: Compose) -> str | None:
         try:
             compose(words[:middle])
             good = middle
-        except (HydraException, OmegaConfBaseException, ValueError):
+        except REFUSED:
             bad = middle
     return words[bad - 1] if bad > 0 else None
 

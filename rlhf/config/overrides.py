@@ -28,11 +28,21 @@ def parse(word: str) -> Override:
         raise ConfigError("override", word, "a key has no blanks", f"write {key.replace(' ', '')}={value.strip()}")
     try:
         return PARSER.parse_overrides([word])[0]
-    except HydraException as error:
-        lines = [line for line in str(error).splitlines() if line.strip() and "See https" not in line]
-        problem = lines[1] if len(lines) > 1 and "^" not in lines[1] else lines[0]
-        fix = f"write key=value, quoted if it has spaces or any of ,=()[]{{}}: '{key}=\"...\"'"
-        raise ConfigError("override", word, problem.rstrip("."), fix) from error
+    except (HydraException, RecursionError) as error:
+        raise unreadable(word, error) from error
+
+
+def unreadable(word: str, error: Exception) -> ConfigError:
+    """What Hydra's grammar says of a word, without the grammar."""
+    lines = [line for line in str(error).splitlines() if line.strip() and "See https" not in line]
+    problem = lines[1] if len(lines) > 1 and "^" not in lines[1] else lines[0]
+    if isinstance(error, RecursionError):
+        problem = "it is nested too deeply"
+    elif "LexerNoViableAlt" in problem:
+        problem = "a character in it cannot be read"
+    problem = problem.partition(" expecting {")[0].replace("<EOF>", "its end").rstrip(".")
+    fix = "write key=value, and quote a value that has blanks or any of ,=()[]{}: 'key=\"a, b\"'"
+    return ConfigError("override", word, problem, fix)
 
 
 def exact_ranges(override: Override) -> Override:
@@ -55,6 +65,8 @@ def check_groups(overrides: list[Override], options: Options) -> None:
     for override in overrides:
         key, value, typed = override.key_or_group, override.value(), typed_value(override)
         name = override.get_key_element().lstrip("+")
+        if override.is_hydra_override() and override.is_sweep_override():
+            raise ConfigError(name, typed, "Hydra's own keys cannot be swept", "give one value")
         if override.is_hydra_override() or override.is_delete() or isinstance(value, dict) or not options(key):
             continue
         if override.is_force_add():
@@ -89,8 +101,6 @@ def not_swept(overrides: list[Override], preset: bool, options: Options) -> Conf
         name, typed = override.get_key_element(), typed_value(override)
         if not override.is_sweep_override():
             continue
-        if override.is_hydra_override():
-            return ConfigError(name, typed, "Hydra's own keys cannot be swept", "give one value")
         if not override.is_discrete_sweep():
             return ConfigError(name, typed, "an interval is searched by a sweep", f"search with -m: -m '{name}={typed}'")
         group = options(override.key_or_group)
@@ -114,6 +124,6 @@ def without_values(overrides: list[Override], options: Options) -> ConfigError |
         if not override.is_discrete_sweep() or any(True for _ in override.sweep_iterator()):
             continue
         name, typed, group = override.get_key_element(), typed_value(override), options(override.key_or_group)
-        fix = f"it is one of {', '.join(group)}" if group else "give at least one value, as key=1,2 or range(0,3)"
+        fix = f"choose one of {', '.join(group)}" if group else "give at least one value, as key=1,2 or range(0,3)"
         return ConfigError(name, typed, "it stands for no value, so the sweep has no points", fix)
     return None

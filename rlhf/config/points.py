@@ -25,7 +25,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import configure_log
-from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
@@ -33,11 +32,9 @@ from omegaconf.errors import OmegaConfBaseException
 from rlhf.config.command import Command, command_of
 from rlhf.config.compose import quoted, register, typed
 from rlhf.config.errors import ConfigError, first_line
-from rlhf.config.hydra_errors import from_hydra
+from rlhf.config.hydra_errors import REFUSED, from_hydra
 from rlhf.config.overrides import check_groups, exact_ranges, not_swept, parse, without_values
 from rlhf.config.schema import Config
-
-REFUSED = (HydraException, OmegaConfBaseException, ValueError)
 
 
 @dataclass(frozen=True)
@@ -167,9 +164,7 @@ class Composer:
             base = self.base(tuple(w for w, o in zip(words, parsed, strict=True) if not self.is_value(o)))
             config: DictConfig = pickle.loads(base)
             ConfigLoaderImpl._apply_overrides_to_config(values, config)
-        except OmegaConfBaseException as error:
-            raise from_hydra(ConfigCompositionException(str(error)), words, self.raw_load) from error
-        except (HydraException, ValueError) as error:
+        except REFUSED as error:
             raise from_hydra(error, words, self.raw_load) from error
         shown = config.hydra.job.config.override_dirname
         task = [override for override in parsed if not override.is_hydra_override()]
