@@ -19,11 +19,11 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from rich.console import Console
 
 from rlhf.config.compose import quoted
-from rlhf.config.errors import ConfigError
-from rlhf.config.keys import DECIDED_ONCE, covered
+from rlhf.config.errors import ConfigError, raise_problems
+from rlhf.config.keys import DECIDED_ONCE, covered, leaf_keys
 from rlhf.config.overrides import typed_value, without_values
 from rlhf.config.points import Composer, Job
-from rlhf.config.ranges import check_ranges
+from rlhf.config.ranges import at, check_values
 from rlhf.config.schema import Config, Search
 from rlhf.experiment.fingerprint import fingerprint
 from rlhf.experiment.lock import locked
@@ -106,13 +106,22 @@ def check_search(composer: Composer, fixed: list[str], space: list[Override]) ->
         raise ConfigError("sweep.sampler", settings.sampler, "intervals need the package optuna", fix) from error
     for override in space:
         check_space(override)
-    for override in space:
-        for value in candidates(override):
-            config = composer.job([*fixed, *quoted([f"{override.get_key_element()}={value}"])]).config
-            check_ranges(config)
-            if len(space) == 1:  # else what goes together depends on the other keys
-                prepared(config)
+    raise_problems(problem for override in space for problem in problems_of(composer, fixed, override, len(space) == 1))
     return base
+
+
+def problems_of(composer: Composer, fixed: list[str], override: Override, alone: bool) -> Iterator[ConfigError]:
+    """Find what is wrong at the ends of an interval, or with the values of a list. Whether a value goes with all others is
+    known only if this key `alone` is searched."""
+    for value in candidates(override):
+        try:
+            config = composer.job([*fixed, *quoted([f"{override.get_key_element()}={value}"])]).config
+            if alone:
+                prepared(config)
+            elif (key := str(override.key_or_group)) in leaf_keys():
+                raise_problems(error for error, _ in check_values({key: at(config, key)}))
+        except ConfigError as error:
+            yield error
 
 
 def check_space(override: Override) -> None:
