@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -344,9 +345,96 @@ def test_where_nothing_can_be_written_no_search_begins(cli, tmp_path, place):
     assert os.listdir(tmp_path) == ["mine.txt"]
 
 
-def test_a_point_that_cannot_work_is_refused_and_named(cli, tmp_path):
-    """The interval reaches beyond what the key allows."""
-    code, _, err = cli("ppo.gamma=interval(1.5,2.0)", "sweep.trials=2")
-    (line,) = err.splitlines()
-    assert code == 2 and line.startswith("error: ppo.gamma=1.") and "at most 1" in line
-    assert not list((tmp_path / "outputs").rglob(".hydra"))
+@pytest.mark.parametrize("dry", ["true", "false"])
+def test_an_interval_beyond_what_its_key_allows_is_refused_before_the_first_trial(cli, tmp_path, dry):
+    code, out, err = cli("ppo.gamma=interval(1.5,2.0)", "sweep.trials=2", f"dry_run={dry}")
+    assert (code, out) == (2, "") and not list(tmp_path.iterdir())
+    first, second = err.splitlines()
+    assert first.startswith("error: ppo.gamma=1.5") and second.startswith("error: ppo.gamma=2.0")
+    assert "1" in first.partition("; ")[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "start", "fix"),
+    [
+        (["sft.eps=interval(1,0)"], "sft.eps=interval(1,0): ", "interval(0.0,1.0)"),
+        (["sft.eps=tag(log,interval(0,1))"], "sft.eps=tag(log,interval(0,1)): ", "above 0"),
+        (["sft.eps=interval(nan,1)"], "sft.eps=interval(nan,1): ", "two numbers"),
+        (["sft.eps=interval(0,inf)"], "sft.eps=interval(0,inf): ", "two numbers"),
+        (["sft.eps=tag(lin,interval(0,1))"], "sft.eps=tag(lin,interval(0,1)): ", "tag(log,"),
+        (["ppo.gamma=0.9,1.5"], "ppo.gamma=1.5: ", ""),
+        (["model=opt-tiny,opt-tine"], "model=opt-tine: ", "did you mean opt-tiny?"),
+        (["model=glob(nosuch*)"], "model=glob(nosuch*): ", "choose one of"),
+        (["sweep.objective=eval/godl"], "sweep.objective=eval/godl: ", "eval/gold"),
+        (["launcher.parallel=1,2"], "launcher.parallel=1,2: ", "one value"),
+    ],
+)
+def test_a_search_that_cannot_work_is_no_plan(cli, tmp_path, words, start, fix):
+    code, out, err = cli(*words, "dry_run=true")
+    assert (code, out) == (2, "") and err.startswith(f"error: {start}") and fix in err.partition("; ")[2]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flag", ["--help", "--cfg job", "--hydra-help", "--info searchpath"])
+def test_what_only_shows_starts_no_search(cli, tmp_path, flag):
+    code, out, err = cli(*flag.split(), "sweep.trials=1")
+    assert "trial" not in out and not list(tmp_path.iterdir())
+    if "help" in flag:
+        assert code == 0 and err == "" and ("Groups" in out or "Hydra" in out)
+    else:  # as Hydra has it: of -m and --cfg one is left out
+        assert (
+            code == 2
+            and err
+            == f"error: argument={flag.split()[0]}: it cannot be given beside --multirun; leave out "
+            + (f"--multirun or {flag.split()[0]}\n")
+        )
+
+
+# --- a journal after a crash -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(lambda journal, n=n: journal[: -1 - n] for n in (0, 1, 7)),  # cut within the last line
+        lambda journal: journal + b'{"op_code": 4, "wor',
+        lambda journal: journal + b"\0" * 512,  # blocks that a crashed machine never wrote
+        lambda journal: journal + b"\0\0\0\n",
+    ],
+    ids=["no newline", "a brace", "more", "half a line more", "zeros", "zeros and a newline"],
+)
+def test_a_journal_with_a_cut_last_line_goes_on(study, tmp_path, damage):
+    assert study(peak, trials=2)[0] == 0
+    journal = tmp_path / "x" / "sweeps" / "rlhf" / "study.journal"
+    journal.write_bytes(damage(journal.read_bytes()))
+    for trials in (3, 4):  # what is written afterwards can be read, too
+        code, runs, said = study(peak, trials=trials)
+        assert code == 0 and runs.points and f"best of {trials}" in said.out
+
+
+def test_a_journal_that_is_damaged_further_up_is_refused_and_stays(study, tmp_path):
+    assert study(peak, trials=2)[0] == 0
+    journal = tmp_path / "x" / "sweeps" / "rlhf" / "study.journal"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1][:5] + b"\n"
+    journal.write_bytes(b"".join(lines))
+    said = refused(study)
+    assert said.startswith(f"study.journal={journal}: line 2 is damaged") and "move the file away" in said
+    assert journal.read_bytes() == b"".join(lines)
+
+
+def test_what_is_no_journal_is_not_cut_to_nothing(tmp_path):
+    file = tmp_path / "study.journal"
+    file.write_bytes(b"")
+    mend_journal(file)
+    mend_journal(tmp_path / "none")
+    assert file.read_bytes() == b"" and not (tmp_path / "none").exists()
+
+
+def test_a_lock_that_a_killed_process_left_holds_nobody_up(study, tmp_path):
+    assert study(peak, trials=1)[0] == 0
+    place = tmp_path / "x" / "sweeps" / "rlhf"
+    (place / "study.journal.lock").symlink_to(place / "study.journal")
+    began = time.monotonic()
+    assert study(peak, trials=2)[0] == 0
+    assert time.monotonic() - began < 20  # Optuna takes such a lock over after 30 s
