@@ -19,6 +19,7 @@ from rich.progress import track
 from rlhf.config.checks import check_devices
 from rlhf.config.command import Command, read_command
 from rlhf.config.compose import config_root, point_name, register
+from rlhf.config.disk import CLOSED, FULL, disk_problem
 from rlhf.config.errors import ConfigError
 from rlhf.config.hydra_errors import REFUSED, from_hydra
 from rlhf.config.keys import DECIDED_ONCE, covered, leaf_keys
@@ -75,6 +76,11 @@ def main() -> int:
         for line in str(error).splitlines():
             console.print(f"[bold red]error:[/] {escape(line)}")
         return 2
+    except OSError as error:  # of what the launching process itself writes
+        if error.errno not in (*FULL, *CLOSED):
+            raise
+        console.print(f"[bold red]error:[/] {escape(disk_problem(error, Path.cwd()))}")
+        return 1
     except KeyboardInterrupt:
         console.print("[bold red]interrupted[/]")
         return 130

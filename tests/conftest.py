@@ -2,6 +2,7 @@
 
 import copy
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -122,3 +123,22 @@ def poison():
     import torch
 
     return lambda values, mask: torch.where(mask.bool(), values, torch.nan)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """`small_disk(bytes)`: a file system of that size, or of another one when it is called again."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def resize(size):
+        how = "remount," if os.path.ismount(place) else ""
+        command = ["mount", "-t", "tmpfs", "-o", f"{how}size={size}", "tmpfs", str(place)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+        return place
+
+    yield resize
+    if os.path.ismount(place):
+        subprocess.run(["umount", "-l", str(place)], check=True)

@@ -91,10 +91,11 @@ def check_unread(config: Config) -> Iterator[ConfigError]:
 
 
 def check_writable(config: Config) -> Iterator[ConfigError]:
-    """Results can be written."""
+    """Results can be written; where nothing is to run, they could be elsewhere."""
     root = Path(config.output_root)
     existing = next(p for p in (root, *root.absolute().parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    writable = config.dry_run or os.access(existing, os.W_OK | os.X_OK)
+    if not existing.is_dir() or not writable:
         yield ConfigError(
             "output_root",
             config.output_root,

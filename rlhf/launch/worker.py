@@ -10,6 +10,7 @@ import time
 import traceback
 from pathlib import Path
 
+from rlhf.config.disk import FULL, disk_problem
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.secrets import mask
 from rlhf.experiment.lock import Held, LockLost, adopt
@@ -55,7 +56,10 @@ def error_file(spec: Spec, rank: int) -> Path:
 def note_error(spec: Spec, error: Exception) -> None:
     """Leave the note, and the traceback in the log. Raises LockLost."""
     bad_input = isinstance(error, ConfigError)
-    text = str(error) if bad_input else mask(f"{type(error).__name__}: {first_line(error)}")
+    said = first_line(error)
+    if isinstance(error, OSError) and error.errno in FULL:
+        said = disk_problem(error, Path(spec.directory))
+    text = str(error) if bad_input else mask(f"{type(error).__name__}: {said}")
     print(f"error: {error}", file=sys.stderr) if bad_input else traceback.print_exc()
     with contextlib.suppress(OSError):  # a full disk, perhaps the very error
         stage_directory(spec).check_lock()

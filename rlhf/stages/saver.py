@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rlhf.config.derive import layout
+from rlhf.config.disk import disk_problem
 from rlhf.engine.distributed import barrier, gather, is_main, rank, total, world
 from rlhf.engine.save import write_tensors
 from rlhf.engine.state import engine_state, generators, restore_engine, restore_generators
@@ -132,11 +133,11 @@ class Saver:
         barrier()
         state = {f"{key}/{part}": t for key, engine in self.engines.items() for part, t in engine_state(engine).items()}
         state |= generators() | {f"stage/{key}": tensor for key, tensor in tensors.items()}
-        found = gather(attempt(self.write, place / f"rank-{rank()}.safetensors", state))
+        found = gather(self.attempt(self.write, place / f"rank-{rank()}.safetensors", state))
         problem = next((problem for _, problem in found if problem), None)
         if problem is None:
             files = {f"rank-{number}.safetensors": written for number, (written, _) in enumerate(found)}
-            problem = gather(attempt(self.commit, name, step, numbers, files) if is_main() else (None, None))[0][1]
+            problem = gather(self.attempt(self.commit, name, step, numbers, files) if is_main() else (None, None))[0][1]
         self.saved_at = time.monotonic()
         if problem is None:
             self.newest = name
@@ -165,18 +166,17 @@ class Saver:
         numbers = {**numbers, "seconds": tracker.seconds, "code": spec.code}
         commit(self.directory, name, Manifest(step, layout(spec.config, spec.stage), numbers, files), self.settings.keep)
 
+    def attempt(self, action: Callable[..., Any], *arguments: Any) -> tuple[Any, str | None]:
+        """What an action returns, or what the disk said to it: other ranks must hear of it before this one gives up."""
+        try:
+            return action(*arguments), None
+        except OSError as error:
+            return None, disk_problem(error, self.directory)
+
     def say(self, text: str) -> None:
         """Tell the user, once."""
         if is_main():
             print(text, flush=True)
-
-
-def attempt(action: Callable[..., Any], *arguments: Any) -> tuple[Any, str | None]:
-    """What an action returns, or what the disk said to it: other ranks must hear of it before this one gives up."""
-    try:
-        return action(*arguments), None
-    except OSError as error:
-        return None, error.strerror or str(error)
 
 
 def fetch(tensor: Tensor) -> Callable[[], Tensor]:

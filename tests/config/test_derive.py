@@ -549,6 +549,14 @@ def test_bf16_on_a_v100_is_refused_with_what_it_has(make_config):
         check(config)
 
 
+def test_only_what_runs_needs_an_output_root_that_can_be_written(make_config, set_key, monkeypatch, tmp_path):
+    monkeypatch.setattr("rlhf.config.inputs.os.access", lambda *_: False)
+    config = set_key(make_config(), "output_root", str(tmp_path / "outputs"))
+    with pytest.raises(ConfigError, match=rf"^output_root=.*{tmp_path} cannot be written; choose another directory"):
+        check(config)
+    check(set_key(config, "dry_run", True))
+
+
 def test_a_new_output_root_may_be_made(make_config, set_key, tmp_path):
     check(set_key(make_config(), "output_root", str(tmp_path / "a" / "b")))
     assert not (tmp_path / "a").exists()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.config.disk import disk_problem
 from rlhf.experiment.store import Result, StageDirectory, write_atomic, write_json
 
 
@@ -38,6 +39,38 @@ def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_json(file, {"a": 2})
     assert json.loads(file.read_text()) == {"a": 1}
+
+
+def test_what_replaces_a_file_is_on_the_disk_first_and_its_name_before_the_next(tmp_path, monkeypatch):
+    """Else a loss of power may leave a file of the right name with nothing in it."""
+    file, seen = tmp_path / "result.json", []
+    replace, fsync = os.replace, os.fsync
+
+    def noted(handle):
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        seen.append(("synced", "directory" if path == tmp_path else path.read_text()))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "replace", lambda source, target: (seen.append(("replaced", "")), replace(source, target)))
+    write_atomic(file, "new")
+    assert seen == [("synced", "new"), ("replaced", ""), ("synced", "directory")]
+    seen.clear()
+    write_atomic(file, "newer", durable=False)  # a heartbeat
+    assert seen == [("replaced", "")] and file.read_text() == "newer"
+
+
+def test_a_full_disk_is_named_with_the_file_and_what_is_free(small_disk):
+    disk = small_disk(16384)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_json(disk / "stages" / "result.json", {"text": "x" * 100_000})
+    assert disk_problem(caught.value, Path("elsewhere")) == (
+        f"No space left on device: {disk / 'stages' / 'result.json'} (0.0 MiB are free there)"
+    )
+    assert list((disk / "stages").iterdir()) == []
+    nameless = OSError(28, "No space left on device")  # as the end of a write says it
+    assert disk_problem(nameless, disk / "new").startswith(f"No space left on device: {disk / 'new'} (0.0 MiB")
+    assert disk_problem(PermissionError(13, "Permission denied", "/x/y"), disk) == "Permission denied: /x/y"
 
 
 def test_readers_never_see_half_a_file(tmp_path):

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -636,25 +637,6 @@ def test_if_all_checkpoints_are_damaged_a_stage_begins_anew(lab, two_checkpoints
 # No room.
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """`small_disk(bytes)`: a file system of that size, or of another one when it is called again."""
-    place = tmp_path / "disk"
-    place.mkdir()
-
-    def resize(size):
-        how = "remount," if os.path.ismount(place) else ""
-        command = ["mount", "-t", "tmpfs", "-o", f"{how}size={size}", "tmpfs", str(place)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-        return place
-
-    yield resize
-    if os.path.ismount(place):
-        subprocess.run(["umount", "-l", str(place)], check=True)
-
-
 def size_of(directory: Path) -> int:
     """In bytes, as a file system counts it that gives room by the page."""
     return sum(-(-file.stat().st_size // 4096) * 4096 for file in directory.rglob("*") if file.is_file())
@@ -673,7 +655,8 @@ def test_a_full_disk_keeps_the_checkpoint_before(lab, two_checkpoints, small_dis
     assert ended.codes == [-9]
     told = [line for line in ended.said.splitlines() if "could not be saved" in line]
     assert [line.split()[0] for line in told] == ["step-000003", "step-000004"]
-    assert all("No space left on device; the checkpoint before it is kept" in line for line in told)
+    assert all(f"No space left on device: {node.directory.path} (0." in line for line in told)
+    assert all("MiB are free there); the checkpoint before it is kept" in line for line in told)
     assert [place.name for place in places(node.directory.path)] == ["step-000002", "step-000001"]
     assert {place.name for place in (node.directory.path / "checkpoints").iterdir()} == {"step-000001", "step-000002"}
     ended = lab.run(node, config)
@@ -703,7 +686,7 @@ def test_a_full_disk_at_the_end_leaves_no_model(lab, two_checkpoints, small_disk
     assert ended.codes == [1] and "No space left on device" in ended.said
     assert not node.directory.done and not node.directory.model.exists() and not list(node.directory.path.glob("*.partial"))
     noted = json.loads((node.directory.path / "logs" / "rank-0.error").read_text())["error"]
-    assert noted == "OSError: [Errno 28] No space left on device"
+    assert re.match(rf"OSError: No space left on device: {node.directory.path} \(0\.\d MiB are free there\)$", noted)
     small_disk(10 * one)
     ended = lab.run(node, config)
     assert ended.codes == [0] and "resumed sft at step-000002" in ended.said
