@@ -135,14 +135,21 @@ def malformed(model: Path) -> str | None:
     weights = sorted(model.glob("*.safetensors"))
     if not weights:
         return f"{model} has no weights"
-    for file in sorted(model.glob("*.json")):
-        try:
-            parse_json(file.read_text())
-        except ValueError as error:
-            return f"{file} cannot be read ({error})"
+    if problem := unreadable_json(model):
+        return problem
     if missing := next((name for name in shards(model) if not (model / name).is_file()), None):
         return f"{model} has no {missing}"
     return next((f"{file} is cut off" for file in weights if file.stat().st_size < safetensors_size(file)), None)
+
+
+def unreadable_json(directory: Path) -> str | None:
+    """Return what is wrong with the first file of a directory that is called JSON and is none; None if there is no such."""
+    for file in sorted(directory.glob("*.json")):
+        try:
+            parse_json(file.read_text())
+        except (OSError, ValueError) as error:
+            return f"{file} cannot be read ({error})"
+    return None
 
 
 def shards(model: Path) -> list[str]:

@@ -20,7 +20,8 @@ def record(point: Point, outcomes: dict[str, Outcome]) -> None:
     states = [stage["state"] for stage in stages.values()]
     state = next((state for state in STATES if state in states), "done")
     point.directory.mkdir(parents=True, exist_ok=True)
-    write_atomic(point.directory / "config.yaml", readable(point.config))
+    # The same command writes them again: a thousand points need not wait for the disk.
+    write_atomic(point.directory / "config.yaml", readable(point.config), durable=False)
     names = {node.directory.path.name for node in point.stages}
     for place in (point.directory / "stages").glob("*"):
         if place.is_symlink() and place.name not in names:
@@ -28,7 +29,7 @@ def record(point: Point, outcomes: dict[str, Outcome]) -> None:
     for node in point.stages:
         link(point.directory / "stages" / node.directory.path.name, node.directory.path)
     summary = {"point": point.name, "overrides": point.overrides, "state": state, "stages": stages}
-    write_json(point.directory / "summary.json", masked(summary))
+    write_json(point.directory / "summary.json", masked(summary), durable=False)
 
 
 def entry(node: Node, outcome: Outcome) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from rlhf.config.derive import max_sequence
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config, Model
+from rlhf.experiment.integrity import unreadable_json
 from rlhf.models.families import last_position, shape_of
 from rlhf.models.quantization import check_quantization
 
@@ -135,6 +136,8 @@ def check_source(source: Source, config: Config, scorer: bool, declared: Model |
     check_positions(source, settings, config)
     check_head(source, scorer)
     check_tokenizer(source, shape["vocabulary"])
+    if problem := unreadable_json(place):
+        raise ConfigError(source.key, source.path, problem, "copy or download the model again")
     if declared is not None:
         differing = [key for key in ("layers", "width", "heads") if getattr(declared, key) != shape[key]]
         if differing:

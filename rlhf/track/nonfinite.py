@@ -1,12 +1,12 @@
 """What to do with a step whose numbers are not finite: leave it out, keep its batch, and stop after too many in a row."""
 
-import json
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from rlhf.experiment import lock
+from rlhf.experiment.store import write_json
 
 
 class Nonfinite:
@@ -27,7 +27,7 @@ class Nonfinite:
         self.directory.mkdir(parents=True, exist_ok=True)
         file = self.directory / f"step-{step}-rank-{self.rank}.safetensors"
         save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in batch.items()}, file)
-        (self.directory / f"step-{step}.json").write_text(json.dumps({"step": step, "problem": problem}))
+        write_json(self.directory / f"step-{step}.json", {"step": step, "problem": problem})
         if self.row >= self.limit:
             times = f"for {self.row} steps in a row" if self.row > 1 else f"at step {step}"
             raise FloatingPointError(

@@ -1,6 +1,7 @@
 """What is said of models before anything large is loaded: where they are, their shape, and whether they can be used."""
 
 import json
+import re
 import shutil
 import socket
 import threading
@@ -166,6 +167,13 @@ def test_a_directory_without_a_configuration_is_refused(make_config, tmp_path):
 def test_a_configuration_that_cannot_be_read_is_refused(make_config, actor, text):
     (actor / "config.json").write_text(text)
     assert "it cannot be loaded" in refused(actor, make_config())
+
+
+@pytest.mark.parametrize("name", ("tokenizer.json", "tokenizer_config.json", "generation_config.json"))
+def test_a_file_that_is_cut_off_is_refused(make_config, actor, name):
+    file = actor / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert re.search("cannot be read|no tokenizer can be loaded", refused(actor, make_config()))
 
 
 @pytest.mark.parametrize("kind", ["resnet", "clip", "vit", "t5"])
