@@ -93,7 +93,7 @@ DONE = {  # the last moments of a stage that is done: its checkpoints are still 
 def of_training(stage):
     """Deaths around the step and the evaluation of a supervised stage."""
     step, evaluate = f"rlhf.stages.{stage}:train_step", f"rlhf.stages.{stage}:evaluate"
-    return (Death(step), Death(step, when="after", nth=2), Death(evaluate, nth=2), Death(evaluate, when="after"))
+    return (Death(step), Death(step, when="after", nth=2), Death(evaluate), Death(evaluate, when="after"))
 
 
 DEATHS = {
