@@ -166,9 +166,8 @@ def save(composer: Composer, jobs: list[Job]) -> None:
     try:
         composer.save(jobs)
     except OSError as error:
-        problem = f"it cannot be written ({error.strerror})"
-        place = error.filename or jobs[0].directory
-        raise ConfigError("output_root", place, problem, "choose another directory: output_root=...") from error
+        root, problem = jobs[0].config.output_root, disk_problem(error, jobs[0].directory)
+        raise ConfigError("output_root", root, problem, "choose another directory: output_root=...") from error
 
 
 def run(points: list[Point], begin: Callable[[], None]) -> int:

@@ -19,6 +19,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from rich.console import Console
 
 from rlhf.config.compose import quoted
+from rlhf.config.disk import disk_problem
 from rlhf.config.errors import ConfigError, raise_problems
 from rlhf.config.keys import DECIDED_ONCE, covered, leaf_keys
 from rlhf.config.overrides import typed_value, without_values
@@ -157,9 +158,8 @@ def writable(config: Config) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        problem = f"it cannot be written ({error.strerror})"
-        fix = "choose another directory: output_root=..."
-        raise ConfigError("output_root", error.filename or config.output_root, problem, fix) from error
+        problem, fix = disk_problem(error, Path(config.output_root)), "choose another directory: output_root=..."
+        raise ConfigError("output_root", config.output_root, problem, fix) from error
 
 
 def open_study(config: Config, space: list[Override], directory: Path) -> Any:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rlhf.config.derive import ranks
+from rlhf.config.disk import disk_problem
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config
 from rlhf.experiment.lock import LockLost, locked
@@ -126,7 +127,7 @@ def run_stage_here(task: Task, console: Console, devices: Devices | None) -> Out
         console.print(Text.assemble(("stopped", "yellow"), f" {node.stage}: {lost}"), soft_wrap=True)
         return Outcome("stopped", str(lost))
     except OSError as error:
-        return Outcome("failed", f"{error.filename or node.directory.path}: {error.strerror or error}")
+        return Outcome("failed", disk_problem(error, node.directory.path))
 
 
 def run_locked(task: Task, console: Console, devices: Devices | None) -> Outcome:
