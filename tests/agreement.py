@@ -65,14 +65,14 @@ def distances() -> Iterator[list[float]]:
     can look again by itself, a test of equal tokens shows by it that rounding decides none of them."""
     noted: list[float] = []
 
-    def watch(logits, uniforms, rollout, *given):
+    def watch(logits, uniforms, rollout, *given, **named):
         wide = logits.double() / rollout.temperature
         if rollout.do_sample:
             bounds = torch.softmax(wide, -1).cumsum(-1)
             noted.append(float((bounds[:, :-1] - uniforms.double()[:, None]).abs().min()))
         else:
             noted.append(float(-wide.topk(2).values.diff().max()))
-        return next_tokens(logits, uniforms, rollout, *given)
+        return next_tokens(logits, uniforms, rollout, *given, **named)
 
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
