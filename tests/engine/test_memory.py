@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from ranks import run_script
 
+pytestmark = pytest.mark.slow
 MIB = 2**20
 # 50.9 million parameters in float32, of which no single one is large: 194 MiB.
 SHAPE = (
