@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.spec import thaw
 from rlhf.launch.worker import run_rank
-from rlhf.ppo import trainer
 from rlhf.track.metrics import MACHINE_GROUPS
 
 pytestmark = pytest.mark.rounding
 
 SMALL = (
+    "seed=1",  # of the numbers drawn none lies within 1e-6 of a boundary between tokens, for none of the models
     "sft.max_steps=4",
     "reward.max_steps=3",
     "ppo.max_steps=3",
@@ -28,7 +28,7 @@ SMALL = (
     "ppo.micro_batch_size=4",
     "data.demo.demonstrations=300",
     "data.demo.rounds=1",
-    "data.demo.heldout_prompts=15",  # ranks cannot share them evenly
+    "data.demo.heldout_prompts=7",  # ranks cannot share them evenly
     "zero.persistence_elements=0",  # shard even this small model
 )
 PAIRS = [("opt-tiny", zero) for zero in ("1", "2", "3")]
@@ -59,22 +59,13 @@ def weights(config) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def one_rank(make_config, tmp_path_factory):
-    """In this process. Rounding must decide none of its rollouts' tokens, or two ranks may rightly draw others: it moves
-    boundaries between tokens by 1e-7."""
+    """In this process. Rounding must decide none of its tokens, or two ranks may rightly draw others: it moves boundaries
+    between tokens by 1e-7."""
     config = make_config(*SMALL, f"output_root={tmp_path_factory.mktemp('one')}")
-    generate, nearest = trainer.generate, []
-
-    def watched(*given):
-        with distances() as apart:
-            responses = generate(*given)
-        nearest.append(min(apart))
-        return responses
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "generate", watched)
+    with distances() as apart:
         for file in specs(config):
             run_rank(thaw(file))
-    assert min(nearest) > 1e-6, "take another seed, or fewer tokens"
+    assert min(apart) > 1e-6, "take another seed, or fewer tokens"
     return config
 
 
