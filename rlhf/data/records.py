@@ -1,17 +1,16 @@
 """What data sets are made of, and where they come from."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Columns, Config
+from rlhf.data.files import Origin, Row, read_rows, text_of
 from rlhf.data.hub import load_split
 
 Item = TypeVar("Item")
-# What the datasets library calls the types of files.
-FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Split:
-    """Records for the three stages."""
+    """Records for the three stages, and how many of a kind in the rows they were read from were left out."""
 
     demonstrations: list[Demonstration]
     comparisons: list[Comparison]
     prompts: list[str]
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,22 @@ def load_dataset(config: Config) -> Dataset:
         from rlhf.data.demo import demo_dataset
 
         return demo_dataset(config.data.demo, config.seed)
-    rows = file_rows(config) if config.data.source == "files" else hub_rows(config)
-    train, heldout = (split_rows(part, config.data.columns) for part in rows)
-    return Dataset(train, heldout)
+    read = file_split if config.data.source == "files" else hub_split
+    return Dataset(read(config, "train"), read(config, "heldout"))
+
+
+def file_split(config: Config, part: str) -> Split:
+    """The records of the training or the held-out file."""
+    origin = Origin(f"data.files.{part}", str(getattr(config.data.files, part)))
+    return read_split(read_rows(origin), origin, config.data.columns)
+
+
+def hub_split(config: Config, part: str) -> Split:
+    """The records of the training or the held-out split of a hub data set."""
+    hub = config.data.hub
+    split: str = getattr(hub, f"{part}_split")
+    rows = load_split(str(hub.name), hub.config, split, hub.revision, "data.hub.name")
+    return read_split(enumerate(rows, 1), Origin("data.hub.name", f"{hub.name} ({split})"), config.data.columns)
 
 
 def require(items: list[Item], kind: str, config: Config) -> list[Item]:
@@ -70,51 +83,28 @@ def require(items: list[Item], kind: str, config: Config) -> list[Item]:
     return items
 
 
-def file_rows(config: Config) -> list[list[dict[str, object]]]:
-    """Rows of the training and the held-out file."""
-    import datasets
-
-    rows = []
-    for key in ("train", "heldout"):
-        path = str(getattr(config.data.files, key))
-        if Path(path).suffix not in FORMATS:
-            raise ConfigError(f"data.files.{key}", path, "unknown file type", f"give one of {', '.join(FORMATS)}")
-        try:
-            rows.append(list(datasets.load_dataset(FORMATS[Path(path).suffix], data_files=path, split="train")))
-        except (datasets.exceptions.DatasetGenerationError, OSError, ValueError, StopIteration) as error:
-            reason = (str(error.__cause__ or error).strip() or "it is empty").splitlines()[0]
-            raise ConfigError(f"data.files.{key}", path, f"it cannot be read ({reason})", "check the file") from error
-    return rows
-
-
-def hub_rows(config: Config) -> list[list[dict[str, object]]]:
-    """Rows of the two splits of a hub data set."""
-    hub = config.data.hub
-    return [
-        list(load_split(str(hub.name), hub.config, split, hub.revision, "data.hub.name"))
-        for split in (hub.train_split, hub.heldout_split)
-    ]
-
-
-def split_rows(rows: list[dict[str, object]], columns: Columns) -> Split:
-    """Rows as records; a record needs a prompt, and a response or a pair."""
-    demonstrations, comparisons, prompts = [], [], []
+def read_split(rows: Iterable[Row], origin: Origin, columns: Columns) -> Split:
+    """Read rows as records: a record needs a prompt, and a response or a pair. What is left out is counted."""
+    demonstrations, comparisons, prompts, left_out = [], [], [], Counter[str]()
+    found: list[str] = []
     for row in rows:
-        prompt = str(row.get(columns.prompt) or "")
-        response = row.get(columns.response) or row.get(columns.chosen)
-        if not prompt:
+        found = found or list(row[1])
+        prompt, response, chosen, rejected = (
+            text_of(origin, row, column) for column in (columns.prompt, columns.response, columns.chosen, columns.rejected)
+        )
+        if prompt is None:
+            left_out["rows without a prompt"] += 1
             continue
         prompts.append(prompt)
-        if response:
-            demonstrations.append(Demonstration(prompt, str(response)))
-        if row.get(columns.chosen) and row.get(columns.rejected):
-            comparisons.append(Comparison(prompt, str(row[columns.chosen]), str(row[columns.rejected])))
+        if response is not None or chosen is not None:
+            demonstrations.append(Demonstration(prompt, str(response or chosen)))
+        if chosen is not None and rejected is not None:
+            comparisons.append(Comparison(prompt, chosen, rejected))
+        elif rejected is not None:
+            left_out["rejected answers without a chosen one"] += 1
+    if not found:
+        raise origin.error("it cannot be read (it is empty)")
     if not prompts:
-        found = ", ".join(rows[0]) if rows else "no rows at all"
-        raise ConfigError(
-            "data.columns.prompt",
-            columns.prompt,
-            f"no row has it (found: {found})",
-            "name the column that holds the prompt",
-        )
-    return Split(demonstrations, comparisons, list(dict.fromkeys(prompts)))
+        problem = f"no row has it (found: {', '.join(found)})"
+        raise ConfigError("data.columns.prompt", columns.prompt, problem, "name the column that holds the prompt")
+    return Split(demonstrations, comparisons, list(dict.fromkeys(prompts)), dict(left_out))

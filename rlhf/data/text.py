@@ -1,12 +1,12 @@
 """Plain text for PPO's pre-training loss: from a file, the hub, or the data set's own demonstrations."""
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
 
-from rlhf.config.errors import ConfigError, first_line
+from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Text
+from rlhf.data.files import FORMATS, Origin, Row, read_rows, text_of
 from rlhf.data.hub import load_split
-from rlhf.data.records import FORMATS, Demonstration
+from rlhf.data.records import Demonstration
 
 
 def load_texts(ptx: Text, prompt_format: str, demonstrations: list[Demonstration]) -> list[str]:
@@ -14,24 +14,20 @@ def load_texts(ptx: Text, prompt_format: str, demonstrations: list[Demonstration
     if ptx.source == "demonstrations":
         return [f"{prompt_format.format(prompt=d.prompt)} {d.response.strip()}" for d in demonstrations]
     if ptx.source == "file":
-        place, rows = str(ptx.file), file_rows(str(ptx.file))
+        origin, formats = Origin("ppo.ptx.file", str(ptx.file)), (".txt", *FORMATS)
+        rows: Iterable[Row] = read_rows(origin, formats)
     else:
-        place = str(ptx.hub)
-        rows = load_split(place, ptx.config, ptx.split, ptx.revision, "ppo.ptx.hub")
-    if ptx.column not in rows.column_names:
-        fix = f"choose among {', '.join(rows.column_names)}"
-        raise ConfigError("ppo.ptx.column", ptx.column, f"{place} has no such column", fix)
-    return [str(text) for text in rows[ptx.column] if text]
-
-
-def file_rows(place: str) -> Any:
-    """The rows of a file; of plain text its lines."""
-    import datasets
-
-    key, formats = "ppo.ptx.file", {".txt": "text", **FORMATS}
-    if Path(place).suffix not in formats:
-        raise ConfigError(key, place, "unknown file type", f"give one of {', '.join(formats)}")
-    try:
-        return datasets.load_dataset(formats[Path(place).suffix], data_files=place, split="train")
-    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError, StopIteration) as error:
-        raise ConfigError(key, place, f"it cannot be read ({first_line(error)})", "check the file") from error
+        origin = Origin("ppo.ptx.hub", str(ptx.hub))
+        rows = enumerate(load_split(str(ptx.hub), ptx.config, ptx.split, ptx.revision, "ppo.ptx.hub"), 1)
+    texts: list[str] = []
+    found: dict[str, None] = {}
+    for row in rows:
+        found |= dict.fromkeys(row[1])
+        if text := text_of(origin, row, ptx.column):
+            texts.append(text)
+    if not found:
+        raise origin.error("it cannot be read (it is empty)")
+    if ptx.column not in found:
+        fix = f"choose among {', '.join(found)}"
+        raise ConfigError("ppo.ptx.column", ptx.column, f"{origin.value} has no such column", fix)
+    return texts
