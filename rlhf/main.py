@@ -26,6 +26,7 @@ from rlhf.config.keys import DECIDED_ONCE, covered, leaf_keys
 from rlhf.config.overrides import parse
 from rlhf.config.points import Composer, Job
 from rlhf.config.ranges import at
+from rlhf.data.check import record_notes
 from rlhf.experiment.checkpoints import check_layout, discard
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.record import record
@@ -33,7 +34,7 @@ from rlhf.experiment.store import StageDirectory
 from rlhf.experiment.summary import print_failures, print_plan, print_summary, print_sweep
 from rlhf.experiment.sweep import Outcome, Point, Task, merged
 from rlhf.launch import execute
-from rlhf.prepare import check_sources, estimates, prepared
+from rlhf.prepare import check_records, check_sources, estimates, prepared
 from rlhf.search import search, wants_search
 
 # A sweep of so many points takes seconds to plan, which a bar shows.
@@ -177,6 +178,9 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
     console = terminal if terminal.is_terminal else Console(width=160)
     waiting = [task for task in tasks if not task.node.directory.done]
     check_tasks(tasks, waiting)
+    notes = [note for task in waiting if task.config.data.source == "files" for note in record_notes(task.config)]
+    for note in dict.fromkeys(notes):
+        console.print(note, soft_wrap=True)
     first = points[0].config
     if first.dry_run or points[0].swept:
         print_plan(points, tasks, estimates(waiting), console)
@@ -226,6 +230,7 @@ def check_tasks(tasks: list[Task], waiting: list[Task]) -> None:
         try:
             if task in waiting:
                 check_devices(task.config)
+                check_records(task.config, task.node)
                 check_sources(task.config, task.node)
                 if task.config.checkpoint.resume:
                     check_layout(task.node.directory.path, task.config, task.node.stage)

@@ -2,8 +2,10 @@
 
 from rlhf.config.checks import check, check_without_shapes
 from rlhf.config.derive import as_measured
+from rlhf.config.errors import raise_problems
 from rlhf.config.points import composed
 from rlhf.config.schema import Config
+from rlhf.data.check import record_problems
 from rlhf.data.records import Comparison, load_dataset
 from rlhf.data.text import load_texts
 from rlhf.experiment.graph import Node
@@ -48,6 +50,13 @@ def check_sources(config: Config, node: Node) -> None:
                 model = config.model if key == "actor" else config.reward_model
                 source = Source(place, f"ppo.{key}", trust_remote_code=model.trust_remote_code)
                 check_source(source, config, scorer=key != "actor")
+
+
+def check_records(config: Config, node: Node) -> None:
+    """Look at the files of records that a stage will read, before anything starts. Raises ConfigError, once for all they
+    lack."""
+    if config.data.source == "files" and node.stage != "bench":
+        raise_problems(record_problems(config, node.stage))
 
 
 def estimates(tasks: list[Task]) -> dict[str, Work | None]:

@@ -193,7 +193,9 @@ def text_of(origin: Origin, row: Row, column: str) -> str | None:
         return None
     where = f"row {number}, column {column}: "
     if not isinstance(value, str):
-        fix = "write it as text, in quotes" if isinstance(value, int | float) else "write it as text"
+        fix = "write it as text" + (", in quotes" if isinstance(value, int | float) else "")
+        if isinstance(value, list | dict):
+            fix += ": conversations are not read as such"
         raise origin.error(f"{where}it is {type_of(value)}, not text", fix)
     if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
         raise origin.error(f"{where}it holds half a character (a lone surrogate)", "write the whole character")

@@ -17,6 +17,8 @@ from rlhf.experiment.integrity import damage, known_files, safetensors_tensors
 
 MIB = 2**20
 BLOCK = 2**14
+# The keys that name a file of records or texts.
+DATA_FILES = ("data.files.train", "data.files.heldout", "ppo.ptx.file")
 
 
 def fingerprint(config: Config, stage: str, inputs: dict[str, str]) -> str:
@@ -29,7 +31,7 @@ def deciding(config: Config, stage: str) -> dict[str, Any]:
     """The dotted keys that decide the stage's result, with their values; paths by what they hold."""
     chosen = {key: at(config, key) for key in deciding_keys(stage)}
     for key, value in chosen.items():
-        if key.endswith(".path") or key.startswith("data.files.") or key == "ppo.ptx.file":
+        if key.endswith(".path") or key in DATA_FILES:
             chosen[key] = identity(value, key)
     return chosen
 
@@ -62,13 +64,36 @@ def identity(path: str | None, key: str = "path") -> str | None:
     for file in files:
         digest.update(f"{file.name}:{file.stat().st_size}:".encode())
         if place.is_file():  # data: one changed record is another data set
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            about = file.stat()
+            digest.update(file_digest(file.absolute(), about.st_size, about.st_mtime_ns, about.st_ino))
         else:
             digest.update(sample(file))
     if (base := base_of_adapters(place)) is not None:
         digest.update(str(identity(base, key)).encode())
     return digest.hexdigest()
+
+
+@cache
+def file_digest(file: Path, size: int, modified_ns: int, inode: int) -> bytes:
+    """The hash of a file's content, taken once for all points of a sweep while the file stays as it is."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def data_files(config: Config, stage: str) -> dict[str, str]:
+    """The files of records and texts that decide a stage's result, by their keys, with the hashes in its fingerprint."""
+    named = {key: at(config, key) for key in DATA_FILES if covered(key, RESULT_KEYS[stage]) and stage != "bench"}
+    return {key: str(identity(path, key)) for key, path in named.items() if path is not None}
+
+
+def check_data_files(config: Config, hashes: dict[str, str]) -> None:
+    """Raise ConfigError for a file of records or texts that is no longer what a stage's fingerprint says."""
+    file_digest.cache_clear()  # an edit may keep the time and the size
+    for key, planned in hashes.items():
+        found = str(identity(at(config, key), key))
+        if found != planned:
+            problem = f"it has changed since this stage was planned: its hash was {planned[:16]}, and is {found[:16]}"
+            raise ConfigError(key, at(config, key), problem, "restore the file, or begin anew with the new one")
 
 
 def base_of_adapters(place: Path) -> str | None:

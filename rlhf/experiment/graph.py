@@ -6,21 +6,22 @@ from pathlib import Path
 from rlhf.config.errors import ConfigError
 from rlhf.config.ranges import STAGES
 from rlhf.config.schema import Config
-from rlhf.experiment.fingerprint import fingerprint, identity
+from rlhf.experiment.fingerprint import data_files, fingerprint, identity
 from rlhf.experiment.resolve import resolve_for_stage
 from rlhf.experiment.store import StageDirectory
 
 
 @dataclass(frozen=True)
 class Node:
-    """A stage of a configuration: its identity, its directory, the models it starts from (name: directory or id), and the
-    fingerprints of the stages that make them."""
+    """A stage of a configuration: its identity, its directory, the models it starts from (name: directory or id), the
+    fingerprints of the stages that make them, and the hashes of the files of data that it reads, by their keys."""
 
     stage: str
     fingerprint: str
     directory: StageDirectory
     inputs: dict[str, str] = field(default_factory=dict)
     parents: tuple[str, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def nodes(config: Config) -> list[Node]:
@@ -72,4 +73,4 @@ def node(config: Config, stage: str, identities: dict[str, str], places: dict[st
     """One stage of the graph."""
     digest = fingerprint(resolve_for_stage(config, stage, places), stage, identities)
     directory = StageDirectory(Path(config.output_root) / "stages" / f"{stage}-{digest[:12]}")
-    return Node(stage, digest, directory, places)
+    return Node(stage, digest, directory, places, files=data_files(config, stage))

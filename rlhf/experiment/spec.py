@@ -2,7 +2,7 @@
 
 import os
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -21,8 +21,9 @@ from rlhf.experiment.store import StageDirectory, write_atomic, write_json
 
 @dataclass(frozen=True)
 class Spec:
-    """All that a worker reads: the stage, its identity, its inputs, the resolved configuration, a hash of the code, and the
-    fingerprints of the stages that make its inputs. Its file holds the configuration's secrets, for its owner alone."""
+    """All that a worker reads: the stage, its identity, its inputs, the resolved configuration, a hash of the code, the
+    fingerprints of the stages that make its inputs, and the hashes of the files of data that it reads. The spec's own file
+    holds the configuration's secrets, for its owner alone."""
 
     stage: str
     fingerprint: str
@@ -31,6 +32,7 @@ class Spec:
     config: Config
     code: str
     parents: list[str]
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def file(self) -> Path:
@@ -42,8 +44,9 @@ def spec_of(node: Node, config: Config) -> Spec:
     """A stage as it is to run, with the code that is here now."""
     resolved = resolve_for_stage(config, node.stage, node.inputs)
     return Spec(
-        node.stage, node.fingerprint, str(node.directory.path), node.inputs, resolved, code_hash(), list(node.parents)
-    )
+        node.stage, node.fingerprint, str(node.directory.path), node.inputs, resolved, code_hash(), list(node.parents),
+        node.files,
+    )  # fmt: skip
 
 
 def begin(spec: Spec) -> None:

@@ -9,6 +9,7 @@ import torch
 from rlhf.config.schema import Config
 from rlhf.engine.distributed import barrier, is_main
 from rlhf.experiment.checkpoints import discard
+from rlhf.experiment.fingerprint import check_data_files
 from rlhf.experiment.spec import Spec, stage_directory
 from rlhf.experiment.stopping import Stopped
 from rlhf.experiment.store import Result
@@ -42,6 +43,7 @@ def run_stage(spec: Spec) -> None:
     tracker = Tracker(spec, is_main())
     code = 1
     try:
+        check_data_files(spec.config, spec.files)
         verify_inputs(spec)
         metrics = RUN[spec.stage](spec.config, spec.inputs, Context(directory, tracker, spec))
         require_finite(metrics)
