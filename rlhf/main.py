@@ -28,6 +28,7 @@ from rlhf.config.points import Composer, Job
 from rlhf.config.ranges import at
 from rlhf.data.check import record_notes
 from rlhf.experiment.checkpoints import check_layout, discard
+from rlhf.experiment.directories import check_directories, link_latest
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.record import record
 from rlhf.experiment.store import StageDirectory
@@ -177,6 +178,7 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
     tasks, terminal = merged(points), Console()
     console = terminal if terminal.is_terminal else Console(width=160)
     waiting = [task for task in tasks if not task.node.directory.done]
+    check_directories(points)
     check_tasks(tasks, waiting)
     notes = [note for task in waiting if task.config.data.source == "files" for note in record_notes(task.config)]
     for note in dict.fromkeys(notes):
@@ -190,6 +192,7 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
     outcomes = {task.key: Outcome("reused") for task in tasks if task not in waiting}
     for point in points:
         record(point, outcomes)
+    link_latest(points)
     for task in (task for task in tasks if task not in waiting):
         discard(task.node.directory.path)  # of a stage that was killed before it could
         if not points[0].swept:

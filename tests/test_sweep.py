@@ -58,7 +58,13 @@ def stages_of(place, kind="*"):
 
 
 def summary(place, point):
-    return json.loads((place / "outputs" / "sweeps" / "rlhf" / point / "summary.json").read_text())
+    return json.loads((sweep_of(place) / point / "summary.json").read_text())
+
+
+def sweep_of(place):
+    """The directory of the sweep that was given no name."""
+    (directory,) = (place / "outputs" / "sweeps").glob("rlhf-*")
+    return directory
 
 
 def untouched(place):
@@ -88,7 +94,8 @@ def test_a_sweep_trains_what_its_points_share_once_and_ends_in_a_table(place, sw
 
 
 def test_a_point_has_its_configuration_its_summary_and_links_to_its_stages(place, swept):
-    sweep = place / "outputs" / "sweeps" / "rlhf"
+    sweep = sweep_of(place)
+    assert (sweep.parent / "latest").resolve() == sweep.resolve()
     assert {"ppo.kl_coef=0.01", "ppo.kl_coef=0.05"} <= {point.name for point in sweep.iterdir() if point.is_dir()}
     for kl in (0.01, 0.05):
         point = sweep / f"ppo.kl_coef={kl}"
@@ -379,6 +386,104 @@ def test_bad_input_leaves_an_earlier_sweep_as_it_was(cli, stages, tmp_path):
     assert len(files) == 2
     assert cli("-m", *SMALL, "stage=sft", "seed=1,x")[0] == 2
     assert (left(tmp_path), {file: file.read_bytes() for file in files}) == before
+
+
+# --- directories -----------------------------------------------------------------------------------------------------
+
+
+def points_in(tmp_path):
+    """The points of all sweeps, by sweep, with their overrides."""
+    found = {}
+    for file in (tmp_path / "outputs" / "sweeps").glob("*/*/summary.json"):
+        sweep, point = file.parts[-3:-1]
+        if sweep != "latest":
+            found.setdefault(sweep, {})[point] = json.loads(file.read_text())["overrides"]
+    return found
+
+
+@pytest.mark.parametrize("swept", ["data.prompt_format='{prompt}?','{prompt}!'", "rollout.stop=[a],[b]"])
+def test_no_two_points_share_a_directory(cli, stages, tmp_path, swept):
+    assert cli("-m", *SMALL, "stage=sft", swept)[0] == 0
+    (points,) = points_in(tmp_path).values()
+    assert len(points) == 2 and len({tuple(overrides) for overrides in points.values()}) == 2
+
+
+def test_sweeps_without_a_name_have_directories_of_their_own(cli, stages, tmp_path):
+    """Another fixed override, or another swept key, is another sweep; more values of the same keys are not."""
+    assert cli("-m", *SMALL, "stage=sft", "seed=1,2")[0] == 0
+    (first,) = points_in(tmp_path)
+    assert (tmp_path / "outputs" / "sweeps" / "latest").readlink() == Path(first)
+    before = points_in(tmp_path)[first]
+    for more in (["seed=1,2", "sft.weight_decay=0.5"], ["sft.weight_decay=0.1,0.2"]):
+        assert cli("-m", *SMALL, "stage=sft", *more)[0] == 0
+    found = points_in(tmp_path)
+    assert len(found) == 3 and found[first] == before
+    latest = (tmp_path / "outputs" / "sweeps" / "latest").resolve()
+    assert latest.name != first and set(found[latest.name]) == {"sft.weight_decay=0.1", "sft.weight_decay=0.2"}
+    assert cli("-m", *SMALL, "stage=sft", "seed=1,2,3", "launcher.lock_timeout_s=30")[0] == 0
+    found = points_in(tmp_path)
+    assert len(found) == 3 and set(found[first]) == {"seed=1", "seed=2", "seed=3"}
+    assert (tmp_path / "outputs" / "sweeps" / "latest").readlink() == Path(first)
+
+
+def test_a_name_is_kept_and_its_points_are_never_replaced_by_others(cli, stages, tmp_path):
+    assert cli("-m", *SMALL, "stage=sft", "seed=1,2", "name=mine")[0] == 0
+    before = points_in(tmp_path)
+    assert set(before) == {"mine"}
+    code, _, err = cli("-m", *SMALL, "stage=sft", "seed=1,2", "name=mine", "sft.weight_decay=0.5")
+    assert code == 2 and err.startswith("error: name=mine: ") and "choose another name" in err
+    assert "seed=1 is another point's, with the defaults instead of sft.weight_decay=0.5, " in err
+    assert points_in(tmp_path) == before
+    assert cli("-m", *SMALL, "stage=sft", "seed=1,2", "name=mine")[0] == 0  # the same command
+
+
+def test_runs_of_one_second_have_directories_of_their_own(cli, stages, tmp_path, monkeypatch):
+    from hydra.core import utils
+
+    class Stopped(utils.datetime):
+        @classmethod
+        def now(cls):
+            return cls(2026, 11, 26, 1, 2, 3)
+
+    monkeypatch.setattr(utils, "datetime", Stopped)
+    for seed in (1, 2, 3):
+        assert cli(*SMALL, "stage=sft", f"seed={seed}", "name=x")[0] == 0
+    runs = [place for place in (tmp_path / "outputs" / "runs").iterdir() if not place.is_symlink()]
+    assert len(runs) == 3 and all((place / "summary.json").is_file() for place in runs)
+    assert all(place.name.startswith("2026-11-26_01-02-03-") and place.name.endswith("-x") for place in runs)
+    newest = json.loads((tmp_path / "outputs" / "runs" / "latest" / "summary.json").read_text())
+    assert "seed=3" in newest["overrides"]
+
+
+@pytest.mark.parametrize("name", [".", "/tmp/x", "a b", "a/b", "latest", "~"])
+@pytest.mark.parametrize("flags", [(), ("-m",)])
+def test_a_name_that_leads_elsewhere_is_refused(cli, stages, tmp_path, name, flags):
+    code, out, err = cli(*flags, *SMALL, "stage=sft", "seed=1", f"name='{name}'")
+    assert (code, out) == (2, "") and stages.ran == [] and left(tmp_path) == []
+    (line,) = err.splitlines()
+    assert line.startswith("error: name=") and "write name=" in line
+    fixed = line.rpartition("write ")[2]
+    assert cli(*SMALL, "stage=sft", fixed, "dry_run=true")[0] == 0
+
+
+def test_the_users_files_are_not_overwritten(cli, stages, tmp_path):
+    (tmp_path / "config.yaml").write_text("mine")
+    (tmp_path / "summary.json").write_text('{"mine": 1}')
+    before = left(tmp_path)
+    for words in (["hydra.run.dir=."], [f"hydra.run.dir={tmp_path}"], ["-m", "seed=1,2", "hydra.sweep.dir=."]):
+        code, _, err = cli(*words, *SMALL, "stage=sft")
+        assert code == 2 and err.startswith(f"error: {words[-1].split('=')[0]}=") and "it holds other files" in err
+        assert set(before) <= set(left(tmp_path)) and (tmp_path / "config.yaml").read_text() == "mine"
+    assert cli(*SMALL, "stage=sft", "hydra.run.dir=new")[0] == 0
+    assert cli(*SMALL, "stage=sft", "hydra.run.dir=new")[0] == 0  # it is this run's own
+    code, _, err = cli(*SMALL, "stage=sft", "seed=5", "hydra.run.dir=new")
+    assert code == 2 and "is another point's, with the defaults instead of seed=5" in err
+
+
+def test_points_that_a_directory_of_the_users_choice_would_merge_are_refused(cli, stages, tmp_path):
+    code, _, err = cli("-m", *SMALL, "stage=sft", "seed=1,2", "hydra.sweep.subdir=x")
+    assert code == 2 and "hydra.sweep.subdir=x: two points would share it, one with seed=1 instead of seed=2" in err
+    assert left(tmp_path) == []
 
 
 # --- finished stages, damaged by hand ------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Formatter
 
 from rlhf.config.derive import batches, max_sequence, ranks, trained_stages, used_models
+from rlhf.config.directories import find_name_problem
 from rlhf.config.errors import ConfigError, raise_problems
 from rlhf.config.inputs import check_inputs, check_writable
 from rlhf.config.keys import LEAF_TYPES
@@ -72,6 +73,8 @@ def is_named(key: str, text: str) -> bool:
 
 def check_names(config: Config) -> Iterator[ConfigError]:
     """Stages, models and formats that are named can be used together."""
+    if wrong := find_name_problem(config.name):
+        yield wrong
     stages = config.stages
     if not stages:
         yield ConfigError("stages", stages, "there is nothing to run", "choose stage=all, sft, reward, ppo or bench")

@@ -6,7 +6,6 @@ Hydra alone accepts any `+key=value`; merging the composed values into the schem
 import copy
 import re
 import sys
-import zlib
 from dataclasses import is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -17,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
+from rlhf.config.directories import name_safely, name_sweep, unique
 from rlhf.config.errors import ConfigError, first_line, raise_problems
 from rlhf.config.hydra_errors import unknown_key
 from rlhf.config.keys import leaf_keys
@@ -39,6 +39,8 @@ def register() -> None:
     """Tell Hydra where the presets are, and that every model can be a reward model too."""
     root = config_root()
     OmegaConf.register_new_resolver("rlhf_root", lambda: str(root), replace=True)
+    OmegaConf.register_new_resolver("rlhf_unique", unique, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("rlhf_sweep", lambda name: name_sweep(str(name), sys.argv[1:]), replace=True)
     OmegaConf.register_new_resolver("rlhf_point", lambda overrides: point_name(list(overrides), sys.argv[1:]), replace=True)
     for path in (root / "conf" / "model").glob("*.yaml"):
         node = {"defaults": [{"/model@_here_": path.stem}, "_self_"]}
@@ -46,12 +48,11 @@ def register() -> None:
 
 
 def point_name(overrides: list[str], typed_in: list[str]) -> str:
-    """A directory's name for a point of a sweep: its overrides but for those that were typed with one value for all points;
-    shortened with a checksum where they are long."""
+    """A directory's name for a point of a sweep: its overrides but for those that were typed with one value for all
+    points."""
     fixed = fixed_keys(typed_in)
     swept = [override.lstrip("+") for override in overrides if override.split("=", 1)[0] not in fixed]
-    name = re.sub(r"[^\w.,=+@:-]", "_", ",".join(swept).replace("'", "")) or "point"
-    return name if len(name) <= 100 else f"{name[:90]}-{zlib.crc32(name.encode()):08x}"
+    return name_safely(",".join(unquoted(override) for override in swept)) or "point"
 
 
 def fixed_keys(typed_in: list[str]) -> set[str]:
@@ -73,6 +74,11 @@ def quoted(arguments: list[str]) -> list[str]:
         else argument
         for argument in arguments
     ]
+
+
+def unquoted(override: str) -> str:
+    """An override as it was typed before `quoted`."""
+    return re.sub(r"^(zero(?:@[\w.]+)?)='([\w-]+)'$", r"\1=\2", override)
 
 
 def typed(composed: DictConfig) -> Config:

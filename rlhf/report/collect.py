@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.directories import LATEST
 from rlhf.config.ranges import STAGES
 from rlhf.experiment.files import flat, mapping, read_object, read_yaml, words
 from rlhf.report.stage import ALIVE, ENDED, Stage, Told, attempt, read_stage, told_of
@@ -115,7 +116,7 @@ def advice(directory: Path) -> str:
     """Where the points may be instead."""
     if (directory / "status.json").is_file() or (directory / "result.json").is_file():
         return "; it is a stage's directory: give the run or the sweep that used it"
-    deeper = sorted({str(file.parents[1]) for file in directory.glob("*/*/summary.json")})
+    deeper = sorted({str(file.parents[1]) for file in directory.glob("*/*/summary.json") if file.parents[1].name != LATEST})
     deeper += [str(file.parent) for file in sorted(directory.glob("*/*/*/summary.json"))[:1]] if not deeper else []
     return f"; perhaps {' or '.join(deeper[:3])}?" if deeper else ""
 

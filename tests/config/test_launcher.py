@@ -100,7 +100,7 @@ def test_a_launcher_that_cannot_work_is_refused(config, set_key, key, value, fix
         (["+ppo.x=1"], ["-m", "+ppo.x=1,2"], "ppo.x=1"),
         (["seed=1"], ["-m", "seed=1"], "point"),
         (["zero='0'"], ["-m", "zero='0',3-offload"], "zero=0"),
-        (["ppo.reward=/data/my model"], ["-m", "ppo.reward=null,'/data/my model'"], "ppo.reward=_data_my_model"),
+        (["ppo.reward=/data/my model"], ["-m", "ppo.reward=null,'/data/my model'"], "ppo.reward=_data_my_model-012fd54c"),
     ],
 )  # fmt: skip
 def test_a_point_is_called_by_what_is_swept(overrides, typed, name):

@@ -1,0 +1,86 @@
+"""What the directories of runs, sweeps and points are called: readable, never two alike, and inside of output_root."""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Iterable
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from rlhf.config.errors import ConfigError
+from rlhf.config.keys import NAME_KEYS, covered
+
+# The bytes of a name: file systems take 255, and others are put beside it.
+LONGEST = 100
+# The link to the newest run or sweep, beside it.
+LATEST = "latest"
+# Overrides that leave a point what it is: names, where it runs, and the presets, which have names of their own.
+INDIFFERENT = (*NAME_KEYS, "launcher", "sweeps", "hydra")
+
+
+def find_name_problem(name: str) -> ConfigError | None:
+    """Find out whether a `name` is no name of a directory: what is written stays under output_root."""
+    safe = re.sub(r"^\W+|[.-]+$", "", re.sub(r"[^\w.,=+@:-]+", "-", name)) or "mine"
+    problem = None
+    if name == LATEST:
+        problem, safe = "it is the name of the link to the newest one", "newest"
+    elif not re.fullmatch(r"\w[\w.,=+@:-]*", name):
+        problem = "it names directories: letters, digits and _ . , = + @ : - only, a letter or digit first"
+    elif len(name.encode()) > LONGEST:
+        problem, safe = f"it is longer than {LONGEST} bytes", shorten(name, 40)
+    if problem is None:
+        return None
+    return ConfigError("name", repr(name) if name != name.strip() or not name else name, problem, f"write name={safe}")
+
+
+def name_safely(text: str) -> str:
+    """A directory's name for a text: the text itself, or, where characters had to be replaced or left out, with a hash of
+    it, so that different texts have different names."""
+    name = re.sub(r"[^\w.,=+@:-]", "_", text)
+    if name == text and len(name.encode()) <= LONGEST:
+        return name
+    return f"{shorten(name, LONGEST - 9)}-{hash_text(text)}"
+
+
+def shorten(text: str, length: int) -> str:
+    """The beginning of a text, of so many bytes at most."""
+    return text.encode()[:length].decode(errors="ignore")
+
+
+def hash_text(text: str) -> str:
+    """A short hash, as a part of a name."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def name_sweep(name: str, typed_in: list[str]) -> str:
+    """A directory's name for a sweep: the name that was typed, or the preset's; else, and for a preset with other fixed
+    overrides than its own, with a hash of them and of what is swept. So what is typed again finds its directory, with more
+    values too, and what is another sweep has another one."""
+    words = [word for word in typed_in if not word.startswith("-")]
+    try:
+        overrides = OverridesParser.create().parse_overrides(words)
+    except HydraException:
+        return name
+    keys = [override.key_or_group for override in overrides]
+    swept = [key for key, override in zip(keys, overrides, strict=True) if override.is_sweep_override()]
+    fixed = deciding(word for word, override in zip(words, overrides, strict=True) if not override.is_sweep_override())
+    if "name" in keys or ("sweeps" in keys and not fixed):
+        return name
+    identity = [*sorted(fixed), *([] if "sweeps" in keys else sorted(swept))]
+    return f"{name}-{hash_text(chr(10).join(identity))}"
+
+
+def deciding(overrides: Iterable[str]) -> set[str]:
+    """Those of some overrides that make a point another one."""
+    return {word for word in map(str, overrides) if not covered(key_of(word), INDIFFERENT)}
+
+
+def key_of(override: str) -> str:
+    """The key or group of an override, with dots."""
+    return re.split(r"[=@]", override.lstrip("+~"), maxsplit=1)[0].replace("/", ".")
+
+
+def unique() -> str:
+    """What tells two runs apart that begin in the same second, on whatever machine."""
+    return secrets.token_hex(3)
