@@ -455,10 +455,9 @@ def test_runs_of_one_second_have_directories_of_their_own(cli, stages, tmp_path,
     assert "seed=3" in newest["overrides"]
 
 
-@pytest.mark.parametrize("name", [".", "/tmp/x", "a b", "a/b", "latest", "~"])
-@pytest.mark.parametrize("flags", [(), ("-m",)])
-def test_a_name_that_leads_elsewhere_is_refused(cli, stages, tmp_path, name, flags):
-    code, out, err = cli(*flags, *SMALL, "stage=sft", "seed=1", f"name='{name}'")
+@pytest.mark.parametrize("name", ["../../x", ".", "..", "/tmp/x", "a b", "a/b", "latest", "~", "x" * 300])
+def test_a_name_that_leads_elsewhere_is_refused(cli, stages, tmp_path, name):
+    code, out, err = cli("-m", *SMALL, "stage=sft", "seed=1", f"name='{name}'")
     assert (code, out) == (2, "") and stages.ran == [] and left(tmp_path) == []
     (line,) = err.splitlines()
     assert line.startswith("error: name=") and "write name=" in line
@@ -473,7 +472,7 @@ def test_the_users_files_are_not_overwritten(cli, stages, tmp_path):
     for words in (["hydra.run.dir=."], [f"hydra.run.dir={tmp_path}"], ["-m", "seed=1,2", "hydra.sweep.dir=."]):
         code, _, err = cli(*words, *SMALL, "stage=sft")
         assert code == 2 and err.startswith(f"error: {words[-1].split('=')[0]}=") and "it holds other files" in err
-        assert set(before) <= set(left(tmp_path)) and (tmp_path / "config.yaml").read_text() == "mine"
+        assert left(tmp_path) == before and (tmp_path / "config.yaml").read_text() == "mine"
     assert cli(*SMALL, "stage=sft", "hydra.run.dir=new")[0] == 0
     assert cli(*SMALL, "stage=sft", "hydra.run.dir=new")[0] == 0  # it is this run's own
     code, _, err = cli(*SMALL, "stage=sft", "seed=5", "hydra.run.dir=new")
