@@ -11,7 +11,7 @@ from rlhf.config.terminal import printable
 from rlhf.experiment.checkpoints import places
 from rlhf.experiment.files import number, read_lines, words
 from rlhf.experiment.graph import Node
-from rlhf.experiment.sweep import Outcome, Point, Task, metrics_of
+from rlhf.experiment.sweep import Outcome, Point, Task, figures, metrics_of
 from rlhf.plan.work import Work
 
 # A benchmark's figures: metric, label, format. Those of whole steps, of phases or of stages, as it has them.
@@ -163,7 +163,7 @@ def print_sweep(points: list[Point], outcomes: dict[str, Outcome], console: Cons
         table.add_row(Text(name), *cells, *([states[name]] if any(states.values()) else []))
     console.print(table)
     nodes = {node.fingerprint: node for point in points for node in point.stages if outcomes[node.fingerprint].good}
-    losses = [count_losses(node.stage, node.directory.result().metrics) for node in nodes.values()]
+    losses = [count_losses(node.stage, figures(node)) for node in nodes.values()]
     for line in dict.fromkeys(f"{label}: {found}" for rows in losses for label, found in rows.items()):
         console.print(line, soft_wrap=True, highlight=False)
     console.print(Text(f"python -m rlhf.report {points[0].directory.parent}"), soft_wrap=True)

@@ -146,12 +146,18 @@ def read_series(place: Path, state: str, notes: list[str]) -> Series:
             rows[step] = {name: row[name] for name in FOLLOWED if name in row}
     steps = sorted(rows)
     names = {name for row in rows.values() for name in row}
-    missing = float("nan")
-    columns = {
-        name: np.array([missing if (value := number(rows[step].get(name))) is None else value for step in steps])
-        for name in sorted(names)
-    }
+    columns = {name: as_column([rows[step].get(name) for step in steps]) for name in sorted(names)}
     return Series(np.array(steps, dtype=np.float64), columns)
+
+
+def as_column(values: list[Any]) -> Array:
+    """The numbers among some values, NaN for what is none or is not finite."""
+    if set(map(type, values)) <= {float, type(None)}:  # as it should be
+        column = np.array(values, dtype=np.float64)
+        column[~np.isfinite(column)] = np.nan
+        return column
+    known = map(number, values)
+    return np.array([np.nan if value is None else value for value in known], dtype=np.float64)
 
 
 def read_samples(place: Path, state: str, notes: list[str]) -> list[dict[str, Any]]:
