@@ -35,6 +35,7 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.hydra_errors import from_hydra, unknown_option
 from rlhf.config.schema import Config
 from rlhf.config.secrets import mask
+from rlhf.config.terminal import Terminal
 from rlhf.experiment.store import write_json
 from rlhf.measure.table import BASELINE, MAIN, show, table
 from rlhf.prepare import load_config
@@ -50,17 +51,17 @@ FLAGS = ("-h", "--help", "--table")
 
 def main() -> int:
     """Run what the command line asks for; returns the exit code: 0, 2 for bad input, 130 if interrupted."""
-    console = Console(soft_wrap=True, highlight=False) if Console().is_terminal else Console(width=200, highlight=False)
+    console = Terminal(soft_wrap=True) if Terminal().is_terminal else Terminal(width=200)
     arguments = sys.argv[1:]
     try:
         if "--table" in arguments:
-            console.print(table(config_root() / RESULTS), soft_wrap=True, markup=False)
+            console.print(table(config_root() / RESULTS), soft_wrap=True)
         elif {"-h", "--help"} & set(arguments):
-            console.print(__doc__, markup=False, soft_wrap=True)
+            console.print(__doc__, soft_wrap=True)
         else:
             measure(configured(arguments), console)
     except ConfigError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False)
+        Terminal(stderr=True, soft_wrap=True).print(f"error: {error}")
         return 2
     except KeyboardInterrupt:
         return 130
@@ -118,7 +119,7 @@ def measure(config: Config, console: Console) -> None:
     measured = stages(config) if config.bench.what == "stages" else beside(config, configs)
     left_out |= {name: str(result.problem) for name, result in measured.items() if result.refused}
     for engine, reason in left_out.items():
-        console.print(f"{engine} is left out: {reason}", markup=False)
+        console.print(f"{engine} is left out: {reason}")
     found = {
         "command": mask(shlex.join(["python", "-m", "rlhf.bench", *sys.argv[1:]])), "date": str(date.today()),
         "recipe": recipe(config) | {"threads": torch.get_num_threads()},

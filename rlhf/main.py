@@ -8,13 +8,13 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
+from rich.text import Text
 
 from rlhf.config.checks import check_devices
 from rlhf.config.command import Command, read_command
@@ -26,6 +26,8 @@ from rlhf.config.keys import DECIDED_ONCE, covered, leaf_keys
 from rlhf.config.overrides import parse
 from rlhf.config.points import Composer, Job
 from rlhf.config.ranges import at
+from rlhf.config.secrets import secret_keys
+from rlhf.config.terminal import Terminal
 from rlhf.data.check import record_notes
 from rlhf.experiment.checkpoints import check_layout, discard
 from rlhf.experiment.directories import check_directories, link_latest
@@ -64,7 +66,7 @@ class Invalid(Exception):
 def main() -> int:
     """Run what the command line asks for; returns the exit code: 0 done or submitted, 1 a stage failed, 2 bad input, 130
     stopped."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = Terminal(stderr=True, soft_wrap=True)
     try:
         command = read_command(sys.argv[1:])
         sys.argv[1:] = command.words
@@ -76,7 +78,7 @@ def main() -> int:
             return run(*points_of(composer))
     except (ConfigError, Invalid) as error:
         for line in str(error).splitlines():
-            console.print(f"[bold red]error:[/] {escape(line)}")
+            console.print(Text.assemble(("error:", "bold red"), f" {line}"))
         return 2
     except OSError as error:  # of what the launching process itself writes
         if error.errno not in (*FULL, *CLOSED):
@@ -84,7 +86,7 @@ def main() -> int:
         console.print(f"[bold red]error:[/] {escape(disk_problem(error, Path.cwd()))}")
         return 1
     except KeyboardInterrupt:
-        console.print("[bold red]interrupted[/]")
+        console.print(Text("interrupted", style="bold red"))
         return 130
 
 
@@ -141,7 +143,7 @@ def points_of(composer: Composer) -> tuple[list[Point], Callable[[], None]]:
 
 def bar(described: list[list[str]], what: str) -> Iterator[list[str]]:
     """Points one after another; a bar shows how far it is, if they are many and someone looks."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     hidden = len(described) < MANY_POINTS or not console.is_terminal
     return iter(track(described, what, console=console, transient=True, disable=hidden))
 
@@ -175,8 +177,8 @@ def save(composer: Composer, jobs: list[Job]) -> None:
 def run(points: list[Point], begin: Callable[[], None]) -> int:
     """Run the stages of some points that are not done, reuse those that are, and show what came out. `begin` is called
     before the first one starts, unless nothing is to run."""
-    tasks, terminal = merged(points), Console()
-    console = terminal if terminal.is_terminal else Console(width=160)
+    tasks, terminal = merged(points), Terminal()
+    console = terminal if terminal.is_terminal else Terminal(width=160)
     waiting = [task for task in tasks if not task.node.directory.done]
     check_directories(points)
     check_tasks(tasks, waiting)
@@ -189,6 +191,9 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
     if first.dry_run:
         return 0
     begin()
+    for key in dict.fromkeys(key for point in points for key in secret_keys(asdict(point.config))):
+        where = "it is masked in what is written and uploaded; spec.json, which a stage needs, is readable by you alone"
+        console.print(f"{key} holds a secret: {where}", soft_wrap=True)
     outcomes = {task.key: Outcome("reused") for task in tasks if task not in waiting}
     for point in points:
         record(point, outcomes)
@@ -196,7 +201,8 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
     for task in (task for task in tasks if task not in waiting):
         discard(task.node.directory.path)  # of a stage that was killed before it could
         if not points[0].swept:
-            console.print(f"[green]✓[/] {task.node.stage}: done before, {task.node.directory.path}", soft_wrap=True)
+            told = f" {task.node.stage}: done before, {task.node.directory.path}"
+            console.print(Text.assemble(("✓", "green"), told), soft_wrap=True)
     if waiting:
         outcomes |= execute(waiting, console)
     for point in points:
@@ -209,7 +215,7 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
             log_sweep(points, tasks, outcomes)
     else:
         print_summary(points[0].stages, outcomes, console)
-    print_failures(tasks, outcomes, Console(stderr=True, soft_wrap=True))
+    print_failures(tasks, outcomes, Terminal(stderr=True, soft_wrap=True))
     return exit_code({outcome.state for outcome in outcomes.values()})
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override
 from rich.console import Console
+from rich.text import Text
 
 from rlhf.config.compose import quoted
 from rlhf.config.disk import disk_problem
@@ -26,6 +27,7 @@ from rlhf.config.overrides import typed_value, without_values
 from rlhf.config.points import Composer, Job
 from rlhf.config.ranges import at, check_values
 from rlhf.config.schema import Config, Search
+from rlhf.config.terminal import Terminal
 from rlhf.experiment.fingerprint import fingerprint
 from rlhf.experiment.lock import locked
 from rlhf.experiment.sweep import Point
@@ -44,7 +46,7 @@ def search(composer: Composer, run_one: RunOne) -> int:
     """Run trials until the study has `sweep.trials` of them; returns the exit code."""
     fixed, space = split(composer)
     base = check_search(composer, fixed, space)
-    console = Console()
+    console = Terminal()
     if base.dry_run:
         lines = "  ".join(f"{override.get_key_element()}={typed_value(override)}" for override in space)
         console.print(f"{base.sweep.trials} trials for the best {base.sweep.objective}: {lines}", soft_wrap=True)
@@ -65,7 +67,8 @@ def run_trials(
         study.sampler = sampler(base, done)
         trial = study.ask()
         chosen = [f"{override.get_key_element()}={suggest(trial, override)}" for override in space]
-        console.print(f"[bold]trial {done + 1} of {base.sweep.trials}[/]: {' '.join(chosen)}", soft_wrap=True)
+        told = (f"trial {done + 1} of {base.sweep.trials}", "bold"), f": {' '.join(chosen)}"
+        console.print(Text.assemble(*told), soft_wrap=True)
         ended, point = run_one(composer.job([*fixed, *quoted(chosen)], done))
         if ended == 130:
             return 130

@@ -25,6 +25,9 @@ SMALL = (
 )
 
 
+SECRET = "hf_" + "aB3dE6gH9jK2mN5pQ8sT"
+
+
 def rlhf(*arguments, cwd):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"HOME": str(cwd)}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
@@ -46,7 +49,8 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(place):
-    done = rlhf(*SMALL, "tracking=wandb", "tracking.tensorboard=true", cwd=place)
+    setup = f"launcher.setup=['export HF_TOKEN={SECRET}']"
+    done = rlhf(*SMALL, "tracking=wandb", "tracking.tensorboard=true", setup, cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -102,6 +106,18 @@ def test_a_stage_directory_holds_everything(place, first, name, figures):
     assert all({"step", "time"} <= set(line) for line in lines(directory / "metrics.jsonl"))
     model = {file.name for file in (directory / "model").iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"} <= model
+
+
+def test_a_secret_is_in_the_specs_alone_which_others_cannot_read(place, first):
+    assert SECRET not in first.stdout + first.stderr
+    assert "launcher.setup holds a secret" in first.stdout
+    holders = {file for file in place.rglob("*") if file.is_file() and SECRET.encode() in file.read_bytes()}
+    assert holders == {stage(place, name) / "spec.json" for name in ("sft", "reward", "ppo")}
+    assert {file.stat().st_mode & 0o777 for file in holders} == {0o600}
+    (run,) = (place / "outputs" / "runs").iterdir()
+    masked = [run / "config.yaml", run / "summary.json", run / ".hydra" / "config.yaml", run / ".hydra" / "overrides.yaml"]
+    for file in (*masked, stage(place, "ppo") / "config.yaml"):
+        assert "HF_TOKEN=<secret>" in file.read_text(), file
 
 
 def test_samples_are_side_by_side(place, first):

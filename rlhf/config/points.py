@@ -35,6 +35,7 @@ from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.hydra_errors import REFUSED, from_hydra
 from rlhf.config.overrides import check_groups, exact_ranges, not_swept, parse, without_values
 from rlhf.config.schema import Config
+from rlhf.config.secrets import masked
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ class Composer:
         if self.swept:
             directory = self.sweep_directory
             directory.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(self.master, directory / "multirun.yaml")
+            (directory / "multirun.yaml").write_text(readable(self.master), encoding="utf-8")
         for job in jobs:
             self.save_job(job)
 
@@ -244,13 +245,18 @@ class Composer:
             "config": without_hydra(config),
         }
         for name, values in files.items():
-            (place / f"{name}.yaml").write_text(OmegaConf.to_yaml(values), encoding="utf-8")
+            (place / f"{name}.yaml").write_text(readable(values), encoding="utf-8")
 
 
 def composed(*overrides: str) -> Config:
     """The configuration that `python -m rlhf <overrides>` composes, typed but not checked. Raises ConfigError."""
     with Composer(command_of(list(overrides))) as composer:
         return typed(without_hydra(composer.compose(composer.points[0])))
+
+
+def readable(values: Any) -> str:
+    """A configuration, or a list of overrides, as YAML for people: what interpolates does so still, secrets are masked."""
+    return OmegaConf.to_yaml(OmegaConf.create(masked(OmegaConf.to_container(values, resolve=False))))
 
 
 def typed_words(config: DictConfig, kind: str) -> list[str]:

@@ -42,6 +42,7 @@ ASSIGNED = re.compile(
     r"(?<![\w./])(?P<name>[A-Za-z_][\w.-]*)['\"]?(?:\s?=(?!=)\s?|(?P<colon>\s?:\s?))|--?(?P<flag>[A-Za-z][\w-]*)\s+(?=[^\s-])"
 )
 KEY_BEFORE = re.compile(r"(?:^|[{,\[\n]|\n[\s-]*|^[\s-]*)\s*(?:- )?['\"]?$")
+OVERRIDE = re.compile(r"([+~]*)([\w.@/-]+)=(.*)", re.DOTALL)
 VALUE = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s,;&|)\]}\"']+")
 
 
@@ -87,6 +88,8 @@ def masked(value: Any, name: str = "") -> Any:
         return [masked(entry, name) for entry in value]
     if not isinstance(value, str):
         return value
+    if (override := OVERRIDE.fullmatch(value)) and is_secret_name(override[2]) and not HARMLESS.match(override[3]):
+        return f"{override[1]}{override[2]}={MASK}"  # the whole value, which may have blanks in it
     return MASK if is_secret_name(name) and not HARMLESS.match(value) else mask(value)
 
 

@@ -1,6 +1,8 @@
 """Text of any origin is shown, never obeyed."""
 
+import ast
 import io
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+import rlhf
 from rlhf.config.errors import ConfigError
 from rlhf.config.terminal import Terminal, one_line, printable, without_colours
 
@@ -59,3 +62,15 @@ def test_markup_and_emoji_codes_are_text():
 def test_an_error_is_one_line_whatever_the_value_is():
     said = str(ConfigError("data.prompt_format", f"{HOSTILE}\n", "it is odd", "give another"))
     assert said == f"data.prompt_format={SHOWN}␊: it is odd; give another"
+
+
+def test_everything_is_printed_through_a_terminal():
+    """rich's own console would read markup in paths, and pass escape sequences on."""
+    root = Path(rlhf.__file__).parent
+    made = [
+        f"{path.relative_to(root)}:{node.lineno}"
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Console"
+    ]
+    assert made == []

@@ -5,9 +5,12 @@ import os
 import stat
 
 import pytest
+from omegaconf import OmegaConf
 from records import log_records
 
+from rlhf.config.command import read_command
 from rlhf.config.errors import ConfigError
+from rlhf.config.points import Composer
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.record import record
 from rlhf.experiment.spec import freeze, thaw
@@ -103,3 +106,15 @@ def test_a_private_file_never_is_readable_by_others(tmp_path, monkeypatch):
     finally:
         os.umask(before)
     assert seen == [0o600] and stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_what_hydra_writes_of_a_sweep_is_masked(tmp_path):
+    words = ["-m", "ppo.kl_coef=0.1,0.2", f"launcher.setup=['{SETUP}']", f"output_root={tmp_path}", "name=a"]
+    with Composer(read_command(words)) as composer:
+        composer.save([composer.job(overrides, number) for number, overrides in enumerate(composer.points)])
+    assert holders(tmp_path) == {}
+    written = [file for file in tmp_path.rglob("*.yaml") if file.name != "hydra.yaml"]
+    assert len(written) == 5  # multirun.yaml, and overrides and configuration of two points
+    for file in written:
+        assert "export HF_TOKEN=<secret>" in file.read_text(), file
+    assert OmegaConf.load(written[0]) is not None
