@@ -83,7 +83,7 @@ def main() -> int:
     except OSError as error:  # of what the launching process itself writes
         if error.errno not in (*FULL, *CLOSED):
             raise
-        console.print(f"[bold red]error:[/] {escape(disk_problem(error, Path.cwd()))}")
+        console.print(Text.assemble(("error:", "bold red"), f" {disk_problem(error, Path.cwd())}"))
         return 1
     except KeyboardInterrupt:
         console.print(Text("interrupted", style="bold red"))
