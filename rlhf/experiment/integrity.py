@@ -37,9 +37,10 @@ def digest(content: dict[str, Any]) -> str:
 
 
 def describe_models(stage: Path) -> dict[str, Any]:
-    """Return the manifest of a stage's directory: the size and SHA-256 of every file of its models, each on the disk."""
+    """Return the manifest of a stage's directory: the size and SHA-256 of every file of its models, each on the disk. Cards
+    are left out, since people write in them."""
     models = sorted(place for place in stage.iterdir() if is_model(place)) if stage.is_dir() else []
-    files = [file for model in models for file in sorted(model.rglob("*")) if file.is_file()]
+    files = [file for model in models for file in sorted(model.rglob("*")) if file.is_file() and file.suffix != ".md"]
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(describe, files)
         content = {"files": {str(file.relative_to(stage)): entry for file, entry in zip(files, found, strict=True)}}
@@ -109,7 +110,7 @@ def differing(
         found = remembered(model / name, state.st_size, state.st_mtime_ns) if remember else sha256(model / name)
         return bool(found != known[name][1])
 
-    names = sorted(name for name in read if Path(name).suffix != ".md")  # people write in cards
+    names = sorted(read)
     with ThreadPoolExecutor(THREADS) as pool:
         found = [name for name, differs in zip(names, pool.map(changed, names), strict=True) if differs]
     return f"{model / found[0]} has changed since the stage was done" if found else None

@@ -68,18 +68,20 @@ def adapter_base(source: Source) -> Source | None:
     except (OSError, ValueError, AttributeError) as error:
         problem = f"its adapters cannot be read ({first_line(error)})"
         raise ConfigError(source.key, source.path, problem, "copy them again") from error
-    if not named:
+    if not isinstance(named, str) or not named:
         raise ConfigError(source.key, source.path, "its adapters do not say which model they belong to", "merge them first")
     paths = [Path(named).expanduser(), *([place / relative] if relative else [])]
     there = [path for path in paths if path.is_dir()]
     if not there and content is None and not Path(named).is_absolute():
-        return Source(str(named), source.key, revision, source.trust_remote_code)
+        return Source(named, source.key, revision, source.trust_remote_code)
     found = next((path for path in there if content is None or content_of(path) == content), None)
     if found is None:
         problem = f"the model that its adapters were trained on is not at {named}"
         if there:
             problem = f"{there[0]} is not the model that its adapters were trained on"
-        fix = f"put that model there, or its path into {place / 'adapter_config.json'} (base_model_name_or_path)"
+        fix = (
+            f"put that model there, or give a copy of {place} whose adapter_config.json names it (base_model_name_or_path)"
+        )
         raise ConfigError(source.key, source.path, problem, fix)
     return Source(str(found), source.key, None, source.trust_remote_code)
 

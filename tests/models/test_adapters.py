@@ -127,7 +127,7 @@ def test_another_model_where_the_base_was_is_refused(make_config, moved):
 
 def test_a_base_that_has_gone_is_told_before_anything_starts(make_config, moved):
     shutil.rmtree(moved / "base" / "actor")
-    with pytest.raises(ConfigError, match="not at /nowhere/base/actor; put that model there, or its path into"):
+    with pytest.raises(ConfigError, match="not at /nowhere/base/actor; put that model there, or give a copy of"):
         check_source(Source(str(adapters(moved)), "ppo.actor"), make_config(), scorer=False)
 
 
