@@ -34,7 +34,7 @@ class Agent:
 def run_node(file: Path) -> int:
     """This node's ranks of a stage; returns the exit code of the job's task."""
     console = Terminal(width=200)
-    with listening(signal.SIGTERM, signal.SIGUSR2):
+    with listening(signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
         spec = thaw(file)
         directory, first = stage_directory(spec), node_number() == 0
         try:

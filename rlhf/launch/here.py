@@ -25,10 +25,10 @@ NOT_STARTED = Outcome("stopped", "not started")
 
 
 def run_here(tasks: list[Task], console: Console) -> dict[str, Outcome]:
-    """Run what is not done, each stage after those it needs; one that fails stops only what needs it. SIGINT and SIGTERM
-    save and stop what runs, and nothing else is started."""
+    """Run what is not done, each stage after those it needs; one that fails stops only what needs it. SIGINT, SIGTERM
+    and SIGHUP save and stop what runs, and nothing else is started."""
     parallel = max(1, min(tasks[0].config.launcher.parallel, len(tasks)))
-    with listening(signal.SIGINT, signal.SIGTERM):
+    with listening(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if parallel > 1:
             return Crew(tasks, console, parallel).run()
         outcomes: dict[str, Outcome] = {}

@@ -91,7 +91,7 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
     threading.Thread(target=follow_parent, daemon=True).start()
     spec: Spec | None = None
-    with listening(signal.SIGTERM):
+    with listening(signal.SIGTERM, signal.SIGHUP):
         try:
             spec = thaw(Path(sys.argv[1]))
             adopt_lock(spec)

@@ -217,7 +217,7 @@ def someone_else_trains(task):
     rescue.cancel()
 
 
-@pytest.mark.parametrize(("parallel", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
+@pytest.mark.parametrize(("parallel", "number"), [(1, signal.SIGTERM), (1, signal.SIGHUP), (2, signal.SIGINT)])
 def test_who_waits_for_another_process_can_be_stopped(monkeypatch, tasks, parallel, number):
     training = Training(monkeypatch, lambda name: stopping.asked.wait(timeout=20) and Outcome("stopped", "saved"))
     wanted = tasks({"a": (), "b": ()}, f"launcher.parallel={parallel}")
