@@ -53,9 +53,9 @@ def check_sources(config: Config, node: Node) -> None:
 
 
 def check_records(config: Config, node: Node) -> None:
-    """Look at the files of records that a stage will read, before anything starts. Raises ConfigError, once for all they
-    lack."""
-    if config.data.source == "files" and node.stage != "bench":
+    """Look at the records that a stage will read, before anything starts. Raises ConfigError, once for all they lack. Those
+    of the hub are not downloaded to be looked at only."""
+    if node.stage != "bench" and not (config.data.source == "hub" and config.dry_run):
         raise_problems(record_problems(config, node.stage))
 
 

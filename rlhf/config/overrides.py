@@ -28,7 +28,7 @@ def parse(word: str) -> Override:
         raise ConfigError("override", word, "a key has no blanks", f"write {key.replace(' ', '')}={value.strip()}")
     try:
         return PARSER.parse_overrides([word])[0]
-    except (HydraException, RecursionError) as error:
+    except (HydraException, RecursionError, ValueError) as error:  # ValueError: thousands of digits
         raise unreadable(word, error) from error
 
 
@@ -38,6 +38,8 @@ def unreadable(word: str, error: Exception) -> ConfigError:
     problem = lines[1] if len(lines) > 1 and "^" not in lines[1] else lines[0]
     if isinstance(error, RecursionError):
         problem = "it is nested too deeply"
+    elif isinstance(error, ValueError):
+        problem = "a number in it has too many digits"
     elif "LexerNoViableAlt" in problem:
         problem = "a character in it cannot be read"
     problem = problem.partition(" expecting {")[0].replace("<EOF>", "its end").rstrip(".")

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rlhf.config.errors import ConfigError
-from rlhf.config.schema import Config
-from rlhf.data.records import Split, file_split
+from rlhf.config.schema import Config, Training
+from rlhf.data.records import Split, file_split, hub_split
 from rlhf.experiment.fingerprint import identity
 
 
@@ -26,29 +26,44 @@ def count_records(split: Split) -> Counts:
     return Counts(len(split.demonstrations), len(split.comparisons), compared, len(split.prompts), split.left_out)
 
 
-# What is known of files, by their paths, contents and columns: the points of a sweep read the same ones.
+# What is known of data sets, by their origins, contents and columns: the points of a sweep read the same ones.
 KNOWN: dict[str, Counts] = {}
 
 
 def counts_of(config: Config, part: str) -> Counts:
-    """The records of the training or the held-out file; a file that stays as it is is read once."""
-    path = getattr(config.data.files, part)
-    about = f"{path} {identity(path, 'data.files')} {config.data.columns}"
+    """The records of the training or the held-out part; one that stays as it is is read once, and the demo's never."""
+    data = config.data
+    if data.source == "demo":
+        from rlhf.data.demo import demo_counts
+
+        made, kept = demo_counts(data.demo), data.demo.heldout_prompts
+        train = Counts(made.demonstrations, made.comparisons, made.prompts, made.prompts, {})
+        return train if part == "train" else Counts(kept, kept, kept, kept, {})
+    read = file_split if data.source == "files" else hub_split
+    path = getattr(data.files, part)
+    about = f"{part} {path} {identity(path, f'data.files.{part}')} {data.hub} {data.columns}"
     if about not in KNOWN:
-        KNOWN[about] = count_records(file_split(config, part))
+        KNOWN[about] = count_records(read(config, part))
     return KNOWN[about]
 
 
+def part_named(config: Config, part: str) -> tuple[str, str]:
+    """The key and the value that name the training or the held-out part."""
+    if config.data.source == "files":
+        return f"data.files.{part}", str(getattr(config.data.files, part))
+    return ("data.hub.name", str(config.data.hub.name)) if config.data.source == "hub" else ("data.source", "demo")
+
+
 def record_notes(config: Config) -> Iterator[str]:
-    """Tell what is left out of the files of records."""
+    """Tell what is left out of the records."""
     for part in ("train", "heldout"):
         for kind, number in counts_of(config, part).left_out.items():
-            yield f"data.files.{part}={getattr(config.data.files, part)}: {number} {kind} left out"
+            yield f"{'='.join(part_named(config, part))}: {number} {kind} left out"
 
 
 def record_problems(config: Config, stage: str) -> Iterator[ConfigError]:
-    """Find what the files of records lack for a stage: a batch of training records, or any held-out record."""
-    train, heldout, files = counts_of(config, "train"), counts_of(config, "heldout"), config.data.files
+    """Find what the data lacks for a stage: a batch of training records, steps beyond the warm-up, any held-out record."""
+    train, heldout = counts_of(config, "train"), counts_of(config, "heldout")
     kind, found, evaluated = {
         "sft": ("demonstrations", train.demonstrations, heldout.demonstrations),
         "reward": ("pairs", train.comparisons, heldout.comparisons),
@@ -57,11 +72,22 @@ def record_problems(config: Config, stage: str) -> Iterator[ConfigError]:
     if stage == "reward" and config.reward.grouped:
         kind, found = "prompts with pairs", train.compared_prompts
     key = "rollout_batch_size" if stage == "ppo" else "batch_size"
-    size, copies = getattr(getattr(config, stage), key), config.rollout.samples_per_prompt if stage == "ppo" else 1
+    training: Training = getattr(config, stage)
+    size, copies = getattr(training, key), config.rollout.samples_per_prompt if stage == "ppo" else 1
     if found < size // copies:
-        problem = f"a batch takes {size // copies} {kind}, and {files.train} has {found}"
+        problem = f"a batch takes {size // copies} {kind}, and {part_named(config, 'train')[1]} has {found}"
         fix = f"give at most {found * copies}, or more records" if found else "add some, or check data.columns"
         yield ConfigError(f"{stage}.{key}", size, problem, fix)
+    elif training.max_steps is None:
+        updates = config.ppo.update_epochs * (size // config.ppo.batch_size) if stage == "ppo" else 1
+        yield from warmup_problems(stage, training, training.epochs * (found * copies // size) * updates)
     if evaluated == 0:
         problem = f"it has no {kind.partition(' with ')[2] or kind}, which the {stage} stage is measured on"
-        yield ConfigError("data.files.heldout", files.heldout, problem, "add some, or check data.columns")
+        yield ConfigError(*part_named(config, "heldout"), problem, "add some, or check data.columns")
+
+
+def warmup_problems(stage: str, training: Training, steps: int) -> Iterator[ConfigError]:
+    """Find a warm-up that takes all of so many steps, so that the learning rate never reaches its peak."""
+    if training.warmup_steps >= steps > 0:
+        problem = f"all {steps} steps of the {stage} stage are within it, so that the learning rate never reaches its peak"
+        yield ConfigError(f"{stage}.warmup_steps", training.warmup_steps, problem, f"give at most {steps - 1}")

@@ -102,6 +102,8 @@ def test_no_text_is_empty_or_holds_what_cannot_be_written(default, key):
         ("ppo.ema_decay=1", "ppo.ema_decay=1.0: out of range; give a number at least 0 and below 1"),
         ("sft.betas=[[0.9],[0.95]]", "sft.betas[0]=[0.9]: wrong type; give a number"),
         (f"ppo.kl_coef={'9' * 400}", "ppo.kl_coef=" + "9" * 108 + "..." + "9" * 60 + ": out of range; "),
+        (f"seed={'9' * 5000}", "override=seed=999"),
+        (f"sft.betas={'[' * 3000}1{']' * 3000}", "override=sft.betas=[[["),
         ("rollout.stop=[[a]]", "rollout.stop[0]=['a']: wrong type; give text"),
         ("launcher.additional={a:{b:1}}", "launcher.additional.a={'b': 1}: wrong type; give a number or text"),
         ("ppo.whiten_advantages=1000000", "ppo.whiten_advantages=1000000: wrong type; give true or false"),

@@ -8,6 +8,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from rlhf.config.errors import ConfigError
+from rlhf.data.check import record_problems
 from rlhf.experiment.fingerprint import check_data_files, data_files
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.spec import spec_of
@@ -28,7 +29,12 @@ def rlhf(monkeypatch, tmp_path, capfd):
     def call(train, heldout, *arguments):
         GlobalHydra.instance().clear()
         files = (f"data.files.train='{train}'", f"data.files.heldout='{heldout}'", f"output_root={tmp_path}/out")
-        lengths = ("data.max_prompt_tokens=64", "data.max_response_tokens=64")
+        lengths = (
+            "data.max_prompt_tokens=64",
+            "data.max_response_tokens=64",
+            "sft.warmup_steps=0",
+            "reward.warmup_steps=0",
+        )
         monkeypatch.setattr(sys, "argv", ["rlhf", "data=files", *files, *lengths, *arguments])
         code = main()
         shown = capfd.readouterr()
@@ -92,3 +98,36 @@ def test_a_stage_reads_the_data_that_its_fingerprint_says_or_stops_with_both_has
     assert before[:16] in str(error.value) and now[:16] in str(error.value) and before != now
     path.write_text(path.read_text().replace("b1", "a1"))
     check_data_files(config, spec.files)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("sft.warmup_steps=1000", "sft.warmup_steps=1000: all 561 steps of the sft stage are within it"),
+        ("ppo.warmup_steps=160", "ppo.warmup_steps=160: all 160 steps of the ppo stage are within it"),
+        (
+            "data.demo.demonstrations=10",
+            "sft.batch_size=16: a batch takes 16 demonstrations, and demo has 10; ",
+        ),
+        ("reward.batch_size=512", "reward.batch_size=512: a batch takes 512 prompts with pairs, and demo has 280"),
+    ],
+)
+def test_the_demos_records_are_counted_before_anything_runs(make_config, override, line):
+    config = make_config(override)
+    problems = [str(problem) for stage in config.stages for problem in record_problems(config, stage)]
+    assert len(problems) == 1 and problems[0].startswith(line)
+
+
+def test_a_run_that_is_cut_short_may_end_within_its_warm_up(make_config):
+    config = make_config("sft.max_steps=6", "reward.max_steps=6", "ppo.max_steps=2")
+    assert [problem for stage in config.stages for problem in record_problems(config, stage)] == []
+
+
+def test_a_data_set_that_the_hub_does_not_give_stops_before_anything_runs(monkeypatch, tmp_path, capfd):
+    GlobalHydra.instance().clear()
+    options = ("data=hub", "data.hub.name=org/nothing", "data.max_prompt_tokens=64", "data.max_response_tokens=64")
+    monkeypatch.setattr(sys, "argv", ["rlhf", *options, f"output_root={tmp_path}"])
+    assert main() == 2
+    assert "error: data.hub.name=org/nothing: it cannot be loaded" in capfd.readouterr().err
+    assert not (tmp_path / "stages").exists()
+    GlobalHydra.instance().clear()
