@@ -169,7 +169,7 @@ def study(tmp_path, capsys, monkeypatch):
 
     def call(value, *arguments, place="x", trials=4):
         runs = Runs(tmp_path / place / "runs", value)
-        asked = ["-m", INTERVAL, *arguments, f"output_root={tmp_path / place}", f"sweep.trials={trials}"]
+        asked = ["-m", INTERVAL, "name=rlhf", *arguments, f"output_root={tmp_path / place}", f"sweep.trials={trials}"]
         try:
             code = searched(monkeypatch, asked, runs)
         except RuntimeError:
