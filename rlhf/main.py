@@ -6,6 +6,7 @@ and checked before the first one starts, and before anything is written.
 
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -188,6 +189,9 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
     first = points[0].config
     if first.dry_run or points[0].swept:
         print_plan(points, tasks, estimates(waiting), console)
+        if len(points) >= MANY_POINTS:
+            seconds = time.process_time()
+            console.print(f"planned in {seconds:.3g} s of CPU time, {seconds / len(points):.3f} s a point", highlight=False)
     if first.dry_run:
         return 0
     begin()

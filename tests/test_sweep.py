@@ -6,6 +6,7 @@ A few real runs through the command line share one directory; the rest runs in t
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -338,6 +339,27 @@ def test_a_dry_run_plans_every_point_and_leaves_nothing(cli, stages, tmp_path):
     assert (code, err) == (0, "") and "2 sft, 2 reward, 6 ppo to run, 0 stages done before" in out
     assert all(f" ppo.kl_coef={kl},seed={seed} " in out for kl in (0.01, 0.05, 0.2) for seed in (1, 2))
     assert stages.ran == [] and left(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_thousand_points_are_planned_in_less_than_a_minute(tmp_path):
+    planned = rlhf("-m", "seed=range(0,1000)", "dry_run=true", cwd=tmp_path)
+    assert planned.returncode == 0 and "1000 sft, 1000 reward, 1000 ppo to run" in planned.stdout
+    seconds = float(re.search(r"([\d.]+) s a point", planned.stdout)[1])
+    assert seconds < 0.05 and not list(tmp_path.iterdir())
+
+
+def test_a_sweep_over_what_holds_for_all_points_is_refused(cli, stages, tmp_path):
+    code, out, err = cli("-m", *SMALL, "stage=sft", "tracking=jsonl,wandb", "seed=1,2")
+    assert (code, out) == (2, "") and err.startswith("error: tracking.wandb.enabled=False,True: ")
+    assert stages.ran == [] and left(tmp_path) == []
+
+
+def test_a_problem_that_all_points_have_is_told_once(cli, tmp_path):
+    code, _, err = cli("-m", "ppo.gamma=2", "seed=range(0,40)")
+    assert code == 2 and len(err.splitlines()) == 1 and err.startswith("error: ppo.gamma=2")
+    code, _, err = cli("-m", "ppo.gamma=2,0.9", "seed=range(0,20)")
+    assert code == 2 and len(err.splitlines()) == 1 and "and 19 more points: ppo.gamma=2" in err
 
 
 def test_one_run_is_planned_too_and_the_working_directory_stays(cli, stages, tmp_path):
