@@ -187,14 +187,13 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
     for note in dict.fromkeys(notes):
         console.print(note, soft_wrap=True)
     first = points[0].config
+    if not first.dry_run:
+        begin()
     if first.dry_run or points[0].swept:
         print_plan(points, tasks, estimates(waiting), console)
-        if len(points) >= MANY_POINTS:
-            seconds = time.process_time()
-            console.print(f"planned in {seconds:.3g} s of CPU time, {seconds / len(points):.3f} s a point", highlight=False)
+        print_cost(len(points), console)
     if first.dry_run:
         return 0
-    begin()
     for key in dict.fromkeys(key for point in points for key in secret_keys(asdict(point.config))):
         where = "it is masked in what is written and uploaded; spec.json, which a stage needs, is readable by you alone"
         console.print(f"{key} holds a secret: {where}", soft_wrap=True)
@@ -221,6 +220,13 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
         print_summary(points[0].stages, outcomes, console)
     print_failures(tasks, outcomes, Terminal(stderr=True, soft_wrap=True))
     return exit_code({outcome.state for outcome in outcomes.values()})
+
+
+def print_cost(points: int, console: Terminal) -> None:
+    """Say what a long plan cost, from the start of this process."""
+    if points >= MANY_POINTS:
+        seconds = time.process_time()
+        console.print(f"planned in {seconds:.3g} s of CPU time, {seconds / points:.3f} s a point")
 
 
 def exit_code(states: set[str]) -> int:

@@ -59,11 +59,13 @@ def read_command(arguments: list[str]) -> Command:
         if given_too and parsed.cfg is None and not parsed.help:
             value = "" if given_too is True else f" {given_too}"
             raise ConfigError("argument", flag, "it belongs to --cfg", f"write --cfg job {flag}{value}")
+    # Hydra would compose the overrides only to show its help, and refuse what a sweep takes.
+    overrides = [] if parsed.help or parsed.hydra_help else quoted(parsed.overrides)
     shows = any(
         (parsed.help, parsed.hydra_help, parsed.cfg, parsed.info, parsed.shell_completion, parsed.experimental_rerun)
     )
     return Command(
-        quoted(parsed.overrides), flags_of(arguments, parsed.overrides), parsed.multirun, shows,
+        overrides, flags_of(arguments, parsed.overrides), parsed.multirun, shows,
         parsed.config_path or str(config_root() / "conf"), parsed.config_name or "config", parsed.config_dir,
     )  # fmt: skip
 

@@ -113,13 +113,13 @@ class Composer:
         """The overrides of each point, every combination of what is swept. Raises ConfigError if there is none."""
         if not self.swept:
             return [typed_words(self.master, "task")]
-        if problem := without_values(self.overrides, self.group):
-            raise problem
+        self.check()
         return [quoted(words) for words in BasicSweeper.split_arguments(self.overrides, None)[0]]
 
     def check(self) -> None:
         """Raise ConfigError for the first word that is wrong by itself."""
-        self.points  # noqa: B018
+        if self.swept and (problem := without_values(self.overrides, self.group)):
+            raise problem
 
     def parse(self, word: str) -> Override:
         """Parse an override, once. Raises ConfigError."""
