@@ -194,9 +194,7 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
         print_cost(len(points), console)
     if first.dry_run:
         return 0
-    for key in dict.fromkeys(key for point in points for key in secret_keys(asdict(point.config))):
-        where = "it is masked in what is written and uploaded; spec.json, which a stage needs, is readable by you alone"
-        console.print(f"{key} holds a secret: {where}", soft_wrap=True)
+    tell_secrets(points, console)
     outcomes = {task.key: Outcome("reused") for task in tasks if task not in waiting}
     for point in points:
         record(point, outcomes)
@@ -220,6 +218,13 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
         print_summary(points[0].stages, outcomes, console)
     print_failures(tasks, outcomes, Terminal(stderr=True, soft_wrap=True))
     return exit_code({outcome.state for outcome in outcomes.values()})
+
+
+def tell_secrets(points: list[Point], console: Terminal) -> None:
+    """Say which keys hold a secret, and where it is kept."""
+    for key in dict.fromkeys(key for point in points for key in secret_keys(asdict(point.config))):
+        where = "it is masked in what is written and uploaded; spec.json, which a stage needs, is readable by you alone"
+        console.print(f"{key} holds a secret: {where}", soft_wrap=True)
 
 
 def print_cost(points: int, console: Terminal) -> None:
