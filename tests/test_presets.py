@@ -5,15 +5,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rlhf import load_config
-from rlhf.config.compose import config_root, register
+from rlhf.config.command import read_command
 from rlhf.config.derive import adapters_only, ranks, roles
 from rlhf.config.memory import state_gib
+from rlhf.config.points import Composer
 from rlhf.experiment.graph import nodes
+from rlhf.prepare import prepared
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml") if path.stem != "bench")
@@ -48,14 +47,14 @@ def comment(group, name):
 
 
 @cache
-def points(name):
-    """The configurations of a sweep's points, as Hydra's own sweeper makes them."""
-    register()
-    with initialize_config_dir(str(config_root() / "conf"), version_base="1.3"):
-        params = compose("config", overrides=[f"+sweeps={name}"], return_hydra_config=True).hydra.sweeper.params
-    overrides = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in params.items()])
-    (batch,) = BasicSweeper.split_arguments(overrides, None)
-    return {tuple(point): load_config(f"+sweeps={name}", *point) for point in batch}
+def points(name, *overrides):
+    """The configurations of a sweep's points, by what is swept."""
+    preset = f"+sweeps={name}"
+    with Composer(read_command(["-m", preset, *overrides])) as composer:
+        return {
+            tuple(word for word in words if word not in (preset, *overrides)): prepared(composer.job(words).config)
+            for words in composer.points
+        }
 
 
 def fingerprints(name, stage):
@@ -108,8 +107,8 @@ def test_systems_goes_over_zero_adapters_offload_and_engines():
     found = {(c.zero.stage, c.zero.offload_optimizer, c.lora.rank, c.rollout.engine) for c in points("systems").values()}
     assert len(found) == 20
     assert {(stage, offload) for stage, offload, *_ in found} == {(0, False), (2, False), (2, True), (3, False), (3, True)}
-    large = load_config("+sweeps=systems", "model=opt-1.3b", "reward_model=opt-350m", "hardware=a100-80g")
-    assert (large.model.path, large.model.layers, large.precision.dtype) == (None, 24, "bf16")
+    for large in points("systems", "model=opt-1.3b", "reward_model=opt-350m", "hardware=a100-80g").values():
+        assert (large.model.path, large.model.layers, large.precision.dtype) == (None, 24, "bf16")
 
 
 def test_the_recipe_of_benchmarks_is_the_published_one():
