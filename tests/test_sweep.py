@@ -63,8 +63,8 @@ def summary(place, point):
 
 
 def sweep_of(place):
-    """The directory of the sweep that was given no name."""
-    (directory,) = (place / "outputs" / "sweeps").glob("rlhf-*")
+    """The directory of the sweep that was given no name, or of the one that is run in this process."""
+    (directory,) = (place / "outputs" / "sweeps").glob("rlhf*")
     return directory
 
 
