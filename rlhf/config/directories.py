@@ -5,9 +5,6 @@ import re
 import secrets
 from collections.abc import Iterable
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-
 from rlhf.config.errors import ConfigError
 from rlhf.config.keys import NAME_KEYS, covered
 
@@ -57,6 +54,9 @@ def name_sweep(name: str, typed_in: list[str]) -> str:
     """A directory's name for a sweep: the name that was typed, or the preset's; else, and for a preset with other fixed
     overrides than its own, with a hash of them and of what is swept. So what is typed again finds its directory, with more
     values too, and what is another sweep has another one."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # not for who only reads directories
+    from hydra.errors import HydraException
+
     words = [word for word in typed_in if not word.startswith("-")]
     try:
         overrides = OverridesParser.create().parse_overrides(words)
