@@ -43,7 +43,8 @@ def submit(tasks: list[Task], console: Console) -> dict[str, Outcome]:
         for task in tasks:
             if task.key in jobs:
                 console.print(f"{task.node.directory.path}: queued before, job {jobs[task.key]}", soft_wrap=True)
-        for group in groups([task for task in tasks if task.key not in jobs]):
+        # A job that ended since the plan was made is not in the queue, and has left its result.
+        for group in groups([task for task in tasks if task.key not in jobs and not task.node.directory.done]):
             check_turn(place)
             for task, job in zip(group, submit_group(group, jobs, place), strict=True):
                 jobs[task.key] = job
@@ -51,7 +52,10 @@ def submit(tasks: list[Task], console: Console) -> dict[str, Outcome]:
     if config.launcher.wait:
         return follow(tasks, jobs, place, console)
     console.print("submitted; `python -m rlhf.status` shows how far they are", highlight=False)
-    return {task.key: Outcome("queued", f"job {jobs[task.key]}", log_of(place, jobs[task.key])) for task in tasks}
+    return {
+        task.key: Outcome("queued", f"job {job}", log_of(place, job)) if (job := jobs.get(task.key)) else Outcome("done")
+        for task in tasks
+    }
 
 
 def check_turn(place: Path) -> None:
