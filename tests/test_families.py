@@ -164,7 +164,7 @@ def test_a_family_runs_all_stages_with_adapters_on_two_ranks(with_adapters, fami
         assert lines[-1]["step"] == len(lines) and all(line["train/nonfinite"] == 0.0 for line in lines)
 
 
-@pytest.mark.parametrize("zero", ["0", "2", "3"])
+@pytest.mark.parametrize("zero", ["2", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("0", "3"))])
 @pytest.mark.parametrize("precision", ["bf16", fp16_case("fp16")])
 def test_half_precision_runs_all_stages(make_config, tmp_path, precision, zero):
     from transformers import AutoModelForCausalLM

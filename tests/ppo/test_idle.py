@@ -97,7 +97,7 @@ def test_models_are_there_when_they_are_needed_and_only_then(
     assert all(torch.equal(a, b) for a, b in zip(found[2], plain[2], strict=True))
 
 
-@pytest.mark.parametrize("zero", ["2", "3"])
+@pytest.mark.parametrize("zero", ["2", pytest.param("3", marks=pytest.mark.slow)])
 def test_sharded_models_too(make_config, models, tokenizer, monkeypatch, zero):
     *found, _ = run(make_config(*SMALL, f"zero='{zero}'", "ppo.offload_idle=true"), models, tokenizer, monkeypatch)
     *plain, _ = run(make_config(*SMALL, f"zero='{zero}'"), models, tokenizer, monkeypatch)

@@ -25,7 +25,12 @@ def tiny(family):
     return f"model={family.replace('_', '-')}-tiny"
 
 
-@pytest.mark.parametrize("family", paged_families())
+FAMILIES = [
+    family if family in ("opt", "llama") else pytest.param(family, marks=pytest.mark.slow) for family in paged_families()
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_gives_the_tokens_of_generate(make_config, tokenizer, family):
     config = make_config(tiny(family), "rollout.max_new_tokens=10")
     check(replace(config, rollout=replace(config.rollout, engine="paged")))
