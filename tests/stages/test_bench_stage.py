@@ -64,8 +64,8 @@ def test_a_step_of_each_stage_has_names_of_its_own(tmp_path):
 def test_two_ranks_measure_together(tmp_path):
     directory, outcome = ran(f"output_root={tmp_path}", "hardware.gpus_per_node=2", "zero=3", "bench.lengths=real")
     assert outcome.state == "done", outcome.reason
-    found = directory.result().metrics
-    assert found["throughput/samples_per_s"] == pytest.approx(4 / found["time/step_s"], rel=0.2)
+    for line in lines(directory):
+        assert line["throughput/samples_per_s"] == pytest.approx(4 / line["time/step_s"])
 
 
 def test_one_that_is_stopped_keeps_nothing_and_begins_anew(tmp_path, monkeypatch):
