@@ -123,7 +123,7 @@ def test_damaged_files_end_in_no_traceback(pristine, tmp_path_factory, files):
 
 
 @pytest.mark.slow
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(files=st.dictionaries(st.sampled_from(NAMES), contents(), min_size=1, max_size=3))
 def test_many_damaged_files_end_in_no_traceback(pristine, tmp_path_factory, files):
     check(damage(pristine, tmp_path_factory.getbasetemp() / "damaged", files))

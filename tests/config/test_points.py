@@ -71,7 +71,7 @@ def test_a_point_is_composed_as_hydra_composes_it(composer, words):
 
 @pytest.mark.slow
 @given(st.lists(st.sampled_from((*VALUES, *OPTIONS, *ADDED, *DELETED, *WRONG)), max_size=6, unique=True))
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_many_points_are_composed_as_hydra_composes_them(composer, words):
     is_as_hydra(composer, words)
 
