@@ -1,11 +1,11 @@
 """The embedded default truly learns, on the default seed and on three more.
 
 Figures after thousands of tokens and updates depend on the processor's rounding, as if it were one more seed. With AVX-512
-and with AVX2 instructions (`ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE`) a seed's gain came out 0.02 to 0.15 deviations
-apart, its accuracy 0 to 0.006 of its ceiling: standard deviations of one run of 0.08 and 0.003. Seen were gains of 0.79 to
-1.33, 1.09 in the mean of four seeds, and accuracies from 0.88, 0.90 in the mean. Bounds are at least 3.5 such deviations
-below, for the mean of four half as large ones. A run that does not learn gains 0, a judge that does not is right half of
-the time.
+and with AVX2 instructions (`ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE`) a seed's gain came out 0.02 to 0.16 deviations
+apart, its accuracy 0 to 0.006 of its ceiling: standard deviations of one run of 0.08 and 0.003. Seen were gains of 0.65 to
+1.33 (seed 3 has the least: 0.65 to 0.81), 1.02 to 1.09 in the mean of four seeds, and accuracies from 0.88, 0.90 in the
+mean. Bounds are at least three such deviations below; the mean of four has half as large ones, and the tighter bound. A run
+that does not learn gains 0, a judge that does not is right half of the time.
 """
 
 import json
@@ -18,7 +18,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 SEEDS = (0, 1, 2, 3)
-EACH, MEAN = 0.5, 0.85  # gains
+EACH, MEAN = 0.4, 0.85  # gains
 
 
 @pytest.fixture(scope="module", params=SEEDS)
