@@ -1,7 +1,6 @@
 """The directories of a run or of a sweep's points, before anything is written: free, or this very point's from before."""
 
 import contextlib
-import json
 import os
 import uuid
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from rlhf.config.directories import LATEST, deciding
 from rlhf.config.errors import ConfigError
+from rlhf.experiment.files import Unreadable, read_object
 from rlhf.experiment.sweep import Point
 
 # What Hydra writes, in a run's or a point's directory, and in a sweep's.
@@ -66,10 +66,10 @@ def check_ours(directory: Path, output_root: Path, key: str, known: bool) -> Non
 def read_summary(directory: Path) -> dict[str, Any] | None:
     """A point's summary.json; None if there is none that is this program's."""
     try:
-        summary = json.loads((directory / "summary.json").read_text())
-    except (OSError, ValueError, RecursionError):
+        summary = read_object(directory / "summary.json") or {}
+    except Unreadable:
         return None
-    ours = isinstance(summary, dict) and {"point", "overrides", "state", "stages"} <= set(summary)
+    ours = {"point", "overrides", "state", "stages"} <= set(summary)
     return summary if ours and isinstance(summary["overrides"], list) else None
 
 
