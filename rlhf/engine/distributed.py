@@ -45,6 +45,8 @@ def join(config: Config) -> None:
         if not torch.cuda.is_available():
             raise ConfigError("hardware.device", "cuda", "torch sees no GPU here", "try hardware=cpu")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        # cuDNN's attention plans anew, for tens of milliseconds, at each shape that it has not seen; texts have many.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     else:
         if config.launcher.threads is not None:
             torch.set_num_threads(config.launcher.threads)

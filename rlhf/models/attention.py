@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from rlhf.models.families import ARGUMENTS
@@ -38,11 +39,19 @@ def goes_through_interface(model: Any) -> bool:
 def extend_attention(model: Any) -> None:
     """Let a model's attention know where sequences begin, if its family can."""
     AttentionInterface.register("sdpa", attention)
+    AttentionMaskInterface.register("eager", additive_mask)
     if goes_through_interface(model):
         family: Any = next(kind for kind in type(model).__mro__ if "_supports_attention_backend" in vars(kind))
         family._supports_sdpa = True  # Gemma 2's does not, for want of `softcap`, which ours has
         model.config._attn_implementation = "sdpa"
         replace_attention(model)
+
+
+def additive_mask(dtype: torch.dtype = torch.float32, **options: Any) -> Tensor | None:
+    """transformers' mask for `eager` attention [B, 1, T, S]: 0 for a token that is seen, the lowest number for another. Made
+    on the device alone: transformers before 5.24 copies a number from the host, which no CUDA graph may hold."""
+    seen = sdpa_mask(**options | {"allow_is_causal_skip": False})
+    return None if seen is None else torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
 def attention(

@@ -4,6 +4,7 @@ a GPU one captured graph serves every step of a kind, in this rollout and in tho
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -223,7 +224,7 @@ class Decoder:
 
     def warm_up(self, kind: Kind) -> None:
         """Do a step on a stream of its own: what is allocated once is not to be allocated inside a graph."""
-        stream = torch.cuda.Stream()
+        stream = side_stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self.step(kind)
@@ -232,7 +233,7 @@ class Decoder:
     def captured(self, kind: Kind) -> Callable[[], None]:
         """A step as a graph, and what plays it. Capturing does nothing of it yet."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        with torch.cuda.graph(graph, pool=self.pool, stream=side_stream()):
             self.step(kind)
         play: Callable[[], None] = graph.replay
         return play
@@ -251,6 +252,12 @@ class Decoder:
         self.alive[count:smaller] = False
         self.cache.move(kept, self.slots_for(int(self.step_number)))
         return rows[kept]
+
+
+@cache
+def side_stream() -> torch.cuda.Stream:
+    """The stream of all captures and of the steps before them: cuBLAS keeps a workspace for each stream that it has seen."""
+    return torch.cuda.Stream()
 
 
 def next_size(rows: int) -> int:
