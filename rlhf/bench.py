@@ -109,7 +109,7 @@ def composed(arguments: list[str]) -> Config:
 def measure(config: Config, console: Console) -> None:
     """Measure, print, and store."""
     configs, left_out = variants(config)
-    from rlhf.engine.distributed import start
+    from rlhf.engine.distributed import leave, start
 
     start(config)  # before anything imports deepspeed: it looks for its device then
     import torch
@@ -117,6 +117,7 @@ def measure(config: Config, console: Console) -> None:
     from rlhf.track.environment import environment
 
     measured = stages(config) if config.bench.what == "stages" else beside(config, configs)
+    leave()
     left_out |= {name: str(result.problem) for name, result in measured.items() if result.refused}
     for engine, reason in left_out.items():
         console.print(f"{engine} is left out: {reason}")

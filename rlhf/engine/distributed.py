@@ -61,6 +61,12 @@ def join(config: Config) -> None:
     deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(minutes=30), verbose=False)
 
 
+def leave() -> None:
+    """Leave the process group: nccl warns of a process that ends in it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def share_partition_groups() -> None:
     """Let all models of ZeRO++ use one set of secondary partition groups; DeepSpeed would refuse a second model."""
     from deepspeed.utils import groups

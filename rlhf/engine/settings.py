@@ -5,9 +5,10 @@ from typing import Any
 from rlhf.config.derive import Batches
 from rlhf.config.schema import Config, Zero
 
-# DeepSpeed's own throughput timer waits for the device at every forward pass, which no CUDA graph may hold; it tells nothing
-# that rlhf/track/throughput.py does not.
+# DeepSpeed's own throughput timer waits for the device at every forward pass, which no CUDA graph may hold. What it tells,
+# rlhf/track/throughput.py tells too.
 UNTIMED = {"steps_per_print": 10**9, "timers": {"throughput": {"enabled": False}}}
+
 
 def training_settings(config: Config, zero: Zero, batches: Batches, max_grad_norm: float) -> dict[str, Any]:
     """For a model that learns. In half precision stage 0 is run as stage 1: DeepSpeed 0.19's optimiser for stage 0 takes a

@@ -68,12 +68,13 @@ def note_error(spec: Spec, error: Exception) -> None:
 
 def run_rank(spec: Spec) -> None:
     """Import what trains, and train."""
-    from rlhf.engine.distributed import start
+    from rlhf.engine.distributed import leave, start
 
     start(spec.config)  # before anything imports deepspeed: it looks for its device then
     from rlhf.stages import run_stage
 
     run_stage(spec)
+    leave()
 
 
 def follow_parent(period_s: float = 1.0) -> None:

@@ -1,7 +1,8 @@
 """Attention over rows in which sequences lie one after another, without padding: each token sees its own sequence alone.
 
 transformers' `sdpa` is extended, not replaced: it is what it was, but for a mask that is a whole-number tensor
-[1, 1, 1, S] (which would be an error): the lengths of the S sequences that fill the row [1, N]. Every family passes a mask
+[1, 1, 1, S] (which would be an error): the lengths of the S sequences that fill the row [1, N]; and but for one query per
+row, whose heads share keys without copies of them (models/cached.py). Every family passes a mask
 of four dimensions on as it is, so nothing has to be remembered between a forward pass and what recomputes it. Lengths stay
 on the host, where attention needs them. The name stays too: transformers' own code asks for it.
 """
@@ -17,9 +18,10 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from rlhf.models.cached import attend_folded, attend_runs, kernel_agrees
 from rlhf.models.families import ARGUMENTS
 from rlhf.models.heads import plain_model
-from rlhf.models.neo import replace_attention
+from rlhf.models.neo import replace_attention, within_window
 
 Attended = tuple[Tensor, Tensor | None]
 
@@ -29,6 +31,20 @@ def takes_packed(model: Any) -> bool:
     attention to transformers' interface (BLOOM does not; GPT-Neo does with models/neo.py)."""
     plain = plain_model(model)
     return goes_through_interface(plain) and plain.config._attn_implementation == "sdpa"
+
+
+def reads_runs(model: Any) -> bool:
+    """Whether one kernel reads what the rows of a cache hold (models/cached.py)."""
+    plain = plain_model(model)
+    settings = plain.config.get_text_config()
+    width = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
+    weights = next(plain.parameters())
+    bent = getattr(settings, "attn_logit_softcapping", None) is not None
+    if bent or not takes_packed(model) or not has_kernel(weights.device, weights.dtype, width):
+        return False
+    heads = settings.num_attention_heads
+    shared = getattr(settings, "num_key_value_heads", None) or heads
+    return kernel_agrees(weights.device, weights.dtype, heads, shared, width)
 
 
 def goes_through_interface(model: Any) -> bool:
@@ -48,8 +64,8 @@ def extend_attention(model: Any) -> None:
 
 
 def additive_mask(dtype: torch.dtype = torch.float32, **options: Any) -> Tensor | None:
-    """transformers' mask for `eager` attention [B, 1, T, S]: 0 for a token that is seen, the lowest number for another. Made
-    on the device alone: transformers before 5.24 copies a number from the host, which no CUDA graph may hold."""
+    """transformers' mask for `eager` attention [B, 1, T, S]: 0 for a token that is seen, the lowest number for another. It
+    is made on the device alone: transformers before 5.24 copies a number from the host, which no CUDA graph may hold."""
     seen = sdpa_mask(**options | {"allow_is_causal_skip": False})
     return None if seen is None else torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
 
@@ -57,10 +73,16 @@ def additive_mask(dtype: torch.dtype = torch.float32, **options: Any) -> Tensor 
 def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> Attended:
-    """transformers' `sdpa`, [B, H, T, D] to [B, T, H, D], with `softcap` where a model has it, and of rows if the mask
-    holds lengths."""
-    if attention_mask is not None and not (attention_mask.is_floating_point() or attention_mask.dtype == torch.bool):
+    """transformers' `sdpa`, [B, H, T, D] to [B, T, H, D], with `softcap` where a model has it; of rows of sequences if the
+    mask holds lengths (int64), of one token over a cache if it holds runs (int32)."""
+    kind, window = None if attention_mask is None else attention_mask.dtype, options.get("sliding_window")
+    if kind == torch.int64:
         return uncompiled(module, query, key, value, attention_mask, **options), None
+    if attention_mask is not None and kind == torch.int32:
+        return attend_runs(query, key, value, attention_mask, window, options.get("scaling")), None
+    if query.size(2) == 1 and kind in (None, torch.bool) and not options.get("dropout"):
+        near = attention_mask if window is None else within_window(attention_mask, 1, key.size(2), window, key.device)
+        return attend_folded(query, key, value, near, options.get("scaling"), options.get("softcap")), None
     return padded_attention(module, query, key, value, attention_mask, **options)
 
 
@@ -110,7 +132,7 @@ def packed_attention(
 ) -> Tensor:
     """`attention` of a row of sequences, [1, H, N, D] to [1, N, H, D], of these lengths."""
     counts, window = tuple(lengths.flatten().tolist()), options.get("sliding_window")
-    if softcap is None and not options.get("dropout") and has_kernel(query):
+    if softcap is None and not options.get("dropout") and has_kernel(query.device, query.dtype, query.size(-1)):
         return flash_attention(module, query, key, value, counts, window, options.get("scaling"))
     found = []
     for q, k, v in sequences(query, key, value, counts):
@@ -124,11 +146,10 @@ def packed_attention(
 uncompiled: Any = torch.compiler.disable(packed_attention)
 
 
-def has_kernel(query: Tensor) -> bool:
-    """Whether one kernel reads a row of sequences: in half precision, on GPUs since Ampere, heads of usual width."""
-    width = query.size(-1)
-    half = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
-    return half and width % 8 == 0 and width <= 256 and torch.cuda.get_device_capability(query.device) >= (8, 0)
+def has_kernel(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether one kernel reads sequences of many lengths: in half precision, on GPUs since Ampere, heads of usual width."""
+    half = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    return half and width % 8 == 0 and width <= 256 and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def sequences(query: Tensor, key: Tensor, value: Tensor, counts: tuple[int, ...]) -> Iterator[list[Tensor]]:

@@ -1,4 +1,4 @@
-"""The key-value cache of a decode loop: transformers' static one, of which a step sees some rows and the slots in use."""
+"""The key-value cache of a decode loop: of transformers' make, but a step sees some of its rows and the slots in use."""
 
 from typing import Any
 
@@ -13,14 +13,29 @@ from rlhf.models.lora import base_model
 GIB = 2**30
 
 
-class SlotCache(Cache):
-    """Keys and values of `rows` rows and `slots` slots in every layer; row b's prompt ends where all others' do."""
+class SlotLayer(StaticLayer):
+    """A layer whose new keys and values go to the slot that `place` [1] names, which the decode loop moves on."""
 
-    def __init__(self, model: Any, rows: int, slots: int, device: torch.device) -> None:
-        layers = base_model(model).config.get_text_config().num_hidden_layers
-        self.views = [StaticLayer(max_cache_len=slots) for _ in range(layers)]
+    place: Tensor
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Store what is new, [B, K, 1, D]; returns all that the step sees, [B, K, S, D]."""
+        keys, values = self.keys, self.values
+        assert keys is not None and values is not None  # they are made before the first step
+        keys.index_copy_(2, self.place, key_states)
+        values.index_copy_(2, self.place, value_states)
+        return keys, values
+
+
+class SlotCache(Cache):
+    """Keys and values of `rows` rows and `slots` slots in every layer; row b's prompt ends where all others' do. The next
+    token goes to the slot that `place` [1] names."""
+
+    def __init__(self, model: Any, rows: int, slots: int, place: Tensor) -> None:
+        layers, device = base_model(model).config.get_text_config().num_hidden_layers, place.device
+        self.views = [SlotLayer(max_cache_len=slots) for _ in range(layers)]
         super().__init__(layers=[*self.views])
-        self.rows, self.slots, self.device = rows, slots, device
+        self.rows, self.slots, self.device, self.place = rows, slots, device, place
         self.whole: list[tuple[Tensor, Tensor]] = []
         self.seen = (0, 0)
 
@@ -40,16 +55,16 @@ class SlotCache(Cache):
         check_room(self.rows, self.slots, per_token, self.device)
         for layer, (keys, values) in zip(self.views, shapes, strict=True):
             layer.lazy_initialization(keys[:0], values[:0])
+            layer.place, layer.cumulative_length = self.place, self.place[0]
             self.whole.append((self.zeros_like(keys), self.zeros_like(values)))
 
     def zeros_like(self, read: Tensor) -> Tensor:
-        """A tensor [rows, heads, slots, width] for what was read."""
-        return read.new_zeros(self.rows, read.size(1), self.slots, read.size(3))
-
-    def begin(self, length: int) -> None:
-        """Go on after `length` slots."""
-        for layer in self.views:
-            layer.cumulative_length.fill_(length)
+        """A tensor [rows, heads, slots, width] for what was read: on a GPU stored slot by slot, as its kernel reads it, on
+        a CPU head by head, as its own does."""
+        heads, width = read.size(1), read.size(3)
+        if self.device.type == "cuda":
+            return read.new_zeros(self.rows, self.slots, heads, width).transpose(1, 2)
+        return read.new_zeros(self.rows, heads, self.slots, width)
 
     def shown(self, rows: int, slots: int) -> "SlotCache":
         """The cache as a step sees it: the first rows and slots."""

@@ -14,6 +14,8 @@ from transformers.cache_utils import DynamicCache
 from rlhf.config.schema import Rollout
 from rlhf.data.tokens import PromptBatch, Tokenizer, left_mask
 from rlhf.engine.distributed import total
+from rlhf.models.attention import reads_runs, takes_packed
+from rlhf.models.cached import Runs
 from rlhf.models.heads import accepted_inputs, model_inputs
 from rlhf.rollout.base import Part
 from rlhf.rollout.cache import SlotCache
@@ -23,7 +25,7 @@ from rlhf.rollout.sampling import StopTexts, next_tokens, seen_tokens
 LOOK_EVERY = 8
 # A prefill's rows have prompts of about one length (this share of the longest) and so many tokens at most.
 ALIKE, PREFILL_TOKENS = 0.75, 2**14
-# The cache is read up to a multiple of so many slots: on a GPU each has a graph of its own.
+# The cache is read up to a multiple of so many slots: on a GPU each has a graph of its own. A kernel reads what rows hold.
 SLOTS = {"cpu": 32, "cuda": 128}
 
 
@@ -50,18 +52,18 @@ class Decoder:
         self.takes, self.eos, self.width = accepted_inputs(model), int(tokenizer.eos_token_id), rollout.max_new_tokens
         self.cache_name = "cache" if "cache" in self.takes else "past_key_values"  # since transformers 5.24; before it
         self.stops = StopTexts(rollout.stop, tokenizer, device) if rollout.stop else None
-        self.bucket = SLOTS[device.type]
-        slots = -(-(longest + self.width) // self.bucket) * self.bucket
-        self.cache, self.weights = SlotCache(model, rows, slots, device), addresses(model)
-        self.rows, self.slots = rows, slots
-        self.mask = torch.zeros(rows, slots, dtype=torch.long, device=device)
+        slots = -(-(longest + self.width) // SLOTS[device.type]) * SLOTS[device.type]
+        self.reads_runs = reads_runs(model)
+        self.bucket = slots if self.reads_runs else SLOTS[device.type]
+        self.step_number, self.place = (torch.zeros(1, dtype=torch.long, device=device) for _ in range(2))
+        self.cache, self.weights = SlotCache(model, rows, slots, self.place), addresses(model)
+        self.rows, self.slots, self.runs = rows, slots, Runs(rows, slots, device)
         self.token, self.position = (torch.zeros(rows, 1, dtype=torch.long, device=device) for _ in range(2))
         self.limits, self.lengths = (torch.zeros(rows, dtype=torch.long, device=device) for _ in range(2))
         self.alive = torch.zeros(rows, dtype=torch.bool, device=device)
         self.tokens = torch.zeros(rows, self.width, dtype=torch.long, device=device)
         self.logprobs, self.draws = (torch.zeros(rows, self.width, device=device) for _ in range(2))
         self.seen: Tensor | None = None
-        self.step_number, self.place = (torch.zeros(1, dtype=torch.long, device=device) for _ in range(2))
         self.graphs: dict[Kind, Callable[[], None] | None] = {}
         self.pool: Any = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
@@ -112,9 +114,7 @@ class Decoder:
         self.position.zero_()
         self.draws[:count], self.position[:count] = draws, lengths[:, None]
         self.limits[:count] = 2**31 if prompts.limits is None else prompts.limits
-        places = torch.arange(self.slots, device=self.device)
-        self.mask[:size] = (places == self.longest - 1).long()  # a row that attends to nothing would be NaN
-        self.mask[:count] = ((places >= self.longest - lengths[:, None]) & (places < self.longest)).long()
+        self.runs.begin(lengths, self.longest, size)
         for tensor in (self.tokens, self.logprobs, self.lengths, self.step_number):
             tensor.zero_()
         self.place.fill_(self.longest)
@@ -168,7 +168,6 @@ class Decoder:
                 self.seen = torch.zeros(self.rows, whole.size(1), dtype=torch.bool, device=self.device)
             held = left_mask(prompts.lengths, prompts.ids.size(1))
             self.seen[: len(owner)] = seen_tokens(prompts.ids, held, whole.size(1))
-        self.cache.begin(self.longest)
         return torch.cat([whole, whole.new_zeros(size - len(whole), whole.size(1))])
 
     def alike(self, lengths: list[int]) -> Iterator[slice]:
@@ -198,18 +197,25 @@ class Decoder:
             ended = ended | self.stops(all_tokens, self.step_number)
         alive.logical_and_(~ended)
         self.token[:size].copy_(tokens[:, None])
-        self.mask[:size].index_fill_(1, self.place, 1)
         self.step_number.add_(1)
-        self.place.add_(1)
 
     def step(self, kind: Kind) -> None:
         """Read the tokens that were drawn last and draw the next ones."""
         rows, slots = kind.rows, kind.slots
         positions = {"position_ids": self.position[:rows]} if "position_ids" in self.takes else {}
         cache: dict[str, Any] = {self.cache_name: self.cache.shown(rows, slots), "use_cache": True}
-        out = self.model(input_ids=self.token[:rows], attention_mask=self.mask[:rows, :slots], **positions, **cache)
+        self.runs.add(rows, self.place)
+        out = self.model(input_ids=self.token[:rows], attention_mask=self.visible(rows, slots), **positions, **cache)
         self.position.add_(1)
+        self.place.add_(1)
         self.choose(out.logits[:, -1], rows, kind.forbid)
+
+    def visible(self, rows: int, slots: int) -> Tensor:
+        """What the tokens of a step see, as the model's attention takes it."""
+        if self.reads_runs:
+            return self.runs.of_kernel(rows)
+        mask = self.runs.of_mask(rows, slots)
+        return mask[:, None, None] if takes_packed(self.model) else mask
 
     def play(self, kind: Kind) -> None:
         """Do a step: on a GPU by a captured graph, from the second time on that one of its kind is done."""
@@ -244,19 +250,20 @@ class Decoder:
         kept = torch.cat([left, finished])[:smaller]
         count = len(kept)
         moved = (
-            self.tokens, self.logprobs, self.lengths, self.draws, self.limits, self.token, self.position, self.mask,
-            self.alive, *([] if self.seen is None else [self.seen]),
+            self.tokens, self.logprobs, self.lengths, self.draws, self.limits, self.token, self.position, self.alive,
+            *([] if self.seen is None else [self.seen]),
         )  # fmt: skip
         for tensor in moved:
             tensor[:count] = tensor[kept]
         self.alive[count:smaller] = False
+        self.runs.move(kept)
         self.cache.move(kept, self.slots_for(int(self.step_number)))
         return rows[kept]
 
 
 @cache
 def side_stream() -> torch.cuda.Stream:
-    """The stream of all captures and of the steps before them: cuBLAS keeps a workspace for each stream that it has seen."""
+    """The stream of all captures and of the steps before them: cuBLAS keeps a workspace for each stream that it sees."""
     return torch.cuda.Stream()
 
 

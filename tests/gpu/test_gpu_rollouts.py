@@ -89,12 +89,18 @@ def test_penalties_and_stop_texts_work_inside_graphs(gpu_config, tokenizer):
         assert torch.equal(graphs.tokens, plain.tokens)
 
 
-def test_half_precision_is_near_the_trainers_log_probabilities(gpu_config, tokenizer, sizes):
-    model = sizes(("model=opt-125m", "model.path=null"), ("model=opt-tiny",))
-    config = gpu_config(*model, "precision=bf16", "rollout.max_new_tokens=32")
+@pytest.mark.parametrize("model", ["opt-125m", *(f"{family}-tiny" for family in FAMILIES)])
+def test_half_precision_is_near_the_trainers_log_probabilities(gpu_config, tokenizer, sizes, monkeypatch, model):
+    """The kernel that reads what rows of the cache hold, where a family has it, beyond windows and as rows end."""
+    monkeypatch.setattr(families, "NEO_WINDOW", 32)
+    monkeypatch.setattr(families, "WINDOW", 32)
+    name = sizes(model, "opt-tiny") if model == "opt-125m" else model
+    config = gpu_config(f"model={name}", "model.path=null", "precision=bf16", "rollout.max_new_tokens=32")
     engine = policy_engine(config, tokenizer)
     batch, numbers = ragged(engine, config, 16)
-    responses = generate(engine, batch, numbers, tokenizer, config.rollout)
+    batch = replace(batch, limits=torch.arange(1, 33, 2, device=batch.ids.device))
+    for _ in range(2):  # by plain calls, some of them; by graphs
+        responses = generate(engine, batch, numbers, tokenizer, config.rollout)
     actions = right_mask(responses.lengths, responses.tokens.size(1))
     mask = torch.cat([left_mask(batch.lengths, batch.ids.size(1)), actions], 1)
     ids = torch.cat([batch.ids, responses.tokens], 1)

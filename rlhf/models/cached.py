@@ -1,0 +1,121 @@
+"""Attention of one new token per row over a cache of slots, of which each row fills one run.
+
+On a GPU, in half precision, one kernel reads the run of each row and nothing else. A tensor in the place of the mask tells
+it of the runs (`Runs`): models pass it on as it is, as they do every mask of four dimensions.
+"""
+
+import warnings
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+kernel: Any = torch.ops.aten._flash_attention_forward
+# Numbers near 1 in bf16, summed in another order: a wrong row or slot is off by 0.1 and more.
+KERNEL_GAP = 0.03
+# The lines of the tensor of runs.
+STARTS, LENGTHS, QUERIES = range(3)
+
+
+class Runs:
+    """What each of up to `rows` rows of a cache of `slots` slots holds: a mask, True where a slot holds a token; and for
+    the kernel the runs themselves, int32 [1, 1, 3, rows + 1]: where the run of each row begins among the slots of all rows,
+    its length, and the number of its query. The last column ends the line of queries."""
+
+    def __init__(self, rows: int, slots: int, device: torch.device) -> None:
+        self.slots, self.places = slots, torch.arange(slots, device=device)
+        self.mask = torch.zeros(rows, slots, dtype=torch.bool, device=device)
+        self.runs = torch.zeros(1, 1, 3, rows + 1, dtype=torch.int32, device=device)
+        self.numbers = torch.arange(rows + 1, dtype=torch.int32, device=device)
+        self.runs[0, 0, QUERIES] = self.numbers
+
+    def begin(self, lengths: Tensor, end: int, size: int) -> None:
+        """Row b < B holds `lengths`[b] tokens that end before slot `end`; those from B up to `size` hold one, since a row
+        that sees nothing would be NaN."""
+        held = torch.cat([lengths, lengths.new_ones(size - len(lengths))])
+        self.mask[:size] = (self.places >= end - held[:, None]) & (self.places < end)
+        self.runs[0, 0, STARTS, :size] = self.numbers[:size] * self.slots + (end - held)
+        self.runs[0, 0, LENGTHS, :size] = held
+
+    def add(self, rows: int, place: Tensor) -> None:
+        """The first `rows` rows hold one more token, in the slot `place` [1]."""
+        self.mask[:rows].index_fill_(1, place, True)
+        self.runs[0, 0, LENGTHS, :rows].add_(1)
+
+    def move(self, kept: Tensor) -> None:
+        """Move the rows that are kept to the front."""
+        count = len(kept)
+        self.mask[:count] = self.mask[kept]
+        starts, lengths = self.runs[0, 0, STARTS], self.runs[0, 0, LENGTHS]
+        starts[:count] = (starts - self.numbers * self.slots)[kept] + self.numbers[:count] * self.slots
+        lengths[:count] = lengths[kept]
+
+    def of_kernel(self, rows: int) -> Tensor:
+        """The runs of the first rows, [1, 1, 3, rows + 1]."""
+        return self.runs[..., : rows + 1]
+
+    def of_mask(self, rows: int, slots: int) -> Tensor:
+        """[rows, slots] of the mask."""
+        return self.mask[:rows, :slots]
+
+
+def attend_runs(
+    query: Tensor, key: Tensor, value: Tensor, runs: Tensor, window: int | None = None, scale: float | None = None
+) -> Tensor:
+    """Attention [B, 1, H, D] of queries [B, H, 1, D] over keys and values [B, K, S, D], of which rows hold `runs` [1, 1, 3,
+    B + 1]. `window`: how many of the last keys are seen. The storage of the cache is [rows, slots, K, D]."""
+    starts, lengths, queries = runs[0, 0]
+    width = (-1, -1) if window is None else (window - 1, 0)
+    attended: Any = kernel(
+        query[:, :, 0], flat(key), flat(value), queries, starts, 1, key.size(2), 0.0, False, False,
+        scale=scale, window_size_left=width[0], window_size_right=width[1], seqused_k=lengths[:-1],
+    )  # fmt: skip
+    found: Tensor = attended[0][:, None]
+    return found
+
+
+@cache
+def kernel_agrees(device: torch.device, dtype: torch.dtype, heads: int, shared: int, width: int) -> bool:
+    """Whether the kernel gives what the mask gives, tried once on this device: torch does not document this use of it.
+    `heads` have `shared` keys and values of `width` elements. A kernel that does not is warned of."""
+    rows, slots, draw = 3, 24, torch.Generator().manual_seed(0)
+    runs = Runs(rows, slots, device)
+    runs.begin(torch.tensor([1, 7, 16], device=device), 16, rows)
+    query = torch.randn(rows, heads, 1, width, generator=draw).to(device, dtype)
+    key, value = (torch.randn(rows, slots, shared, width, generator=draw).to(device, dtype).transpose(1, 2) for _ in "kv")
+    wanted = attend_folded(query, key, value, runs.of_mask(rows, slots)[:, None, None]).float()
+    try:
+        gap = float((attend_runs(query, key, value, runs.of_kernel(rows)).float() - wanted).abs().max())
+    except RuntimeError as error:
+        warnings.warn(f"attention over the cache is read through a mask, slower: {error}", stacklevel=2)
+        return False
+    if not gap <= KERNEL_GAP:
+        problem = f"the kernel is off by {gap:.3g}"
+        warnings.warn(f"attention over the cache is read through a mask, slower: {problem}", stacklevel=2)
+        return False
+    return True
+
+
+def flat(cache: Tensor) -> Tensor:
+    """The slots of all rows one after another, [slots, K, D], of [B, K, S, D] seen in a cache with more slots."""
+    rows, heads, slots, width = cache.shape
+    whole = cache.stride(0) // cache.stride(2)
+    return cache.as_strided(((rows - 1) * whole + slots, heads, width), (cache.stride(2), cache.stride(1), 1))
+
+
+def attend_folded(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None = None, softcap: float | None = None
+) -> Tensor:
+    """Attention [B, 1, H, D] of queries [B, H, 1, D] over keys and values [B, K, S, D]: the H / K heads that share keys are
+    so many queries, so that no key is copied for each of them. The mask [B, 1, 1, S] is True where a key is seen."""
+    folded = query.unflatten(1, (key.size(1), -1)).squeeze(3)
+    if softcap is None:
+        attended = torch.nn.functional.scaled_dot_product_attention(folded, key, value, mask, scale=scale)
+    else:
+        scores = folded @ key.transpose(2, 3) * ((query.size(-1) ** -0.5 if scale is None else scale) / softcap)
+        scores = softcap * torch.tanh(scores)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        attended = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value
+    return attended.flatten(1, 2)[:, None]
