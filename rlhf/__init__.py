@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlhf.cli.prepare import load_config as load_config
     from rlhf.ppo.engine import DeepSpeedRLHFEngine as DeepSpeedRLHFEngine
     from rlhf.ppo.trainer import DeepSpeedPPOTrainer as DeepSpeedPPOTrainer
-    from rlhf.prepare import load_config as load_config
 
 __version__ = "0.1.0"
 __all__ = ["DeepSpeedPPOTrainer", "DeepSpeedRLHFEngine", "load_config"]
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return DeepSpeedPPOTrainer
     if name == "load_config":
-        from rlhf.prepare import load_config
+        from rlhf.cli.prepare import load_config
 
         return load_config
     raise AttributeError(f"module 'rlhf' has no attribute {name!r}")

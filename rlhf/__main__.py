@@ -2,6 +2,6 @@
 
 import sys
 
-from rlhf.main import main
+from rlhf.cli import main
 
 sys.exit(main())

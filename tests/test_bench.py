@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf.bench import configured, file_name, recipe, stages, variants
+from rlhf.cli.bench import configured, file_name, recipe, stages, variants
 from rlhf.config.errors import ConfigError
-from rlhf.measure.table import MAIN, table
+from rlhf.stages.bench.table import MAIN, table
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
@@ -25,7 +25,7 @@ VARIANTS |= {"rollout": {"baseline", "hybrid"}, "stages": {"sft", "reward", "ppo
 
 def bench(*arguments, cwd):
     environment = {"PYTHONPATH": str(ROOT), "HOME": str(cwd), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "rlhf.bench", *arguments]
+    command = [sys.executable, "-m", "rlhf", "bench", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
 
@@ -44,7 +44,7 @@ def test_a_result_holds_figures_recipe_versions_and_device(tmp_path, what):
         assert variant["median"]["memory/peak_gib"] > 0
     assert found["recipe"]["response_tokens"] == 12 and found["recipe"]["threads"] == 1
     assert found["packages"]["torch"] and "git" in found and found["date"]
-    assert found["command"].startswith("python -m rlhf.bench data.max_prompt_tokens=20 ")
+    assert found["command"].startswith("python -m rlhf bench data.max_prompt_tokens=20 ")
     assert MAIN[what] in done.stdout and "memory/peak_gib: of the whole process" in done.stdout
     rows = table(file.parent).splitlines()
     assert len(rows) == 2 + len(VARIANTS[what] - {"baseline"})
@@ -137,7 +137,7 @@ def test_an_engine_that_the_checks_refuse_is_left_out_unless_it_is_asked_for(mon
             raise ConfigError("rollout.engine", "paged", "no", "yes")
 
     config = configured(["bench.what=rollout", *(["bench.engines=[paged]"] if given else [])])
-    monkeypatch.setattr("rlhf.bench.check", check)
+    monkeypatch.setattr("rlhf.cli.bench.check", check)
     if given:
         with pytest.raises(ConfigError, match=r"^rollout\.engine=paged"):
             variants(config)
@@ -164,7 +164,7 @@ def test_a_stage_that_does_not_fit_says_so_and_the_others_go_on(monkeypatch, bui
         raise torch.OutOfMemoryError
 
     subjects = {"sft": rounds(True), "reward": rounds(False), "ppo": rounds(True)}
-    monkeypatch.setattr("rlhf.stages.bench.subjects", lambda config: subjects)
+    monkeypatch.setattr("rlhf.stages.bench.run.subjects", lambda config: subjects)
     found = stages(configured(["bench.what=stages", "bench.repeats=2"]))
     assert {name: measured.problem for name, measured in found.items()} == {
         "sft": None, "reward": "out of memory", "ppo": None,

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent / "report"))
 from fakesweep import FakeSweep, answer, step
 
-from rlhf import status
+from rlhf.cli import status
+from rlhf.cli.report import main as report
 from rlhf.config.terminal import Terminal, printable, without_colours
 from rlhf.experiment.graph import Node
 from rlhf.experiment.store import StageDirectory
 from rlhf.experiment.summary import print_summary, print_sweep
 from rlhf.experiment.sweep import Outcome, Point
 from rlhf.report import plots
-from rlhf.report.__main__ import main as report
 
 NAMES = ("result.json", "status.json", "metrics.jsonl", "samples.jsonl", "environment.json", "summary.json", "config.yaml")
 KEYS = (

@@ -12,7 +12,7 @@ from ranks import run_specs, specs
 from rlhf.config.derive import FAMILIES as NAMES
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.sweep import Task
-from rlhf.launch.here import run_stage_here
+from rlhf.launch.scheduler import run_stage_here
 
 # Family: the options of `model` beside its tiny one.
 FAMILIES = {

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from rlhf import load_config
+from rlhf.cli.prepare import prepared
 from rlhf.config.command import read_command
 from rlhf.config.derive import adapters_only, ranks, roles
 from rlhf.config.memory import state_gib
 from rlhf.config.points import Composer
 from rlhf.experiment.graph import nodes
-from rlhf.prepare import prepared
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml") if path.stem != "bench")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from test_families import FAMILIES
 
-from rlhf.bench import table as speed
+from rlhf.cli.bench import table as speed
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results" / "demo-families-cpu.json"

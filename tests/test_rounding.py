@@ -9,9 +9,9 @@ import torch
 from rounding import GRADIENT, STEP, gradient_gap, step_gap
 from tiny import smooth_opt
 
-from rlhf.engine.distributed import start
+from rlhf.models.forward import response_logprobs
 from rlhf.models.load import new_policy
-from rlhf.ppo.forward import response_logprobs
+from rlhf.runtime.distributed import start
 
 pytestmark = pytest.mark.rounding
 

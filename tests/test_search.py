@@ -10,14 +10,14 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from rlhf.cli.run import main
+from rlhf.cli.search import mend_journal, search, split, suggest, wants_search
 from rlhf.config.command import read_command
 from rlhf.config.compose import config_root, register
 from rlhf.config.errors import ConfigError
 from rlhf.config.points import Composer
 from rlhf.experiment.graph import Node
 from rlhf.experiment.store import Result, StageDirectory
-from rlhf.main import main
-from rlhf.search import mend_journal, search, split, suggest, wants_search
 
 optuna = pytest.importorskip("optuna")
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rlhf import status
-from rlhf.status import FIGURES, STATES, Watch, duration, main, pace, render
-from rlhf.track.metrics import METRICS
+from rlhf.catalog.metric import METRICS
+from rlhf.cli import status
+from rlhf.cli.status import FIGURES, STATES, Watch, duration, main, pace, render
 
 SFT, REWARD, PPO, PPO_2 = ("sft-" + "0" * 12, "reward-" + "1" * 12, "ppo-" + "2" * 12, "ppo-" + "3" * 12)
 
@@ -449,7 +449,7 @@ class TestSlurm:
 
 def test_a_terminal_sees_changes_until_all_is_settled(root, stage, monkeypatch):
     stage(PPO, state="running", step=1, total=2)
-    code = f"from rlhf import status; status.PERIOD_S = 0.05; raise SystemExit(status.main([{str(root)!r}]))"
+    code = f"from rlhf.cli import status; status.PERIOD_S = 0.05; raise SystemExit(status.main([{str(root)!r}]))"
     ours, theirs = pty.openpty()
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdout=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "120"}, cwd=Path.cwd()
@@ -469,7 +469,7 @@ def test_a_terminal_sees_changes_until_all_is_settled(root, stage, monkeypatch):
 
 def test_the_command_and_its_help(root, stage):
     stage(SFT, state="running", step=1, total=2)
-    command = [sys.executable, "-m", "rlhf.status"]
+    command = [sys.executable, "-m", "rlhf", "status"]
     done = subprocess.run([*command, str(root)], capture_output=True, text=True, check=True)
     assert "1/2" in done.stdout
     assert "\x1b" not in done.stdout
@@ -478,6 +478,6 @@ def test_the_command_and_its_help(root, stage):
 
 def test_it_loads_nothing_heavy():
     heavy = ("torch", "deepspeed", "transformers", "wandb", "datasets", "hydra", "numpy")
-    code = f"import sys, rlhf.status; print(sorted(set({heavy}) & set(sys.modules)))"
+    code = f"import sys, rlhf.cli.status; print(sorted(set({heavy}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

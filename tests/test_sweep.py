@@ -16,11 +16,11 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from rlhf.cli.run import Invalid, main, run
 from rlhf.config.errors import ConfigError
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.store import Result
 from rlhf.experiment.sweep import Outcome, Point
-from rlhf.main import Invalid, main, run
 
 SMALL = (
     "model.layers=1", "reward_model.layers=1", "data.demo.demonstrations=120", "data.demo.rounds=1",
@@ -91,7 +91,7 @@ def test_a_sweep_trains_what_its_points_share_once_and_ends_in_a_table(place, sw
             metrics |= entry["metrics"]
         cells = row(table, f"ppo.kl_coef={kl}")
         assert cells[1] == f"{metrics['eval/perplexity']:.2f}" and f"{metrics['eval/gold']:.2f}" in cells
-    assert "python -m rlhf.report " in table and "Traceback" not in swept.stderr
+    assert "python -m rlhf report " in table and "Traceback" not in swept.stderr
 
 
 def test_a_point_has_its_configuration_its_summary_and_links_to_its_stages(place, swept):
@@ -188,7 +188,7 @@ class Stages:
 @pytest.fixture
 def stages(monkeypatch):
     stages = Stages()
-    monkeypatch.setattr("rlhf.launch.here.run_locked", stages)
+    monkeypatch.setattr("rlhf.launch.scheduler.run_locked", stages)
     return stages
 
 

@@ -15,12 +15,12 @@ from rlhf.config.derive import batches
 from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.data.records import load_dataset
 from rlhf.data.tokens import encode_prompt, prompt_batch
-from rlhf.engine.distributed import start
 from rlhf.engine.state import engine_state, held
 from rlhf.engine.zero import Learning, frozen_engine, training_engine
 from rlhf.models.families import ARGUMENTS
 from rlhf.models.load import new_policy, new_scorer
 from rlhf.ppo.experience import Experience
+from rlhf.runtime.distributed import start
 
 PROMPTS = ("How do I clean a kettle?", "What is the best way to repair a lamp?", "Can you help me choose my sofa?")
 

@@ -145,7 +145,7 @@ def shares_reward(config: Config) -> bool:
 def answers_per_pass(config: Config) -> int:
     """The most answers that a forward pass of the reward stage's training reads: two for each comparison of
     `reward.micro_batch_size`, or, where that is null, as many as fit beside the stage's weights and optimiser state. One
-    prompt's answers beyond that, if `reward.grouped` puts many together, take several passes (stages/comparisons.py)."""
+    prompt's answers beyond that, if `reward.grouped` puts many together, take several passes (stages/reward/)."""
     if config.reward.micro_batch_size is not None:
         return 2 * config.reward.micro_batch_size
     state = sum(state_gib(role, config) for role in roles(config, "reward"))

@@ -310,7 +310,7 @@ class Search:
 
 @dataclass
 class Bench:
-    """What `python -m rlhf.bench` and stage=bench measure."""
+    """What `python -m rlhf bench` and stage=bench measure."""
 
     what: str = MISSING
     lengths: str = MISSING

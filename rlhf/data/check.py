@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Training
-from rlhf.data.records import Split, file_split, hub_split
+from rlhf.data.dataset import Split
+from rlhf.data.records import file_split, hub_split
 from rlhf.experiment.fingerprint import identity
 
 

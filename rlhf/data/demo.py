@@ -12,8 +12,8 @@ from itertools import combinations
 import numpy as np
 
 from rlhf.config.schema import DemoData
-from rlhf.data.records import Comparison, Dataset, Demonstration, Split
-from rlhf.data.streams import stream
+from rlhf.data.dataset import Comparison, Dataset, Demonstration, Split
+from rlhf.runtime.seeds import stream
 
 THINGS = (
     "kettle", "bicycle", "jacket", "lamp", "carpet", "knife", "pan", "guitar", "tent", "boot", "clock", "chair", "mirror",

@@ -10,10 +10,11 @@ from torch import Tensor
 from rlhf.config.derive import Batches, ranks
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
-from rlhf.data.records import Dataset, load_dataset
-from rlhf.data.streams import stream
+from rlhf.data.dataset import Dataset
+from rlhf.data.records import load_dataset
 from rlhf.data.tokens import PromptBatch, Tokenizer, encode_prompt, prompt_batch
-from rlhf.engine import distributed
+from rlhf.runtime import distributed
+from rlhf.runtime.seeds import stream
 
 
 def steps_per_epoch(records: int, batch_size: int, key: str) -> int:

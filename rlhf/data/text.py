@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Text
+from rlhf.data.dataset import Demonstration
 from rlhf.data.files import FORMATS, Origin, Row, read_rows, text_of
 from rlhf.data.hub import load_split
-from rlhf.data.records import Demonstration
 
 
 def load_texts(ptx: Text, prompt_format: str, demonstrations: list[Demonstration]) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf.config.schema import Data
-from rlhf.data.records import Comparison, Demonstration
+from rlhf.data.dataset import Comparison, Demonstration
 
 Tokenizer = Any  # transformers.PreTrainedTokenizerBase, which is slow to import
 

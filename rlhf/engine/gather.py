@@ -1,17 +1,15 @@
 """Whole weights for a while: those of a model that ZeRO stage 3 shards, gathered once instead of layer by layer."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import deepspeed
-import psutil
-import torch
 from torch import Tensor, nn
 
-from rlhf.engine.distributed import gather, world
+from rlhf.runtime.device import free_bytes
+from rlhf.runtime.distributed import gather
 
 # Elements that are gathered in one go.
 PORTION = 2**27
@@ -29,14 +27,6 @@ def fits_whole(engine: Any) -> bool:
     ask together."""
     size = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in engine.module.parameters())
     return engine.module in KEPT or all(free >= 2 * size for free in gather(free_bytes(engine.device)))
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory at hand on this rank's device, what torch holds unused included; on the CPU its share of the machine's."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + unused
-    return int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE", world()))
 
 
 @contextmanager

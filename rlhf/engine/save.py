@@ -19,10 +19,10 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf.config.schema import Lora
 from rlhf.data.tokens import Tokenizer
-from rlhf.engine.distributed import barrier, is_main
 from rlhf.models.adapters import note_base
 from rlhf.models.heads import Scorer
 from rlhf.models.lora import adapter_names, base_model, is_adapter, merged, plain_name
+from rlhf.runtime.distributed import barrier, is_main
 
 # Of one file; weights are gathered one at a time, so that no process holds a model to save it.
 FILE_BYTES = 5 * 2**30

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf.engine.distributed import is_main
-from rlhf.track.throughput import on_gpu
+from rlhf.runtime.device import on_gpu
+from rlhf.runtime.distributed import is_main
 
 Find = Callable[[str], Tensor | None]
 # What fp16's dynamic loss scale is made of (deepspeed/runtime/fp16/loss_scaler.py).

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rlhf.models.lora import adapter_names, base_model, is_adapter, merged, plain_name
-from rlhf.plan.flops import LAYOUTS, Layout
+from rlhf.planner.flops import LAYOUTS, Layout
 
 # What attention modules call the numbers of their heads, and GPT-2 the width of its queries.
 COUNTS = ("num_heads", "num_attention_heads", "num_key_value_heads", "split_size")

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from rlhf.config.derive import Batches
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Lora, Training, Zero
-from rlhf.engine.distributed import device
-from rlhf.engine.settings import frozen_settings, hybrid_settings, training_settings
 from rlhf.models.load import prepare_for_training
 from rlhf.models.lora import is_adapter
+from rlhf.runtime.distributed import device
+from rlhf.runtime.ds_config import frozen_settings, hybrid_settings, training_settings
 
 LINEAR = torch.nn.functional.linear
 

@@ -12,7 +12,7 @@ from rlhf.experiment.checkpoints import places
 from rlhf.experiment.files import number, read_lines, words
 from rlhf.experiment.graph import Node
 from rlhf.experiment.sweep import Outcome, Point, Task, figures, metrics_of
-from rlhf.plan.work import Work
+from rlhf.planner.work import Work
 
 # A benchmark's figures: metric, label, format. Those of whole steps, of phases or of stages, as it has them.
 BENCH_COLUMNS = (
@@ -166,7 +166,7 @@ def print_sweep(points: list[Point], outcomes: dict[str, Outcome], console: Cons
     losses = [count_losses(node.stage, figures(node)) for node in nodes.values()]
     for line in dict.fromkeys(f"{label}: {found}" for rows in losses for label, found in rows.items()):
         console.print(line, soft_wrap=True, highlight=False)
-    console.print(Text(f"python -m rlhf.report {points[0].directory.parent}"), soft_wrap=True)
+    console.print(Text(f"python -m rlhf report {points[0].directory.parent}"), soft_wrap=True)
 
 
 def bad(node: Node, outcome: Outcome) -> str | None:

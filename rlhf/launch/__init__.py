@@ -11,6 +11,6 @@ def execute(tasks: list[Task], console: Console) -> dict[str, Outcome]:
         from rlhf.launch.slurm import submit
 
         return submit(tasks, console)
-    from rlhf.launch.here import run_here
+    from rlhf.launch.scheduler import run_here
 
     return run_here(tasks, console)

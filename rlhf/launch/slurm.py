@@ -1,6 +1,6 @@
 """Submitting a graph of stages to SLURM: a job per stage, after the jobs of the stages it needs.
 
-Jobs are made by submitit; what they run is rlhf/launch/agent.py, from a copy of the package. Everything is kept in
+Jobs are made by submitit; what they run is rlhf/launch/slurm_node.py, from a copy of the package. Everything is kept in
 `<output_root>/slurm/`: specs, logs, the copies.
 """
 
@@ -24,7 +24,7 @@ from rlhf.experiment.lock import LockLost, check, locked
 from rlhf.experiment.spec import Spec, spec_of
 from rlhf.experiment.store import write_atomic, write_json
 from rlhf.experiment.sweep import Outcome, Task, unmet
-from rlhf.launch.agent import Agent
+from rlhf.launch.slurm_node import Agent
 
 FOLLOW_PERIOD_S = 5.0
 # A job that has left the queue may show its result a little later, through a network file system.
@@ -51,7 +51,7 @@ def submit(tasks: list[Task], console: Console) -> dict[str, Outcome]:
                 console.print(f"{task.node.directory.path}: job {job}", soft_wrap=True)
     if config.launcher.wait:
         return follow(tasks, jobs, place, console)
-    console.print("submitted; `python -m rlhf.status` shows how far they are", highlight=False)
+    console.print("submitted; `python -m rlhf status` shows how far they are", highlight=False)
     return {
         task.key: Outcome("queued", f"job {job}", log_of(place, job)) if (job := jobs.get(task.key)) else Outcome("done")
         for task in tasks

@@ -68,7 +68,7 @@ def note_error(spec: Spec, error: Exception) -> None:
 
 def run_rank(spec: Spec) -> None:
     """Import what trains, and train."""
-    from rlhf.engine.distributed import leave, start
+    from rlhf.runtime.distributed import leave, start
 
     start(spec.config)  # before anything imports deepspeed: it looks for its device then
     from rlhf.stages import run_stage

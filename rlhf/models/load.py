@@ -1,7 +1,7 @@
 """Building and loading models: the policy (a causal language model) and the scorer (its body with one output).
 
 Under ZeRO stage 3 no process ever holds a whole model: it is built without memory and gets its weights one at a time, each
-sharded at once (engine/sharded.py).
+sharded at once (runtime/sharded.py).
 """
 
 from collections.abc import Callable
@@ -14,17 +14,18 @@ from torch import Tensor, nn
 
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config, Lora, Model, Zero
-from rlhf.data.streams import torch_seed
 from rlhf.data.tokens import Tokenizer
-from rlhf.engine.sharded import materialize
 from rlhf.models.adapters import adapter_base
 from rlhf.models.attention import extend_attention
 from rlhf.models.checkpoint import Checkpoint
 from rlhf.models.families import settings_of
 from rlhf.models.heads import BIAS, SCALE, Scorer, classifier_class, head_weights
 from rlhf.models.lora import add_adapters, merge_adapters
+from rlhf.models.preflight import check_positions
 from rlhf.models.quantization import mark_plain, unpacking_options
-from rlhf.models.source import Source, check_positions, read_settings, source_of
+from rlhf.models.source import Source, read_settings, source_of
+from rlhf.runtime.seeds import torch_seed
+from rlhf.runtime.sharded import materialize
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What configurations call dropout; layers are never dropped whole.

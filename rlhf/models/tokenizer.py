@@ -2,7 +2,7 @@
 
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config, Model
-from rlhf.data.records import Dataset
+from rlhf.data.dataset import Dataset
 from rlhf.data.tokens import Tokenizer
 from rlhf.models.source import Source, expanded, reach
 

@@ -7,7 +7,7 @@ compared. Differences are in nats per token. A temperature below 1 multiplies th
 """
 
 from rlhf.config.schema import Config
-from rlhf.engine.distributed import is_main
+from rlhf.runtime.distributed import is_main
 
 # How far the sampler's log-probabilities may be from the trainer's, mean over a rollout's tokens. Rounding leaves 1e-6 in
 # float32 and up to 6e-4 in bf16 (tiny models, measured), more in deep ones: NeMo-RL's recipes take exp of it up to 1.1. A

@@ -7,9 +7,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlhf.config.schema import Ppo
-from rlhf.engine.distributed import is_main, world
 from rlhf.engine.save import whole_weight
 from rlhf.engine.state import held
+from rlhf.runtime.distributed import is_main, world
 
 
 class MovingAverage:

@@ -11,14 +11,16 @@ from rlhf.config.derive import Batches, batches, shares_reference, shares_reward
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.data.tokens import Tokenizer
-from rlhf.engine import distributed
-from rlhf.engine.aside import Aside
 from rlhf.engine.compiled import compile_layers
+from rlhf.engine.offload import Aside
 from rlhf.engine.zero import Learning, frozen_engine, release, training_engine
 from rlhf.models.heads import Scorer
 from rlhf.models.load import headless_scorer, load_policy, load_scorer
-from rlhf.models.source import Source, check_source
+from rlhf.models.preflight import check_source
+from rlhf.models.source import Source
 from rlhf.models.tokenizer import load_tokenizer, same_vocabulary
+from rlhf.rewards.model import ModelReward
+from rlhf.runtime import distributed
 
 
 class DeepSpeedRLHFEngine:
@@ -78,6 +80,11 @@ class DeepSpeedRLHFEngine:
             name: Aside(engine, frozen=name != "critic") for name, engine in movable.items() if not is_shared(engine)
         }
         self.have("critic")
+
+    @property
+    def score_responses(self) -> ModelReward:
+        """The reward model, as a function of the actor's tokens."""
+        return ModelReward(self.reward, self.reward_tokenizer, self.tokenizer, self.args.ppo.packing, self.device)
 
     def check_critic(self) -> None:
         """The critic reads the actor's tokens: refuse one with another vocabulary, before any model is loaded."""

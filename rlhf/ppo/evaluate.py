@@ -11,16 +11,16 @@ from rlhf.algo.errors import mean_with_error
 from rlhf.algo.kl import k1
 from rlhf.algo.masked import masked_sum
 from rlhf.config.schema import Config
+from rlhf.data.dataset import Dataset
 from rlhf.data.loaders import from_shares, share
-from rlhf.data.records import Dataset, require
-from rlhf.data.streams import uniforms
+from rlhf.data.records import require
 from rlhf.data.tokens import Tokenizer, encode_prompt, left_mask, prompt_batch, right_mask
 from rlhf.engine.compiled import interpreted
-from rlhf.engine.distributed import rank, world
+from rlhf.models.forward import response_logprobs
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
-from rlhf.ppo.forward import response_logprobs
-from rlhf.ppo.judge import score
 from rlhf.rollout import generate
+from rlhf.runtime.distributed import rank, world
+from rlhf.runtime.seeds import uniforms
 
 # Answers that samples.jsonl keeps of an evaluation during training; of the last one it keeps all.
 SAMPLES_KEPT = 16
@@ -96,7 +96,7 @@ class Evaluation:
         sequences = ids, mask, actions.size(1), rollout.temperature, self.config.ppo.packing
         logprobs = response_logprobs(policy, *sequences)[0]
         reference = logprobs if policy is engine.ref else response_logprobs(engine.ref, *sequences)[0]
-        scores = score(engine, ids, mask, actions.size(1), responses.ended).tolist()
+        scores = engine.score_responses(ids, mask, actions.size(1), responses.ended).tolist()
         lengths = responses.lengths.tolist()
         texts = [
             engine.tokenizer.decode(tokens[:length], skip_special_tokens=True).strip()

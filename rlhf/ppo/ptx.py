@@ -8,10 +8,10 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.data.loaders import share
 from rlhf.data.records import load_dataset
-from rlhf.data.streams import stream
 from rlhf.data.text import load_texts
 from rlhf.data.tokens import Encoded, SequenceBatch, Tokenizer, right_mask, sequence_batch, text_ids
-from rlhf.engine.distributed import rank
+from rlhf.runtime.distributed import rank
+from rlhf.runtime.seeds import stream
 
 
 class Texts:

@@ -6,11 +6,11 @@ from torch import Tensor
 from rlhf.algo.kl import k1, k3
 from rlhf.algo.masked import global_moments, masked_sum
 from rlhf.config.schema import Config
-from rlhf.engine.distributed import maximum, total
-from rlhf.plan.flops import forward_flops, generation_flops, training_flops
+from rlhf.planner.flops import forward_flops, generation_flops, training_flops
 from rlhf.ppo.experience import Experience
 from rlhf.rollout.base import Responses
-from rlhf.track.throughput import Clock, speed
+from rlhf.runtime.distributed import maximum, total
+from rlhf.tracking.throughput import Clock, speed
 
 
 def describe_rollout(experience: Experience, responses: Responses, shaped: Tensor, kl_coef: float) -> dict[str, float]:

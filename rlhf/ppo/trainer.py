@@ -12,22 +12,21 @@ from rlhf.algo.advantages import advantages_and_returns, shape_scores, token_rew
 from rlhf.algo.kl import AdaptiveKL, FixedKL, k1
 from rlhf.algo.masked import whiten
 from rlhf.config.schema import Config, Ppo
-from rlhf.data.streams import uniforms
 from rlhf.data.tokens import PromptBatch, left_mask, right_mask
 from rlhf.engine.compiled import interpreted
-from rlhf.engine.distributed import gather, rank, total
 from rlhf.experiment.resolve import default_eos_penalty_mode
+from rlhf.models.forward import micro_batches, response_logprobs, response_values
 from rlhf.ppo.agreement import check_sampler
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
 from rlhf.ppo.experience import Experience, from_all_ranks
-from rlhf.ppo.forward import micro_batches, response_logprobs, response_values
-from rlhf.ppo.judge import score
 from rlhf.ppo.report import describe_rollout
 from rlhf.ppo.update import Update
 from rlhf.rollout import generate
 from rlhf.rollout.base import Responses
-from rlhf.track.nonfinite import Nonfinite
-from rlhf.track.throughput import Clock
+from rlhf.runtime.distributed import gather, rank, total
+from rlhf.runtime.seeds import uniforms
+from rlhf.tracking.nonfinite import Nonfinite
+from rlhf.tracking.throughput import Clock
 
 
 class DeepSpeedPPOTrainer:
@@ -37,7 +36,7 @@ class DeepSpeedPPOTrainer:
             out = trainer.generate_experience(prompt_batch)
             actor_loss, critic_loss = trainer.train_rlhf(out)
 
-    After each of the two calls `metrics` holds what it measured, the same on all ranks (names: rlhf/track/metrics.py). A
+    After each of the two calls `metrics` holds what it measured, the same on all ranks (names: rlhf/catalog/metric.py). A
     rollout with a score, a value or a log-probability that is not finite trains nothing, and an update with such a gradient
     is left out; the rollout is kept in `inspection`, and `ppo.max_nonfinite` of them in a row raise FloatingPointError.
     """
@@ -132,7 +131,7 @@ class DeepSpeedPPOTrainer:
             )
             for column, values in zip(columns, found, strict=True):
                 column[rows] = torch.where(actions[rows].bool(), values, 0.0)
-            scores[rows] = score(engine, *sequence, ended[rows])
+            scores[rows] = engine.score_responses(*sequence, ended[rows])
         logprobs, reference, values = columns
         return logprobs, reference, values, scores
 

@@ -15,18 +15,18 @@ from rlhf.algo.schedule import learning_rate
 from rlhf.config.derive import shown_rate
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
-from rlhf.data.streams import stream, torch_seed
 from rlhf.data.tokens import SequenceBatch, right_mask
-from rlhf.engine.distributed import maximum, rank, total
 from rlhf.engine.step import advance, finish
 from rlhf.engine.zero import backward, set_rates
+from rlhf.models.forward import micro_batches, response_logprobs, response_values
 from rlhf.models.heads import model_inputs
 from rlhf.ppo.agreement import check_first_ratio
 from rlhf.ppo.ema import MovingAverage
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
 from rlhf.ppo.experience import Experience
-from rlhf.ppo.forward import micro_batches, response_logprobs, response_values
 from rlhf.ppo.ptx import Texts, predicted
+from rlhf.runtime.distributed import maximum, rank, total
+from rlhf.runtime.seeds import stream, torch_seed
 
 
 class Update:

@@ -1,1 +1,1 @@
-"""A sweep or a run as one HTML page and a few tables: `python -m rlhf.report DIR`."""
+"""A sweep or a run as one HTML page and a few tables: `python -m rlhf report DIR`."""

@@ -3,10 +3,10 @@
 import math
 from dataclasses import dataclass
 
+from rlhf.catalog.metric import METRICS
 from rlhf.experiment.summary import BENCH_COLUMNS
 from rlhf.report.groups import Group
 from rlhf.report.statistics import Estimate, estimate
-from rlhf.track.metrics import METRICS
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache, StaticLayer
 
 from rlhf.config.errors import ConfigError
-from rlhf.engine.gather import free_bytes
 from rlhf.models.lora import base_model
+from rlhf.runtime.device import free_bytes
 
 GIB = 2**30
 

@@ -13,13 +13,13 @@ from transformers.cache_utils import DynamicCache
 
 from rlhf.config.schema import Rollout
 from rlhf.data.tokens import PromptBatch, Tokenizer, left_mask
-from rlhf.engine.distributed import total
 from rlhf.models.attention import reads_runs, takes_packed
 from rlhf.models.cached import Runs
 from rlhf.models.heads import accepted_inputs, model_inputs
 from rlhf.rollout.base import Part
 from rlhf.rollout.cache import SlotCache
 from rlhf.rollout.sampling import StopTexts, next_tokens, seen_tokens
+from rlhf.runtime.distributed import total
 
 # Steps between two looks at which rows have finished: on a GPU each waits for all that was launched.
 LOOK_EVERY = 8

@@ -13,10 +13,10 @@ from torch import nn
 
 from rlhf.config.schema import Rollout
 from rlhf.data.tokens import PromptBatch, Tokenizer
-from rlhf.engine.distributed import rank, world
 from rlhf.engine.tensor_parallel import Share, SharedModel
 from rlhf.rollout.base import Generate, Responses
 from rlhf.rollout.weights import adapter_scale, tell
+from rlhf.runtime.distributed import rank, world
 
 # The shared copies of the models that were sampled from, for the next rollouts.
 SHARED: WeakKeyDictionary[nn.Module, SharedModel] = WeakKeyDictionary()

@@ -8,9 +8,9 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from rlhf.config.schema import Rollout
-from rlhf.engine.distributed import is_main
 from rlhf.engine.gather import fits_whole, gathered, is_sharded
 from rlhf.models.lora import merged
+from rlhf.runtime.distributed import is_main
 
 told: set[str] = set()
 

@@ -7,18 +7,20 @@ from collections.abc import Callable
 import torch
 
 from rlhf.config.schema import Config
-from rlhf.engine.distributed import barrier, is_main
 from rlhf.experiment.checkpoints import discard
 from rlhf.experiment.fingerprint import check_data_files
 from rlhf.experiment.spec import Spec, stage_directory
 from rlhf.experiment.stopping import Stopped
 from rlhf.experiment.store import Result
-from rlhf.measure.device import free
-from rlhf.stages import bench, ppo, reward, sft
+from rlhf.runtime.device import free, on_gpu
+from rlhf.runtime.distributed import barrier, is_main
+from rlhf.stages.bench import run as bench
 from rlhf.stages.context import Context
 from rlhf.stages.inputs import verify_inputs
-from rlhf.track.throughput import on_gpu
-from rlhf.track.tracker import Tracker
+from rlhf.stages.ppo import train as ppo
+from rlhf.stages.reward import train as reward
+from rlhf.stages.sft import train as sft
+from rlhf.tracking.tracker import Tracker
 
 RUN: dict[str, Callable[[Config, dict[str, str], Context], dict[str, float]]] = {
     "sft": sft.run,

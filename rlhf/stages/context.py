@@ -8,8 +8,8 @@ from rlhf.config.schema import Config
 from rlhf.data.tokens import SequenceBatch
 from rlhf.experiment.spec import Spec
 from rlhf.experiment.store import StageDirectory
-from rlhf.track.nonfinite import Nonfinite
-from rlhf.track.tracker import Tracker
+from rlhf.tracking.nonfinite import Nonfinite
+from rlhf.tracking.tracker import Tracker
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from rlhf.config.errors import ConfigError
-from rlhf.engine.distributed import gather, is_main, rank, world
 from rlhf.experiment.integrity import differing, known_files
 from rlhf.experiment.spec import Spec
 from rlhf.models.adapters import adapter_base
 from rlhf.models.source import Source
+from rlhf.runtime.distributed import gather, is_main, rank, world
 
 
 def models_of(spec: Spec) -> list[tuple[str, str]]:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from rlhf.config.derive import layout
 from rlhf.config.disk import disk_problem
-from rlhf.engine.distributed import barrier, gather, is_main, rank, total, world
 from rlhf.engine.save import write_tensors
 from rlhf.engine.state import engine_state, generators, restore_engine, restore_generators
 from rlhf.experiment import stopping
@@ -29,6 +28,7 @@ from rlhf.experiment.checkpoints import (
 )
 from rlhf.experiment.integrity import describe
 from rlhf.experiment.stopping import Stopped
+from rlhf.runtime.distributed import barrier, gather, is_main, rank, total, world
 from rlhf.stages.context import Context
 
 Tensors = dict[str, Tensor]

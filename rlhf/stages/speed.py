@@ -1,8 +1,9 @@
 """Time, throughput and memory of one step of supervised training."""
 
 from rlhf.config.schema import Config
-from rlhf.engine.distributed import maximum, total
-from rlhf.track.throughput import Clock, peak_memory_gib, speed
+from rlhf.runtime.device import peak_memory_gib
+from rlhf.runtime.distributed import maximum, total
+from rlhf.tracking.throughput import Clock, speed
 
 
 def step_speed(config: Config, lengths: list[int], flops: int, clock: Clock) -> dict[str, float]:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from rlhf.cli.prepare import load_config
+from rlhf.cli.run import main
 from rlhf.config.command import read_command
 from rlhf.config.errors import ConfigError
-from rlhf.main import main
-from rlhf.prepare import load_config
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def cli(monkeypatch, tmp_path, capsys):
         assert "Traceback" not in said.out + said.err
         return code, said.out, said.err
 
-    monkeypatch.setattr("rlhf.main.execute", lambda tasks, console: pytest.fail("something ran"))
+    monkeypatch.setattr("rlhf.cli.run.execute", lambda tasks, console: pytest.fail("something ran"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NOSUCH", raising=False)
     yield call

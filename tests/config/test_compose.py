@@ -11,12 +11,12 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from rlhf.cli.prepare import load_config
+from rlhf.cli.run import Invalid, points_of
 from rlhf.config.command import read_command
 from rlhf.config.compose import config_root, quoted, register, typed
 from rlhf.config.errors import ConfigError
 from rlhf.config.points import Composer
-from rlhf.main import Invalid, points_of
-from rlhf.prepare import load_config
 
 
 @pytest.fixture

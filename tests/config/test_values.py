@@ -8,6 +8,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from rlhf.cli.prepare import load_config
+from rlhf.cli.run import Invalid
 from rlhf.config.checks import check
 from rlhf.config.compose import config_root, register, typed
 from rlhf.config.errors import ConfigError, ConfigErrors
@@ -15,9 +17,7 @@ from rlhf.config.keys import LEAF_TYPES, without_none
 from rlhf.config.ranges import CHOICES, RANGES, at
 from rlhf.config.schema import Config
 from rlhf.config.shapes import LINEAR_LAYERS
-from rlhf.main import Invalid
 from rlhf.models.families import ARGUMENTS
-from rlhf.prepare import load_config
 
 PLAIN = {key: without_none(kind) for key, kind in LEAF_TYPES.items()}
 FLOATS = [key for key, kind in PLAIN.items() if kind is float]

@@ -7,12 +7,12 @@ import sys
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from rlhf.cli.run import main
 from rlhf.config.errors import ConfigError
 from rlhf.data.check import record_problems
 from rlhf.experiment.fingerprint import check_data_files, data_files
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.spec import spec_of
-from rlhf.main import main
 
 ROWS = [{"prompt": f"q{i}", "response": f"a{i}", "chosen": f"c{i}", "rejected": f"x{i}"} for i in range(60)]
 

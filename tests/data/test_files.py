@@ -10,7 +10,8 @@ import pytest
 from pyarrow import parquet
 
 from rlhf.config.errors import ConfigError
-from rlhf.data.records import Comparison, Demonstration, load_dataset
+from rlhf.data.dataset import Comparison, Demonstration
+from rlhf.data.records import load_dataset
 
 ROWS = [{"prompt": f"q{i}", "response": f"a{i}", "chosen": f"c{i}", "rejected": f"x{i}"} for i in range(4)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)

@@ -4,7 +4,8 @@ import json
 import pytest
 
 from rlhf.config.errors import ConfigError
-from rlhf.data.records import Comparison, Demonstration, load_dataset
+from rlhf.data.dataset import Comparison, Demonstration
+from rlhf.data.records import load_dataset
 
 ROWS = [
     {"prompt": "Why?", "response": "Because.", "chosen": "So.", "rejected": "No."},

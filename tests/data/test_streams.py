@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.data.streams import stream, torch_seed, uniforms
+from rlhf.runtime.seeds import stream, torch_seed, uniforms
 
 samples = st.lists(st.integers(0, 2**31), min_size=1, max_size=6)
 

@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from rlhf.config.errors import ConfigError
-from rlhf.data.records import Demonstration
+from rlhf.data.dataset import Demonstration
 from rlhf.data.text import load_texts
 
 ROWS = [{"text": "One.", "other": "a"}, {"text": "Two, two.", "other": "b"}, {"text": "Three", "other": "c"}]

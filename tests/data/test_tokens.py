@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.data.records import Comparison, Demonstration
+from rlhf.data.dataset import Comparison, Demonstration
 from rlhf.data.tokens import (
     Encoded,
     comparison_batch,

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from rlhf.config.derive import Batches
-from rlhf.engine.aside import Aside, storages
-from rlhf.engine.distributed import start
+from rlhf.engine.offload import Aside, storages
 from rlhf.engine.state import engine_state, held
 from rlhf.engine.step import advance, finish
 from rlhf.engine.zero import Learning, backward, frozen_engine, release, set_rates, training_engine
+from rlhf.runtime.distributed import start
 
 PLAN = Batches(ranks=1, per_rank=4, micro=2, accumulation=2)
 KINDS = pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_nothing_is_left_on_the_device(make_engine, zero, precision):
 
 @KINDS
 def test_a_frozen_engine_is_copied_once(make_engine, zero, precision, monkeypatch):
-    from rlhf.engine import aside as module
+    from rlhf.engine import offload as module
 
     engine, copied, plain = make_engine(zero, precision, frozen=True), [], module.host_copy
     monkeypatch.setattr(

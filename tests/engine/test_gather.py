@@ -3,10 +3,10 @@
 import pytest
 from agreement import disagreements
 
-from rlhf.data.streams import uniforms
-from rlhf.measure.ppo import random_models
-from rlhf.prepare import load_config
+from rlhf.cli.prepare import load_config
 from rlhf.rollout import generate
+from rlhf.runtime.seeds import uniforms
+from rlhf.stages.bench.rounds import random_models
 
 pytestmark = pytest.mark.rounding
 

@@ -75,7 +75,6 @@ def main(zero, place):
     from rlhf.config.derive import Batches
     from rlhf.config.points import composed
     from rlhf.data.records import load_dataset
-    from rlhf.engine.distributed import start
     from rlhf.engine.save import save_model
     from rlhf.engine.step import finish
     from rlhf.engine.zero import Learning, backward, set_rates, training_engine
@@ -83,6 +82,7 @@ def main(zero, place):
     from rlhf.models.load import load_policy, new_policy
     from rlhf.models.source import Source
     from rlhf.models.tokenizer import build_tokenizer
+    from rlhf.runtime.distributed import start
 
     stage = "0" if zero == "save" else zero
     config = composed(*SHAPE, f"zero='{stage}'", f"hardware.gpus_per_node={1 if zero == 'save' else 2}")

@@ -18,7 +18,6 @@ from transformers import (
 from rlhf.config.derive import Batches
 from rlhf.config.errors import ConfigError
 from rlhf.engine import save
-from rlhf.engine.distributed import start
 from rlhf.engine.save import save_model, whole_weight
 from rlhf.engine.zero import Learning, training_engine
 from rlhf.experiment.spec import Spec
@@ -27,6 +26,7 @@ from rlhf.models.load import load_policy, load_scorer, new_policy, new_scorer
 from rlhf.models.lora import is_adapter
 from rlhf.models.source import Source
 from rlhf.models.tokenizer import same_vocabulary
+from rlhf.runtime.distributed import start
 from rlhf.stages.card import card
 
 PLAN = Batches(ranks=1, per_rank=1, micro=1, accumulation=1)

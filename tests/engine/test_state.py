@@ -10,11 +10,11 @@ from halves import fp16_case, needs_fp16
 from torch import nn
 
 from rlhf.config.derive import Batches
-from rlhf.engine.distributed import start
 from rlhf.engine.save import whole_weight
 from rlhf.engine.state import LOSS_SCALE, engine_state, generators, restore_engine, restore_generators
 from rlhf.engine.step import advance, finish
 from rlhf.engine.zero import Learning, backward, release, set_rates, training_engine
+from rlhf.runtime.distributed import start
 
 PLAN = Batches(ranks=1, per_rank=4, micro=2, accumulation=2)
 KINDS = pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from halves import fp16_case
 from torch import nn
 
 from rlhf.config.derive import Batches
-from rlhf.engine.distributed import start
 from rlhf.engine.save import whole_weight
 from rlhf.engine.step import advance, finish
 from rlhf.engine.zero import Learning, backward, set_rates, training_engine
 from rlhf.models.load import new_policy
 from rlhf.models.lora import is_adapter
+from rlhf.runtime.distributed import start
 
 pytestmark = pytest.mark.rounding
 

@@ -35,10 +35,10 @@ def updates(precision, zero):
 
     from rlhf.config.derive import Batches
     from rlhf.config.points import composed
-    from rlhf.engine.distributed import rank, start
     from rlhf.engine.save import whole_weight
     from rlhf.engine.step import finish
     from rlhf.engine.zero import Learning, backward, set_rates, training_engine
+    from rlhf.runtime.distributed import rank, start
 
     config = composed(f"precision={precision}", f"zero='{zero}'", "zero.persistence_elements=0", "hardware.gpus_per_node=2")
     start(config)

@@ -6,11 +6,11 @@ from torch import nn
 
 from rlhf.config.derive import Batches, batches
 from rlhf.config.errors import ConfigError
-from rlhf.engine.distributed import join, start
-from rlhf.engine.settings import frozen_settings, training_settings
 from rlhf.engine.step import advance, finish
 from rlhf.engine.zero import Learning, adamw, backward, frozen_engine, set_rates, training_engine
 from rlhf.models.load import new_policy
+from rlhf.runtime.distributed import join, start
+from rlhf.runtime.ds_config import frozen_settings, training_settings
 
 INPUTS = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
 WEIGHTS = torch.tensor([1.0, 5.0, 2.0, 3.0])

@@ -79,7 +79,7 @@ def test_an_error_does_not_tell_it():
 def test_wandb_is_told_neither_the_configuration_nor_the_command_line(config, tmp_path, monkeypatch):
     import sys
 
-    from rlhf.track.wandb import WandbRun
+    from rlhf.tracking.wandb import WandbRun
 
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC"):
         monkeypatch.delenv(name, raising=False)

@@ -7,7 +7,7 @@ from torch import nn
 
 from rlhf.engine.zero import release
 from rlhf.models.attention import has_kernel
-from rlhf.ppo.forward import response_logprobs
+from rlhf.models.forward import response_logprobs
 
 # In half precision both ways round: this far apart on average, and for a single token.
 BOUNDS = {"fp32": (1e-5, 1e-4), "bf16": (0.02, 0.5)}

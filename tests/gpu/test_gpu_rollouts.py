@@ -10,7 +10,7 @@ from tiny import policy_engine
 
 from rlhf.data.tokens import left_mask, prompt_batch, right_mask
 from rlhf.models import families
-from rlhf.ppo.forward import response_logprobs
+from rlhf.models.forward import response_logprobs
 from rlhf.rollout import generate
 from rlhf.rollout.hybrid import DECODERS
 

@@ -20,9 +20,9 @@ from rlhf.experiment.spec import spec_of
 from rlhf.experiment.stopping import SAVED, Stopped
 from rlhf.experiment.store import Result, StageDirectory
 from rlhf.experiment.sweep import Outcome, Task
-from rlhf.launch.here import local_threads, run_here, share_of_devices
-from rlhf.launch.local import StageFailed, judge
+from rlhf.launch.scheduler import local_threads, run_here, share_of_devices
 from rlhf.launch.worker import error_file
+from rlhf.launch.workers import StageFailed, judge
 
 ROOT = Path(__file__).parents[2]
 QUIET = Console(quiet=True)
@@ -57,7 +57,7 @@ class Training:
     def __init__(self, monkeypatch, act=lambda name: None):
         self.act, self.guard, self.running = act, threading.Lock(), {}
         self.started, self.ended, self.peak, self.devices = [], [], 0, []
-        monkeypatch.setattr("rlhf.launch.here.run_locked", self)
+        monkeypatch.setattr("rlhf.launch.scheduler.run_locked", self)
 
     def __call__(self, task, console, devices):
         with self.guard:
@@ -234,11 +234,11 @@ TRAIN_ONCE = """
 import sys, time
 from pathlib import Path
 from rich.console import Console
-import rlhf.launch.here as here
+import rlhf.launch.scheduler as here
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.store import Result
 from rlhf.experiment.sweep import Outcome, Task
-from rlhf.prepare import load_config
+from rlhf.cli.prepare import load_config
 
 def train(task, console, devices):
     with (Path(sys.argv[1]) / "trained").open("a") as file:
@@ -378,9 +378,9 @@ def run_stage(spec):
     StageDirectory(directory).set_status(state="stopped", reason="saved as step-000007")
     raise stopping.Stopped("saved as step-000007")
 
-for module in ("rlhf.engine.distributed", "rlhf.stages"):
+for module in ("rlhf.runtime.distributed", "rlhf.stages"):
     sys.modules[module] = types.ModuleType(module)
-sys.modules["rlhf.engine.distributed"].start = lambda config: None
+sys.modules["rlhf.runtime.distributed"].start = lambda config: None
 sys.modules["rlhf.stages"].run_stage = run_stage
 """
 
@@ -391,7 +391,7 @@ def fake(monkeypatch, tmp_path, make_config):
     (tmp_path / "fake").mkdir()
     (tmp_path / "fake" / "sitecustomize.py").write_text(FAKE)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'fake'}:{ROOT}")
-    monkeypatch.setattr("rlhf.launch.local.GRACE_S", 0.5)
+    monkeypatch.setattr("rlhf.launch.workers.GRACE_S", 0.5)
 
     def make(*overrides, **what):
         monkeypatch.setenv("FAKE", json.dumps(what))

@@ -9,8 +9,8 @@ import pytest
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.spec import freeze, thaw
 from rlhf.experiment.sweep import Task
-from rlhf.launch.here import run_stage_here
-from rlhf.launch.local import end, last_error, watch
+from rlhf.launch.scheduler import run_stage_here
+from rlhf.launch.workers import end, last_error, watch
 
 
 def process(code):
@@ -31,7 +31,7 @@ def test_the_rank_that_failed_is_named_and_the_others_are_ended():
 
 
 def test_a_worker_that_ignores_the_request_is_killed(monkeypatch):
-    monkeypatch.setattr("rlhf.launch.local.GRACE_S", 0.5)
+    monkeypatch.setattr("rlhf.launch.workers.GRACE_S", 0.5)
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
     worker = subprocess.Popen([sys.executable, "-c", code], text=True, start_new_session=True, stdout=subprocess.PIPE)
     assert worker.stdout.readline() == "ready\n"

@@ -7,10 +7,10 @@ from agreement import distances
 from ranks import run_specs, specs
 from safetensors.torch import load_file
 
+from rlhf.catalog.metric import MACHINE_GROUPS
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.spec import thaw
 from rlhf.launch.worker import run_rank
-from rlhf.track.metrics import MACHINE_GROUPS
 
 pytestmark = pytest.mark.rounding
 

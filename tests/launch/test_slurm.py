@@ -131,7 +131,7 @@ def test_a_sweep_runs_along_its_graph_and_is_not_submitted_twice(cluster, place)
     assert rlhf(*sweep, cwd=place, package=place).count("queued before") >= 4
     assert {directory.name: job_of(directory) for directory in stages(place)} == jobs
     # What was submitted is what runs, whatever becomes of the code meanwhile.
-    for file in ("stages/ppo.py", "launch/worker.py", "launch/agent.py"):
+    for file in ("stages/ppo/train.py", "launch/worker.py", "launch/slurm_node.py"):
         (place / "rlhf" / file).write_text("raise SystemExit('edited')\n")
     slurm.wait_for("the sweep", lambda: all((d / "result.json").exists() for d in stages(place)), 240, every_s=1)
     assert "nothing to run, 8 stages done before" in rlhf(*sweep, cwd=place)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf.config.errors import ConfigError
-from rlhf.measure.compare import compared, medians
+from rlhf.stages.bench.compare import compared, medians
 
 REFUSAL = ConfigError("rollout.engine", "paged", "it does not serve gptj", "try rollout=hybrid")
 
@@ -17,7 +17,7 @@ class Bench:
 
     def __init__(self, monkeypatch, act=lambda name, number: float(number)):
         self.act, self.turns, self.made, self.freed = act, [], 0, 0
-        monkeypatch.setattr("rlhf.measure.compare.round_of", lambda config, models: lambda: self.round(config, models))
+        monkeypatch.setattr("rlhf.stages.bench.compare.round_of", lambda config, models: lambda: self.round(config, models))
 
     def round(self, config, models):
         number = sum(turn == (models, config.name) for turn in self.turns)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf.measure.inputs import comparisons, demonstrations, drawn_lengths, prompts
+from rlhf.stages.bench.inputs import comparisons, demonstrations, drawn_lengths, prompts
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,7 @@ def test_ranks_share_one_global_batch(make_config, monkeypatch):
     config.hardware.gpus_per_node = 2
     parts = []
     for rank in (0, 1):
-        monkeypatch.setattr("rlhf.measure.inputs.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("rlhf.stages.bench.inputs.rank", lambda rank=rank: rank)
         parts.append((prompts(config, CPU), demonstrations(config, 8), comparisons(config, 8)))
     assert torch.cat([part.lengths for part, *_ in parts]).tolist() == whole.lengths.tolist()
     assert torch.cat([part.limits for part, *_ in parts]).tolist() == whole.limits.tolist()

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf.measure.device import copy_gb_s
-from rlhf.measure.inputs import prompts
-from rlhf.measure.ppo import decode_figures, random_models, round_of
-from rlhf.plan.decode import decode_bytes
-from rlhf.prepare import load_config
+from rlhf.catalog.metric import check_names
+from rlhf.cli.prepare import load_config
+from rlhf.planner.decode import decode_bytes
 from rlhf.rollout import ENGINES
-from rlhf.track.metrics import check_names
+from rlhf.runtime.device import copy_gb_s
+from rlhf.stages.bench.inputs import prompts
+from rlhf.stages.bench.rounds import decode_figures, random_models, round_of
 
 SMALL = (
     "+experiments=bench", "data.max_prompt_tokens=20", "data.max_response_tokens=6", "rollout.max_new_tokens=6",

@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from rlhf.measure.table import show, table
+from rlhf.stages.bench.table import show, table
 
 RECIPE = {
     "what": "step3", "lengths": "fixed", "repeats": 3, "model": "opt-1.3b", "reward_model": "opt-350m", "dtype": "bf16",
@@ -21,7 +21,7 @@ def variant(how, seconds, problem=None, **figures):
 
 def result(variants, gpus=("NVIDIA H100",), **recipe):
     return {
-        "command": "python -m rlhf.bench", "date": "2026-11-24", "recipe": RECIPE | recipe, "memory": "whose it is",
+        "command": "python -m rlhf bench", "date": "2026-11-24", "recipe": RECIPE | recipe, "memory": "whose it is",
         "left_out": {}, "variants": variants, "gpus": list(gpus), "processor": "AMD EPYC",
         "packages": {"torch": "2.13.0", "transformers": "5.24.0"},
     }  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from rlhf.cli.prepare import check_sources
 from rlhf.config.errors import ConfigError
 from rlhf.experiment.fingerprint import identity
 from rlhf.experiment.graph import nodes
@@ -16,8 +17,8 @@ from rlhf.experiment.spec import freeze
 from rlhf.launch.worker import run_rank
 from rlhf.models.adapters import BASE, adapter_base
 from rlhf.models.load import load_policy
-from rlhf.models.source import Source, check_source
-from rlhf.prepare import check_sources
+from rlhf.models.preflight import check_source
+from rlhf.models.source import Source
 
 SMALL = (
     "sft.max_steps=1", "reward.max_steps=1", "ppo.max_steps=1", "ppo.rollout_batch_size=8", "ppo.batch_size=4",

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from tiny import save_models
 
 from rlhf.config.errors import ConfigError
-from rlhf.engine.distributed import start
 from rlhf.models.checkpoint import Checkpoint, local_files, safetensors_names
 from rlhf.models.load import load_policy, new_policy
 from rlhf.models.source import Source
+from rlhf.runtime.distributed import start
 
 NAME = "model.decoder.layers.1.fc1.weight"
 

@@ -6,7 +6,6 @@ from torch import nn
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
-from rlhf.engine.distributed import start
 from rlhf.engine.zero import frozen_engine, release
 from rlhf.models.families import ARGUMENTS
 from rlhf.models.heads import Scorer, model_inputs
@@ -14,6 +13,7 @@ from rlhf.models.load import headless_scorer, load_policy, load_scorer, new_poli
 from rlhf.models.lora import add_adapters
 from rlhf.models.source import Source
 from rlhf.models.tokenizer import load_tokenizer, same_vocabulary, train_tokenizer
+from rlhf.runtime.distributed import start
 
 FAMILIES = [family.replace("_", "-") for family in ARGUMENTS]
 IDS = torch.arange(2, 20)[None]

@@ -10,12 +10,12 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf.config.errors import ConfigError
 from rlhf.data.tokens import left_mask
-from rlhf.engine.distributed import start
+from rlhf.models.forward import response_logprobs, response_scores
 from rlhf.models.heads import model_inputs
 from rlhf.models.load import load_policy, load_scorer, new_policy, new_scorer, prepare_for_training
 from rlhf.models.lora import add_adapters, is_adapter
 from rlhf.models.source import Source
-from rlhf.ppo.forward import response_logprobs, response_scores
+from rlhf.runtime.distributed import start
 
 pytestmark = pytest.mark.rounding
 

@@ -5,7 +5,7 @@ import torch
 from tiny import policy_engine, scorer_engine
 
 from rlhf.models.families import ARGUMENTS
-from rlhf.ppo.forward import response_logprobs, response_scores, response_values
+from rlhf.models.forward import response_logprobs, response_scores, response_values
 
 pytestmark = pytest.mark.rounding
 

@@ -11,12 +11,13 @@ from tiny import save_models
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf.config.errors import ConfigError
-from rlhf.engine.distributed import start
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.spec import freeze
 from rlhf.launch.worker import run_rank
 from rlhf.models.load import load_policy, new_policy
-from rlhf.models.source import Source, check_source, fill_shapes
+from rlhf.models.preflight import check_source
+from rlhf.models.source import Source, fill_shapes
+from rlhf.runtime.distributed import start
 
 SMALL = (
     "sft.max_steps=2", "reward.max_steps=1", "data.demo.demonstrations=280", "data.demo.rounds=1",

@@ -16,16 +16,17 @@ import torch
 from gguf_files import write_gguf
 from tiny import save_models
 
+from rlhf.cli.prepare import check_sources, load_config
 from rlhf.config.errors import ConfigError
-from rlhf.engine.distributed import start
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.store import Result
 from rlhf.models import source as module
 from rlhf.models.families import ARGUMENTS, settings_of
 from rlhf.models.load import load_policy, new_policy
-from rlhf.models.source import REACH_S, Source, check_source, fill_shape, fill_shapes, read_settings
+from rlhf.models.preflight import check_source
+from rlhf.models.source import REACH_S, Source, fill_shape, fill_shapes, read_settings
 from rlhf.models.tokenizer import load_tokenizer
-from rlhf.prepare import check_sources, load_config
+from rlhf.runtime.distributed import start
 
 
 def look(config, planned):

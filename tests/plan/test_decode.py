@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf.config.memory import cache_bytes_per_token
-from rlhf.plan.decode import decode_bytes, weight_bytes
+from rlhf.planner.decode import decode_bytes, weight_bytes
 
 
 def test_weights_are_read_but_for_an_embedding_that_is_no_head(make_config):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf.config.schema import Lora, Model
-from rlhf.plan.flops import forward_flops, generation_flops, matrices, training_flops
+from rlhf.planner.flops import forward_flops, generation_flops, matrices, training_flops
 
 # A large one of each family in conf/model, and OPT's odd one.
 LARGE = (

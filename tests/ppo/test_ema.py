@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM
 from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
 from rlhf.config.derive import Batches
 from rlhf.data.loaders import create_prompt_dataloader
-from rlhf.engine.distributed import start
 from rlhf.engine.save import save_model, whole_weight
 from rlhf.engine.zero import Learning, training_engine
 from rlhf.models.load import load_policy
 from rlhf.models.lora import is_adapter
 from rlhf.models.source import Source
 from rlhf.ppo.ema import MovingAverage
+from rlhf.runtime.distributed import start
 
 PLAN = Batches(ranks=1, per_rank=1, micro=1, accumulation=1)
 SMALL = (

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import built, dataset
 
-from rlhf.engine.aside import storages
+from rlhf.engine.offload import storages
 from rlhf.ppo import engine as engine_module
 from rlhf.ppo import trainer as trainer_module
 from rlhf.ppo.engine import is_shared

@@ -10,11 +10,11 @@ from ranks import run_script
 from rounding import assert_same_gradients, assert_same_step
 from tiny import assert_same_update, built, first_step, gradients, save_models, smooth_opt, weights
 
-from rlhf.engine.distributed import start
 from rlhf.models.attention import takes_packed
 from rlhf.models.families import ARGUMENTS
+from rlhf.models.forward import laid_out, micro_batches, response_logprobs, response_scores, response_values
 from rlhf.models.load import new_policy, new_scorer, prepare_for_training
-from rlhf.ppo.forward import laid_out, micro_batches, response_logprobs, response_scores, response_values
+from rlhf.runtime.distributed import start
 
 pytestmark = pytest.mark.rounding
 

@@ -13,11 +13,11 @@ from rlhf.data.tokens import encode_demonstrations, left_mask, right_mask, seque
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.spec import freeze
 from rlhf.launch.worker import run_rank
+from rlhf.models.forward import response_values
 from rlhf.models.heads import last_token, model_inputs
 from rlhf.models.load import load_scorer
 from rlhf.models.source import Source
 from rlhf.models.tokenizer import load_tokenizer
-from rlhf.ppo.forward import response_values
 from rlhf.ppo.report import describe_rollout
 from rlhf.rollout import generate
 from rlhf.rollout.base import Responses

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 from rlhf.config.derive import Batches
 from rlhf.config.errors import ConfigError
 from rlhf.data.loaders import create_prompt_dataloader
-from rlhf.data.streams import stream
 from rlhf.data.tokens import right_mask
 from rlhf.ppo import ptx, update
 from rlhf.ppo.ptx import Texts, predicted
+from rlhf.runtime.seeds import stream
 
 pytestmark = pytest.mark.rounding
 

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from tiny import assert_same_update, dataset, first_step
 
 from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
+from rlhf.catalog.metric import check_names
 from rlhf.config.errors import ConfigError
 from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.models.tokenizer import train_tokenizer
 from rlhf.ppo.report import describe_speed
-from rlhf.track.metrics import check_names
 
 pytestmark = pytest.mark.rounding
 

@@ -1,5 +1,5 @@
 """How long a report takes: `python tests/report/measure.py [STAGES]` makes a sweep of so many stages (300) up, writes its
-report, and prints the processor time of `python -m rlhf.report`, start included."""
+report, and prints the processor time of `python -m rlhf report`, start included."""
 
 import copy
 import os
@@ -41,7 +41,7 @@ def measure(place: Path) -> float:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
-        [sys.executable, "-m", "rlhf.report", str(place)], env=environment, check=True, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "rlhf", "report", str(place)], env=environment, check=True, stdout=subprocess.DEVNULL
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

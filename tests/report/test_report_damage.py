@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fakesweep import FakeSweep, answer, config, grid, step, write
 
-from rlhf.report.__main__ import main
+from rlhf.cli.report import main
 from rlhf.report.collect import collect
 from rlhf.report.failures import failures, missing
 
@@ -207,7 +207,7 @@ def test_an_unreadable_stage_name_is_not_followed(tmp_path):
 
 
 def test_as_a_command(tmp_path):
-    command = [sys.executable, "-m", "rlhf.report"]
+    command = [sys.executable, "-m", "rlhf", "report"]
     help_ = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "outputs/sweeps/" in help_.stdout
     nowhere = subprocess.run([*command, str(tmp_path / "x")], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -217,6 +217,6 @@ def test_as_a_command(tmp_path):
 
 def test_nothing_heavy_is_imported():
     heavy = ("torch", "deepspeed", "transformers", "wandb", "datasets", "hydra")
-    code = f"import sys, rlhf.report.__main__; print(sorted(set({heavy}) & set(sys.modules)))"
+    code = f"import sys, rlhf.cli.report; print(sorted(set({heavy}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

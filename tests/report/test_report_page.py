@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fakesweep import FakeSweep, answer, config, environment, grid, step, write
 
-from rlhf.report.__main__ import main
+from rlhf.cli.report import main
 from rlhf.report.collect import collect
 from rlhf.report.groups import grouped
 from rlhf.report.plots import PALETTE, PLACES, binned, colours, course

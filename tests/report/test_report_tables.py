@@ -4,7 +4,7 @@ import json
 import pytest
 from fakesweep import GOLD, FakeSweep, config, grid
 
-from rlhf.report.__main__ import main
+from rlhf.cli.report import main
 from rlhf.report.collect import collect
 from rlhf.report.groups import grouped
 from rlhf.report.throughput import speeds

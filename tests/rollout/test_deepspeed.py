@@ -9,9 +9,9 @@ from tiny import policy_engine, prompts, random_numbers
 from rlhf.config import rollouts
 from rlhf.config.checks import check
 from rlhf.config.errors import ConfigError
-from rlhf.engine.settings import hybrid_settings
 from rlhf.engine.zero import check_kernels
 from rlhf.rollout import generate
+from rlhf.runtime.ds_config import hybrid_settings
 
 GPU = "rollout=deepspeed", "hardware=h100"
 

@@ -9,7 +9,7 @@ from tiny import PROMPTS, policy_engine, prompts, random_numbers
 from transformers import GenerationConfig
 
 from rlhf.data.tokens import encode_prompt, left_mask, prompt_batch, right_mask
-from rlhf.ppo.forward import response_logprobs
+from rlhf.models.forward import response_logprobs
 from rlhf.rollout import generate
 from rlhf.rollout.base import Responses
 

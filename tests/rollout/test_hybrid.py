@@ -90,7 +90,7 @@ def test_batches_shrink_to_few_sizes_that_are_large_enough():
 
 
 def test_adapters_are_merged_for_the_rollout_and_the_base_comes_back_bit_for_bit(make_config, tokenizer):
-    from rlhf.engine.distributed import start
+    from rlhf.runtime.distributed import start
 
     config = make_config("lora=r8", "rollout.max_new_tokens=10")
     start(config)
@@ -191,10 +191,10 @@ def main(lora, gather):
     """Rank by rank: rollouts of different lengths equal plain generate's, the shards stay, and training goes on."""
     from rlhf.config.points import composed
     from rlhf.data.records import load_dataset
-    from rlhf.engine.distributed import rank, start
     from rlhf.engine.gather import KEPT, gathered
     from rlhf.engine.state import held
     from rlhf.models.tokenizer import build_tokenizer
+    from rlhf.runtime.distributed import rank, start
 
     config = composed(
         "zero='3'", "zero.persistence_elements=0", "hardware.gpus_per_node=2", f"lora={lora}", f"rollout.gather={gather}",

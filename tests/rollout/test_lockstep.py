@@ -33,10 +33,10 @@ def rollout(zero):
 
     from rlhf.config.points import composed
     from rlhf.data.records import load_dataset
-    from rlhf.engine.distributed import rank, start, total
+    from rlhf.models.forward import response_logprobs
     from rlhf.models.tokenizer import build_tokenizer
-    from rlhf.ppo.forward import response_logprobs
     from rlhf.rollout import generate
+    from rlhf.runtime.distributed import rank, start, total
 
     config = composed(
         f"zero='{zero}'", "zero.persistence_elements=0", "hardware.gpus_per_node=2", "rollout.temperature=1000.0"

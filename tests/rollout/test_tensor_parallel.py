@@ -71,13 +71,13 @@ def main(lora, *families):
 
     from rlhf.config.points import composed
     from rlhf.data.records import load_dataset
-    from rlhf.engine.distributed import rank, start
     from rlhf.engine.state import held
     from rlhf.models import families as shapes
     from rlhf.models.lora import base_model
     from rlhf.models.tokenizer import build_tokenizer
     from rlhf.rollout import generate
     from rlhf.rollout.tensor_parallel import SHARED as COPIES
+    from rlhf.runtime.distributed import rank, start
 
     found = {}
     shapes.NEO_WINDOW = shapes.WINDOW = 8

@@ -11,14 +11,14 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.config.rollouts import paged_families
 from rlhf.data.tokens import left_mask, prompt_batch, right_mask
-from rlhf.engine.distributed import start
 from rlhf.engine.zero import frozen_engine
 from rlhf.models.attention import extend_attention, takes_packed
 from rlhf.models.families import settings_of
+from rlhf.models.forward import response_logprobs, response_scores, response_values
 from rlhf.models.heads import Scorer, classifier_class
-from rlhf.ppo.forward import response_logprobs, response_scores, response_values
 from rlhf.rollout import generate
 from rlhf.rollout.decoder import SLOTS, Decoder
+from rlhf.runtime.distributed import start
 
 pytestmark = pytest.mark.rounding
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from rlhf.cli.prepare import load_config
 from rlhf.config.errors import ConfigError
 from rlhf.experiment import stopping
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.sweep import Task
-from rlhf.launch.here import run_here
-from rlhf.prepare import load_config
-from rlhf.stages import bench
+from rlhf.launch.scheduler import run_here
+from rlhf.stages.bench import run as bench
 
 SMALL = (
     "+experiments=bench", "data.max_prompt_tokens=20", "data.max_response_tokens=8", "rollout.max_new_tokens=8",

@@ -8,9 +8,9 @@ from tiny import learning_scorer
 
 from rlhf.data.tokens import Encoded
 from rlhf.engine.zero import release
-from rlhf.stages import comparisons
-from rlhf.stages.comparisons import learn, parts
-from rlhf.stages.reward import train_step
+from rlhf.stages.reward import comparisons
+from rlhf.stages.reward.comparisons import learn, parts
+from rlhf.stages.reward.train import train_step
 
 
 def element(prompt, answers):

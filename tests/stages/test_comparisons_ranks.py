@@ -34,10 +34,10 @@ def steps(zero, answers):
     from tiny import learning_scorer, smooth_opt
 
     from rlhf.config.points import composed
-    from rlhf.engine.distributed import rank, start
     from rlhf.engine.zero import release, set_rates
-    from rlhf.measure.ppo import toy_tokenizer
-    from rlhf.stages.reward import train_step
+    from rlhf.runtime.distributed import rank, start
+    from rlhf.stages.bench.rounds import toy_tokenizer
+    from rlhf.stages.reward.train import train_step
 
     config = composed(f"zero='{zero}'", "zero.persistence_elements=0", "hardware.gpus_per_node=2", "reward.batch_size=2")
     start(config)

@@ -11,16 +11,16 @@ from rlhf.config.checks import check
 from rlhf.config.derive import batches
 from rlhf.data.records import load_dataset
 from rlhf.data.tokens import encode_demonstrations, right_mask, sequence_batch
-from rlhf.engine.distributed import start
 from rlhf.engine.save import save_model
 from rlhf.engine.zero import Learning, training_engine
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.spec import freeze
 from rlhf.launch.worker import run_rank
+from rlhf.models.forward import response_scores
 from rlhf.models.load import load_policy, load_scorer, new_policy
 from rlhf.models.source import Source
 from rlhf.models.tokenizer import load_tokenizer
-from rlhf.ppo.forward import response_scores
+from rlhf.runtime.distributed import start
 
 SMALL = (
     "sft.max_steps=2",
@@ -178,8 +178,8 @@ def spoiled(function, calls):
 
 # Which function gives the first step's number that is not finite, and what is then missing from its metrics.
 SPOILED = {
-    "sft": ("rlhf.stages.sft.loss_of", range(4), "train/loss"),
-    "reward": ("rlhf.stages.comparisons.pair_margins", range(1), "train/loss"),
+    "sft": ("rlhf.stages.sft.train.loss_of", range(4), "train/loss"),
+    "reward": ("rlhf.stages.reward.comparisons.pair_margins", range(1), "train/loss"),
     "ppo": ("rlhf.ppo.trainer.score", range(4), "reward/mean"),
 }
 

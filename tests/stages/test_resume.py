@@ -21,12 +21,12 @@ import pytest
 from halves import fp16_case
 from mortal import Death, Mortal
 
+from rlhf.catalog.metric import MACHINE_GROUPS
 from rlhf.config.errors import ConfigError
 from rlhf.experiment.checkpoints import MANIFEST, damage, describe, places, read_manifest
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.spec import freeze
 from rlhf.experiment.stopping import SAVED
-from rlhf.track.metrics import MACHINE_GROUPS
 
 SMALL = (
     "data.demo.demonstrations=60",
@@ -58,7 +58,7 @@ SMALL = (
 )
 EVERY = "checkpoint.every_steps=1"
 STAGES = ("sft", "reward", "ppo")
-PPO, TRAINER, UPDATE = "rlhf.stages.ppo", "rlhf.ppo.trainer:DeepSpeedPPOTrainer", "rlhf.ppo.update:Update"
+PPO, TRAINER, UPDATE = "rlhf.stages.ppo.train", "rlhf.ppo.trainer:DeepSpeedPPOTrainer", "rlhf.ppo.update:Update"
 SAVER, KEEPER = "rlhf.stages.saver", "rlhf.experiment.checkpoints"
 
 # Deaths in the course of a checkpoint, and what a stage survives beside its own work. Each is met by the attempt that the
@@ -71,12 +71,12 @@ SAVING = (
 )
 RESUMING = (
     Death(f"{SAVER}:restore_engine", when="after"),
-    Death("rlhf.track.tracker:Tracker.resume", when="after"),
+    Death("rlhf.tracking.tracker:Tracker.resume", when="after"),
 )
 REMOVING = (Death("os:unlink", match="rank-0.safetensors", when="after"),)  # an old checkpoint, half removed
 LOGGING = (
-    Death("rlhf.track.tracker:append", when="after"),
-    Death("rlhf.track.tracker:Tracker.status"),
+    Death("rlhf.tracking.tracker:append", when="after"),
+    Death("rlhf.tracking.tracker:Tracker.status"),
 )
 ENDING = (
     Death("rlhf.engine.save:write_tensors", when="after"),
@@ -97,9 +97,10 @@ def of_training(stage):
 
 
 DEATHS = {
-    "sft": (*LOGGING, *of_training("sft"), *REMOVING, Death("rlhf.stages.sft:save_model", when="after"), DONE["sft"]),
+    "sft": (*LOGGING, *of_training("sft"), *REMOVING, Death("rlhf.stages.sft.train:save_model", when="after"), DONE["sft"]),
     "reward": (
-        *of_training("reward"), Death("rlhf.stages.reward:moments"), Death("rlhf.stages.reward:save_model", when="after"),
+        *of_training("reward"), Death("rlhf.stages.reward.train:moments"),
+        Death("rlhf.stages.reward.train:save_model", when="after"),
         DONE["reward"],
     ),
     "ppo": (
@@ -110,8 +111,8 @@ DEATHS = {
         *SAVING,
         *RESUMING,
         Death(f"{PPO}:compare"),
-        Death("rlhf.track.tracker:append", nth=3),  # among the samples
-        Death("rlhf.track.tracker:Tracker.log", when="after", nth=2),
+        Death("rlhf.tracking.tracker:append", nth=3),  # among the samples
+        Death("rlhf.tracking.tracker:Tracker.log", when="after", nth=2),
         Death(f"{TRAINER}.generate_experience", when="after"),
         *REMOVING,
         Death(f"{PPO}:save_model"),
@@ -122,8 +123,14 @@ DEATHS = {
 }  # fmt: skip
 # Every other step is lost with these.
 FEWER = {
-    "sft": (Death("rlhf.stages.sft:train_step", nth=2, when="after"), Death("rlhf.stages.sft:train_step", nth=4)),
-    "reward": (Death("rlhf.stages.reward:train_step", nth=2), Death("rlhf.stages.reward:train_step", nth=3, when="after")),
+    "sft": (
+        Death("rlhf.stages.sft.train:train_step", nth=2, when="after"),
+        Death("rlhf.stages.sft.train:train_step", nth=4),
+    ),
+    "reward": (
+        Death("rlhf.stages.reward.train:train_step", nth=2),
+        Death("rlhf.stages.reward.train:train_step", nth=3, when="after"),
+    ),
     "ppo": (
         Death(f"{UPDATE}.minibatch", nth=6),
         Death(f"{TRAINER}.generate_experience", nth=3),
@@ -296,7 +303,7 @@ def test_killed_with_a_checkpoint_at_every_boundary_by_the_clock(lab):
 
 
 def test_killed_before_the_first_checkpoint_a_stage_begins_anew(lab):
-    lab.broken("sft", (Death("rlhf.stages.sft:train_step", nth=4, when="after"),))
+    lab.broken("sft", (Death("rlhf.stages.sft.train:train_step", nth=4, when="after"),))
 
 
 def test_a_line_that_was_cut_off_is_removed(lab):
@@ -312,8 +319,8 @@ def test_a_line_that_was_cut_off_is_removed(lab):
 
 
 SPOILED = {
-    "sft": "rlhf.stages.sft:loss_of",
-    "reward": "rlhf.stages.comparisons:pair_margins",
+    "sft": "rlhf.stages.sft.train:loss_of",
+    "reward": "rlhf.stages.reward.comparisons:pair_margins",
     "ppo": "rlhf.ppo.trainer:score",
 }
 
@@ -371,7 +378,7 @@ def on_both(stage):
         Death(f"{SAVER}:write_tensors", when="after", rank=1),
         *SAVING[1:],
         Death(f"{TRAINER}.train_rlhf", when="after", rank=1),
-        Death("rlhf.track.tracker:append", nth=3),
+        Death("rlhf.tracking.tracker:append", nth=3),
         Death(f"{PPO}:save_model", nth=2, rank=1),
         Death("rlhf.experiment.store:StageDirectory.finish"),
     )
@@ -407,7 +414,7 @@ def test_two_ranks_of_another_kind_are_killed(lab, changes):
 def test_a_damaged_file_of_another_rank_is_noticed(lab):
     changes = (EVERY, TWO, "zero='3'")
     node, config = lab.fresh("sft", *changes)
-    lab.run(node, config, Death("rlhf.stages.sft:train_step", nth=4))
+    lab.run(node, config, Death("rlhf.stages.sft.train:train_step", nth=4))
     place = places(node.directory.path)[0]
     flip(place / "rank-1.safetensors")
     ended = lab.attempt(freeze(node, config), config)
@@ -515,7 +522,7 @@ def test_asked_to_stop_before_the_first_step_and_again_at_once(lab):
 
 def test_asked_to_stop_after_the_last_step_a_stage_ends(lab):
     node, config = lab.fresh("sft")
-    ended = lab.run(node, config, Death("rlhf.stages.sft:save_model", signal=signal.SIGTERM))
+    ended = lab.run(node, config, Death("rlhf.stages.sft.train:save_model", signal=signal.SIGTERM))
     assert ended.codes == [0] and node.directory.done
 
 
@@ -542,7 +549,7 @@ def test_a_worker_that_is_asked_to_stop_exits_with_85(lab, tmp_path):
 def two_checkpoints(lab):
     """A stage that was killed with two checkpoints."""
     node, config = lab.fresh("sft", EVERY)
-    lab.run(node, config, Death("rlhf.stages.sft:train_step", nth=4))
+    lab.run(node, config, Death("rlhf.stages.sft.train:train_step", nth=4))
     assert [place.name for place in places(node.directory.path)] == ["step-000003", "step-000002"]
     return node.directory.path
 
@@ -651,7 +658,7 @@ def without_room(lab, small_disk, size, *changes):
 def test_a_full_disk_keeps_the_checkpoint_before(lab, two_checkpoints, small_disk):
     one, model = size_of(places(two_checkpoints)[0]), size_of(lab.node("sft", (), lab.root_of(()))[0].directory.model)
     node, config = without_room(lab, small_disk, 2 * one + model + 200_000)
-    ended = lab.run(node, config, Death("rlhf.stages.sft:save_model"))
+    ended = lab.run(node, config, Death("rlhf.stages.sft.train:save_model"))
     assert ended.codes == [-9]
     told = [line for line in ended.said.splitlines() if "could not be saved" in line]
     assert [line.split()[0] for line in told] == ["step-000003", "step-000004"]

@@ -3,7 +3,7 @@ import torch
 from tiny import policy_engine
 
 from rlhf.data.tokens import Encoded, sequence_batch
-from rlhf.stages.sft import loss_mask, loss_of
+from rlhf.stages.sft.train import loss_mask, loss_of
 
 ITEMS = [Encoded([5, 6, 7], [8, 9, 1]), Encoded([5], [6, 1])]
 

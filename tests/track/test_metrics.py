@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import rlhf
-from rlhf.track.metrics import MACHINE_GROUPS, METRICS, check_names
-from rlhf.track.throughput import speed
+from rlhf.catalog.metric import MACHINE_GROUPS, METRICS, check_names
+from rlhf.tracking.throughput import speed
 
 ROOT = Path(rlhf.__file__).parent
 GROUPS = sorted({name.split("/")[0] for name in METRICS})

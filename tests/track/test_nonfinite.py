@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from rlhf.data.tokens import SequenceBatch
 from rlhf.stages.context import keep_finite
-from rlhf.track.nonfinite import Nonfinite
+from rlhf.tracking.nonfinite import Nonfinite
 
 
 def batch():

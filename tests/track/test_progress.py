@@ -1,6 +1,6 @@
 import pytest
 
-from rlhf.track.progress import Bar, rate
+from rlhf.tracking.progress import Bar, rate
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from records import history, records
 
 from rlhf.experiment.spec import Spec, stage_directory
-from rlhf.track.tracker import Tracker
+from rlhf.tracking.tracker import Tracker
 
 
 @pytest.fixture(autouse=True)

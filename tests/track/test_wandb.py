@@ -5,7 +5,7 @@ from records import history, records
 
 from rlhf.experiment.graph import nodes
 from rlhf.experiment.sweep import Outcome, Point, merged
-from rlhf.track.wandb import default_mode, log_sweep, run_id
+from rlhf.tracking.wandb import default_mode, log_sweep, run_id
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,1 @@
+"""Facts of this program in one place each, without torch."""

@@ -1,0 +1,225 @@
+"""Measure how fast a configuration is, beside what people do today, in one run.
+
+    python -m rlhf bench model=opt-1.3b hardware=h100           # a step of PPO: rollout, scoring, updates
+    python -m rlhf bench bench.what=rollout model=opt-125m      # rollouts alone, engine by engine (bench.engines=[...])
+    python -m rlhf bench bench.what=train bench.lengths=real    # one phase alone (or score); answers of many lengths
+    python -m rlhf bench bench.what=stages hardware=a100-80g    # a training step of each of the three stages
+    python -m rlhf bench --table                                # the stored results as README's table
+
+Every key and group of `python -m rlhf --help` can be given; they join the recipe, DeepSpeed-Chat's benchmark, which is in
+experiments/bench.yaml. Models have random weights of the shapes in conf/model: nothing is downloaded. The baseline samples
+with transformers' generate, pads every batch to its longest sequence and reads it in separate passes; all else is the same.
+Variants take turns, after a round of each that warms up; medians are told, and the result is stored in outputs/bench.
+
+One process, one device; several are measured, without the baseline, by a stage: `python -m rlhf +experiments=bench`.
+"""
+
+import re
+import shlex
+import sys
+import tempfile
+import zlib
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from rlhf.cli.prepare import load_config
+from rlhf.config.checks import check, check_devices
+from rlhf.config.compose import config_root
+from rlhf.config.derive import batches, ranks
+from rlhf.config.errors import ConfigError
+from rlhf.config.hydra_errors import from_hydra, unknown_option
+from rlhf.config.schema import Config
+from rlhf.config.secrets import mask
+from rlhf.config.terminal import Terminal
+from rlhf.experiment.store import write_json
+from rlhf.stages.bench.table import BASELINE, MAIN, show, table
+
+if TYPE_CHECKING:
+    from rlhf.stages.bench.compare import Measured
+
+RESULTS = "experiments/results"
+# The largest OPT that is its own critic and reward model in the published recipe.
+CRITIC, CRITIC_PARAMETERS = "opt-350m", 400_000_000
+FLAGS = ("-h", "--help", "--table")
+
+
+def main(arguments: list[str]) -> int:
+    """Run what the arguments ask for; returns the exit code: 0, 2 for bad input, 130 if interrupted."""
+    console = Terminal(soft_wrap=True) if Terminal().is_terminal else Terminal(width=200)
+    try:
+        if "--table" in arguments:
+            console.print(table(config_root() / RESULTS), soft_wrap=True)
+        elif {"-h", "--help"} & set(arguments):
+            console.print(__doc__, soft_wrap=True)
+        else:
+            measure(configured(arguments), console)
+    except ConfigError as error:
+        Terminal(stderr=True, soft_wrap=True).print(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def configured(arguments: list[str]) -> Config:
+    """The recipe with what was typed. Raises ConfigError."""
+    if flags := [word for word in arguments if word.startswith("-")]:
+        problem = "this command measures one configuration"
+        raise ConfigError("argument", flags[0], problem, "sweep a benchmark with `python -m rlhf -m +sweeps=systems`")
+    if stage := next((word for word in arguments if re.match(r"\+*stages?=", word)), None):
+        fix = "leave it out; bench.what=stages measures a step of each stage"
+        raise ConfigError("stage", stage.partition("=")[2], "this command runs no stage", fix)
+    config = composed(arguments)
+    chosen = any(re.match(r"\+*reward_model(=|\.path=)", word) for word in arguments)
+    same = config.reward_model.name == config.model.name and not chosen
+    if same and config.model.family == "opt" and config.model.parameters > CRITIC_PARAMETERS:
+        config = composed([*arguments, f"reward_model={CRITIC}"])
+    if ranks(config) > 1:
+        key = "nodes" if config.hardware.nodes > 1 else "gpus_per_node"
+        problem, typed = f"variants take turns in one process, not in {ranks(config)}", shlex.join(arguments)
+        fix = f"measure with `python -m rlhf +experiments=bench {typed}`"
+        raise ConfigError(f"hardware.{key}", getattr(config.hardware, key), problem, fix)
+    check_devices(config)
+    return config
+
+
+def composed(arguments: list[str]) -> Config:
+    """The configuration of experiments/bench.yaml, joined by the user's own preset, and overrides. Raises ConfigError."""
+    presets, overrides = ["bench"], []
+    for word in arguments:
+        preset = re.fullmatch(r"\+experiments=\[?([\w.,-]+)\]?", word)
+        presets += preset[1].split(",") if preset else []
+        overrides += [] if preset else [word]
+    known = sorted(file.stem for file in (config_root() / "experiments").glob("*.yaml"))
+    if unknown := next((name for name in presets if name not in known), None):
+        raise unknown_option("experiments", unknown, known)
+    try:
+        return load_config(f"+experiments=[{','.join(dict.fromkeys(presets))}]", *overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise from_hydra(error, overrides) from error
+
+
+def measure(config: Config, console: Console) -> None:
+    """Measure, print, and store."""
+    configs, left_out = variants(config)
+    from rlhf.runtime.distributed import leave, start
+
+    start(config)  # before anything imports deepspeed: it looks for its device then
+    import torch
+
+    from rlhf.tracking.environment import environment
+
+    measured = stages(config) if config.bench.what == "stages" else beside(config, configs)
+    leave()
+    left_out |= {name: str(result.problem) for name, result in measured.items() if result.refused}
+    for engine, reason in left_out.items():
+        console.print(f"{engine} is left out: {reason}")
+    found = {
+        "command": mask(shlex.join(["python", "-m", "rlhf", "bench", *sys.argv[1:]])), "date": str(date.today()),
+        "recipe": recipe(config) | {"threads": torch.get_num_threads()},
+        "memory": memory_note(config), "left_out": left_out,
+        "variants": {
+            name: entry(name, configs.get(name, config), result) for name, result in measured.items() if not result.refused
+        },
+    }  # fmt: skip
+    console.print(show(found))
+    place = Path(config.output_root) / "bench" / file_name(config, found)
+    write_json(place, found | environment(config))
+    console.print(f"{place}", soft_wrap=True)
+
+
+def variants(config: Config) -> tuple[dict[str, Config], dict[str, str]]:
+    """What is measured, by name, the baseline first; and the engines that cannot serve the configuration, with the reason:
+    those that the user names are refused instead. Raises ConfigError."""
+    rollout = config.bench.what == "rollout"
+    base = with_ways(config, "hf" if rollout or config.bench.what == "step3" else config.rollout.engine, "none")
+    if not rollout:
+        return {BASELINE: base, "ours": config}, {}
+    asked, left_out = config.bench.engines, {}
+    found = {BASELINE: base}
+    for engine in dict.fromkeys(asked or (config.rollout.engine, "hybrid", "paged")):
+        try:
+            found[engine] = with_ways(config, engine, config.ppo.packing)
+            check(found[engine])
+        except ConfigError as error:
+            if asked:
+                raise
+            found.pop(engine)
+            left_out[engine] = str(error)
+    return {name: found[name] for name in found if name != "hf"}, left_out
+
+
+def with_ways(config: Config, engine: str, packing: str) -> Config:
+    """The configuration with a rollout engine and a way of padding."""
+    return replace(config, rollout=replace(config.rollout, engine=engine), ppo=replace(config.ppo, packing=packing))
+
+
+def beside(config: Config, configs: dict[str, Config]) -> "dict[str, Measured]":
+    """The variants of step 3, or of a phase of it, in turns on the same models."""
+    from rlhf.stages.bench.compare import compared
+    from rlhf.stages.bench.rounds import random_models
+
+    optional = [] if config.bench.engines else [name for name in configs if name not in (BASELINE, "ours")]
+    with tempfile.TemporaryDirectory() as place:
+        return compared(configs, lambda: random_models(config, Path(place) / "random"), config.bench.repeats, optional)
+
+
+def stages(config: Config) -> "dict[str, Measured]":
+    """A training step of each stage, one stage after another; one that does not fit the GPU says so."""
+    import torch
+
+    from rlhf.stages.bench.compare import Failed, Measured, take_turns
+    from rlhf.stages.bench.run import subjects
+
+    found: dict[str, Measured] = {}
+    with tempfile.TemporaryDirectory() as place:
+        for name, rounds in subjects(config).items():
+            try:
+                with rounds(config, Path(place) / "random") as once:
+                    found[name] = Measured(take_turns({name: once}, config.bench.repeats, False)[name])
+            except (Failed, torch.OutOfMemoryError):
+                found[name] = Measured(problem="out of memory")
+    return found
+
+
+def entry(name: str, own: Config, measured: "Measured") -> dict[str, Any]:
+    """A variant as it is stored: how it works, its medians, and its main figure in every round."""
+    engine = f"{own.rollout.engine} rollouts"
+    padding = {"none": "padded", "length": "by length", "packed": "packed"}[own.ppo.packing]
+    how = {"rollout": engine, "score": padding, "train": padding}.get(own.bench.what, f"{engine}, {padding}")
+    how = "" if name in ("sft", "reward") else how
+    rounds = [figures[MAIN[own.bench.what]] for figures in measured.rounds]
+    return {"how": how, "problem": measured.problem, "median": measured.median, "rounds": rounds}
+
+
+def recipe(config: Config) -> dict[str, Any]:
+    """What the figures depend on, beside the machine and the versions."""
+    return {
+        "what": config.bench.what, "lengths": config.bench.lengths, "repeats": config.bench.repeats,
+        "model": config.model.name, "reward_model": config.reward_model.name, "dtype": config.precision.dtype,
+        "zero": config.zero.stage, "offload": config.zero.offload_optimizer or config.zero.offload_parameters,
+        "lora": config.lora.rank, "batch": config.ppo.rollout_batch_size, "micro_batch": batches(config, "ppo").micro,
+        "prompt_tokens": config.data.max_prompt_tokens, "response_tokens": config.rollout.max_new_tokens,
+        "update_epochs": config.ppo.update_epochs, "seed": config.seed,
+    }  # fmt: skip
+
+
+def memory_note(config: Config) -> str:
+    """Whose memory is told."""
+    return (
+        "memory/peak_gib: of the whole process during the variant's first turn" if config.hardware.device == "cpu"
+        else "memory/peak_gib: allocated on the GPU during the variant's first turn"
+    )  # fmt: skip
+
+
+def file_name(config: Config, found: dict[str, Any]) -> str:
+    """A name that tells what was measured, where and when; other settings on one day get another checksum."""
+    told = f"{found['recipe']} {[variant['how'] for variant in found['variants'].values()]}"
+    words = f"bench-{config.bench.what}-{config.bench.lengths}-{config.model.name}-{config.hardware.gpu}"
+    return f"{words}-{date.today()}-{zlib.crc32(told.encode()):08x}.json".lower().replace(" ", "-")

@@ -1,0 +1,85 @@
+"""`python -m rlhf report DIR`: read the directory, write the page and the tables, say where they are."""
+
+import argparse
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from rlhf.catalog.metric import RATES
+from rlhf.config.terminal import Terminal, one_line
+from rlhf.experiment.summary import BENCH_COLUMNS
+from rlhf.report.collect import ReportError, collect
+from rlhf.report.figures import compared, every_figure, short
+from rlhf.report.groups import Group, grouped
+from rlhf.report.page import overview, page
+from rlhf.report.tables import save, write_tables
+
+# What the terminal shows of the final figures; the tables have the rest. The first of these that any point has.
+SHOWN = (
+    {"eval/gold": "gold reward", "eval/reward": "score", "eval/kl_sequence": "KL, nats", "eval/length": "tokens"},
+    {"eval/perplexity": "SFT perplexity", "eval/accuracy": "reward model accuracy"},
+    {"throughput/samples_per_s": "seq/s", "throughput/mfu": "MFU"},  # a benchmark's whole steps; or its phases, or stages
+    {metric: label for metric, label, _ in BENCH_COLUMNS if metric in RATES or metric == "throughput/decode_share"},
+)
+MEMORY = {"memory/peak_gib": "peak GiB"}
+
+
+def main(arguments: list[str]) -> int:
+    """Write the report; returns the exit code, 2 if there is nothing to report on or nowhere to write."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rlhf report",
+        description="Write what a sweep or a run came to as one HTML page (report.html, which needs no network) and as "
+        "tables: points.* has a row per point, table.* the figures over seeds, each as .csv, .json and .md. "
+        "A sweep that is half finished or partly failed is reported as far as it is.",
+        epilog="example: python -m rlhf report outputs/sweeps/kl",
+    )
+    parser.add_argument(
+        "directory", metavar="DIR", type=Path, help="outputs/sweeps/<name>, a point of it, or outputs/runs/<run>"
+    )
+    parser.add_argument("--output", metavar="DIR2", type=Path, help="where to write (default: DIR/report)")
+    given = parser.parse_args(arguments)
+    try:
+        collection = collect(given.directory)
+    except ReportError as error:
+        return refuse(str(error))
+    groups, output = grouped(collection), given.output or given.directory / "report"
+    content = page(collection, groups)
+    try:
+        save(output / "report.html", content)
+        written = [output / "report.html", *write_tables(output, collection, groups)]
+    except OSError as error:
+        return refuse(
+            f"{error.filename or output}: it cannot be written ({error.strerror}); choose another place with --output"
+        )
+    console = Terminal(soft_wrap=True)
+    for line in overview(collection):
+        console.print(line)
+    console.print(summary(groups))
+    for file in written:
+        console.print(str(file))
+    return 0
+
+
+def refuse(reason: str) -> int:
+    """One line on stderr."""
+    console = Terminal(stderr=True, soft_wrap=True)
+    console.print(Text.assemble(("error:", "bold red"), f" {one_line(reason)}"))
+    return 2
+
+
+def summary(groups: list[Group]) -> Table:
+    """The groups with the means that matter most; intervals are for the page and the tables."""
+    table = Table(title="Means over seeds (n); intervals are in table.md", title_justify="left")
+    table.add_column("group", overflow="fold")
+    figures = every_figure(groups)
+    labels = next((labels for labels in SHOWN if any(figure.metric in labels for figure in figures)), {})
+    shown = {figure: (labels | MEMORY).get(figure.metric) for figure in figures}
+    columns = [[cell.estimate for cell in compared(groups, figure)] for figure, label in shown.items() if label]
+    for label in filter(None, shown.values()):
+        table.add_column(label, justify="right")
+    for number, group in enumerate(groups):
+        means = [known[number] for known in columns]
+        cells = ["–" if mean is None else f"{short(mean.mean)} ({mean.n})" for mean in means]
+        table.add_row(Text(one_line(group.label)), *map(Text, cells))
+    return table

@@ -1,0 +1,289 @@
+"""The entry: compose every point as Hydra does, check all of them, merge their stages into one graph, run what is not done.
+
+Nothing here imports torch or deepspeed, unless a model that the user names is looked at. All points of a sweep are composed
+and checked before the first one starts, and before anything is written.
+"""
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+from rich.progress import track
+from rich.text import Text
+
+from rlhf.cli.prepare import check_records, check_sources, estimates, prepared
+from rlhf.cli.search import search, wants_search
+from rlhf.config.checks import check_devices
+from rlhf.config.command import Command, read_command
+from rlhf.config.compose import config_root, point_name, register
+from rlhf.config.disk import CLOSED, FULL, disk_problem
+from rlhf.config.errors import ConfigError
+from rlhf.config.hydra_errors import REFUSED, from_hydra
+from rlhf.config.keys import DECIDED_ONCE, covered, leaf_keys
+from rlhf.config.overrides import parse
+from rlhf.config.points import Composer, Job
+from rlhf.config.ranges import at
+from rlhf.config.secrets import secret_keys
+from rlhf.config.terminal import Terminal
+from rlhf.data.check import record_notes
+from rlhf.experiment.checkpoints import check_layout, discard
+from rlhf.experiment.directories import check_directories, link_latest
+from rlhf.experiment.graph import nodes
+from rlhf.experiment.record import record
+from rlhf.experiment.store import StageDirectory
+from rlhf.experiment.summary import print_failures, print_plan, print_summary, print_sweep
+from rlhf.experiment.sweep import Outcome, Point, Task, merged
+from rlhf.launch import execute
+
+# A sweep of so many points takes seconds to plan, which a bar shows.
+MANY_POINTS = 30
+# So many points with one and the same problem are told in one line.
+FEW_POINTS = 5
+
+
+class Invalid(Exception):
+    """Points that cannot work, each with the reason; a reason that many have alike is told once."""
+
+    def __init__(self, problems: list[tuple[str, ConfigError]], points: int) -> None:
+        single = [(name, problem) for name, error in problems for problem in error.problems]
+        counts = Counter(str(problem) for _, problem in single)
+        lines, told = [], set()
+        for name, problem in single:
+            alike = counts[str(problem)]
+            if alike > FEW_POINTS and str(problem) in told:
+                continue
+            told.add(str(problem))
+            others = f" and {alike - 1} more points" if alike > FEW_POINTS else ""
+            lines += [f"{name}{others}: {problem}" if points > 1 else str(problem)]
+        super().__init__("\n".join(dict.fromkeys(lines)))
+
+
+def main(arguments: list[str]) -> int:
+    """Run what the command line asks for; returns the exit code: 0 done or submitted, 1 a stage failed, 2 bad input, 130
+    stopped."""
+    console = Terminal(stderr=True, soft_wrap=True)
+    try:
+        command = read_command(arguments)
+        sys.argv[1:] = command.words
+        if command.shows:
+            return show(command)
+        with Composer(command) as composer:
+            if wants_search(composer):
+                return search(composer, lambda job: run_one(composer, job))
+            return run(*points_of(composer))
+    except (ConfigError, Invalid) as error:
+        for line in str(error).splitlines():
+            console.print(Text.assemble(("error:", "bold red"), f" {line}"))
+        return 2
+    except OSError as error:  # of what the launching process itself writes
+        if error.errno not in (*FULL, *CLOSED):
+            raise
+        console.print(Text.assemble(("error:", "bold red"), f" {disk_problem(error, Path.cwd())}"))
+        return 1
+    except KeyboardInterrupt:
+        console.print(Text("interrupted", style="bold red"))
+        return 130
+
+
+def show(command: Command) -> int:
+    """Let Hydra answer --help, --cfg, --info, completions and the like. Raises ConfigError for what it refuses."""
+    register()
+    if not ({"-sc", "--shell-completion"} & set(command.flags)):  # what is being completed may be no override yet
+        for word in command.overrides:
+            parse(word)
+
+    @hydra.main(version_base="1.3", config_path=str(config_root() / "conf"), config_name="config")
+    def nothing(config: DictConfig) -> None:
+        """Nothing runs."""
+
+    wanted_traceback = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that what is wrong is raised, instead of printed in several lines
+    try:
+        nothing()
+    except REFUSED as error:
+        if wanted_traceback == "1":
+            raise
+        with Composer(command) as composer:
+            composer.check()
+            raise from_hydra(error, command.overrides, composer.raw_load) from error
+    except SystemExit as left:
+        return int(left.code or 0)
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if wanted_traceback is not None:
+            os.environ["HYDRA_FULL_ERROR"] = wanted_traceback
+    return 0
+
+
+def points_of(composer: Composer) -> tuple[list[Point], Callable[[], None]]:
+    """The points of a command, checked, and what writes Hydra's files of them. Raises ConfigError, or Invalid with
+    everything that is wrong in any of them."""
+    points, jobs, problems = [], [], []
+    described, command_line = composer.points, composer.command.words
+    for number, overrides in enumerate(bar(described, "checking points")):
+        try:
+            job = composer.job(overrides, number)
+            point = point_of(job, composer.swept)
+        except ConfigError as error:
+            problems.append((point_name(overrides, command_line), error))
+            continue
+        points.append(point)
+        jobs.append(job)
+    if problems:
+        alike = len(problems) == len(described) and len({str(error) for _, error in problems}) == 1
+        raise problems[0][1] if alike else Invalid(problems, len(described))
+    check_decided_once(points)
+    return points, lambda: save(composer, jobs)
+
+
+def bar(described: list[list[str]], what: str) -> Iterator[list[str]]:
+    """Points one after another; a bar shows how far it is, if they are many and someone looks."""
+    console = Terminal(stderr=True)
+    hidden = len(described) < MANY_POINTS or not console.is_terminal
+    return iter(track(described, what, console=console, transient=True, disable=hidden))
+
+
+def point_of(job: Job, swept: bool) -> Point:
+    """A point with its stages. Raises ConfigError for what cannot work."""
+    config = prepared(job.config)
+    return Point(config, job.overrides, job.directory, swept, nodes(config))
+
+
+def check_decided_once(points: list[Point]) -> None:
+    """Refuse a sweep over keys that hold for the sweep as a whole: the first point would decide them for all."""
+    for key in (key for key in leaf_keys() if covered(key, DECIDED_ONCE)):
+        values = list(
+            dict.fromkeys(at(point.config, key) for point in points if not isinstance(at(point.config, key), list))
+        )
+        if len(values) > 1:
+            problem = "it holds for a whole sweep, and cannot differ between its points"
+            raise ConfigError(key, ",".join(map(str, values)), problem, "give it one value, or type a command for each")
+
+
+def save(composer: Composer, jobs: list[Job]) -> None:
+    """Write what Hydra writes of points that are to run. Raises ConfigError where that cannot be."""
+    try:
+        composer.save(jobs)
+    except OSError as error:
+        root, problem = jobs[0].config.output_root, disk_problem(error, jobs[0].directory)
+        raise ConfigError("output_root", root, problem, "choose another directory: output_root=...") from error
+
+
+def run(points: list[Point], begin: Callable[[], None]) -> int:
+    """Run the stages of some points that are not done, reuse those that are, and show what came out. `begin` is called
+    before the first one starts, unless nothing is to run."""
+    tasks, terminal = merged(points), Terminal()
+    console = terminal if terminal.is_terminal else Terminal(width=160)
+    waiting = [task for task in tasks if not task.node.directory.done]
+    check_directories(points)
+    check_tasks(tasks, waiting)
+    notes = [note for task in waiting if task.config.data.source == "files" for note in record_notes(task.config)]
+    for note in dict.fromkeys(notes):
+        console.print(note, soft_wrap=True)
+    first = points[0].config
+    if not first.dry_run:
+        begin()
+    if first.dry_run or points[0].swept:
+        print_plan(points, tasks, estimates(waiting), console)
+        print_cost(len(points), console)
+    if first.dry_run:
+        return 0
+    tell_secrets(points, console)
+    outcomes = {task.key: Outcome("reused") for task in tasks if task not in waiting}
+    for point in points:
+        record(point, outcomes)
+    link_latest(points)
+    for task in (task for task in tasks if task not in waiting):
+        discard(task.node.directory.path)  # of a stage that was killed before it could
+        if not points[0].swept:
+            told = f" {task.node.stage}: done before, {task.node.directory.path}"
+            console.print(Text.assemble(("✓", "green"), told), soft_wrap=True)
+    if waiting:
+        outcomes |= execute(waiting, console)
+    for point in points:
+        record(point, outcomes)
+    if points[0].swept:
+        print_sweep(points, outcomes, console)
+        if first.tracking.wandb.enabled:
+            from rlhf.tracking.wandb import log_sweep
+
+            log_sweep(points, tasks, outcomes)
+    else:
+        print_summary(points[0].stages, outcomes, console)
+    print_failures(tasks, outcomes, Terminal(stderr=True, soft_wrap=True))
+    return exit_code({outcome.state for outcome in outcomes.values()})
+
+
+def tell_secrets(points: list[Point], console: Terminal) -> None:
+    """Say which keys hold a secret, and where it is kept."""
+    for key in dict.fromkeys(key for point in points for key in secret_keys(asdict(point.config))):
+        where = "it is masked in what is written and uploaded; spec.json, which a stage needs, is readable by you alone"
+        console.print(f"{key} holds a secret: {where}", soft_wrap=True)
+
+
+def print_cost(points: int, console: Terminal) -> None:
+    """Say what a long plan cost, from the start of this process."""
+    if points >= MANY_POINTS:
+        seconds = time.process_time()
+        console.print(f"planned in {seconds:.3g} s of CPU time, {seconds / points:.3f} s a point")
+
+
+def exit_code(states: set[str]) -> int:
+    """What a script is told: 1 if a stage failed, 130 if one was stopped, else 0."""
+    return 1 if states & {"failed", "skipped"} else 130 if "stopped" in states else 0
+
+
+def run_one(composer: Composer, job: Job) -> tuple[int, Point]:
+    """Run one point of a search."""
+    point = point_of(job, False)
+    return run([point], lambda: save(composer, [job])), point
+
+
+def check_tasks(tasks: list[Task], waiting: list[Task]) -> None:
+    """Look at what stages start from, and at the devices they want, before the first one starts. Raises Invalid."""
+    problems: list[tuple[str, ConfigError]] = []
+    needed = {parent for task in waiting for parent in task.parents}
+    known = {task.key for task in tasks}
+    for task in tasks:
+        try:
+            if task in waiting:
+                check_devices(task.config)
+                check_records(task.config, task.node)
+                check_sources(task.config, task.node)
+                if task.config.checkpoint.resume:
+                    check_layout(task.node.directory.path, task.config, task.node.stage)
+            else:
+                check_done(task.node.directory, task.key in needed)
+            for place in inputs_of(task, known) if task in waiting else []:
+                check_done(place, True)
+        except ConfigError as error:
+            problems.append((", ".join(task.points), error))
+    if problems:
+        raise Invalid(problems, len({name for task in tasks for name in task.points}))
+
+
+def inputs_of(task: Task, known: set[str]) -> list[StageDirectory]:
+    """The finished stages that a stage found by fingerprint, in the order of its parents, but for those of the graph."""
+    names = [
+        name for name, given in (("actor", task.config.ppo.actor), ("reward", task.config.ppo.reward)) if given is None
+    ]
+    found = zip(names, task.parents, strict=True) if task.parents else ()
+    return [StageDirectory(Path(task.node.inputs[name]).parent) for name, parent in found if parent not in known]
+
+
+def check_done(directory: StageDirectory, needed: bool) -> None:
+    """A finished stage that was damaged since is refused, and so is one whose model is gone if another stage needs it."""
+    try:
+        directory.result()
+        problem = directory.damage() if needed else None
+    except ValueError as error:
+        problem = str(error)
+    if problem is not None:
+        fix = "remove the directory, and the stage is trained again"
+        raise ConfigError(directory.path.name.rpartition("-")[0], directory.path, problem, fix)

@@ -1,0 +1,389 @@
+"""`python -m rlhf status [DIR]`: what is done, running, queued and failed.
+
+It reads the files of an output directory alone, so it works from any machine that sees them; where SLURM is, it also asks
+that for the jobs that the files name.
+"""
+
+import argparse
+import json
+import math
+import re
+import reprlib
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from rlhf.catalog.metric import RATES
+from rlhf.config.errors import ConfigError, first_line
+from rlhf.config.ranges import STAGES
+from rlhf.config.terminal import Terminal, one_line
+from rlhf.experiment.files import Unreadable, line_object, read_object, words
+
+PERIOD_S, SILENT_S = 2.0, 60.0
+SQUEUE_PERIOD_S, SQUEUE_TIMEOUT_S = 10.0, 10.0
+TAIL_BYTES, TAIL_LINES = 2**16, 20
+LARGEST = 1e18
+NAME = re.compile(rf"({'|'.join(STAGES)})-[0-9a-f]{{12}}")
+
+# Every state, what needs a look first: a sweep's point is in the first one that any of its stages is in.
+STATES = {
+    "failed": "bold red", "damaged": "bold red", "lost": "red", "skipped": "red", "silent": "yellow",
+    "running": "bold cyan", "starting": "cyan", "stopped": "yellow", "queued": "blue", "planned": "dim", "done": "green",
+}  # fmt: skip
+WRITTEN = ("queued", "starting", "running", "stopped", "failed", "done")
+SETTLED = ("done", "failed", "skipped")
+# The figure that says most about a stage now: the first of these that it has.
+FIGURES = ("reward/mean", "eval/accuracy", "train/accuracy", "eval/perplexity", "train/loss", *RATES)
+RIGHT = ("points", "step", "rate", "left", "KL", "try", "heard")
+# What a narrow terminal does without.
+LEAST = ("try", "points", "job", "rate", "node", "heard")
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "DEADLINE", "BOOT_FAIL")
+FIX = "give an output_root, or a sweep, a run or a stage in it"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage as its files describe it; `rate` is in steps per second, times are in seconds."""
+
+    name: str
+    directory: str
+    stage: str
+    state: str
+    reason: str | None = None
+    points: list[str] = field(default_factory=list)
+    step: float | None = None
+    total: float | None = None
+    rate: float | None = None
+    left_s: float | None = None
+    seconds: float | None = None
+    figure: str | None = None
+    value: float | None = None
+    kl: float | None = None
+    host: str | None = None
+    job: str | None = None
+    attempts: float | None = None
+    heartbeat_age_s: float | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """What is shown at one time: each sweep's points with the names of their stages, and all stages."""
+
+    sweeps: dict[str, dict[str, list[str]]]
+    stages: list[Stage]
+
+
+class Watch:
+    """Looks at a directory again and again; remembers finished stages, and for a while what SLURM said."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.finished: dict[str, Stage] = {}
+        self.jobs: dict[str, tuple[str, ...]] | None = None
+        self.asked: tuple[float, list[str]] = (-math.inf, [])
+
+    def look(self) -> View:
+        """The state now. Raises ConfigError where there is nothing to show."""
+        sweeps, places, skipped = find(self.place)
+        stages = []
+        for name, place in places.items():
+            stage = self.finished.get(name) or read_stage(name, place, skipped)
+            if stage.state == "done":
+                self.finished[name] = stage
+            users = [point for points in sweeps.values() for point, names in points.items() if name in names]
+            stages.append(replace(stage, points=users))
+        return View(sweeps, sorted(self.joined(stages), key=urgency))
+
+    def joined(self, stages: list[Stage]) -> list[Stage]:
+        """The stages with SLURM's view of those that it holds; asked every few seconds, or when there are other jobs."""
+        ids = sorted({s.job for s in stages if s.job is not None and s.state not in (*SETTLED, "damaged")})
+        if ids and (ids != self.asked[1] or time.monotonic() - self.asked[0] > SQUEUE_PERIOD_S):
+            self.jobs, self.asked = squeue(ids), (time.monotonic(), ids)
+        return [with_job(s, self.jobs) if s.job in ids and self.jobs is not None else s for s in stages]
+
+
+def find(place: Path) -> tuple[dict[str, dict[str, list[str]]], dict[str, Path], dict[str, str]]:
+    """The sweeps there, the stages by name (those of a stage, a point, a run, a sweep or a whole output directory), and why
+    summaries say that a stage was skipped."""
+    if not place.is_dir():
+        raise ConfigError("DIR", place, "there is no such directory", FIX)
+    name = place.resolve().name
+    if NAME.fullmatch(name) or (place / "status.json").exists() or (place / "result.json").exists():
+        return {}, {name: place}, {}
+    sweeps: dict[str, dict[str, list[str]]] = {}
+    # The links of a point may dangle, so what is in `place` itself comes last and replaces them.
+    holders = [place]
+    for sweep in [place, *children(place / "sweeps")]:
+        points = [child for child in children(sweep) if (child / "summary.json").is_file()]
+        if points:
+            sweeps[sweep.resolve().name] = {point.name: list(stages_in(point)) for point in points}
+        holders = [*points, *holders]
+    places = {name: link for holder in holders for name, link in stages_in(holder).items()}
+    if not places and not sweeps:
+        raise ConfigError("DIR", place, "it holds no stages", FIX)
+    return sweeps, places, {name: why for holder in holders for name, why in skipped_in(holder).items()}
+
+
+def children(place: Path) -> list[Path]:
+    """What is in a directory, by name; nothing if it is none."""
+    return sorted(place.iterdir()) if place.is_dir() else []
+
+
+def stages_in(place: Path) -> dict[str, Path]:
+    """The stages that a directory holds or links."""
+    return {child.name: child for child in [*children(place), *children(place / "stages")] if NAME.fullmatch(child.name)}
+
+
+def skipped_in(point: Path) -> dict[str, str]:
+    """The stages that a point's summary says were skipped, with the reasons."""
+    try:
+        stages = read_json(point / "summary.json").get("stages")
+    except Unreadable:
+        return {}  # the links say what it would have said, but for this
+    listed = [stage for stage in stages.values() if isinstance(stage, dict)] if isinstance(stages, dict) else []
+    return {Path(str(s.get("directory"))).name: str(s.get("reason") or "") for s in listed if s.get("state") == "skipped"}
+
+
+def read_stage(name: str, place: Path, skipped: dict[str, str]) -> Stage:
+    """One stage from its files; where there are none yet it is planned, or skipped."""
+    stage = Stage(name, str(place), name.partition("-")[0], "damaged")
+    if not place.exists():
+        return replace(stage, state="skipped" if name in skipped else "planned", reason=skipped.get(name))
+    try:
+        status, result = read_json(place / "status.json"), read_json(place / "result.json")
+        rows = read_rows(place / "metrics.jsonl")
+        return described(replace(stage, state=state_of(status, result)), status, result, rows)
+    except Unreadable as error:
+        return replace(stage, reason=str(error))
+
+
+def state_of(status: dict[str, Any], result: dict[str, Any]) -> str:
+    """The state that the two files agree on."""
+    if result:
+        return "done"
+    if not status:
+        raise Unreadable("status.json: it is missing")
+    state = status.get("state")
+    if state not in WRITTEN:
+        raise Unreadable(f"status.json: there is no state {reprlib.repr(state)}")
+    if state == "done":
+        raise Unreadable("result.json: it is missing, although status.json says done")
+    return str(state)
+
+
+def described(stage: Stage, status: dict[str, Any], result: dict[str, Any], rows: list[dict[str, Any]]) -> Stage:
+    """A stage with its numbers."""
+    heartbeat, rate = number(status, "heartbeat"), pace(rows)
+    total, step = number(status, "total"), latest([*rows[-1:], status], "step")
+    age = None if heartbeat is None else max(0.0, time.time() - heartbeat)
+    state = "silent" if stage.state == "running" and age is not None and age > SILENT_S else stage.state
+    left = (total - step) / rate if state == "running" and rate and step is not None and total is not None else None
+    finals = result.get("metrics")
+    seen = [finals if isinstance(finals, dict) else {}, *rows]
+    figure = next((name for name in FIGURES if latest(seen, name) is not None), None)
+    texts: dict[str, Any] = {key: words(status[key]) for key in ("reason", "host", "job") if status.get(key) is not None}
+    return replace(
+        stage, stage=words(status.get("stage")) or stage.stage, state=state, step=step, total=total, rate=rate, left_s=left,
+        seconds=number(result, "seconds"), figure=figure, value=None if figure is None else latest(seen, figure),
+        kl=latest(seen, "kl/sequence"), attempts=number(status, "attempts"), heartbeat_age_s=age, **texts,
+    )  # fmt: skip
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a file; empty if there is no file. Raises Unreadable."""
+    value = read_object(file)
+    if value is not None and not value:
+        raise Unreadable(f"{file.name} holds nothing")
+    return value or {}
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The last lines of metrics.jsonl, read from its end; what a kill cut off is left out. Raises Unreadable."""
+    try:
+        with file.open("rb") as stream:
+            start = max(0, stream.seek(0, 2) - TAIL_BYTES)
+            stream.seek(start)
+            lines = stream.read().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise Unreadable(f"{file.name}: {first_line(error)}") from error
+    complete, rows = lines[1 if start else 0 : -1][-TAIL_LINES:], []
+    for line in complete:
+        rows.append(line_object(line))
+    good = [row for row in rows if row is not None and number(row, "step") is not None]
+    if complete and not good:
+        raise Unreadable(f"{file.name}: none of its last {len(complete)} lines can be read")
+    return good
+
+
+def number(values: dict[str, Any], key: str) -> float | None:
+    """A number, or None where there is none or it is not finite; raises Unreadable for anything else."""
+    value = values.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise Unreadable(f"{key}: {reprlib.repr(value)} is no number")
+    return value if value is not None and -LARGEST < value < LARGEST else None
+
+
+def latest(rows: list[dict[str, Any]], name: str) -> float | None:
+    """The last value of a metric."""
+    return next((value for row in reversed(rows) if (value := number(row, name)) is not None), None)
+
+
+def pace(rows: list[dict[str, Any]]) -> float | None:
+    """Steps per second over the last lines. A stage that was resumed has a pause in them, and after a kill maybe steps that
+    it took twice: neither counts."""
+    points = [(row["step"], at) for row in rows if (at := number(row, "time")) is not None]
+    pairs = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(points) if b[0] > a[0] and b[1] > a[1]]
+    return 1 / mean(pair for pair in pairs if pair <= 10 * median(pairs)) if pairs else None
+
+
+def squeue(ids: list[str]) -> dict[str, tuple[str, ...]] | None:
+    """SLURM's (state, reason, elapsed, nodes) of the jobs that it knows; None where it cannot be asked."""
+    if shutil.which("squeue") is None:
+        return None
+    command = ["squeue", "--noheader", "--array", f"--jobs={','.join(ids)}", "--format=%i|%T|%r|%M|%N"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode == 0:
+        lines = [line.strip().split("|") for line in done.stdout.splitlines()]
+        return {line[0]: tuple(line[1:]) for line in lines if len(line) == 5}
+    if "invalid job id" not in done.stderr.lower():
+        return None
+    # It has forgotten one of them, and then says nothing of the others either.
+    known = [squeue([job]) or {} for job in ids] if len(ids) > 1 else []
+    return {job: view for answer in known for job, view in answer.items()}
+
+
+def with_job(stage: Stage, jobs: dict[str, tuple[str, ...]] | None) -> Stage:
+    """A stage with what SLURM says of its job."""
+    state, reason, _, nodes = (jobs or {}).get(str(stage.job), ("", "", "", ""))
+    if not state or state in ENDED:
+        if stage.state not in ("queued", "starting", "silent"):
+            return stage
+        what = f"SLURM says {state} of job {stage.job}" if state else f"SLURM no longer knows job {stage.job}"
+        now = "silent" if stage.state == "silent" else "lost"
+        return replace(stage, state=now, reason=f"{what}; type the same command again")
+    if state == "PENDING":
+        return replace(stage, state="queued", reason=None if reason == "None" else reason)
+    if state == "RUNNING" and stage.state in ("queued", "stopped"):
+        return replace(stage, state="starting", host=nodes or stage.host, reason=None)
+    return stage if stage.host else replace(stage, host=nodes or None)
+
+
+def urgency(stage: Stage) -> tuple[int, bool, bool, str]:
+    """The order of rows: what goes on or went wrong above what is done, then along the graph."""
+    return list(STATES).index(stage.state), stage.stage == "ppo", stage.stage == "reward", stage.name
+
+
+def heading(sweep: str, points: dict[str, list[str]], stages: list[Stage]) -> str:
+    """A sweep in a line: its points by state."""
+    order, states = list(STATES), {stage.name: stage.state for stage in stages}
+    worst = Counter(min((states[name] for name in names), key=order.index, default="planned") for names in points.values())
+    counts = [f"{worst[state]} {state}" for state in ("done", *order[:-1]) if worst[state]]
+    return f"sweep {sweep}: {len(points)} point{'s' * (len(points) != 1)}, {', '.join(counts)}"
+
+
+def duration(seconds: float) -> str:
+    """A time for people, to two units."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days} d {h} h"
+    return f"{h} h {m:02} m" if h else f"{m} m {s:02} s" if m else f"{s} s"
+
+
+def cells(stage: Stage) -> dict[str, str]:
+    """A row of the table, by column."""
+    done, rate, age = stage.state == "done", stage.rate, stage.heartbeat_age_s
+    group, _, name = (stage.figure or "").partition("/")
+    left = f"took {duration(stage.seconds)}" if stage.seconds is not None else ""
+    speed = "" if rate is None or done else f"{rate:.1f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s/step"
+    row = {
+        "stage": stage.name,
+        "points": str(len(stage.points) or ""),
+        "state": f"{stage.state}, {stage.reason}" if stage.state == "queued" and stage.reason else stage.state,
+        "step": "" if stage.step is None else f"{stage.step}/{'?' if stage.total is None else stage.total}",
+        "rate": speed,
+        "left": left if stage.left_s is None else duration(stage.left_s),
+        "figure": "" if stage.value is None else f"{group if group == 'reward' else name} {stage.value:.3g}",
+        "KL": "" if stage.kl is None else f"{stage.kl:.2f}",
+        "node": stage.host or "",
+        "job": stage.job or "",
+        "try": "" if stage.attempts is None else str(stage.attempts),
+        "heard": "" if age is None or done else f"{duration(age)} ago",
+    }
+    return {title: one_line(text) for title, text in row.items()}
+
+
+def render(view: View, width: int) -> Group:
+    """The sweeps' lines, the columns that hold anything and fit, and the reasons, which are too long for a column."""
+    rows = [cells(stage) for stage in view.stages]
+    widths = {title: max(len(row[title]) for row in rows) for title in (rows[0] if rows else ())}
+    widths = {title: max(size, len(title)) + 2 for title, size in widths.items() if size}
+    for title in LEAST:
+        if sum(widths.values()) > width:
+            widths.pop(title, None)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in widths:
+        table.add_column(title, no_wrap=True)
+        table.columns[-1].justify = "right" if title in RIGHT else "left"
+    for stage, row in zip(view.stages, rows, strict=True):
+        table.add_row(*(Text(row[title], STATES[stage.state] if title == "state" else "") for title in widths))
+    lines = [Text(one_line(heading(sweep, points, view.stages))) for sweep, points in view.sweeps.items()]
+    told = [stage for stage in view.stages if stage.reason and stage.state != "queued"]
+    reasons = [Text(one_line(f"{s.name}: {' '.join(str(s.reason).split())}"), STATES[s.state]) for s in told]
+    return Group(*lines, *([table] if rows else []), *reasons)
+
+
+def show(watch: Watch, console: Terminal, once: bool) -> None:
+    """The table once, or on a terminal again and again until nothing more will change."""
+    view = watch.look()
+    if once or not console.is_terminal:
+        console.print(render(view, console.width))
+        return
+    with Live(render(view, console.width), console=console, auto_refresh=False) as live:
+        while any(stage.state not in SETTLED for stage in view.stages):
+            time.sleep(PERIOD_S)
+            view = watch.look()
+            live.update(render(view, console.width), refresh=True)
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m rlhf status", description="What is done, running, queued and failed.")
+    parser.add_argument(
+        "directory", nargs="?", default="outputs", type=Path, metavar="DIR",
+        help="an output directory, a sweep, a run, a point or a stage (default: outputs)",
+    )  # fmt: skip
+    parser.add_argument("--once", action="store_true", help="print the table once, also on a terminal")
+    parser.add_argument("--json", action="store_true", help="print a list of stages for machines")
+    options = parser.parse_args(arguments)
+    watch = Watch(options.directory)
+    console = Terminal(width=None if sys.stdout.isatty() else 240)
+    try:
+        if options.json:
+            print(json.dumps([asdict(stage) for stage in watch.look().stages], indent=2))
+        else:
+            show(watch, console, options.once)
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
+    return 0

@@ -1,0 +1,1 @@
+"""The device, the process group, seeds, and the private names of other libraries."""

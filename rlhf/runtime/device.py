@@ -1,0 +1,79 @@
+"""The device: whether it is a GPU, its memory, its bandwidth."""
+
+import gc
+import os
+import resource
+import statistics
+import time
+from functools import cache
+from pathlib import Path
+
+import psutil
+import torch
+
+from rlhf.runtime.distributed import world
+
+COPIES = 10
+CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+def on_gpu() -> bool:
+    """Whether a GPU is in use."""
+    return torch.cuda.is_available() and torch.cuda.is_initialized()
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if there is one in use."""
+    if on_gpu():
+        torch.cuda.synchronize()
+
+
+@cache
+def copy_gb_s(device: torch.device) -> float:
+    """The bandwidth of the device's memory, in GB/s: bytes read and bytes written by a copy that no cache holds, 2 N of N
+    bytes, over its time; the median of ten. The usual figure, which also data sheets count."""
+    source = torch.ones(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(COPIES + 1):
+        synchronize()
+        began = time.perf_counter()
+        target.copy_(source)
+        synchronize()
+        seconds.append(time.perf_counter() - began)
+    return 2 * source.numel() / statistics.median(seconds[1:]) / 1e9
+
+
+def reset_peak() -> None:
+    """Forget the largest memory so far: of the GPU, or of the process, where Linux lets it (man proc_pid_clear_refs)."""
+    if on_gpu():
+        torch.cuda.reset_peak_memory_stats()
+    elif CLEAR_REFS.exists():
+        CLEAR_REFS.write_text("5")
+
+
+def held_gib() -> float:
+    """Memory in use on the GPU now, in GiB; 0 on the CPU."""
+    return torch.cuda.memory_allocated() / 2**30 if on_gpu() else 0.0
+
+
+def free() -> None:
+    """Give back memory that nothing uses."""
+    gc.collect()
+    if on_gpu():
+        torch.cuda.empty_cache()
+
+
+def peak_memory_gib() -> float:
+    """Largest memory in use so far: the GPU's allocated bytes, or on the CPU the process's resident set."""
+    if on_gpu():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory at hand on this rank's device, what torch holds unused included; on the CPU its share of the machine's."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    return int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE", world()))

@@ -1,0 +1,1 @@
+"""How fast step 3 is, on random weights and random tokens: what `python -m rlhf bench` and stage=bench are made of."""

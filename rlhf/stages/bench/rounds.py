@@ -1,0 +1,161 @@
+"""Rounds of step 3 and of its phases, on models with random weights."""
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
+from rlhf.catalog.metric import PHASES
+from rlhf.config.schema import Config
+from rlhf.data.tokens import PromptBatch, Tokenizer
+from rlhf.engine.save import save_model
+from rlhf.models.load import new_policy, new_scorer
+from rlhf.models.tokenizer import train_tokenizer
+from rlhf.planner.decode import decode_bytes
+from rlhf.planner.flops import generation_flops
+from rlhf.ppo.experience import Experience
+from rlhf.ppo.report import describe_speed
+from rlhf.rollout import generate
+from rlhf.runtime.device import copy_gb_s, free, reset_peak
+from rlhf.runtime.distributed import barrier, device, is_main, maximum, start, total, world
+from rlhf.runtime.seeds import uniforms
+from rlhf.stages.bench.inputs import prompts
+from rlhf.tracking.throughput import Clock, speed
+
+# A round: does what is measured once, and returns its figures.
+Round = Callable[[], dict[str, float]]
+# Rollouts to come, of which learning rates fall: more than any benchmark does.
+ROLLOUTS = 10**6
+
+
+@dataclass(frozen=True)
+class Models:
+    """The four models of step 3, and the prompts that all rounds answer."""
+
+    engine: DeepSpeedRLHFEngine
+    tokenizer: Tokenizer
+    prompts: PromptBatch
+
+
+def toy_tokenizer(config: Config) -> Tokenizer:
+    """A tokenizer; what it makes of text does not matter."""
+    return train_tokenizer([f"{number} words to measure with" for number in range(1000)], config.data.tokenizer_vocabulary)
+
+
+@contextmanager
+def random_models(config: Config, place: Path) -> Iterator[Models]:
+    """Models of the configuration's shapes with random weights, which are written to `place`, since an engine loads what
+    lies on a disk, and removed from there. All ranks must come here, and see the same `place`."""
+    start(config)
+    copy_gb_s(device(config))  # now, while nothing else is in memory
+    free()
+    reset_peak()
+    tokenizer = toy_tokenizer(config)
+    for name, build, model, zero in (
+        ("actor", new_policy, config.model, config.zero), ("reward", new_scorer, config.reward_model, config.reward_zero),
+    ):  # fmt: skip
+        built: Any = build(model, config, tokenizer, zero, 0.0)
+        save_model(SimpleNamespace(module=built), tokenizer, replace(config.lora, rank=0), place / name, "")
+        del built
+    free()
+    engine = DeepSpeedRLHFEngine(str(place / "actor"), str(place / "reward"), tokenizer, ROLLOUTS, config)
+    barrier()
+    if is_main():
+        shutil.rmtree(place)
+    try:
+        yield Models(engine, tokenizer, prompts(config, engine.device))
+    finally:
+        engine.release()
+        del engine
+        free()
+
+
+def round_of(config: Config, models: Models) -> Round:
+    """A round of `bench.what`, in the configuration's way."""
+    kinds = {"rollout": rollout_round, "score": score_round, "train": train_round}
+    return kinds.get(config.bench.what, step_round)(config, models)
+
+
+def rollout_round(config: Config, models: Models) -> Round:
+    """A rollout, by itself."""
+    batch = models.prompts
+    random = uniforms(config.seed, "bench", 0, batch.samples, config.rollout.max_new_tokens)
+
+    def once() -> dict[str, float]:
+        clock = Clock()
+        with clock.phase("rollout"):
+            answers = generate(models.engine.actor, batch, random, models.tokenizer, config.rollout)
+        asked, said = batch.lengths.tolist(), answers.lengths.tolist()
+        seconds = maximum(clock.seconds["rollout"])
+        samples, tokens, flops = total(len(said), sum(said), generation_flops(config.model, asked, said, config.lora))
+        figures = {"time/rollout_s": seconds} | speed(config, "rollout", seconds, samples, tokens, flops)
+        return figures | decode_figures(config, asked, said, seconds, models)
+
+    return once
+
+
+def score_round(config: Config, models: Models) -> Round:
+    """Scoring a rollout, which is made anew for it each time and not counted."""
+    trainer = DeepSpeedPPOTrainer(models.engine, config)
+    return lambda: phase(config, "score", trainer.generate_experience(models.prompts), trainer.clock)
+
+
+def train_round(config: Config, models: Models) -> Round:
+    """The updates on a rollout that was made once."""
+    trainer = DeepSpeedPPOTrainer(models.engine, config)
+    made: list[Experience] = []
+
+    def once() -> dict[str, float]:
+        if not made:
+            made.append(trainer.generate_experience(models.prompts))
+        trainer.clock = Clock()
+        train(trainer, made[0])
+        return phase(config, "train", made[0], trainer.clock)
+
+    return once
+
+
+def step_round(config: Config, models: Models) -> Round:
+    """A whole step: a rollout, its scoring, its updates."""
+    trainer = DeepSpeedPPOTrainer(models.engine, config)
+
+    def once() -> dict[str, float]:
+        experience = trainer.generate_experience(models.prompts)
+        train(trainer, experience)
+        figures = describe_speed(config, experience, trainer.clock)
+        asked, said = experience.prompt_mask.sum(1).tolist(), experience.mask.sum(1).tolist()
+        return figures | decode_figures(config, asked, said, figures["time/rollout_s"], models)
+
+    return once
+
+
+def train(trainer: DeepSpeedPPOTrainer, experience: Experience) -> None:
+    """The updates; raises FloatingPointError if they were left out, since that takes no time."""
+    trainer.train_rlhf(experience)
+    if trainer.metrics["train/nonfinite"]:
+        raise FloatingPointError(f"a loss or score of {trainer.args.precision.dtype} random weights is not finite")
+
+
+def phase(config: Config, name: str, experience: Experience, clock: Clock) -> dict[str, float]:
+    """The figures of one phase."""
+    unknown = dict.fromkeys(PHASES, math.inf)
+    figures = describe_speed(config, experience, Clock(unknown | clock.seconds))
+    return {key: value for key, value in figures.items() if key.partition("/")[2].startswith(f"{name}_")}
+
+
+def decode_figures(config: Config, asked: list[int], said: list[int], seconds: float, models: Models) -> dict[str, float]:
+    """Time of a decode step and the bandwidth it reaches, from the lengths of this rank's prompts and responses and the
+    rollout's `seconds`: (bytes of planner/decode.py) / seconds, per device, beside what a copy reaches. The limit is the
+    time that reading those bytes takes at the copy's bandwidth."""
+    steps, copy = maximum(max(said)), copy_gb_s(models.engine.device)
+    (read,) = total(decode_bytes(config.model, config.precision.dtype, asked, said))
+    reached = read / world() / seconds / 1e9
+    return {
+        "time/decode_step_ms": 1e3 * seconds / steps, "time/decode_limit_ms": 1e3 * seconds / steps * reached / copy,
+        "throughput/decode_gb_s": reached, "throughput/copy_gb_s": copy, "throughput/decode_share": reached / copy,
+    }  # fmt: skip

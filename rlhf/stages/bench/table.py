@@ -1,0 +1,116 @@
+"""What was measured, as tables: one for the terminal, one for README.md. Pure: no torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from rlhf.catalog.metric import METRICS
+
+# The figure that variants are compared by.
+MAIN = {
+    "rollout": "time/rollout_s", "score": "time/score_s", "train": "time/train_s", "step3": "time/step_s",
+    "stages": "time/step_s",
+}  # fmt: skip
+BASELINE = "baseline"
+HEAD = (
+    "| device | what | recipe | ours | baseline | times faster | seq/s | how near the limit | date, versions |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def spread(variant: dict[str, Any], main: str) -> str:
+    """The median of a variant's main figure, with its least and its largest round."""
+    rounds = variant["rounds"]
+    return f"{variant['median'][main]:.3g} ({min(rounds):.3g} to {max(rounds):.3g})"
+
+
+def show(found: dict[str, Any]) -> Table:
+    """A row per figure, a column per variant; beside times, how often they go into the baseline's."""
+    recipe, variants = found["recipe"], found["variants"]
+    main, base = MAIN[recipe["what"]], variants.get(BASELINE, {}).get("median") or {}
+    title = f"{recipe['what']}: {described(recipe)}, micro-batches of {recipe['micro_batch']}, seed {recipe['seed']}"
+    shown = Table(title=title, title_justify="left", caption=found["memory"], caption_justify="left")
+    shown.add_column(f"median of {recipe['repeats']}")
+    for name, variant in variants.items():
+        shown.add_column(f"{name}\n{variant['how']}", justify="right")
+    measured = [variant["median"] for variant in variants.values() if variant["problem"] is None]
+    names = dict.fromkeys(name for median in measured for name in median)
+    order = list(METRICS)
+    for name in sorted(names, key=lambda name: (name != main, order.index(name))):
+        cells = [cell(variant, name, main, base) for variant in variants.values()]
+        shown.add_row(name, *cells, style="bold" if name == main else None, end_section=name == main)
+    return shown
+
+
+def cell(variant: dict[str, Any], name: str, main: str, base: dict[str, float]) -> str:
+    """A figure of a variant; or, in the main row, why there is none."""
+    if variant["problem"] is not None:
+        return variant["problem"] if name == main else ""
+    median = variant["median"]
+    if name not in median:
+        return ""
+    percent = METRICS[name][0] == "share"
+    text = spread(variant, name) if name == main else f"{100 * median[name]:.1f} %" if percent else f"{median[name]:.4g}"
+    timed = name.startswith("time/") and name != "time/decode_limit_ms" and name in base and median is not base
+    return text + (f"  {base[name] / median[name]:.1f}x" if timed else "")
+
+
+def table(place: Path) -> str:
+    """Stored results as Markdown, a row per variant that is compared."""
+    results = [json.loads(file.read_text()) for file in sorted(place.glob("bench-*.json"))]
+    rows = [row(found, name) for found in results for name in found["variants"] if name != BASELINE]
+    return "\n".join([HEAD, *rows])
+
+
+def row(found: dict[str, Any], name: str) -> str:
+    """A variant beside the baseline of its run."""
+    recipe, own, base = found["recipe"], found["variants"][name], found["variants"].get(BASELINE)
+    main = MAIN[recipe["what"]]
+    figures = own["median"]
+    what = f"{recipe['what']}: {name}" if recipe["what"] == "stages" else f"{recipe['what']}, {own['how']}"
+    known = base is not None and base["problem"] is None and own["problem"] is None
+    cells = [
+        found["gpus"][0] if found["gpus"] else f"{found['processor']}, {counted(recipe['threads'], 'thread')}",
+        what,
+        described(recipe),
+        own["problem"] or f"{spread(own, main)} s",
+        "–" if base is None else base["problem"] or f"{spread(base, main)} s",
+        f"{base['median'][main] / figures[main]:.1f}" if known and base is not None else "–",
+        next((f"{figures[rate]:.3g}" for rate in rates(recipe["what"]) if rate in figures), "–"),
+        limits(figures, recipe["what"]),
+        f"{found['date']}, torch {found['packages']['torch']}, transformers {found['packages']['transformers']}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def described(recipe: dict[str, Any]) -> str:
+    """A recipe in a few words."""
+    lora = f", LoRA {recipe['lora']}" if recipe["lora"] else ""
+    offload = " with offload" if recipe["offload"] else ""
+    zero = f", ZeRO {recipe['zero']}{offload}" if recipe["zero"] else ""
+    size = f"{recipe['batch']} x ({recipe['prompt_tokens']} + {recipe['response_tokens']}) tokens"
+    models = f"{recipe['model']} with {recipe['reward_model']}"
+    return f"{models}, {recipe['dtype']}{zero}{lora}, {size}, {recipe['lengths']} lengths"
+
+
+def rates(what: str) -> tuple[str, ...]:
+    """Where a variant's sequences per second are."""
+    return ("throughput/samples_per_s", f"throughput/{what}_samples_per_s")
+
+
+def limits(figures: dict[str, float], what: str) -> str:
+    """Shares of what the device can do: of its memory's bandwidth while sampling, of its arithmetic while training."""
+    arithmetic = {"step3": "throughput/train_mfu", "stages": "throughput/mfu"}.get(what, f"throughput/{what}_mfu")
+    told = []
+    if "throughput/decode_share" in figures and what != "stages":
+        told.append(f"decoding {100 * figures['throughput/decode_share']:.0f} % of bandwidth")
+    if arithmetic in figures and what != "rollout":
+        told.append(f"{'training ' if what == 'step3' else ''}MFU {100 * figures[arithmetic]:.0f} %")
+    return ", ".join(told) or "–"

@@ -1,0 +1,159 @@
+"""Reading comparisons: a step's pairs in forward passes of bounded size, however many answers one prompt has.
+
+The loss of a pair needs the scores of two answers, so the answers of one prompt that do not fit one pass are read twice:
+first for their scores, which give the loss and its derivative with respect to each score, then once more to carry that
+derivative on to the weights. The gradient is that of a single pass.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.algo.losses import preference_loss
+from rlhf.data.tokens import ComparisonBatch, Encoded, SequenceBatch, comparison_batch, right_mask
+from rlhf.engine.step import advance
+from rlhf.engine.zero import backward
+from rlhf.models.heads import last_token, model_inputs
+from rlhf.runtime.distributed import maximum, world
+
+Element = list[tuple[Encoded, Encoded]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a rank's share of a step came to: the summed loss, each pair's margin, and the lengths of the answers."""
+
+    loss: float
+    margins: Tensor
+    lengths: list[int]
+
+
+@dataclass
+class Pass:
+    """A forward pass with a gradient: the answers it reads, the loss of their scores [B], and the seed of its dropout, if
+    it reads what was read before."""
+
+    rows: SequenceBatch
+    loss: Callable[[Tensor], Tensor]
+    seed: int | None = None
+
+
+def learn(engine: Any, elements: list[Element], answers: int, count: float, pad: int) -> Reading:
+    """Accumulate the gradient of this rank's share of a step, `count` comparisons over all ranks, in forward passes of at
+    most `answers` answers. All ranks make equally many passes, since under ZeRO they make each of them together."""
+    batches = [comparison_batch(part, pad, engine.device) for part in parts(elements, answers)]
+    pieces = [split(batch.rows, answers) for batch in batches]
+    seeds = [draw_seed() if len(found) > 1 else None for found in pieces]
+    known = first_readings(engine, batches, pieces, seeds)
+    results: list[tuple[Tensor, Tensor]] = []
+    passes: list[Pass] = []
+    for batch, found, seed, scores in zip(batches, pieces, seeds, known, strict=True):
+        if scores is None:
+            passes.append(Pass(batch.rows, whole_loss(batch, results)))
+        else:
+            slopes = derivative(batch, scores, results).split([len(rows.lengths) for rows in found])
+            for number, (rows, slope) in enumerate(zip(found, slopes, strict=True)):
+                passes.append(Pass(rows, carrying(slope), None if seed is None else seed + number))
+    idle = int(maximum(len(passes))) - len(passes) if world() > 1 else 0
+    passes += [Pass(split(batches[0].rows, 1)[0], lambda scores: 0.0 * scores.sum())] * idle
+    for number, made in enumerate(passes, start=1):
+        engine.set_gradient_accumulation_boundary(number == len(passes))
+        if made.seed is not None:
+            torch.manual_seed(made.seed)
+        backward(engine, made.loss(read_scores(engine, made.rows)), count)
+        advance(engine)
+    lengths = [length for batch in batches for length in batch.rows.lengths.tolist()]
+    return Reading(sum(float(loss) for loss, _ in results), torch.cat([margins for _, margins in results]), lengths)
+
+
+def parts(elements: list[Element], answers: int) -> Iterator[list[Element]]:
+    """The elements, in order, as many together as have `answers` different answers at most; one at least."""
+    part: list[Element] = []
+    rows = 0
+    for element in elements:
+        own = len({tuple(answer.response) for pair in element for answer in pair})
+        if part and rows + own > answers:
+            yield part
+            part, rows = [], 0
+        part.append(element)
+        rows += own
+    if part:
+        yield part
+
+
+def split(rows: SequenceBatch, size: int) -> list[SequenceBatch]:
+    """Sequences in batches of `size` at most, each as wide as its longest one."""
+    cuts = range(0, len(rows.lengths), size)
+    taken = [(rows.lengths[start : start + size], slice(start, start + size)) for start in cuts]
+    return [SequenceBatch(rows.ids[own, : int(lengths.max())], lengths, rows.starts[own]) for lengths, own in taken]
+
+
+def read_scores(engine: Any, batch: SequenceBatch) -> Tensor:
+    """Score of each sequence, at its last token, [B] in float32."""
+    outputs: Tensor = engine(**model_inputs(engine, batch.ids, right_mask(batch.lengths, batch.ids.size(1))))
+    return last_token(outputs.float(), batch.lengths)
+
+
+def pair_margins(scores: Tensor, batch: ComparisonBatch) -> Tensor:
+    """Score of the preferred minus the other answer of each pair, [P], from the scores of all answers [B]."""
+    return scores[batch.chosen] - scores[batch.rejected]
+
+
+def pairs_loss(scores: Tensor, batch: ComparisonBatch) -> tuple[Tensor, Tensor]:
+    """Summed loss of a batch's pairs, weighted, and their margins [P], from the scores of all answers [B]."""
+    margins = pair_margins(scores, batch)
+    return preference_loss(margins, torch.zeros_like(margins), batch.weights), margins
+
+
+@torch.no_grad()
+def first_readings(
+    engine: Any, batches: list[ComparisonBatch], pieces: list[list[SequenceBatch]], seeds: list[int | None]
+) -> list[Tensor | None]:
+    """The scores [B] of each batch that takes several passes; None of one that takes one."""
+    several = [found for found in pieces if len(found) > 1]
+    own = sum(len(found) for found in several)
+    idle = int(maximum(own)) - own if world() > 1 else 0
+    known: list[Tensor | None] = []
+    for found, seed in zip(pieces, seeds, strict=True):
+        scores = []
+        for number, rows in enumerate(found if seed is not None else []):
+            torch.manual_seed(int(seed or 0) + number)
+            scores.append(read_scores(engine, rows))
+        known.append(torch.cat(scores) if scores else None)
+    for _ in range(idle):
+        read_scores(engine, split(batches[0].rows, 1)[0])
+    return known
+
+
+def derivative(batch: ComparisonBatch, scores: Tensor, results: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The loss's derivative with respect to each score, [B]; its value and the margins are added to `results`."""
+    variable = scores.detach().requires_grad_()
+    with torch.enable_grad():
+        loss, margins = pairs_loss(variable, batch)
+        (slope,) = torch.autograd.grad(loss, variable)
+    results.append((loss.detach(), margins.detach()))
+    return slope
+
+
+def whole_loss(batch: ComparisonBatch, results: list[tuple[Tensor, Tensor]]) -> Callable[[Tensor], Tensor]:
+    """The loss of a batch that is read at once; its value and the margins are added to `results`."""
+
+    def loss(scores: Tensor) -> Tensor:
+        found, margins = pairs_loss(scores, batch)
+        results.append((found.detach(), margins.detach()))
+        return found
+
+    return loss
+
+
+def carrying(slope: Tensor) -> Callable[[Tensor], Tensor]:
+    """A loss whose derivative with respect to the scores [B] is `slope`."""
+    return lambda scores: (scores * slope).sum()
+
+
+def draw_seed() -> int:
+    """A seed for the dropout of passes that read the same answers twice, from torch's own stream."""
+    return int(torch.randint(2**62, ()))

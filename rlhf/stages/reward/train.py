@@ -1,0 +1,233 @@
+"""Stage 2, reward modelling: score the preferred answer above the other one."""
+
+import math
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.algo.errors import ratio_with_error
+from rlhf.algo.losses import preference_loss
+from rlhf.algo.schedule import learning_rate
+from rlhf.config.derive import Batches, answers_per_pass, batches, shown_rate
+from rlhf.config.schema import Config
+from rlhf.data.dataset import Comparison, Dataset
+from rlhf.data.loaders import all_batches, even_shares, from_shares, share, steps_per_epoch, total_steps
+from rlhf.data.records import load_dataset, require
+from rlhf.data.tokens import (
+    SequenceBatch,
+    Tokenizer,
+    comparison_batch,
+    count_cut,
+    encode_comparisons,
+    encode_demonstrations,
+    sequence_batch,
+)
+from rlhf.engine.save import save_model
+from rlhf.engine.step import finish
+from rlhf.engine.zero import Learning, release, set_rates, training_engine
+from rlhf.models.heads import BIAS, SCALE
+from rlhf.models.load import new_scorer
+from rlhf.models.tokenizer import build_tokenizer
+from rlhf.planner.flops import training_flops
+from rlhf.runtime.distributed import is_main, rank, total
+from rlhf.runtime.seeds import torch_seed
+from rlhf.stages.card import card
+from rlhf.stages.context import Context, due, keep_finite, of_start
+from rlhf.stages.reward.comparisons import Element, learn, pair_margins, read_scores
+from rlhf.stages.saver import Saver
+from rlhf.stages.speed import step_speed
+from rlhf.tracking.nonfinite import Nonfinite
+from rlhf.tracking.progress import Bar, rate
+from rlhf.tracking.throughput import Clock
+
+# Demonstrations whose scores become bias and scale; the least scale, for scores that do not differ.
+BIAS_DEMONSTRATIONS, MIN_SCALE = 512, 1e-6
+
+
+def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, float]:
+    """Train a reward model on comparisons and save it; returns held-out figures."""
+    reward = config.reward
+    dataset = load_dataset(config)
+    tokenizer = build_tokenizer(config.reward_model, "reward_model", config, dataset)
+    train = encode_comparisons(dataset.train.comparisons, tokenizer, config.data, reward.grouped)
+    heldout = heldout_pairs(dataset, tokenizer, config)
+    counts = describe_pairs(train, [element for element, _ in heldout])
+    plan = batches(config, "reward")
+    scorer = new_scorer(config.reward_model, config, tokenizer, config.reward_zero, reward.dropout)
+    learning = Learning(
+        reward, plan, config.reward_zero, config.reward_lora, reward.learning_rate, reward.weight_decay,
+        reward.gradient_checkpointing, "reward_lora",
+    )  # fmt: skip
+    engine = training_engine(scorer, config, learning)
+    nonfinite = Nonfinite(reward.max_nonfinite, context.directory.path / "nonfinite", rank())
+    steps = total_steps(len(train), reward.batch_size, reward.epochs, reward.max_steps, "reward.batch_size")
+    per_epoch = steps_per_epoch(len(train), reward.batch_size, "reward.batch_size")
+    every_batch = enumerate(all_batches(len(train), reward.batch_size, config.seed, "reward.batch_size", steps))
+    saver = Saver(context, {"model": engine})
+    start = saver.resume()
+    final: dict[str, float] = start.numbers.get("final", {})
+    nonfinite.row = start.numbers.get("nonfinite", 0)
+    initial: dict[str, float] = start.numbers.get("initial", {})
+
+    with Bar("reward", steps, is_main(), start.step) as bar:
+        if not initial:
+            bar.say("evaluating the model it starts from")
+            found = evaluate(engine, heldout, dataset.agreement, plan, tokenizer.pad_token_id)
+            initial = of_start(found, "eval/accuracy")
+        for number, chosen in islice(every_batch, start.step, None):
+            factor = learning_rate(number, steps, 1.0, reward.warmup_steps, reward.schedule)
+            set_rates(engine, factor)
+            torch.manual_seed(torch_seed(config.seed, "reward dropout", number, rank()))
+            clock = Clock()
+            with clock.phase("step"):
+                own = [train[i] for i in share(chosen, rank(), plan.ranks)]
+                measured, lengths = train_step(engine, own, plan.ranks, answers_per_pass(config), tokenizer.pad_token_id)
+            metrics = {
+                "lr/model": factor * shown_rate(config.reward_lora, reward.learning_rate),
+                "train/epoch": (number + 1) / per_epoch,
+            }
+            metrics |= keep_finite(nonfinite, number + 1, measured, partial(read, own, tokenizer.pad_token_id), config)
+            metrics |= step_speed(config, lengths, work(config, lengths), clock)
+            if due(number + 1, steps, reward.eval_every):
+                bar.say("evaluating")
+                final = evaluate(engine, heldout, dataset.agreement, plan, tokenizer.pad_token_id) | initial
+                metrics |= final
+            context.tracker.log(number + 1, metrics)
+            context.tracker.status(number + 1, steps)
+            figures = {"loss": f"{measured['train/loss']:.3f}", "accuracy": f"{measured['train/accuracy']:.2f}"}
+            bar.update(number + 1, figures | {"samples/s": rate(metrics["throughput/samples_per_s"])})
+            saver.boundary(number + 1, None, partial(dict, final=final, nonfinite=nonfinite.row, initial=initial))
+
+    final |= counts | normalize(engine, dataset, plan, config, tokenizer)
+    text = card(context.spec, "reward", engine, final)
+    context.directory.check_lock()
+    save_model(engine, tokenizer, config.reward_lora, context.directory.model, text)
+    release(engine)
+    return final
+
+
+def train_step(
+    engine: Any, elements: list[Element], ranks: int, answers: int, pad: int
+) -> tuple[dict[str, float], list[int]]:
+    """One optimiser step on this rank's share of a batch, at most `answers` answers at a time: metrics over all ranks, and
+    the lengths of what was read."""
+    engine.train()
+    count = float(len(elements) * ranks)
+    found = learn(engine, elements, answers, count, pad)
+    (norm,) = finish(engine)
+    loss, right, pairs = total(found.loss, float(correct(found.margins).sum()), found.margins.numel())
+    return {"train/loss": loss / count, "train/accuracy": right / pairs, "train/grad_norm": norm}, found.lengths
+
+
+def correct(margins: Tensor) -> Tensor:
+    """1 for each pair whose preferred answer scores higher, 1/2 for a tie, else 0; [P]."""
+    return (margins > 0).float() + 0.5 * (margins == 0).float()
+
+
+def read(elements: list[Element], pad: int) -> SequenceBatch:
+    """The answers that a step reads."""
+    return comparison_batch(elements, pad).rows
+
+
+def describe_pairs(train: list[Element], heldout: list[Element]) -> dict[str, float]:
+    """Metrics of the data: how many different responses, how many of them were cut, how many pairs are ties."""
+    ties = count_ties(train, "training") + count_ties(heldout, "held-out")
+    answers = (answer for element in train + heldout for pair in element for answer in pair)
+    return count_cut(answers) | {"data/ties": float(ties)}
+
+
+def count_ties(elements: list[Element], where: str) -> int:
+    """How many pairs have the same response twice, as data.max_response_tokens may make them; said where there are any."""
+    pairs = [pair for element in elements for pair in element]
+    ties = sum(chosen.response == rejected.response for chosen, rejected in pairs)
+    if ties and is_main():
+        print(
+            f"{ties} of {len(pairs)} {where} comparisons have the same response as chosen and as rejected: they "
+            "teach and measure nothing",
+            flush=True,
+        )
+    return ties
+
+
+def heldout_pairs(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> list[tuple[Element, float]]:
+    """Held-out comparisons that fit data.max_prompt_tokens, each with its difference of gold rewards."""
+    pairs = [(encode_comparisons([c], tokenizer, config.data, False), c) for c in dataset.heldout.comparisons]
+    found = [(elements[0], gold_gap(dataset, comparison)) for elements, comparison in pairs if elements]
+    return require(found, "comparisons", config)
+
+
+@torch.no_grad()
+def evaluate(
+    engine: Any, pairs: list[tuple[Element, float]], ceiling: float | None, plan: Batches, pad: int
+) -> dict[str, float]:
+    """Loss, accuracy and margin on held-out pairs, against the labels, and against the gold reward where there is one; with
+    standard errors over prompts."""
+    engine.eval()
+    own: list[tuple[float, float]] = []  # loss and margin of each pair
+    for part, _ in even_shares(pairs, plan, rank()):
+        batch = comparison_batch([element for element, _ in part], pad, engine.device)
+        margins = pair_margins(read_scores(engine, batch.rows), batch)
+        losses = [float(preference_loss(m, torch.zeros_like(m), w)) for m, w in zip(margins, batch.weights, strict=True)]
+        own += zip(losses, margins.tolist(), strict=True)
+    every = from_shares(own, len(pairs))
+    margins, gaps = torch.tensor([margin for _, margin in every]), torch.tensor([gap for _, gap in pairs])
+    prompts, ones = [tuple(element[0][0].prompt) for element, _ in pairs], [1.0] * len(pairs)
+    figures = ratio_with_error("eval/loss", prompts, [loss for loss, _ in every], ones)
+    figures |= ratio_with_error("eval/accuracy", prompts, correct(margins).tolist(), ones)
+    figures |= ratio_with_error("eval/margin", prompts, margins.tolist(), ones)
+    if ceiling is not None:
+        judged = (gaps != 0).float()
+        agreed = correct(margins * gaps.sign()) * judged
+        figures |= {"eval/accuracy_ceiling": ceiling}
+        if judged.any():
+            figures |= ratio_with_error("eval/accuracy_gold", prompts, agreed.tolist(), judged.tolist())
+    return figures
+
+
+def gold_gap(dataset: Dataset, comparison: Comparison) -> float:
+    """Gold reward of the preferred minus the other answer; 0 where there is no gold reward."""
+    if dataset.gold is None:
+        return 0.0
+    return dataset.gold(comparison.prompt, comparison.chosen) - dataset.gold(comparison.prompt, comparison.rejected)
+
+
+def normalize(engine: Any, dataset: Dataset, plan: Batches, config: Config, tokenizer: Tokenizer) -> dict[str, float]:
+    """Note in the model's configuration what its scores are shifted and divided by (`reward.normalize`); metrics of it."""
+    if config.reward.normalize == "none":
+        return {}
+    mean, deviation = moments(engine, dataset, plan, config, tokenizer)
+    setattr(engine.module.config, BIAS, mean)
+    if config.reward.normalize == "bias":
+        return {"eval/reward_bias": mean}
+    setattr(engine.module.config, SCALE, deviation)
+    return {"eval/reward_bias": mean, "eval/reward_scale": deviation}
+
+
+@torch.no_grad()
+def moments(engine: Any, dataset: Dataset, plan: Batches, config: Config, tokenizer: Tokenizer) -> tuple[float, float]:
+    """Mean and standard deviation of the raw scores of training demonstrations: with them as bias and scale, these score 0
+    on average, with deviation 1."""
+    engine.eval()
+    items = encode_demonstrations(dataset.train.demonstrations[:BIAS_DEMONSTRATIONS], tokenizer, config.data)
+    score_sum = square_sum = count = 0.0
+    shares = even_shares(items, plan, rank())
+    with Bar("bias", len(shares), is_main()) as bar:
+        for number, (own, on_host) in enumerate(shares, start=1):
+            batch, weights = sequence_batch(own, tokenizer.pad_token_id, engine.device), on_host.to(engine.device)
+            found = read_scores(engine, batch)
+            score_sum += float((found * weights).sum())
+            square_sum += float((found.double() ** 2 * weights).sum())
+            count += float(weights.sum())
+            bar.update(number, {"scoring": f"{len(items)} demonstrations"})
+    score_sum, square_sum, count = total(score_sum, square_sum, count)
+    mean = score_sum / max(1.0, count)
+    return mean, max(math.sqrt(max(0.0, square_sum / max(1.0, count) - mean**2)), MIN_SCALE)
+
+
+def work(config: Config, lengths: list[int]) -> int:
+    """Operations of a step on sequences of these lengths."""
+    how = config.reward_lora, config.reward.gradient_checkpointing, config.reward.dropout
+    return training_flops(config.reward_model, lengths, 0, *how)

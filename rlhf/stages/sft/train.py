@@ -1,0 +1,163 @@
+"""Stage 1, supervised fine-tuning: imitate the demonstrations."""
+
+import math
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.algo.errors import ratio_with_error
+from rlhf.algo.logprobs import token_logprobs
+from rlhf.algo.masked import zero_padding
+from rlhf.algo.schedule import learning_rate
+from rlhf.config.derive import Batches, batches, shown_rate
+from rlhf.config.schema import Config
+from rlhf.data.loaders import all_batches, even_shares, from_shares, share, steps_per_epoch, total_steps
+from rlhf.data.records import load_dataset, require
+from rlhf.data.tokens import (
+    Encoded,
+    SequenceBatch,
+    count_cut,
+    encode_demonstrations,
+    response_mask,
+    right_mask,
+    sequence_batch,
+)
+from rlhf.engine.save import save_model
+from rlhf.engine.step import advance, finish
+from rlhf.engine.zero import Learning, backward, release, set_rates, training_engine
+from rlhf.models.heads import model_inputs
+from rlhf.models.load import new_policy
+from rlhf.models.tokenizer import build_tokenizer
+from rlhf.planner.flops import training_flops
+from rlhf.runtime.distributed import is_main, rank, total
+from rlhf.runtime.seeds import torch_seed
+from rlhf.stages.card import card
+from rlhf.stages.context import Context, due, keep_finite, of_start
+from rlhf.stages.saver import Saver
+from rlhf.stages.speed import step_speed
+from rlhf.tracking.nonfinite import Nonfinite
+from rlhf.tracking.progress import Bar, rate
+from rlhf.tracking.throughput import Clock
+
+
+def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, float]:
+    """Train a policy on demonstrations and save it; returns held-out figures."""
+    sft = config.sft
+    dataset = load_dataset(config)
+    tokenizer = build_tokenizer(config.model, "model", config, dataset)
+    train = encode_demonstrations(dataset.train.demonstrations, tokenizer, config.data)
+    heldout = encode_demonstrations(dataset.heldout.demonstrations, tokenizer, config.data)
+    require(heldout, "demonstrations", config)
+    plan = batches(config, "sft")
+    policy = new_policy(config.model, config, tokenizer, config.zero, sft.dropout)
+    learning = Learning(
+        sft, plan, config.zero, config.lora, sft.learning_rate, sft.weight_decay, sft.gradient_checkpointing
+    )
+    engine = training_engine(policy, config, learning)
+    nonfinite = Nonfinite(sft.max_nonfinite, context.directory.path / "nonfinite", rank())
+    steps = total_steps(len(train), sft.batch_size, sft.epochs, sft.max_steps, "sft.batch_size")
+    per_epoch = steps_per_epoch(len(train), sft.batch_size, "sft.batch_size")
+    every_batch = enumerate(all_batches(len(train), sft.batch_size, config.seed, "sft.batch_size", steps))
+    saver = Saver(context, {"model": engine})
+    start = saver.resume()
+    final: dict[str, float] = start.numbers.get("final", {})
+    nonfinite.row = start.numbers.get("nonfinite", 0)
+    initial: dict[str, float] = start.numbers.get("initial", {})
+
+    with Bar("sft", steps, is_main(), start.step) as bar:
+        if not initial:
+            bar.say("evaluating the model it starts from")
+            initial = of_start(evaluate(engine, heldout, plan, tokenizer.pad_token_id), "eval/perplexity")
+        for number, chosen in islice(every_batch, start.step, None):
+            factor = learning_rate(number, steps, 1.0, sft.warmup_steps, sft.schedule)
+            set_rates(engine, factor)
+            torch.manual_seed(torch_seed(config.seed, "sft dropout", number, rank()))
+            clock = Clock()
+            with clock.phase("step"):
+                own = [train[i] for i in share(chosen, rank(), plan.ranks)]
+                measured = train_step(engine, own, plan, config, tokenizer.pad_token_id)
+            metrics = {
+                "lr/model": factor * shown_rate(config.lora, sft.learning_rate),
+                "train/epoch": (number + 1) / per_epoch,
+            }
+            batch = partial(sequence_batch, own, tokenizer.pad_token_id)
+            metrics |= keep_finite(nonfinite, number + 1, measured, batch, config)
+            metrics |= step_speed(config, *work(config, own), clock)
+            if due(number + 1, steps, sft.eval_every):
+                bar.say("evaluating")
+                final = evaluate(engine, heldout, plan, tokenizer.pad_token_id) | initial
+                metrics |= final
+            context.tracker.log(number + 1, metrics)
+            context.tracker.status(number + 1, steps)
+            figures = {"loss": f"{measured['train/loss']:.3f}", "samples/s": rate(metrics["throughput/samples_per_s"])}
+            bar.update(number + 1, figures)
+            saver.boundary(number + 1, None, partial(dict, final=final, nonfinite=nonfinite.row, initial=initial))
+
+    final |= count_cut(train + heldout)
+    text = card(context.spec, "sft", engine, final)
+    context.directory.check_lock()
+    save_model(engine, tokenizer, config.lora, context.directory.model, text)
+    release(engine)
+    return final
+
+
+def train_step(engine: Any, items: list[Encoded], plan: Batches, config: Config, pad: int) -> dict[str, float]:
+    """One optimiser step on this rank's share of a batch: loss per token over all ranks, and gradient norm."""
+    engine.train()
+    parts = [sequence_batch(items[i : i + plan.micro], pad, engine.device) for i in range(0, len(items), plan.micro)]
+    (count,) = total(sum(float(loss_mask(part, config).sum()) for part in parts))
+    loss_sum = 0.0
+    for part in parts:
+        loss = loss_of(engine, part, config)
+        backward(engine, loss, count)
+        advance(engine)
+        loss_sum += float(loss.detach())
+    (norm,) = finish(engine)
+    (loss_total,) = total(loss_sum)
+    return {"train/loss": loss_total / count, "train/grad_norm": norm}
+
+
+def loss_mask(batch: SequenceBatch, config: Config) -> Tensor:
+    """[B, T - 1] mask of the tokens that are predicted: the response, or everything after the first token."""
+    mask = response_mask(batch) if config.sft.loss_on == "completion" else right_mask(batch.lengths, batch.ids.size(1))
+    return mask[:, 1:]
+
+
+def loss_of(engine: Any, batch: SequenceBatch, config: Config) -> Tensor:
+    """Summed negative log-likelihood of the tokens that the loss covers, in nats."""
+    return row_losses(engine, batch, loss_mask(batch, config)).sum()
+
+
+def row_losses(engine: Any, batch: SequenceBatch, mask: Tensor) -> Tensor:
+    """Negative log-likelihood of each sequence's tokens where `mask` [B, T - 1] is 1, [B] in nats."""
+    inputs = model_inputs(engine, batch.ids, right_mask(batch.lengths, batch.ids.size(1)))
+    logits = engine(**inputs, use_cache=False).logits[:, :-1]
+    logprobs, _ = token_logprobs(logits, inputs["input_ids"][:, 1:], 1.0, entropies=False)
+    return -zero_padding(logprobs, mask).sum(1)
+
+
+@torch.no_grad()
+def evaluate(engine: Any, items: list[Encoded], plan: Batches, pad: int) -> dict[str, float]:
+    """Held-out loss and perplexity per completion token, whatever the training loss covers, and the perplexity's standard
+    error over prompts: by the delta method perplexity times that of the loss."""
+    engine.eval()
+    own: list[tuple[float, float]] = []
+    for part, _ in even_shares(items, plan, rank()):
+        batch = sequence_batch(part, pad, engine.device)
+        mask = response_mask(batch)[:, 1:]
+        own += zip(row_losses(engine, batch, mask).tolist(), mask.sum(1).tolist(), strict=True)
+    losses, tokens = zip(*from_shares(own, len(items)), strict=True)
+    figures = ratio_with_error("eval/loss", [tuple(item.prompt) for item in items], losses, tokens)
+    perplexity = math.exp(min(figures["eval/loss"], 700.0))
+    figures["eval/perplexity"] = perplexity
+    return figures | ({"eval/perplexity_se": perplexity * figures["eval/loss_se"]} if "eval/loss_se" in figures else {})
+
+
+def work(config: Config, items: list[Encoded]) -> tuple[list[int], int]:
+    """Lengths of the sequences of a step, and its operations."""
+    lengths = [len(item.prompt) + len(item.response) for item in items]
+    how = config.lora, config.sft.gradient_checkpointing, config.sft.dropout
+    return lengths, training_flops(config.model, lengths, sum(lengths), *how)

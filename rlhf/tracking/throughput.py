@@ -1,0 +1,39 @@
+"""Clocks, and the throughput that follows from their times."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rlhf.config.derive import ranks
+from rlhf.config.schema import Config
+from rlhf.runtime.device import synchronize
+
+
+@dataclass
+class Clock:
+    """Seconds per named phase; on a GPU, a phase ends when its kernels have."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time of the block to phase `name`."""
+        synchronize()
+        start = time.perf_counter()
+        yield
+        synchronize()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def speed(config: Config, prefix: str, seconds: float, samples: float, tokens: float, flops: float) -> dict[str, float]:
+    """Throughput metrics of a phase from its totals over all ranks. `prefix` is empty for the whole step."""
+    peak = getattr(config.hardware.peak_tflops, config.precision.dtype)
+    tflops = flops / seconds / ranks(config) / 1e12
+    name = f"throughput/{prefix}_" if prefix else "throughput/"
+    return {
+        f"{name}samples_per_s": samples / seconds,
+        f"{name}tokens_per_s": tokens / seconds,
+        f"{name}tflops_per_gpu": tflops,
+        f"{name}mfu": tflops / peak,
+    }

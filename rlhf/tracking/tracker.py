@@ -1,0 +1,156 @@
+"""Where a stage's metrics and samples go: files always, Weights & Biases and TensorBoard when asked."""
+
+import contextlib
+import json
+import math
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from rlhf.catalog.metric import check_names
+from rlhf.config.secrets import masked
+from rlhf.experiment.files import read_lines
+from rlhf.experiment.lock import LockLost
+from rlhf.experiment.spec import Spec, stage_directory
+from rlhf.experiment.store import write_atomic, write_json
+from rlhf.tracking.environment import environment
+from rlhf.tracking.tensorboard import TensorboardRun
+from rlhf.tracking.wandb import WandbRun
+
+HEARTBEAT_PERIOD_S = 5.0
+
+
+class Tracker:
+    """Writes a stage's directory; on ranks other than the first it does nothing.
+
+    metrics.jsonl and samples.jsonl are the record. W&B and TensorBoard are copies of it: a resumed stage takes the two
+    files from its checkpoint and writes the copies anew, so that each step is in them once.
+    """
+
+    def __init__(self, spec: Spec, main: bool) -> None:
+        self.directory, self.main, self.spec = stage_directory(spec), main, spec
+        self.started, self.spent = time.monotonic(), 0.0
+        self.wandb: WandbRun | None = None
+        self.tensorboard: TensorboardRun | None = None
+        self.progress: dict[str, int] = {}
+        self.closing = threading.Event()
+        if not main:
+            return
+        self.directory.check_lock()
+        write_json(self.directory.path / "environment.json", masked(environment(spec.config)))
+        self.heart = threading.Thread(target=self.beat, daemon=True)
+        self.heart.start()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the stage: of this attempt, and of those before it up to where it was resumed."""
+        return self.spent + time.monotonic() - self.started
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files that grow by a line at a time."""
+        return {"metrics": self.directory.metrics, "samples": self.directory.samples}
+
+    def save(self, directory: Path) -> list[Path]:
+        """Copy `files`, as they are now, into the directory of a checkpoint; returns the copies."""
+        there = [file for file in self.files.values() if file.exists()]
+        return [shutil.copyfile(file, directory / file.name) for file in there]
+
+    def resume(self, saved: Path | None, step: int, spent: float) -> None:
+        """Go back to the `files` of a checkpoint's directory, saved after `step` steps and `spent` seconds; without one, to
+        the beginning. Whatever has become of the files meanwhile, they are then what they were."""
+        self.spent = spent
+        if not self.main:
+            return
+        self.directory.check_lock()
+        for file in self.files.values():
+            if saved is not None and (saved / file.name).is_file():
+                write_atomic(file, (saved / file.name).read_text())
+            else:
+                file.unlink(missing_ok=True)
+        self.start_copies(step)
+
+    def start_copies(self, step: int) -> None:
+        """Start the trackers that were asked for, and bring them up to `step` with what was logged so far."""
+        tracking = self.spec.config.tracking
+        if tracking.wandb.enabled:
+            self.wandb = WandbRun(self.spec, resumed=step > 0)
+        if tracking.tensorboard:
+            self.tensorboard = TensorboardRun(self.directory.path / "tensorboard")
+        if self.wandb is None and self.tensorboard is None:
+            return
+        samples: dict[int, list[dict[str, Any]]] = {}
+        for row in filter(None, read_lines(self.directory.samples)):
+            samples.setdefault(row["step"], []).append(row)
+        for row in filter(None, read_lines(self.directory.metrics)):
+            self.copy_samples(row["step"], samples.get(row["step"], []))
+            self.copy_metrics(row)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append one step's metrics, null for what is not finite. Raises KeyError for a name that is not in the table,
+        and LockLost."""
+        check_names(metrics)
+        if not self.main:
+            return
+        self.directory.check_lock()
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        row = {"step": step, "time": time.time(), **finite}
+        append(self.directory.metrics, row)
+        self.copy_metrics(row)
+
+    def copy_metrics(self, row: dict[str, Any]) -> None:
+        """Give W&B and TensorBoard a line of metrics.jsonl."""
+        step, at = row["step"], row["time"]
+        metrics = {name: math.nan if value is None else value for name, value in row.items() if "/" in name}
+        if self.wandb is not None:
+            self.wandb.log(step, at, metrics)
+        if self.tensorboard is not None:
+            self.tensorboard.log(step, at, metrics)
+
+    def copy_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Give W&B the lines of samples.jsonl of a step, before the step's metrics."""
+        if self.wandb is not None and rows:
+            self.wandb.table(step, rows)
+
+    def status(self, step: int, total: int) -> None:
+        """Say how far the stage is."""
+        self.progress = {"step": step, "total": total}
+
+    def beat(self) -> None:
+        """Renew the heartbeat with what `status` was told last, until the tracker is closed."""
+        while not self.closing.wait(HEARTBEAT_PERIOD_S):
+            try:
+                with contextlib.suppress(OSError):  # a full disk; what cannot be saved says so itself
+                    self.directory.set_status(state="running", **self.progress)
+            except LockLost:
+                return  # the next line that is logged says so
+
+    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Append prompts with their responses and rewards; to be called before the step's metrics are logged."""
+        if not self.main:
+            return
+        self.directory.check_lock()
+        rows = [{"step": step, **row} for row in rows]
+        for row in rows:
+            append(self.directory.samples, row)
+        self.copy_samples(step, rows)
+
+    def close(self, exit_code: int) -> None:
+        """Flush everything; trackers show a stage whose exit code is not 0 as failed."""
+        if self.main:
+            self.closing.set()
+            self.heart.join()
+            with contextlib.suppress(OSError, LockLost):  # nor may it hide why the stage ends
+                self.directory.set_status(**self.progress)
+        if self.wandb is not None:
+            self.wandb.finish(exit_code)
+        if self.tensorboard is not None:
+            self.tensorboard.finish()
+
+
+def append(file: Path, value: dict[str, Any]) -> None:
+    """Add one JSON line."""
+    with file.open("a") as stream:
+        stream.write(json.dumps(value) + "\n")
