@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 from hydra import compose, initialize_config_dir
 
-from rlhf.config.compose import config_root, quoted, register, typed
+from rlhf.config.compose import config_root, quote_digits, register, to_config
 from rlhf.config.schema import Config
 
 hypothesis.settings.register_profile("rlhf", deadline=None, database=None, derandomize=True, max_examples=30)
@@ -43,7 +43,7 @@ def composed(overrides: tuple[str, ...]) -> Config:
     """conf/ with these overrides, typed; composing takes a quarter of a second, so each is composed once."""
     register()
     with initialize_config_dir(str(config_root() / "conf"), version_base="1.3"):
-        return typed(compose("config", overrides=quoted(list(overrides))))
+        return to_config(compose("config", overrides=quote_digits(list(overrides))))
 
 
 @pytest.fixture(scope="session")
@@ -79,10 +79,10 @@ def demo_data(make_config):
 @pytest.fixture(scope="session")
 def tokenizer(make_config, demo_data):
     """The built-in tokenizer, trained on the demo data."""
-    from rlhf.models.tokenizer import train_tokenizer, training_text
+    from rlhf.models.tokenizer import tokenizer_corpus, train_tokenizer
 
     config = make_config()
-    return train_tokenizer(training_text(config, demo_data), config.data.tokenizer_vocabulary)
+    return train_tokenizer(tokenizer_corpus(config, demo_data), config.data.tokenizer_vocabulary)
 
 
 @pytest.fixture(scope="session")

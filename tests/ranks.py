@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from rlhf.config.schema import Config
-from rlhf.experiment.graph import nodes
-from rlhf.experiment.spec import freeze, thaw
+from rlhf.experiment.graph import build_graph
+from rlhf.experiment.spec import read_spec, write_spec
 from rlhf.launch.worker import free_port, rank_environment, run_rank
 
 
@@ -43,10 +43,10 @@ def run_script(script: str, world: int, *arguments: str) -> list[str]:
 
 def specs(config: Config) -> list[Path]:
     """The frozen stages of a configuration."""
-    return [freeze(node, config).file for node in nodes(config)]
+    return [write_spec(node, config).file for node in build_graph(config)]
 
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        run_rank(thaw(Path(name)))
+        run_rank(read_spec(Path(name)))
     os._exit(0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf.cli.bench import configured, file_name, recipe, stages, variants
+from rlhf.cli.bench import describe_recipe, file_name, list_variants, measure_stages, read_configuration
 from rlhf.config.errors import ConfigError
 from rlhf.stages.bench.table import MAIN, table
 
@@ -80,7 +80,7 @@ def test_help_says_what_can_be_measured(tmp_path):
 )  # fmt: skip
 def test_bad_input_names_key_value_and_fix(arguments, start):
     with pytest.raises(ConfigError) as error:
-        configured(list(arguments))
+        read_configuration(list(arguments))
     assert str(error.value).startswith(start)
 
 
@@ -91,7 +91,7 @@ def test_bad_input_is_one_line(tmp_path):
 
 def test_several_devices_are_told_what_to_type():
     with pytest.raises(ConfigError, match=r"`python -m rlhf \+experiments=bench hardware.gpus_per_node=2 zero=3`"):
-        configured(["hardware.gpus_per_node=2", "zero=3"])
+        read_configuration(["hardware.gpus_per_node=2", "zero=3"])
 
 
 @pytest.mark.parametrize(
@@ -105,14 +105,16 @@ def test_several_devices_are_told_what_to_type():
     ],
 )
 def test_the_published_critic_is_beside_every_larger_opt(arguments, reward_model):
-    config = configured(list(arguments))
+    config = read_configuration(list(arguments))
     assert config.reward_model.name == reward_model
     assert (config.model.path, config.reward_model.path, config.stages) == (None, None, ["bench"])
     assert config.model.positions >= 512
 
 
 def test_a_preset_of_the_users_joins_the_recipe_and_overrides_win():
-    config = configured(["+experiments=opt-1.3b-a6000", "hardware=cpu", "precision=fp32", "rollout.max_new_tokens=100"])
+    config = read_configuration(
+        ["+experiments=opt-1.3b-a6000", "hardware=cpu", "precision=fp32", "rollout.max_new_tokens=100"]
+    )
     assert (config.model.name, config.lora.rank, config.rollout.max_new_tokens) == ("opt-1.3b", 128, 100)
     assert (config.stages, config.rollout.fixed_length) == (["bench"], True)
 
@@ -122,11 +124,11 @@ def ways(found):
 
 
 def test_the_baseline_is_what_is_usual_and_comes_first():
-    found, _ = variants(configured([]))
+    found, _ = list_variants(read_configuration([]))
     assert list(ways(found).items()) == [("baseline", ("hf", "none")), ("ours", ("hybrid", "packed"))]
-    found, _ = variants(configured(["bench.what=train"]))
+    found, _ = list_variants(read_configuration(["bench.what=train"]))
     assert ways(found) == {"baseline": ("hybrid", "none"), "ours": ("hybrid", "packed")}  # on the same rollout
-    found, _ = variants(configured(["bench.what=rollout", "bench.engines=[paged,hybrid]"]))
+    found, _ = list_variants(read_configuration(["bench.what=rollout", "bench.engines=[paged,hybrid]"]))
     assert [config.rollout.engine for config in found.values()] == ["hf", "paged", "hybrid"]
 
 
@@ -136,13 +138,13 @@ def test_an_engine_that_the_checks_refuse_is_left_out_unless_it_is_asked_for(mon
         if config.rollout.engine == "paged":
             raise ConfigError("rollout.engine", "paged", "no", "yes")
 
-    config = configured(["bench.what=rollout", *(["bench.engines=[paged]"] if given else [])])
+    config = read_configuration(["bench.what=rollout", *(["bench.engines=[paged]"] if given else [])])
     monkeypatch.setattr("rlhf.cli.bench.check", check)
     if given:
         with pytest.raises(ConfigError, match=r"^rollout\.engine=paged"):
-            variants(config)
+            list_variants(config)
     else:
-        found, left_out = variants(config)
+        found, left_out = list_variants(config)
         assert list(found) == ["baseline", "hybrid"] and left_out == {"paged": "rollout.engine=paged: no; yes"}
 
 
@@ -164,8 +166,8 @@ def test_a_stage_that_does_not_fit_says_so_and_the_others_go_on(monkeypatch, bui
         raise torch.OutOfMemoryError
 
     subjects = {"sft": rounds(True), "reward": rounds(False), "ppo": rounds(True)}
-    monkeypatch.setattr("rlhf.stages.bench.run.subjects", lambda config: subjects)
-    found = stages(configured(["bench.what=stages", "bench.repeats=2"]))
+    monkeypatch.setattr("rlhf.stages.bench.run.benchmarked_stages", lambda config: subjects)
+    found = measure_stages(read_configuration(["bench.what=stages", "bench.repeats=2"]))
     assert {name: measured.problem for name, measured in found.items()} == {
         "sft": None, "reward": "out of memory", "ppo": None,
     }  # fmt: skip
@@ -175,9 +177,9 @@ def test_a_stage_that_does_not_fit_says_so_and_the_others_go_on(monkeypatch, bui
 def test_other_settings_on_one_day_go_into_another_file():
     names = set()
     for arguments in ([], ["lora=r8"], ["ppo.micro_batch_size=4"], ["zero=2"], ["rollout=hf"]):
-        config = configured(arguments)
-        found, _ = variants(config)
+        config = read_configuration(arguments)
+        found, _ = list_variants(config)
         how = {name: {"how": str(ways(found)[name])} for name in found}
-        names.add(file_name(config, {"recipe": recipe(config), "variants": how}))
+        names.add(file_name(config, {"recipe": describe_recipe(config), "variants": how}))
     assert len(names) == 5
     assert all(name.startswith("bench-step3-fixed-opt-tiny-cpu-2") for name in names)

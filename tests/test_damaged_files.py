@@ -16,7 +16,7 @@ from fakesweep import FakeSweep, answer, step
 
 from rlhf.cli import status
 from rlhf.cli.report import main as report
-from rlhf.config.terminal import Terminal, printable, without_colours
+from rlhf.config.terminal import Terminal, make_printable, strip_colours
 from rlhf.experiment.graph import Node
 from rlhf.experiment.store import StageDirectory
 from rlhf.experiment.summary import print_summary, print_sweep
@@ -98,11 +98,11 @@ def check(point):
     outcomes = {node.fingerprint: Outcome("done") for node in nodes}
     print_summary(nodes, outcomes, Terminal(file=stream))
     print_sweep([Point(None, [], point, True, nodes)], outcomes, Terminal(file=stream))
-    said = without_colours(stream.getvalue())
-    assert printable(said) == said
+    said = strip_colours(stream.getvalue())
+    assert make_printable(said) == said
     for file in (point.parent / "report").iterdir():
         text = file.read_text(encoding="utf-8")
-        assert printable(text) == text
+        assert make_printable(text) == text
     json.loads((point.parent / "report" / "points.json").read_text())
 
 
@@ -118,7 +118,7 @@ def check(point):
 )
 def test_damaged_files_end_in_no_traceback(pristine, tmp_path_factory, files):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "drawn", lambda *arguments: None)  # which takes most of the time
+        patch.setattr(plots, "draw_page", lambda *arguments: None)  # which takes most of the time
         check(damage(pristine, tmp_path_factory.getbasetemp() / "damaged", files))
 
 

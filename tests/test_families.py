@@ -10,7 +10,7 @@ from halves import fp16_case
 from ranks import run_specs, specs
 
 from rlhf.config.derive import FAMILIES as NAMES
-from rlhf.experiment.graph import nodes
+from rlhf.experiment.graph import build_graph
 from rlhf.experiment.sweep import Task
 from rlhf.launch.scheduler import run_stage_here
 
@@ -59,10 +59,10 @@ def trained(config):
     """The stages of a configuration, run in this process as `python -m rlhf` does."""
     from rich.console import Console
 
-    for node in nodes(config):
+    for node in build_graph(config):
         if not node.directory.done:
             assert run_stage_here(Task(node, config), Console(quiet=True), None).good
-    return {node.stage: node.directory for node in nodes(config)}
+    return {node.stage: node.directory for node in build_graph(config)}
 
 
 def load_classifier(place):
@@ -142,7 +142,7 @@ def on_two_ranks(make_config, tmp_path_factory, stages):
 def test_every_family_runs_all_stages_with_adapters_at_the_other_zero_stages(make_config, tmp_path_factory, shift):
     stages = {family: (zero + shift) % 4 for family, zero in ZEROS.items()}
     for config in on_two_ranks(make_config, tmp_path_factory, stages).values():
-        assert all(node.directory.done for node in nodes(config))
+        assert all(node.directory.done for node in build_graph(config))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_family_runs_all_stages_with_adapters_on_two_ranks(with_adapters, fami
     from transformers import AutoModelForCausalLM
 
     assert {ZEROS[name] for name in QUICK} == {0, 1, 2, 3}
-    for node in nodes(with_adapters(family)):
+    for node in build_graph(with_adapters(family)):
         assert node.directory.done
         adapter = node.directory.path / "adapter"
         assert PeftConfig.from_pretrained(adapter).r == 8

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from rlhf import load_config
-from rlhf.cli.prepare import prepared
+from rlhf.cli.prepare import resolve_config
 from rlhf.config.command import read_command
-from rlhf.config.derive import adapters_only, ranks, roles
+from rlhf.config.derive import ranks, roles, trains_adapters_only
 from rlhf.config.memory import state_gib
 from rlhf.config.points import Composer
-from rlhf.experiment.graph import nodes
+from rlhf.experiment.graph import build_graph
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml") if path.stem != "bench")
@@ -52,14 +52,14 @@ def points(name, *overrides):
     preset = f"+sweeps={name}"
     with Composer(read_command(["-m", preset, *overrides])) as composer:
         return {
-            tuple(word for word in words if word not in (preset, *overrides)): prepared(composer.job(words).config)
+            tuple(word for word in words if word not in (preset, *overrides)): resolve_config(composer.job(words).config)
             for words in composer.points
         }
 
 
 def fingerprints(name, stage):
     """The fingerprint of a stage in every point."""
-    return [node.fingerprint for config in points(name).values() for node in nodes(config) if node.stage == stage]
+    return [node.fingerprint for config in points(name).values() for node in build_graph(config) if node.stage == stage]
 
 
 def test_the_tables_name_every_preset():
@@ -115,7 +115,7 @@ def test_the_recipe_of_benchmarks_is_the_published_one():
     config = load_config("+experiments=bench")
     assert (config.data.max_prompt_tokens, config.rollout.max_new_tokens, config.rollout.fixed_length) == (256, 256, True)
     assert (config.ppo.update_epochs, config.ppo.batch_size) == (1, config.ppo.rollout_batch_size)
-    assert [node.stage for node in nodes(config)] == ["bench"]
+    assert [node.stage for node in build_graph(config)] == ["bench"]
     assert "BenckmarkSetting.md" in comment("experiments", "bench")
 
 
@@ -134,7 +134,7 @@ def test_over_optimisation_changes_the_reward_model_alone():
 def test_both_ppos_get_the_same_models_prompts_and_learning_rates():
     by_seed = {}
     for config in points("ppo-vs-deepspeed-chat").values():
-        sft, reward, ppo = (node.fingerprint for node in nodes(config))
+        sft, reward, ppo = (node.fingerprint for node in build_graph(config))
         by_seed.setdefault(config.seed, []).append((sft, reward, ppo, config.ppo))
     for (sft, reward, ppo, ours), (their_sft, their_reward, their_ppo, theirs) in by_seed.values():
         assert (sft, reward) == (their_sft, their_reward)
@@ -162,7 +162,7 @@ def test_an_experiment_has_the_scale_of_its_source_and_names_it(name):
     assert config.ppo.rollout_batch_size == config.ppo.batch_size
     assert config.name == name
     assert config.data.source == "hub"
-    assert [node.stage for node in nodes(config)] == list(STAGES)
+    assert [node.stage for node in build_graph(config)] == list(STAGES)
     assert re.search(r"arXiv \d{4}\.\d{5}|training_scripts/\w+", comment("experiments", name))
 
 
@@ -180,15 +180,15 @@ def test_an_experiment_on_other_hardware_is_the_same_experiment(name):
     precision = f"precision={config.precision.dtype}"
     other = load_config(f"+experiments={name}", "hardware=h100", "hardware.nodes=1", "hardware.gpus_per_node=8", precision)
     assert (ranks(other), other.hardware.gpu) == (8, "H100-SXM5-80GB")
-    assert [node.fingerprint for node in nodes(other)] == [node.fingerprint for node in nodes(config)]
+    assert [node.fingerprint for node in build_graph(other)] == [node.fingerprint for node in build_graph(config)]
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("opt")])
 def test_deepspeed_chats_adapters_are_the_policys_alone(name):
     config = experiment(name)
-    assert not adapters_only(config.critic_lora)
-    assert not adapters_only(config.reward_lora)
-    if adapters_only(config.lora):
+    assert not trains_adapters_only(config.critic_lora)
+    assert not trains_adapters_only(config.reward_lora)
+    if trains_adapters_only(config.lora):
         assert config.lora.alpha == round((config.model.width / config.lora.rank) ** 0.5)
         assert config.lora.learning_rate == 5e-4
 

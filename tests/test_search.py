@@ -10,8 +10,8 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from rlhf.cli.run import main
-from rlhf.cli.search import mend_journal, search, split, suggest, wants_search
+from rlhf.cli import main
+from rlhf.cli.search import repair_journal, search, split_sweep, suggest, wants_search
 from rlhf.config.command import read_command
 from rlhf.config.compose import config_root, register
 from rlhf.config.errors import ConfigError
@@ -70,7 +70,7 @@ def test_an_interval_in_a_sweep_is_a_search(presets, arguments, wanted):
 
 def split_of(*arguments):
     with Composer(read_command(["-m", *arguments])) as composer:
-        return split(composer)
+        return split_sweep(composer)
 
 
 def keys(space):
@@ -422,8 +422,8 @@ def test_a_journal_that_is_damaged_further_up_is_refused_and_stays(study, tmp_pa
 def test_what_is_no_journal_is_not_cut_to_nothing(tmp_path):
     file = tmp_path / "study.journal"
     file.write_bytes(b"")
-    mend_journal(file)
-    mend_journal(tmp_path / "none")
+    repair_journal(file)
+    repair_journal(tmp_path / "none")
     assert file.read_bytes() == b"" and not (tmp_path / "none").exists()
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from rlhf.catalog.metric import METRICS
 from rlhf.cli import status
-from rlhf.cli.status import FIGURES, STATES, Watch, duration, main, pace, render
+from rlhf.cli.status import FIGURES, STATES, Watch, duration, main, render, steps_per_second
 
 SFT, REWARD, PPO, PPO_2 = ("sft-" + "0" * 12, "reward-" + "1" * 12, "ppo-" + "2" * 12, "ppo-" + "3" * 12)
 
@@ -148,7 +148,7 @@ def test_a_benchmark_has_its_rate(root, stage):
     ],
 )
 def test_the_pace_leaves_out_pauses(metrics, rate):
-    assert pace(metrics) == pytest.approx(rate)
+    assert steps_per_second(metrics) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from rlhf.cli.run import Invalid, main, run
 from rlhf.config.errors import ConfigError
-from rlhf.experiment.graph import nodes
+from rlhf.experiment.graph import build_graph
 from rlhf.experiment.store import Result
 from rlhf.experiment.sweep import Outcome, Point
 
@@ -204,7 +204,7 @@ def sweep(make_config, set_key, tmp_path, capsys, stages):
                 set_key(config, key, ast.literal_eval(value))
             config.output_root, config.dry_run = str(tmp_path / "outputs"), dry_run
             place = tmp_path / "outputs" / "sweeps" / "rlhf" / ",".join(overrides)
-            made.append(Point(config, list(overrides), place, swept, nodes(config)))
+            made.append(Point(config, list(overrides), place, swept, build_graph(config)))
         code, said = run(made, lambda: None), capsys.readouterr()
         return code, said.out, said.err
 

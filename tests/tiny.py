@@ -15,8 +15,8 @@ from rlhf.config.derive import batches
 from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.data.records import load_dataset
 from rlhf.data.tokens import encode_prompt, prompt_batch
-from rlhf.engine.state import engine_state, held
-from rlhf.engine.zero import Learning, frozen_engine, training_engine
+from rlhf.engine.state import engine_state, local_shard
+from rlhf.engine.zero import TrainingSpec, frozen_engine, training_engine
 from rlhf.models.families import ARGUMENTS
 from rlhf.models.load import new_policy, new_scorer
 from rlhf.ppo.experience import Experience
@@ -42,7 +42,7 @@ def learning_engine(config, tokenizer):
     start(config)
     policy = new_policy(config.model, config, tokenizer, config.zero, 0.0)
     plan = batches(config, "sft")
-    return training_engine(policy, config, Learning(config.sft, plan, config.zero, config.lora, 1e-3, 0.0, False))
+    return training_engine(policy, config, TrainingSpec(config.sft, plan, config.zero, config.lora, 1e-3, 0.0, False))
 
 
 def learning_scorer(config, tokenizer):
@@ -50,7 +50,7 @@ def learning_scorer(config, tokenizer):
     start(config)
     step, zero, lora = config.reward, config.reward_zero, config.reward_lora
     scorer = new_scorer(config.reward_model, config, tokenizer, zero, step.dropout)
-    learning = Learning(step, batches(config, "reward"), zero, lora, 1e-3, 0.0, False, "reward_lora")
+    learning = TrainingSpec(step, batches(config, "reward"), zero, lora, 1e-3, 0.0, False, "reward_lora")
     return training_engine(scorer, config, learning)
 
 
@@ -99,7 +99,7 @@ def smooth_opt() -> Iterator[None]:
 
 def weights(*engines) -> list[Tensor]:
     """Copies of the weights of engines, or of the shards that this rank holds."""
-    return [held(parameter).detach().clone() for engine in engines for parameter in engine.module.parameters()]
+    return [local_shard(parameter).detach().clone() for engine in engines for parameter in engine.module.parameters()]
 
 
 def gradients(*engines) -> list[Tensor]:

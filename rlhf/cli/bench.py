@@ -33,12 +33,12 @@ from rlhf.config.checks import check, check_devices
 from rlhf.config.compose import config_root
 from rlhf.config.derive import batches, ranks
 from rlhf.config.errors import ConfigError
-from rlhf.config.hydra_errors import from_hydra, unknown_option
+from rlhf.config.hydra_errors import translate_error, unknown_option
 from rlhf.config.schema import Config
 from rlhf.config.secrets import mask
 from rlhf.config.terminal import Terminal
 from rlhf.experiment.store import write_json
-from rlhf.stages.bench.table import BASELINE, MAIN, show, table
+from rlhf.stages.bench.table import BASELINE, MAIN, build_table, table
 
 if TYPE_CHECKING:
     from rlhf.stages.bench.compare import Measured
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
         elif {"-h", "--help"} & set(arguments):
             console.print(__doc__, soft_wrap=True)
         else:
-            measure(configured(arguments), console)
+            measure(read_configuration(arguments), console)
     except ConfigError as error:
         Terminal(stderr=True, soft_wrap=True).print(f"error: {error}")
         return 2
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def configured(arguments: list[str]) -> Config:
+def read_configuration(arguments: list[str]) -> Config:
     """The recipe with what was typed. Raises ConfigError."""
     if flags := [word for word in arguments if word.startswith("-")]:
         problem = "this command measures one configuration"
@@ -75,11 +75,11 @@ def configured(arguments: list[str]) -> Config:
     if stage := next((word for word in arguments if re.match(r"\+*stages?=", word)), None):
         fix = "leave it out; bench.what=stages measures a step of each stage"
         raise ConfigError("stage", stage.partition("=")[2], "this command runs no stage", fix)
-    config = composed(arguments)
+    config = compose_benchmark(arguments)
     chosen = any(re.match(r"\+*reward_model(=|\.path=)", word) for word in arguments)
     same = config.reward_model.name == config.model.name and not chosen
     if same and config.model.family == "opt" and config.model.parameters > CRITIC_PARAMETERS:
-        config = composed([*arguments, f"reward_model={CRITIC}"])
+        config = compose_benchmark([*arguments, f"reward_model={CRITIC}"])
     if ranks(config) > 1:
         key = "nodes" if config.hardware.nodes > 1 else "gpus_per_node"
         problem, typed = f"variants take turns in one process, not in {ranks(config)}", shlex.join(arguments)
@@ -89,7 +89,7 @@ def configured(arguments: list[str]) -> Config:
     return config
 
 
-def composed(arguments: list[str]) -> Config:
+def compose_benchmark(arguments: list[str]) -> Config:
     """The configuration of experiments/bench.yaml, joined by the user's own preset, and overrides. Raises ConfigError."""
     presets, overrides = ["bench"], []
     for word in arguments:
@@ -102,12 +102,12 @@ def composed(arguments: list[str]) -> Config:
     try:
         return load_config(f"+experiments=[{','.join(dict.fromkeys(presets))}]", *overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise from_hydra(error, overrides) from error
+        raise translate_error(error, overrides) from error
 
 
 def measure(config: Config, console: Console) -> None:
     """Measure, print, and store."""
-    configs, left_out = variants(config)
+    configs, left_out = list_variants(config)
     from rlhf.runtime.distributed import leave, start
 
     start(config)  # before anything imports deepspeed: it looks for its device then
@@ -115,37 +115,40 @@ def measure(config: Config, console: Console) -> None:
 
     from rlhf.tracking.environment import environment
 
-    measured = stages(config) if config.bench.what == "stages" else beside(config, configs)
+    measured = measure_stages(config) if config.bench.what == "stages" else compare_variants(config, configs)
     leave()
     left_out |= {name: str(result.problem) for name, result in measured.items() if result.refused}
     for engine, reason in left_out.items():
         console.print(f"{engine} is left out: {reason}")
     found = {
         "command": mask(shlex.join(["python", "-m", "rlhf", "bench", *sys.argv[1:]])), "date": str(date.today()),
-        "recipe": recipe(config) | {"threads": torch.get_num_threads()},
-        "memory": memory_note(config), "left_out": left_out,
+        "recipe": describe_recipe(config) | {"threads": torch.get_num_threads()},
+        "memory": describe_memory(config), "left_out": left_out,
         "variants": {
-            name: entry(name, configs.get(name, config), result) for name, result in measured.items() if not result.refused
+            name: variant_entry(name, configs.get(name, config), result)
+            for name, result in measured.items() if not result.refused
         },
     }  # fmt: skip
-    console.print(show(found))
+    console.print(build_table(found))
     place = Path(config.output_root) / "bench" / file_name(config, found)
     write_json(place, found | environment(config))
     console.print(f"{place}", soft_wrap=True)
 
 
-def variants(config: Config) -> tuple[dict[str, Config], dict[str, str]]:
+def list_variants(config: Config) -> tuple[dict[str, Config], dict[str, str]]:
     """What is measured, by name, the baseline first; and the engines that cannot serve the configuration, with the reason:
     those that the user names are refused instead. Raises ConfigError."""
     rollout = config.bench.what == "rollout"
-    base = with_ways(config, "hf" if rollout or config.bench.what == "step3" else config.rollout.engine, "none")
+    base = with_engine_and_packing(
+        config, "hf" if rollout or config.bench.what == "step3" else config.rollout.engine, "none"
+    )
     if not rollout:
         return {BASELINE: base, "ours": config}, {}
     asked, left_out = config.bench.engines, {}
     found = {BASELINE: base}
     for engine in dict.fromkeys(asked or (config.rollout.engine, "hybrid", "paged")):
         try:
-            found[engine] = with_ways(config, engine, config.ppo.packing)
+            found[engine] = with_engine_and_packing(config, engine, config.ppo.packing)
             check(found[engine])
         except ConfigError as error:
             if asked:
@@ -155,40 +158,40 @@ def variants(config: Config) -> tuple[dict[str, Config], dict[str, str]]:
     return {name: found[name] for name in found if name != "hf"}, left_out
 
 
-def with_ways(config: Config, engine: str, packing: str) -> Config:
+def with_engine_and_packing(config: Config, engine: str, packing: str) -> Config:
     """The configuration with a rollout engine and a way of padding."""
     return replace(config, rollout=replace(config.rollout, engine=engine), ppo=replace(config.ppo, packing=packing))
 
 
-def beside(config: Config, configs: dict[str, Config]) -> "dict[str, Measured]":
+def compare_variants(config: Config, configs: dict[str, Config]) -> "dict[str, Measured]":
     """The variants of step 3, or of a phase of it, in turns on the same models."""
-    from rlhf.stages.bench.compare import compared
+    from rlhf.stages.bench.compare import compare
     from rlhf.stages.bench.rounds import random_models
 
     optional = [] if config.bench.engines else [name for name in configs if name not in (BASELINE, "ours")]
     with tempfile.TemporaryDirectory() as place:
-        return compared(configs, lambda: random_models(config, Path(place) / "random"), config.bench.repeats, optional)
+        return compare(configs, lambda: random_models(config, Path(place) / "random"), config.bench.repeats, optional)
 
 
-def stages(config: Config) -> "dict[str, Measured]":
+def measure_stages(config: Config) -> "dict[str, Measured]":
     """A training step of each stage, one stage after another; one that does not fit the GPU says so."""
     import torch
 
-    from rlhf.stages.bench.compare import Failed, Measured, take_turns
-    from rlhf.stages.bench.run import subjects
+    from rlhf.stages.bench.compare import Failed, Measured, interleave
+    from rlhf.stages.bench.run import benchmarked_stages
 
     found: dict[str, Measured] = {}
     with tempfile.TemporaryDirectory() as place:
-        for name, rounds in subjects(config).items():
+        for name, rounds in benchmarked_stages(config).items():
             try:
                 with rounds(config, Path(place) / "random") as once:
-                    found[name] = Measured(take_turns({name: once}, config.bench.repeats, False)[name])
+                    found[name] = Measured(interleave({name: once}, config.bench.repeats, False)[name])
             except (Failed, torch.OutOfMemoryError):
                 found[name] = Measured(problem="out of memory")
     return found
 
 
-def entry(name: str, own: Config, measured: "Measured") -> dict[str, Any]:
+def variant_entry(name: str, own: Config, measured: "Measured") -> dict[str, Any]:
     """A variant as it is stored: how it works, its medians, and its main figure in every round."""
     engine = f"{own.rollout.engine} rollouts"
     padding = {"none": "padded", "length": "by length", "packed": "packed"}[own.ppo.packing]
@@ -198,7 +201,7 @@ def entry(name: str, own: Config, measured: "Measured") -> dict[str, Any]:
     return {"how": how, "problem": measured.problem, "median": measured.median, "rounds": rounds}
 
 
-def recipe(config: Config) -> dict[str, Any]:
+def describe_recipe(config: Config) -> dict[str, Any]:
     """What the figures depend on, beside the machine and the versions."""
     return {
         "what": config.bench.what, "lengths": config.bench.lengths, "repeats": config.bench.repeats,
@@ -210,7 +213,7 @@ def recipe(config: Config) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def memory_note(config: Config) -> str:
+def describe_memory(config: Config) -> str:
     """Whose memory is told."""
     return (
         "memory/peak_gib: of the whole process during the variant's first turn" if config.hardware.device == "cpu"

@@ -1,9 +1,9 @@
 """From a composed configuration to one that can run: shapes read where none is stated, everything checked."""
 
 from rlhf.config.checks import check, check_without_shapes
-from rlhf.config.derive import as_measured
+from rlhf.config.derive import benchmark_config
 from rlhf.config.errors import raise_problems
-from rlhf.config.points import composed
+from rlhf.config.points import compose_config
 from rlhf.config.schema import Config
 from rlhf.data.check import record_problems
 from rlhf.data.dataset import Comparison
@@ -13,21 +13,21 @@ from rlhf.experiment.graph import Node
 from rlhf.experiment.sweep import Task
 from rlhf.models.adapters import check_new_adapters
 from rlhf.models.source import Source, fill_shapes, source_of
-from rlhf.planner.work import Work, work
+from rlhf.planner.work import Work, estimate_work
 
 
 def load_config(*overrides: str) -> Config:
     """The configuration that `python -m rlhf <overrides>` runs: `args` for use from Python. Raises ConfigError."""
-    return prepared(composed(*overrides))
+    return resolve_config(compose_config(*overrides))
 
 
-def prepared(config: Config) -> Config:
+def resolve_config(config: Config) -> Config:
     """The configuration with the shapes of its models, checked. All that needs no shapes is checked before any is read."""
     if any(model.layers < 1 and model.path is not None for model in (config.model, config.reward_model)):
         check_without_shapes(config)
     whole = fill_shapes(config)
     if "bench" in config.stages:
-        whole = as_measured(whole)
+        whole = benchmark_config(whole)
     check(whole)
     return whole
 
@@ -62,23 +62,23 @@ def check_records(config: Config, node: Node) -> None:
         raise_problems(record_problems(config, node.stage))
 
 
-def estimates(tasks: list[Task]) -> dict[str, Work | None]:
+def estimate_tasks(tasks: list[Task]) -> dict[str, Work | None]:
     """The work of each stage, by fingerprint; None where it depends on records that would have to be downloaded."""
     known: dict[str, dict[str, tuple[int, int]]] = {}
     found: dict[str, Work | None] = {}
     for task in tasks:
         config, stage = task.config, task.node.stage
         if config.data.source == "hub" or stage == "bench":
-            found[task.key] = work(config, stage, None)
+            found[task.key] = estimate_work(config, stage, None)
             continue
         source = f"{config.data} {config.reward.grouped}"
         if source not in known:
-            known[source] = counts(config)
-        found[task.key] = work(config, stage, *known[source][stage])
+            known[source] = count_training_records(config)
+        found[task.key] = estimate_work(config, stage, *known[source][stage])
     return found
 
 
-def counts(config: Config) -> dict[str, tuple[int, int]]:
+def count_training_records(config: Config) -> dict[str, tuple[int, int]]:
     """The training records of each stage, and the most answers that one of them has. Those of the demo are not made to be
     counted: there are as many for every seed."""
     grouped = config.reward.grouped
@@ -91,12 +91,12 @@ def counts(config: Config) -> dict[str, tuple[int, int]]:
     train = load_dataset(config).train
     return {
         "sft": (len(train.demonstrations), 1),
-        "reward": elements(train.comparisons) if grouped else (len(train.comparisons), 2),
+        "reward": count_grouped_records(train.comparisons) if grouped else (len(train.comparisons), 2),
         "ppo": (len(train.prompts), 1),
     }
 
 
-def elements(comparisons: list[Comparison]) -> tuple[int, int]:
+def count_grouped_records(comparisons: list[Comparison]) -> tuple[int, int]:
     """Prompts that are compared on, and the most answers that one has: its pairs are read together."""
     answers: dict[str, set[str]] = {}
     for comparison in comparisons:

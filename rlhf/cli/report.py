@@ -10,8 +10,8 @@ from rlhf.catalog.metric import RATES
 from rlhf.config.terminal import Terminal, one_line
 from rlhf.experiment.summary import BENCH_COLUMNS
 from rlhf.report.collect import ReportError, collect
-from rlhf.report.figures import compared, every_figure, short
-from rlhf.report.groups import Group, grouped
+from rlhf.report.figures import collect_metrics, compared_metrics, format_short
+from rlhf.report.groups import Group, group_points
 from rlhf.report.page import overview, page
 from rlhf.report.tables import save, write_tables
 
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         collection = collect(given.directory)
     except ReportError as error:
         return refuse(str(error))
-    groups, output = grouped(collection), given.output or given.directory / "report"
+    groups, output = group_points(collection), given.output or given.directory / "report"
     content = page(collection, groups)
     try:
         save(output / "report.html", content)
@@ -72,14 +72,14 @@ def summary(groups: list[Group]) -> Table:
     """The groups with the means that matter most; intervals are for the page and the tables."""
     table = Table(title="Means over seeds (n); intervals are in table.md", title_justify="left")
     table.add_column("group", overflow="fold")
-    figures = every_figure(groups)
+    figures = collect_metrics(groups)
     labels = next((labels for labels in SHOWN if any(figure.metric in labels for figure in figures)), {})
     shown = {figure: (labels | MEMORY).get(figure.metric) for figure in figures}
-    columns = [[cell.estimate for cell in compared(groups, figure)] for figure, label in shown.items() if label]
+    columns = [[cell.estimate for cell in compared_metrics(groups, figure)] for figure, label in shown.items() if label]
     for label in filter(None, shown.values()):
         table.add_column(label, justify="right")
     for number, group in enumerate(groups):
         means = [known[number] for known in columns]
-        cells = ["–" if mean is None else f"{short(mean.mean)} ({mean.n})" for mean in means]
+        cells = ["–" if mean is None else f"{format_short(mean.mean)} ({mean.n})" for mean in means]
         table.add_row(Text(one_line(group.label)), *map(Text, cells))
     return table

@@ -17,28 +17,28 @@ from omegaconf import DictConfig
 from rich.progress import track
 from rich.text import Text
 
-from rlhf.cli.prepare import check_records, check_sources, estimates, prepared
+from rlhf.cli.prepare import check_records, check_sources, estimate_tasks, resolve_config
 from rlhf.cli.search import search, wants_search
 from rlhf.config.checks import check_devices
 from rlhf.config.command import Command, read_command
 from rlhf.config.compose import config_root, point_name, register
 from rlhf.config.disk import CLOSED, FULL, disk_problem
 from rlhf.config.errors import ConfigError
-from rlhf.config.hydra_errors import REFUSED, from_hydra
-from rlhf.config.keys import DECIDED_ONCE, covered, leaf_keys
+from rlhf.config.hydra_errors import REFUSED, translate_error
+from rlhf.config.keys import DECIDED_ONCE, leaf_keys, matches_prefix
 from rlhf.config.overrides import parse
 from rlhf.config.points import Composer, Job
-from rlhf.config.ranges import at
+from rlhf.config.ranges import get_key
 from rlhf.config.secrets import secret_keys
 from rlhf.config.terminal import Terminal
 from rlhf.data.check import record_notes
-from rlhf.experiment.checkpoints import check_layout, discard
+from rlhf.experiment.checkpoints import check_layout, remove_all
 from rlhf.experiment.directories import check_directories, link_latest
-from rlhf.experiment.graph import nodes
-from rlhf.experiment.record import record
+from rlhf.experiment.graph import build_graph
+from rlhf.experiment.record import write_record
 from rlhf.experiment.store import StageDirectory
 from rlhf.experiment.summary import print_failures, print_plan, print_summary, print_sweep
-from rlhf.experiment.sweep import Outcome, Point, Task, merged
+from rlhf.experiment.sweep import Outcome, Point, Task, build_task_graph
 from rlhf.launch import execute
 
 # A sweep of so many points takes seconds to plan, which a bar shows.
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
         with Composer(command) as composer:
             if wants_search(composer):
                 return search(composer, lambda job: run_one(composer, job))
-            return run(*points_of(composer))
+            return run(*compose_points(composer))
     except (ConfigError, Invalid) as error:
         for line in str(error).splitlines():
             console.print(Text.assemble(("error:", "bold red"), f" {line}"))
@@ -111,7 +111,7 @@ def show(command: Command) -> int:
             raise
         with Composer(command) as composer:
             composer.check()
-            raise from_hydra(error, command.overrides, composer.raw_load) from error
+            raise translate_error(error, command.overrides, composer.raw_load) from error
     except SystemExit as left:
         return int(left.code or 0)
     finally:
@@ -121,15 +121,15 @@ def show(command: Command) -> int:
     return 0
 
 
-def points_of(composer: Composer) -> tuple[list[Point], Callable[[], None]]:
+def compose_points(composer: Composer) -> tuple[list[Point], Callable[[], None]]:
     """The points of a command, checked, and what writes Hydra's files of them. Raises ConfigError, or Invalid with
     everything that is wrong in any of them."""
     points, jobs, problems = [], [], []
     described, command_line = composer.points, composer.command.words
-    for number, overrides in enumerate(bar(described, "checking points")):
+    for number, overrides in enumerate(progress_bar(described, "checking points")):
         try:
             job = composer.job(overrides, number)
-            point = point_of(job, composer.swept)
+            point = compose_point(job, composer.swept)
         except ConfigError as error:
             problems.append((point_name(overrides, command_line), error))
             continue
@@ -139,34 +139,36 @@ def points_of(composer: Composer) -> tuple[list[Point], Callable[[], None]]:
         alike = len(problems) == len(described) and len({str(error) for _, error in problems}) == 1
         raise problems[0][1] if alike else Invalid(problems, len(described))
     check_decided_once(points)
-    return points, lambda: save(composer, jobs)
+    return points, lambda: save_config(composer, jobs)
 
 
-def bar(described: list[list[str]], what: str) -> Iterator[list[str]]:
+def progress_bar(described: list[list[str]], what: str) -> Iterator[list[str]]:
     """Points one after another; a bar shows how far it is, if they are many and someone looks."""
     console = Terminal(stderr=True)
     hidden = len(described) < MANY_POINTS or not console.is_terminal
     return iter(track(described, what, console=console, transient=True, disable=hidden))
 
 
-def point_of(job: Job, swept: bool) -> Point:
+def compose_point(job: Job, swept: bool) -> Point:
     """A point with its stages. Raises ConfigError for what cannot work."""
-    config = prepared(job.config)
-    return Point(config, job.overrides, job.directory, swept, nodes(config))
+    config = resolve_config(job.config)
+    return Point(config, job.overrides, job.directory, swept, build_graph(config))
 
 
 def check_decided_once(points: list[Point]) -> None:
     """Refuse a sweep over keys that hold for the sweep as a whole: the first point would decide them for all."""
-    for key in (key for key in leaf_keys() if covered(key, DECIDED_ONCE)):
+    for key in (key for key in leaf_keys() if matches_prefix(key, DECIDED_ONCE)):
         values = list(
-            dict.fromkeys(at(point.config, key) for point in points if not isinstance(at(point.config, key), list))
+            dict.fromkeys(
+                get_key(point.config, key) for point in points if not isinstance(get_key(point.config, key), list)
+            )
         )
         if len(values) > 1:
             problem = "it holds for a whole sweep, and cannot differ between its points"
             raise ConfigError(key, ",".join(map(str, values)), problem, "give it one value, or type a command for each")
 
 
-def save(composer: Composer, jobs: list[Job]) -> None:
+def save_config(composer: Composer, jobs: list[Job]) -> None:
     """Write what Hydra writes of points that are to run. Raises ConfigError where that cannot be."""
     try:
         composer.save(jobs)
@@ -178,7 +180,7 @@ def save(composer: Composer, jobs: list[Job]) -> None:
 def run(points: list[Point], begin: Callable[[], None]) -> int:
     """Run the stages of some points that are not done, reuse those that are, and show what came out. `begin` is called
     before the first one starts, unless nothing is to run."""
-    tasks, terminal = merged(points), Terminal()
+    tasks, terminal = build_task_graph(points), Terminal()
     console = terminal if terminal.is_terminal else Terminal(width=160)
     waiting = [task for task in tasks if not task.node.directory.done]
     check_directories(points)
@@ -190,24 +192,24 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
     if not first.dry_run:
         begin()
     if first.dry_run or points[0].swept:
-        print_plan(points, tasks, estimates(waiting), console)
+        print_plan(points, tasks, estimate_tasks(waiting), console)
         print_cost(len(points), console)
     if first.dry_run:
         return 0
-    tell_secrets(points, console)
+    warn_of_secrets(points, console)
     outcomes = {task.key: Outcome("reused") for task in tasks if task not in waiting}
     for point in points:
-        record(point, outcomes)
+        write_record(point, outcomes)
     link_latest(points)
     for task in (task for task in tasks if task not in waiting):
-        discard(task.node.directory.path)  # of a stage that was killed before it could
+        remove_all(task.node.directory.path)  # of a stage that was killed before it could
         if not points[0].swept:
             told = f" {task.node.stage}: done before, {task.node.directory.path}"
             console.print(Text.assemble(("✓", "green"), told), soft_wrap=True)
     if waiting:
         outcomes |= execute(waiting, console)
     for point in points:
-        record(point, outcomes)
+        write_record(point, outcomes)
     if points[0].swept:
         print_sweep(points, outcomes, console)
         if first.tracking.wandb.enabled:
@@ -220,7 +222,7 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
     return exit_code({outcome.state for outcome in outcomes.values()})
 
 
-def tell_secrets(points: list[Point], console: Terminal) -> None:
+def warn_of_secrets(points: list[Point], console: Terminal) -> None:
     """Say which keys hold a secret, and where it is kept."""
     for key in dict.fromkeys(key for point in points for key in secret_keys(asdict(point.config))):
         where = "it is masked in what is written and uploaded; spec.json, which a stage needs, is readable by you alone"
@@ -241,8 +243,8 @@ def exit_code(states: set[str]) -> int:
 
 def run_one(composer: Composer, job: Job) -> tuple[int, Point]:
     """Run one point of a search."""
-    point = point_of(job, False)
-    return run([point], lambda: save(composer, [job])), point
+    point = compose_point(job, False)
+    return run([point], lambda: save_config(composer, [job])), point
 
 
 def check_tasks(tasks: list[Task], waiting: list[Task]) -> None:
@@ -260,7 +262,7 @@ def check_tasks(tasks: list[Task], waiting: list[Task]) -> None:
                     check_layout(task.node.directory.path, task.config, task.node.stage)
             else:
                 check_done(task.node.directory, task.key in needed)
-            for place in inputs_of(task, known) if task in waiting else []:
+            for place in input_paths(task, known) if task in waiting else []:
                 check_done(place, True)
         except ConfigError as error:
             problems.append((", ".join(task.points), error))
@@ -268,7 +270,7 @@ def check_tasks(tasks: list[Task], waiting: list[Task]) -> None:
         raise Invalid(problems, len({name for task in tasks for name in task.points}))
 
 
-def inputs_of(task: Task, known: set[str]) -> list[StageDirectory]:
+def input_paths(task: Task, known: set[str]) -> list[StageDirectory]:
     """The finished stages that a stage found by fingerprint, in the order of its parents, but for those of the graph."""
     names = [
         name for name, given in (("actor", task.config.ppo.actor), ("reward", task.config.ppo.reward)) if given is None

@@ -20,18 +20,18 @@ from rich.console import Console
 from rich.text import Text
 
 from rlhf.catalog.metric import METRICS
-from rlhf.cli.prepare import prepared
-from rlhf.config.compose import quoted
+from rlhf.cli.prepare import resolve_config
+from rlhf.config.compose import quote_digits
 from rlhf.config.disk import disk_problem
 from rlhf.config.errors import ConfigError, raise_problems
-from rlhf.config.keys import DECIDED_ONCE, covered, leaf_keys
+from rlhf.config.keys import DECIDED_ONCE, leaf_keys, matches_prefix
 from rlhf.config.overrides import typed_value, without_values
 from rlhf.config.points import Composer, Job
-from rlhf.config.ranges import at, check_values
+from rlhf.config.ranges import check_values, get_key
 from rlhf.config.schema import Config, Search
 from rlhf.config.terminal import Terminal
 from rlhf.experiment.fingerprint import fingerprint
-from rlhf.experiment.lock import locked
+from rlhf.experiment.lock import hold
 from rlhf.experiment.sweep import Point
 
 RunOne = Callable[[Job], tuple[int, Point]]
@@ -44,7 +44,7 @@ def wants_search(composer: Composer) -> bool:
 
 def search(composer: Composer, run_one: RunOne) -> int:
     """Run trials until the study has `sweep.trials` of them; returns the exit code."""
-    fixed, space = split(composer)
+    fixed, space = split_sweep(composer)
     base = check_search(composer, fixed, space)
     console = Terminal()
     if base.dry_run:
@@ -52,7 +52,7 @@ def search(composer: Composer, run_one: RunOne) -> int:
         console.print(f"{base.sweep.trials} trials for the best {base.sweep.objective}: {lines}", soft_wrap=True)
         return 0
     directory = composer.sweep_directory
-    with writable(base), locked(directory, base.launcher.lock_timeout_s, waiting=console.print):
+    with check_writable(base), hold(directory, base.launcher.lock_timeout_s, waiting=console.print):
         study = open_study(base, space, directory)
         repeat_broken(study)
         return run_trials(study, composer, fixed, space, base, run_one, console)
@@ -63,27 +63,27 @@ def run_trials(
 ) -> int:
     """Run trials until the study has `sweep.trials` of them; returns the exit code."""
     code = 0
-    while (done := finished(study)) < base.sweep.trials:
-        study.sampler = sampler(base, done)
+    while (done := finish_trial(study)) < base.sweep.trials:
+        study.sampler = build_sampler(base, done)
         trial = study.ask()
         chosen = [f"{override.get_key_element()}={suggest(trial, override)}" for override in space]
         told = (f"trial {done + 1} of {base.sweep.trials}", "bold"), f": {' '.join(chosen)}"
         console.print(Text.assemble(*told), soft_wrap=True)
-        ended, point = run_one(composer.job([*fixed, *quoted(chosen)], done))
+        ended, point = run_one(composer.job([*fixed, *quote_digits(chosen)], done))
         if ended == 130:
             return 130
         value = objective(point, base.sweep) if ended == 0 else None
         code = max(code, ended)
         if value is None:
             trial.set_user_attr("failed", True)
-            study.tell(trial, state=failed_state())
+            study.tell(trial, state=failed_metrics())
         else:
             study.tell(trial, value)
-    report(study, base, console)
+    print_study(study, base, console)
     return code
 
 
-def split(composer: Composer) -> tuple[list[str], list[Override]]:
+def split_sweep(composer: Composer) -> tuple[list[str], list[Override]]:
     """Overrides that are the same in all trials, and those that are searched, the preset's too. Raises ConfigError."""
     if problem := without_values(composer.overrides, composer.group):
         raise problem
@@ -94,7 +94,7 @@ def split(composer: Composer) -> tuple[list[str], list[Override]]:
 def check_search(composer: Composer, fixed: list[str], space: list[Override]) -> Config:
     """The configuration of what is not searched. Raises ConfigError for a search that cannot work: what is sought, and each
     searched key at both ends of its interval and at all values of its list."""
-    base = prepared(composer.job(fixed).config)
+    base = resolve_config(composer.job(fixed).config)
     settings = base.sweep
     if settings.objective not in METRICS:
         near = difflib.get_close_matches(settings.objective, METRICS, n=1, cutoff=0.4)
@@ -110,20 +110,22 @@ def check_search(composer: Composer, fixed: list[str], space: list[Override]) ->
         raise ConfigError("sweep.sampler", settings.sampler, "intervals need the package optuna", fix) from error
     for override in space:
         check_space(override)
-    raise_problems(problem for override in space for problem in problems_of(composer, fixed, override, len(space) == 1))
+    raise_problems(
+        problem for override in space for problem in find_search_problems(composer, fixed, override, len(space) == 1)
+    )
     return base
 
 
-def problems_of(composer: Composer, fixed: list[str], override: Override, alone: bool) -> Iterator[ConfigError]:
+def find_search_problems(composer: Composer, fixed: list[str], override: Override, alone: bool) -> Iterator[ConfigError]:
     """Find what is wrong at the ends of an interval, or with the values of a list. Whether a value goes with all others is
     known only if this key `alone` is searched."""
     for value in candidates(override):
         try:
-            config = composer.job([*fixed, *quoted([f"{override.get_key_element()}={value}"])]).config
+            config = composer.job([*fixed, *quote_digits([f"{override.get_key_element()}={value}"])]).config
             if alone:
-                prepared(config)
+                resolve_config(config)
             elif (key := str(override.key_or_group)) in leaf_keys():
-                raise_problems(error for error, _ in check_values({key: at(config, key)}))
+                raise_problems(error for error, _ in check_values({key: get_key(config, key)}))
         except ConfigError as error:
             yield error
 
@@ -131,7 +133,7 @@ def problems_of(composer: Composer, fixed: list[str], override: Override, alone:
 def check_space(override: Override) -> None:
     """What is searched can be: numbers in order, above zero on a logarithmic scale. Raises ConfigError."""
     key, typed, value = override.get_key_element(), typed_value(override), override.value()
-    if covered(str(override.key_or_group), DECIDED_ONCE):
+    if matches_prefix(str(override.key_or_group), DECIDED_ONCE):
         raise ConfigError(key, typed, "it holds for a whole search", "give it one value")
     if not isinstance(value, IntervalSweep):
         return
@@ -156,7 +158,7 @@ def candidates(override: Override) -> list[str]:
 
 
 @contextlib.contextmanager
-def writable(config: Config) -> Iterator[None]:
+def check_writable(config: Config) -> Iterator[None]:
     """Turn what the operating system says of the sweep's directory into a ConfigError."""
     try:
         yield
@@ -176,14 +178,14 @@ def open_study(config: Config, space: list[Override], directory: Path) -> Any:
     file = directory.absolute() / "study.journal"
     for left in directory.glob("study.journal.lock*"):
         left.unlink()  # by a process that was killed: Optuna would wait for it
-    mend_journal(file)
+    repair_journal(file)
     storage = JournalStorage(JournalFileBackend(str(file)))
     direction: Any = config.sweep.direction
     name = study_name(config, space)
     return optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
 
 
-def mend_journal(file: Path) -> None:
+def repair_journal(file: Path) -> None:
     """Cut a journal back to its last whole line: who wrote on was killed, or the disk was full. Raises ConfigError
     for a journal that is damaged further up."""
     if not file.is_file():
@@ -219,7 +221,7 @@ def study_name(config: Config, space: list[Override]) -> str:
     return f"{config.sweep.objective} {hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
-def sampler(config: Config, trial: int) -> Any:
+def build_sampler(config: Config, trial: int) -> Any:
     """The sampler of a trial, seeded by its number: a study that is resumed proposes what the unbroken one would."""
     import optuna
 
@@ -247,7 +249,7 @@ def repeat_broken(study: Any) -> None:
         study.tell(trial.number, state=TrialState.FAIL)
 
 
-def finished(study: Any) -> int:
+def finish_trial(study: Any) -> int:
     """Trials that have a value, or whose point failed."""
     from optuna.trial import TrialState
 
@@ -255,7 +257,7 @@ def finished(study: Any) -> int:
     return sum(trial.state == TrialState.COMPLETE or trial.user_attrs.get("failed", False) for trial in trials)
 
 
-def failed_state() -> Any:
+def failed_metrics() -> Any:
     """Optuna's name for a trial without a value."""
     from optuna.trial import TrialState
 
@@ -273,7 +275,7 @@ def objective(point: Point, settings: Search) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def report(study: Any, config: Config, console: Console) -> None:
+def print_study(study: Any, config: Config, console: Console) -> None:
     """The best trial."""
     from optuna.trial import TrialState
 
@@ -284,4 +286,4 @@ def report(study: Any, config: Config, console: Console) -> None:
     values = " ".join(
         f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in best.params.items()
     )
-    console.print(f"best of {finished(study)}: {config.sweep.objective} {best.value:.4g} with {values}", soft_wrap=True)
+    console.print(f"best of {finish_trial(study)}: {config.sweep.objective} {best.value:.4g} with {values}", soft_wrap=True)

@@ -29,7 +29,7 @@ from rlhf.catalog.metric import RATES
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.ranges import STAGES
 from rlhf.config.terminal import Terminal, one_line
-from rlhf.experiment.files import Unreadable, line_object, read_object, words
+from rlhf.experiment.files import Unreadable, as_text, line_object, read_object
 
 PERIOD_S, SILENT_S = 2.0, 60.0
 SQUEUE_PERIOD_S, SQUEUE_TIMEOUT_S = 10.0, 10.0
@@ -104,14 +104,14 @@ class Watch:
                 self.finished[name] = stage
             users = [point for points in sweeps.values() for point, names in points.items() if name in names]
             stages.append(replace(stage, points=users))
-        return View(sweeps, sorted(self.joined(stages), key=urgency))
+        return View(sweeps, sorted(self.joined(stages), key=sort_key))
 
     def joined(self, stages: list[Stage]) -> list[Stage]:
         """The stages with SLURM's view of those that it holds; asked every few seconds, or when there are other jobs."""
         ids = sorted({s.job for s in stages if s.job is not None and s.state not in (*SETTLED, "damaged")})
         if ids and (ids != self.asked[1] or time.monotonic() - self.asked[0] > SQUEUE_PERIOD_S):
-            self.jobs, self.asked = squeue(ids), (time.monotonic(), ids)
-        return [with_job(s, self.jobs) if s.job in ids and self.jobs is not None else s for s in stages]
+            self.jobs, self.asked = query_squeue(ids), (time.monotonic(), ids)
+        return [join_job(s, self.jobs) if s.job in ids and self.jobs is not None else s for s in stages]
 
 
 def find(place: Path) -> tuple[dict[str, dict[str, list[str]]], dict[str, Path], dict[str, str]]:
@@ -164,7 +164,7 @@ def read_stage(name: str, place: Path, skipped: dict[str, str]) -> Stage:
     try:
         status, result = read_json(place / "status.json"), read_json(place / "result.json")
         rows = read_rows(place / "metrics.jsonl")
-        return described(replace(stage, state=state_of(status, result)), status, result, rows)
+        return describe_stage(replace(stage, state=state_of(status, result)), status, result, rows)
     except Unreadable as error:
         return replace(stage, reason=str(error))
 
@@ -183,21 +183,22 @@ def state_of(status: dict[str, Any], result: dict[str, Any]) -> str:
     return str(state)
 
 
-def described(stage: Stage, status: dict[str, Any], result: dict[str, Any], rows: list[dict[str, Any]]) -> Stage:
+def describe_stage(stage: Stage, status: dict[str, Any], result: dict[str, Any], rows: list[dict[str, Any]]) -> Stage:
     """A stage with its numbers."""
-    heartbeat, rate = number(status, "heartbeat"), pace(rows)
-    total, step = number(status, "total"), latest([*rows[-1:], status], "step")
+    heartbeat, rate = number(status, "heartbeat"), steps_per_second(rows)
+    total, step = number(status, "total"), latest_metrics([*rows[-1:], status], "step")
     age = None if heartbeat is None else max(0.0, time.time() - heartbeat)
     state = "silent" if stage.state == "running" and age is not None and age > SILENT_S else stage.state
     left = (total - step) / rate if state == "running" and rate and step is not None and total is not None else None
     finals = result.get("metrics")
     seen = [finals if isinstance(finals, dict) else {}, *rows]
-    figure = next((name for name in FIGURES if latest(seen, name) is not None), None)
-    texts: dict[str, Any] = {key: words(status[key]) for key in ("reason", "host", "job") if status.get(key) is not None}
+    figure = next((name for name in FIGURES if latest_metrics(seen, name) is not None), None)
+    texts: dict[str, Any] = {key: as_text(status[key]) for key in ("reason", "host", "job") if status.get(key) is not None}
     return replace(
-        stage, stage=words(status.get("stage")) or stage.stage, state=state, step=step, total=total, rate=rate, left_s=left,
-        seconds=number(result, "seconds"), figure=figure, value=None if figure is None else latest(seen, figure),
-        kl=latest(seen, "kl/sequence"), attempts=number(status, "attempts"), heartbeat_age_s=age, **texts,
+        stage, stage=as_text(status.get("stage")) or stage.stage, state=state, step=step, total=total, rate=rate,
+        left_s=left,
+        seconds=number(result, "seconds"), figure=figure, value=None if figure is None else latest_metrics(seen, figure),
+        kl=latest_metrics(seen, "kl/sequence"), attempts=number(status, "attempts"), heartbeat_age_s=age, **texts,
     )  # fmt: skip
 
 
@@ -237,12 +238,12 @@ def number(values: dict[str, Any], key: str) -> float | None:
     return value if value is not None and -LARGEST < value < LARGEST else None
 
 
-def latest(rows: list[dict[str, Any]], name: str) -> float | None:
+def latest_metrics(rows: list[dict[str, Any]], name: str) -> float | None:
     """The last value of a metric."""
     return next((value for row in reversed(rows) if (value := number(row, name)) is not None), None)
 
 
-def pace(rows: list[dict[str, Any]]) -> float | None:
+def steps_per_second(rows: list[dict[str, Any]]) -> float | None:
     """Steps per second over the last lines. A stage that was resumed has a pause in them, and after a kill maybe steps that
     it took twice: neither counts."""
     points = [(row["step"], at) for row in rows if (at := number(row, "time")) is not None]
@@ -250,7 +251,7 @@ def pace(rows: list[dict[str, Any]]) -> float | None:
     return 1 / mean(pair for pair in pairs if pair <= 10 * median(pairs)) if pairs else None
 
 
-def squeue(ids: list[str]) -> dict[str, tuple[str, ...]] | None:
+def query_squeue(ids: list[str]) -> dict[str, tuple[str, ...]] | None:
     """SLURM's (state, reason, elapsed, nodes) of the jobs that it knows; None where it cannot be asked."""
     if shutil.which("squeue") is None:
         return None
@@ -265,11 +266,11 @@ def squeue(ids: list[str]) -> dict[str, tuple[str, ...]] | None:
     if "invalid job id" not in done.stderr.lower():
         return None
     # It has forgotten one of them, and then says nothing of the others either.
-    known = [squeue([job]) or {} for job in ids] if len(ids) > 1 else []
+    known = [query_squeue([job]) or {} for job in ids] if len(ids) > 1 else []
     return {job: view for answer in known for job, view in answer.items()}
 
 
-def with_job(stage: Stage, jobs: dict[str, tuple[str, ...]] | None) -> Stage:
+def join_job(stage: Stage, jobs: dict[str, tuple[str, ...]] | None) -> Stage:
     """A stage with what SLURM says of its job."""
     state, reason, _, nodes = (jobs or {}).get(str(stage.job), ("", "", "", ""))
     if not state or state in ENDED:
@@ -285,7 +286,7 @@ def with_job(stage: Stage, jobs: dict[str, tuple[str, ...]] | None) -> Stage:
     return stage if stage.host else replace(stage, host=nodes or None)
 
 
-def urgency(stage: Stage) -> tuple[int, bool, bool, str]:
+def sort_key(stage: Stage) -> tuple[int, bool, bool, str]:
     """The order of rows: what goes on or went wrong above what is done, then along the graph."""
     return list(STATES).index(stage.state), stage.stage == "ppo", stage.stage == "reward", stage.name
 
@@ -308,7 +309,7 @@ def duration(seconds: float) -> str:
     return f"{h} h {m:02} m" if h else f"{m} m {s:02} s" if m else f"{s} s"
 
 
-def cells(stage: Stage) -> dict[str, str]:
+def format_row(stage: Stage) -> dict[str, str]:
     """A row of the table, by column."""
     done, rate, age = stage.state == "done", stage.rate, stage.heartbeat_age_s
     group, _, name = (stage.figure or "").partition("/")
@@ -333,7 +334,7 @@ def cells(stage: Stage) -> dict[str, str]:
 
 def render(view: View, width: int) -> Group:
     """The sweeps' lines, the columns that hold anything and fit, and the reasons, which are too long for a column."""
-    rows = [cells(stage) for stage in view.stages]
+    rows = [format_row(stage) for stage in view.stages]
     widths = {title: max(len(row[title]) for row in rows) for title in (rows[0] if rows else ())}
     widths = {title: max(size, len(title)) + 2 for title, size in widths.items() if size}
     for title in LEAST:

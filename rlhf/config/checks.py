@@ -15,7 +15,7 @@ from rlhf.config.errors import ConfigError, raise_problems
 from rlhf.config.inputs import check_inputs, check_writable
 from rlhf.config.keys import LEAF_TYPES
 from rlhf.config.memory import divisors
-from rlhf.config.ranges import at, check_values, put
+from rlhf.config.ranges import check_values, get_key, set_key
 from rlhf.config.rollouts import check_cache, check_engine, check_sampling, check_tensor_parallel
 from rlhf.config.schema import ZEROS, Config, Zero
 from rlhf.config.shapes import check_models, is_whole
@@ -40,14 +40,14 @@ def find_problems(config: Config, checks: tuple[Check, ...]) -> list[ConfigError
     A key that is refused by itself counts as the nearest value that it may hold, and nothing more is said of it; of any
     other key the first problem is.
     """
-    values = {key: at(config, key) for key in LEAF_TYPES}
+    values = {key: get_key(config, key) for key in LEAF_TYPES}
     found = list(check_values(values))
     problems = [problem for problem, _ in found]
     refused = {problem.key for problem in problems}
     if found:
         config = deepcopy(config)
         for problem, repaired in found:
-            put(config, problem.key, repaired)
+            set_key(config, problem.key, repaired)
     for check_together in checks:
         for problem in all_of(check_together, config):
             if problem.key not in refused and not any(is_named(key, str(problem)) for key in refused):
@@ -149,7 +149,7 @@ def check_hardware(config: Config) -> Iterator[ConfigError]:
 
 
 def check_phases(config: Config) -> Iterator[ConfigError]:
-    """Models of PPO that are put aside, or compiled, can be."""
+    """Check ppo.offload_idle and ppo.compile."""
     ppo = config.ppo
     if ppo.offload_idle and config.hardware.device == "cpu":
         problem = "models are in host memory anyway"

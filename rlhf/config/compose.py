@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from rlhf.config.directories import name_safely, name_sweep, unique
+from rlhf.config.directories import make_safe_name, name_sweep, unique_names
 from rlhf.config.errors import ConfigError, first_line, raise_problems
 from rlhf.config.hydra_errors import unknown_key
 from rlhf.config.keys import leaf_keys
@@ -39,7 +39,7 @@ def register() -> None:
     """Tell Hydra where the presets are, and that every model can be a reward model too."""
     root = config_root()
     OmegaConf.register_new_resolver("rlhf_root", lambda: str(root), replace=True)
-    OmegaConf.register_new_resolver("rlhf_unique", unique, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("rlhf_unique", unique_names, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("rlhf_sweep", lambda name: name_sweep(str(name), sys.argv[1:]), replace=True)
     OmegaConf.register_new_resolver("rlhf_point", lambda overrides: point_name(list(overrides), sys.argv[1:]), replace=True)
     for path in (root / "conf" / "model").glob("*.yaml"):
@@ -52,7 +52,7 @@ def point_name(overrides: list[str], typed_in: list[str]) -> str:
     points."""
     fixed = fixed_keys(typed_in)
     swept = [override.lstrip("+") for override in overrides if override.split("=", 1)[0] not in fixed]
-    return name_safely(",".join(unquoted(override) for override in swept)) or "point"
+    return make_safe_name(",".join(unquote_digits(override) for override in swept)) or "point"
 
 
 def fixed_keys(typed_in: list[str]) -> set[str]:
@@ -65,7 +65,7 @@ def fixed_keys(typed_in: list[str]) -> set[str]:
     return {text.split("=", 1)[0] for text, one in zip(given, parsed, strict=True) if not one.is_sweep_override()}
 
 
-def quoted(arguments: list[str]) -> list[str]:
+def quote_digits(arguments: list[str]) -> list[str]:
     """Command-line arguments in which `zero=3` names an option; Hydra would read a number."""
     pattern = re.compile(r"^(\+?zero(?:@[\w.]+)?)=([\w,-]+)$")
     return [
@@ -76,12 +76,12 @@ def quoted(arguments: list[str]) -> list[str]:
     ]
 
 
-def unquoted(override: str) -> str:
+def unquote_digits(override: str) -> str:
     """An override as it was typed before `quoted`."""
     return re.sub(r"^(zero(?:@[\w.]+)?)='([\w-]+)'$", r"\1=\2", override)
 
 
-def typed(composed: DictConfig) -> Config:
+def to_config(composed: DictConfig) -> Config:
     """The composed values as a `Config`; raises ConfigError for a key or a type that the schema does not have."""
     try:
         values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
@@ -97,7 +97,7 @@ def typed(composed: DictConfig) -> Config:
         sound = [key for key in leaf_keys() if not any(names(error, key) for error in problems)]
         given = {key: value for key in sound if (value := lookup(values, key)) is not None}
         raise_problems([*problems, *(error for error, _ in check_values(given))])
-    return converted(values) or cast(Config, as_typed(Config, values))
+    return convert_value(values) or cast(Config, to_value(Config, values))
 
 
 def names(error: ConfigError, key: str) -> bool:
@@ -105,12 +105,12 @@ def names(error: ConfigError, key: str) -> bool:
     return re.match(rf"{re.escape(error.key.partition('[')[0])}(\.|$)", key) is not None
 
 
-def as_typed(schema: type, values: dict[str, Any]) -> Any:
+def to_value(schema: type, values: dict[str, Any]) -> Any:
     """An instance of a dataclass with these values. OmegaConf converts and checks each."""
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
 
 
-def converted(values: dict[str, Any]) -> Config | None:
+def convert_value(values: dict[str, Any]) -> Config | None:
     """The values as a Config, group by group: one that was converted before is copied, as the points of a sweep have most
     groups alike and OmegaConf takes 40 ms for all. None if something is wrong: converting all at once says what."""
     kinds = get_type_hints(Config)
@@ -120,7 +120,7 @@ def converted(values: dict[str, Any]) -> Config | None:
     single = make_dataclass("Single", [(name, kind) for name, kind in kinds.items() if name not in groups])
     try:
         parts = {name: convert_group(kind, values[name]) for name, kind in groups.items()}
-        rest = as_typed(single, {name: value for name, value in values.items() if name not in groups})
+        rest = to_value(single, {name: value for name, value in values.items() if name not in groups})
     except OmegaConfBaseException:
         return None
     return Config(**parts, **vars(rest))
@@ -132,7 +132,7 @@ def convert_group(kind: type, values: dict[str, Any]) -> Any:
     if known not in CONVERTED:
         if len(CONVERTED) > MOST_CONVERTED:
             CONVERTED.clear()
-        CONVERTED[known] = as_typed(kind, values)
+        CONVERTED[known] = to_value(kind, values)
     return copy.deepcopy(CONVERTED[known])
 
 

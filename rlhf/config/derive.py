@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from rlhf.config.errors import ConfigError
-from rlhf.config.memory import Role, divisors, largest_micro_batch, sequences_that_fit, state_gib
+from rlhf.config.memory import Role, count_fitting_sequences, divisors, largest_micro_batch, state_gib
 from rlhf.config.schema import Config, Lora, Model, Training
 
 # The families that can be built with random weights (transformers' names); at a path, anything that it can load.
@@ -27,7 +27,7 @@ def ranks(config: Config) -> int:
     return config.hardware.nodes * config.hardware.gpus_per_node
 
 
-def layout(config: Config, stage: str) -> dict[str, str | int]:
+def shard_layout(config: Config, stage: str) -> dict[str, str | int]:
     """The keys on which it depends what each rank keeps of the models that the stage trains."""
     keys: dict[str, str | int] = {
         "hardware.nodes": config.hardware.nodes,
@@ -46,7 +46,7 @@ def trained_stages(config: Config) -> list[str]:
     return ["sft", "reward", "ppo"] if config.bench.what == "stages" else ["ppo"]
 
 
-def as_measured(config: Config) -> Config:
+def benchmark_config(config: Config) -> Config:
     """What a benchmark measures of a configuration: models of its shapes with random weights, and with as many positions
     as the longest sequence needs. Nothing is loaded."""
     model, reward_model = (
@@ -115,31 +115,31 @@ def roles(config: Config, stage: str) -> list[Role]:
         Role(config.model, config.zero, config.lora, config.ppo.ema),
         Role(critic, config.critic_zero, config.critic_lora),
     ]
-    if not shares_reference(config):
+    if not is_reference_shared(config):
         held.append(Role(config.model, config.reference_zero, None))
-    if not shares_reward(config):
+    if not is_reward_shared(config):
         held.append(Role(config.reward_model, config.reward_zero, None))
     return held
 
 
-def adapters_only(lora: Lora) -> bool:
+def trains_adapters_only(lora: Lora) -> bool:
     """Whether adapters alone are trained."""
     return lora.rank > 0 and lora.only
 
 
-def shown_rate(lora: Lora, rate: float) -> float:
+def logged_learning_rate(lora: Lora, rate: float) -> float:
     """The peak learning rate of what mostly learns: adapters that are alone, or the model."""
-    return lora.learning_rate if adapters_only(lora) and lora.learning_rate is not None else rate
+    return lora.learning_rate if trains_adapters_only(lora) and lora.learning_rate is not None else rate
 
 
-def shares_reference(config: Config) -> bool:
+def is_reference_shared(config: Config) -> bool:
     """Whether the reference is the actor with its adapters off, instead of a second copy."""
-    return adapters_only(config.lora)
+    return trains_adapters_only(config.lora)
 
 
-def shares_reward(config: Config) -> bool:
+def is_reward_shared(config: Config) -> bool:
     """Whether the reward model is the critic with its adapters off, instead of a copy of its own."""
-    return config.ppo.critic == "reward" and adapters_only(config.critic_lora)
+    return config.ppo.critic == "reward" and trains_adapters_only(config.critic_lora)
 
 
 def answers_per_pass(config: Config) -> int:
@@ -149,7 +149,7 @@ def answers_per_pass(config: Config) -> int:
     if config.reward.micro_batch_size is not None:
         return 2 * config.reward.micro_batch_size
     state = sum(state_gib(role, config) for role in roles(config, "reward"))
-    return sequences_that_fit(
+    return count_fitting_sequences(
         config.reward_model, config, max_sequence(config), state, config.reward.gradient_checkpointing
     )
 

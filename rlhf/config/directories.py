@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterable
 
 from rlhf.config.errors import ConfigError
-from rlhf.config.keys import NAME_KEYS, covered
+from rlhf.config.keys import NAME_KEYS, matches_prefix
 
 # The bytes of a name: file systems take 255, and others are put beside it.
 LONGEST = 100
@@ -31,7 +31,7 @@ def find_name_problem(name: str) -> ConfigError | None:
     return ConfigError("name", repr(name) if name != name.strip() or not name else name, problem, f"write name={safe}")
 
 
-def name_safely(text: str) -> str:
+def make_safe_name(text: str) -> str:
     """A directory's name for a text: the text itself, or, where characters had to be replaced or left out, with a hash of
     it, so that different texts have different names."""
     name = re.sub(r"[^\w.,=+@:-]", "_", text)
@@ -64,16 +64,18 @@ def name_sweep(name: str, typed_in: list[str]) -> str:
         return name
     keys = [override.key_or_group for override in overrides]
     swept = [key for key, override in zip(keys, overrides, strict=True) if override.is_sweep_override()]
-    fixed = deciding(word for word, override in zip(words, overrides, strict=True) if not override.is_sweep_override())
+    fixed = result_overrides(
+        word for word, override in zip(words, overrides, strict=True) if not override.is_sweep_override()
+    )
     if "name" in keys or ("sweeps" in keys and not fixed):
         return name
     identity = [*sorted(fixed), *([] if "sweeps" in keys else sorted(swept))]
     return f"{name}-{hash_text(chr(10).join(identity))}"
 
 
-def deciding(overrides: Iterable[str]) -> set[str]:
+def result_overrides(overrides: Iterable[str]) -> set[str]:
     """Those of some overrides that make a point another one."""
-    return {word for word in map(str, overrides) if not covered(key_of(word), INDIFFERENT)}
+    return {word for word in map(str, overrides) if not matches_prefix(key_of(word), INDIFFERENT)}
 
 
 def key_of(override: str) -> str:
@@ -81,6 +83,6 @@ def key_of(override: str) -> str:
     return re.split(r"[=@]", override.lstrip("+~"), maxsplit=1)[0].replace("/", ".")
 
 
-def unique() -> str:
+def unique_names() -> str:
     """What tells two runs apart that begin in the same second, on whatever machine."""
     return secrets.token_hex(3)

@@ -16,7 +16,7 @@ REFUSED = (HydraException, OmegaConfBaseException, ValueError, AttributeError, O
 Compose = Callable[[list[str]], Any]
 
 
-def from_hydra(error: Exception, overrides: list[str], compose: Compose | None = None) -> ConfigError:
+def translate_error(error: Exception, overrides: list[str], compose: Compose | None = None) -> ConfigError:
     """Hydra's complaint about an override, in one line of ours. Where Hydra does not name the word at fault, it is found by
     composing fewer words."""
     text, cause = str(error), error.__cause__ or error
@@ -34,14 +34,14 @@ def from_hydra(error: Exception, overrides: list[str], compose: Compose | None =
     if match := re.search(r"An item is already at '([^']+)'", text):
         word = next((o for o in overrides if o.startswith(f"+{match[1]}=")), f"+{match[1]}=...")
         return ConfigError(*split(word), "there is such a key, with a value", f"write {word.lstrip('+')}")
-    if told := plainly_told(text, cause, overrides):
+    if told := translate_message(text, cause, overrides):
         return told
     word = word_at_fault(overrides, compose) if compose is not None else None
     key, value = split(word) if word is not None else ("configuration", "...")
     return ConfigError(key, value, first_line(cause), "`python -m rlhf --help` lists groups, --cfg job keys")
 
 
-def plainly_told(text: str, cause: BaseException, overrides: list[str]) -> ConfigError | None:
+def translate_message(text: str, cause: BaseException, overrides: list[str]) -> ConfigError | None:
     """What Hydra says of a word that it names."""
     if match := re.search(r"Ambiguous value for argument '([^=']+)=(.*?)'", text):
         fix = f"sweep with -m, or give a list, {match[1]}=[{match[2]}]"

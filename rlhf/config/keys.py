@@ -89,12 +89,12 @@ def leaf_keys() -> list[str]:
     return list(LEAF_TYPES)
 
 
-def left_out(stage: str) -> tuple[str, ...]:
+def excluded_keys(stage: str) -> tuple[str, ...]:
     """The keys that are never in a stage's fingerprint."""
     return NAME_KEYS if stage == "bench" else PLACE_KEYS
 
 
-def covered(key: str, prefixes: tuple[str, ...]) -> bool:
+def matches_prefix(key: str, prefixes: tuple[str, ...]) -> bool:
     """Whether one of the prefixes is `key` or a group that holds it."""
     return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
 

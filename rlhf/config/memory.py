@@ -73,7 +73,7 @@ def activation_bytes_per_token(model: Model, dtype: str, checkpointing: bool) ->
     return model.layers * per_layer + (2 * size + 4) * model.vocabulary
 
 
-def sequences_that_fit(model: Model, config: Config, tokens: int, state_gib: float, checkpointing: bool) -> int:
+def count_fitting_sequences(model: Model, config: Config, tokens: int, state_gib: float, checkpointing: bool) -> int:
     """How many sequences of `tokens` tokens have activations that fill at most 60 % of the memory that the state leaves.
 
     At least 1; if even that does not fit, the run fails with out-of-memory.
@@ -86,7 +86,7 @@ def largest_micro_batch(
     model: Model, config: Config, per_rank: int, tokens: int, state_gib: float, checkpointing: bool
 ) -> int:
     """The largest divisor of `per_rank` that `sequences_that_fit` allows; `tokens` is the length of one sequence."""
-    fits = sequences_that_fit(model, config, tokens, state_gib, checkpointing)
+    fits = count_fitting_sequences(model, config, tokens, state_gib, checkpointing)
     return max(divisor for divisor in divisors(per_rank) if divisor <= fits)
 
 

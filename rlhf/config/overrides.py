@@ -29,10 +29,10 @@ def parse(word: str) -> Override:
     try:
         return PARSER.parse_overrides([word])[0]
     except (HydraException, RecursionError, ValueError) as error:  # ValueError: thousands of digits
-        raise unreadable(word, error) from error
+        raise parse_problem(word, error) from error
 
 
-def unreadable(word: str, error: Exception) -> ConfigError:
+def parse_problem(word: str, error: Exception) -> ConfigError:
     """What Hydra's grammar says of a word, without the grammar."""
     lines = [line for line in str(error).splitlines() if line.strip() and "See https" not in line]
     problem = lines[1] if len(lines) > 1 and "^" not in lines[1] else lines[0]
@@ -47,7 +47,7 @@ def unreadable(word: str, error: Exception) -> ConfigError:
     return ConfigError("override", word, problem, fix)
 
 
-def exact_ranges(override: Override) -> Override:
+def expand_ranges(override: Override) -> Override:
     """Let a range count in decimals, as it is written: 0.1, 0.2, 0.3 and not 0.30000000000000004."""
     value = override.value()
     if isinstance(value, RangeSweep) and any(isinstance(bound, float) for bound in (value.start, value.stop, value.step)):
@@ -72,7 +72,9 @@ def check_groups(overrides: list[Override], options: Options) -> None:
         if override.is_hydra_override() or override.is_delete() or isinstance(value, dict) or not options(key):
             continue
         if override.is_force_add():
-            raise ConfigError(f"++{name}", typed, "an option is chosen, not added", f"write {written(key, name)}={typed}")
+            raise ConfigError(
+                f"++{name}", typed, "an option is chosen, not added", f"write {write_override(key, name)}={typed}"
+            )
         if key in PRESETS and not override.is_add():
             raise ConfigError(key, typed, "a preset is joined to the configuration", f"write +{key}={typed}")
         if override.is_add() and key not in PRESETS:
@@ -80,24 +82,24 @@ def check_groups(overrides: list[Override], options: Options) -> None:
         if override.is_sweep_override():
             continue
         if isinstance(value, list) and key not in PRESETS:
-            fix = f"give {several(key, name, typed)}, or choose one"
+            fix = f"give {has_several(key, name, typed)}, or choose one"
             raise ConfigError(name, typed, "only the last of several options would count", fix)
         if not isinstance(value, str | list):
             raise unknown_option(name, typed, options(key))
 
 
-def written(key: str, name: str) -> str:
+def write_override(key: str, name: str) -> str:
     """How an option of a group is chosen: presets with a +."""
     return f"+{key}" if key in PRESETS else name
 
 
-def several(key: str, name: str, typed: str) -> str:
+def has_several(key: str, name: str, typed: str) -> str:
     """What to type for several options of a group at once."""
     options = typed.strip("[]")
     return f"stages=[{options}] to run both in one" if key == "stage" else f"-m {name}={options} to run each"
 
 
-def not_swept(overrides: list[Override], preset: bool, options: Options) -> ConfigError | None:
+def fixed_overrides(overrides: list[Override], preset: bool, options: Options) -> ConfigError | None:
     """What is wrong with several values, or a preset of them, in a command that is no sweep."""
     for override in overrides:
         name, typed = override.get_key_element(), typed_value(override)
@@ -108,7 +110,7 @@ def not_swept(overrides: list[Override], preset: bool, options: Options) -> Conf
         group = options(override.key_or_group)
         fix = "sweep with -m"
         if group and override.key_or_group == "stage":
-            fix += f", or give {several('stage', name, typed)}"
+            fix += f", or give {has_several('stage', name, typed)}"
         elif not group and "(" not in typed:
             fix += f", or give a list, {name}=[{typed}]"
         return ConfigError(name, typed, "several values", fix)

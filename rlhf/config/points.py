@@ -30,12 +30,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from rlhf.config.command import Command, command_of
-from rlhf.config.compose import quoted, register, typed
+from rlhf.config.compose import quote_digits, register, to_config
 from rlhf.config.errors import ConfigError, first_line
-from rlhf.config.hydra_errors import REFUSED, from_hydra
-from rlhf.config.overrides import check_groups, exact_ranges, not_swept, parse, without_values
+from rlhf.config.hydra_errors import REFUSED, translate_error
+from rlhf.config.overrides import check_groups, expand_ranges, fixed_overrides, parse, without_values
 from rlhf.config.schema import Config
-from rlhf.config.secrets import masked
+from rlhf.config.secrets import mask_text
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Composer:
         check_choices(self.master)
         if not swept:
             given = [self.parse(word) for word in self.command.overrides]
-            if problem := not_swept(given, bool(self.master.hydra.sweeper.params), self.group):
+            if problem := fixed_overrides(given, bool(self.master.hydra.sweeper.params), self.group):
                 raise problem
         return swept
 
@@ -104,7 +104,7 @@ class Composer:
     def overrides(self) -> list[Override]:
         """The overrides of a sweep but for Hydra's own: those of its preset, replaced by those that were typed."""
         params = self.master.hydra.sweeper.params or {}
-        words = [*quoted([f"{key}={value}" for key, value in params.items()]), *typed_words(self.master, "task")]
+        words = [*quote_digits([f"{key}={value}" for key, value in params.items()]), *overrides_typed(self.master, "task")]
         parsed = [self.parse(word) for word in words]
         return list({override.get_key_element(): override for override in parsed}.values())
 
@@ -112,9 +112,9 @@ class Composer:
     def points(self) -> list[list[str]]:
         """The overrides of each point, every combination of what is swept. Raises ConfigError if there is none."""
         if not self.swept:
-            return [typed_words(self.master, "task")]
+            return [overrides_typed(self.master, "task")]
         self.check()
-        return [quoted(words) for words in BasicSweeper.split_arguments(self.overrides, None)[0]]
+        return [quote_digits(words) for words in BasicSweeper.split_arguments(self.overrides, None)[0]]
 
     def check(self) -> None:
         """Raise ConfigError for the first word that is wrong by itself."""
@@ -124,7 +124,7 @@ class Composer:
     def parse(self, word: str) -> Override:
         """Parse an override, once. Raises ConfigError."""
         if word not in self.parsed:
-            self.parsed[word] = exact_ranges(parse(word))
+            self.parsed[word] = expand_ranges(parse(word))
             self.parsed[word].config_loader = self  # type: ignore[assignment]  # of a glob, which asks for options
         return self.parsed[word]
 
@@ -143,7 +143,7 @@ class Composer:
         try:
             return self.raw_load(words, mode)
         except REFUSED as error:
-            raise from_hydra(error, words, self.raw_load) from error
+            raise translate_error(error, words, self.raw_load) from error
 
     def raw_load(self, words: list[str], mode: RunMode = RunMode.MULTIRUN) -> DictConfig:
         """Hydra's own composition, with Hydra's errors. Values that are swept count as absent in a sweep."""
@@ -158,7 +158,7 @@ class Composer:
 
     def compose(self, overrides: list[str]) -> DictConfig:
         """What Hydra composes of a point's overrides, its own node included."""
-        words = [*typed_words(self.master, "hydra"), *overrides]
+        words = [*overrides_typed(self.master, "hydra"), *overrides]
         parsed = [self.parse(word) for word in words]
         values = [override for override in parsed if self.is_value(override)]
         try:
@@ -166,7 +166,7 @@ class Composer:
             config: DictConfig = pickle.loads(base)
             ConfigLoaderImpl._apply_overrides_to_config(values, config)
         except REFUSED as error:
-            raise from_hydra(error, words, self.raw_load) from error
+            raise translate_error(error, words, self.raw_load) from error
         shown = config.hydra.job.config.override_dirname
         task = [override for override in parsed if not override.is_hydra_override()]
         with read_write(config.hydra), open_dict(config.hydra):
@@ -193,7 +193,7 @@ class Composer:
         """Compose a point. Raises ConfigError."""
         config = self.placed(overrides, number)
         directory = Path(config.hydra.runtime.output_dir)
-        return Job(number, overrides, typed(without_hydra(config)), directory)
+        return Job(number, overrides, to_config(drop_hydra_words(config)), directory)
 
     def placed(self, overrides: list[str], number: int) -> DictConfig:
         """A point's configuration as the one that Hydra makes current: its number and its directory are told in it."""
@@ -226,7 +226,7 @@ class Composer:
         if self.swept:
             directory = self.sweep_directory
             directory.mkdir(parents=True, exist_ok=True)
-            (directory / "multirun.yaml").write_text(readable(self.master), encoding="utf-8")
+            (directory / "multirun.yaml").write_text(to_yaml(self.master), encoding="utf-8")
         for job in jobs:
             self.save_job(job)
 
@@ -242,30 +242,30 @@ class Composer:
         files = {
             "hydra": HydraConfig.instance().cfg,
             "overrides": config.hydra.overrides.task,
-            "config": without_hydra(config),
+            "config": drop_hydra_words(config),
         }
         for name, values in files.items():
-            (place / f"{name}.yaml").write_text(readable(values), encoding="utf-8")
+            (place / f"{name}.yaml").write_text(to_yaml(values), encoding="utf-8")
 
 
-def composed(*overrides: str) -> Config:
+def compose_config(*overrides: str) -> Config:
     """The configuration that `python -m rlhf <overrides>` composes, typed but not checked. Raises ConfigError."""
     with Composer(command_of(list(overrides))) as composer:
-        return typed(without_hydra(composer.compose(composer.points[0])))
+        return to_config(drop_hydra_words(composer.compose(composer.points[0])))
 
 
-def readable(values: Any) -> str:
+def to_yaml(values: Any) -> str:
     """A configuration, or a list of overrides, as YAML for people: what interpolates does so still, secrets are masked."""
-    return OmegaConf.to_yaml(OmegaConf.create(masked(OmegaConf.to_container(values, resolve=False))))
+    return OmegaConf.to_yaml(OmegaConf.create(mask_text(OmegaConf.to_container(values, resolve=False))))
 
 
-def typed_words(config: DictConfig, kind: str) -> list[str]:
+def overrides_typed(config: DictConfig, kind: str) -> list[str]:
     """The overrides of a composed configuration as they were typed: Hydra's own, or the task's."""
     found = OmegaConf.to_container(config.hydra.overrides, resolve=False)
     return list(found[kind]) if isinstance(found, dict) else []
 
 
-def without_hydra(config: DictConfig) -> DictConfig:
+def drop_hydra_words(config: DictConfig) -> DictConfig:
     """A composed configuration without Hydra's node, which is taken out of it."""
     with read_write(config), open_dict(config):
         del config["hydra"]
@@ -277,7 +277,7 @@ def resolve(config: DictConfig, key: str) -> str:
     try:
         return str(OmegaConf.select(config, key))
     except OmegaConfBaseException as error:
-        typed(without_hydra(copy.deepcopy(config)))
+        to_config(drop_hydra_words(copy.deepcopy(config)))
         text = OmegaConf.to_container(OmegaConf.select(config, key.rpartition(".")[0]), resolve=False)
         given = text[key.rpartition(".")[2]] if isinstance(text, dict) else "..."
         raise ConfigError(key, given, first_line(error), "correct the reference") from error

@@ -51,7 +51,7 @@ SHARE = Range(0, 1, open_high=True)
 RATE = Range(0, 1)
 
 
-def above_zero(high: float) -> Range:
+def positive_float(high: float) -> Range:
     """Numbers above 0, up to `high`."""
     return Range(0, high, open_low=True)
 
@@ -62,7 +62,7 @@ RANGES: dict[str, Range] = {
     "hardware.gpus_per_node": Range(1, 1024),
     "hardware.nodes": Range(1, 65536),
     **{
-        f"hardware.{key}": above_zero(1e9)
+        f"hardware.{key}": positive_float(1e9)
         for key in ("memory_gib", "memory_bandwidth_gb_s", "link_gb_s", *(f"peak_tflops.{dtype}" for dtype in DTYPES))
     },
     "hardware.price_per_gpu_hour": Range(0, 1e6),
@@ -95,7 +95,7 @@ RANGES: dict[str, Range] = {
             "weight_decay": Range(0, 1e3),
             "eps": Range(0, 1),
             "dropout": SHARE,
-            "max_grad_norm": above_zero(1e12),
+            "max_grad_norm": positive_float(1e12),
         }.items()
     },
     "ppo.critic_learning_rate": RATE,
@@ -112,26 +112,26 @@ RANGES: dict[str, Range] = {
     "ppo.gamma": Range(0, 1),
     "ppo.gae_lambda": Range(0, 1),
     "ppo.kl_coef": Range(0, 1e6),
-    "ppo.kl_target": above_zero(1e6),
-    "ppo.kl_horizon": above_zero(1e12),
+    "ppo.kl_target": positive_float(1e6),
+    "ppo.kl_horizon": positive_float(1e12),
     "ppo.value_coef": Range(0, 1e6),
-    "ppo.clip_range": above_zero(1e3),
-    "ppo.value_clip_range": above_zero(1e9),
-    "ppo.log_ratio_clip": above_zero(80),  # float32 holds exp(88)
-    "ppo.reward_clip": above_zero(1e9),
-    "ppo.ratio_tolerance": above_zero(1e3),
-    "ppo.sampler_tolerance": above_zero(1e3),
+    "ppo.clip_range": positive_float(1e3),
+    "ppo.value_clip_range": positive_float(1e9),
+    "ppo.log_ratio_clip": positive_float(80),  # float32 holds exp(88)
+    "ppo.reward_clip": positive_float(1e9),
+    "ppo.ratio_tolerance": positive_float(1e3),
+    "ppo.sampler_tolerance": positive_float(1e3),
     "rollout.tensor_parallel": Range(1, 1024),
     "rollout.samples_per_prompt": BATCH,
     "rollout.temperature": Range(0.01, 100),
     "rollout.top_k": FROM_ZERO,
-    "rollout.top_p": above_zero(1),
-    "rollout.repetition_penalty": above_zero(100),
+    "rollout.top_p": positive_float(1),
+    "rollout.repetition_penalty": positive_float(100),
     "rollout.max_new_tokens": COUNT,
     "rollout.min_new_tokens": FROM_ZERO,
     "rollout.micro_batch_size": BATCH,
     "checkpoint.every_steps": COUNT,
-    "checkpoint.every_minutes": above_zero(1e6),
+    "checkpoint.every_minutes": positive_float(1e6),
     "checkpoint.keep": COUNT,
     "sweep.trials": COUNT,
     "bench.repeats": COUNT,
@@ -148,7 +148,7 @@ RANGES: dict[str, Range] = {
         )
     },
     "launcher.grace_s": Range(0, 1e6),
-    "launcher.lock_timeout_s": above_zero(1e6),
+    "launcher.lock_timeout_s": positive_float(1e6),
     "launcher.max_requeues": Range(0, 1e6),
 }
 
@@ -228,12 +228,12 @@ def check_betas(key: str, betas: list[float]) -> Iterator[tuple[ConfigError, Any
         yield ConfigError(key, betas, "AdamW takes two numbers in [0, 1)", "try [0.9,0.95]"), [0.9, 0.95]
 
 
-def at(config: Config, key: str) -> Any:
+def get_key(config: Config, key: str) -> Any:
     """The value at a dotted key."""
     return reduce(getattr, key.split("."), config)
 
 
-def put(config: Config, key: str, value: Any) -> None:
+def set_key(config: Config, key: str, value: Any) -> None:
     """Set the value at a dotted key."""
     group, _, name = key.rpartition(".")
-    setattr(at(config, group) if group else config, name, value)
+    setattr(get_key(config, group) if group else config, name, value)

@@ -79,7 +79,7 @@ def check_paged(config: Config) -> Iterator[ConfigError]:
 
 def paged_families() -> tuple[str, ...]:
     """The families that continuous batching serves here."""
-    return PAGED + (PAGED_SINCE if release("transformers") >= (5, 24) else PAGED_BEFORE)
+    return PAGED + (PAGED_SINCE if parse_release("transformers") >= (5, 24) else PAGED_BEFORE)
 
 
 def check_deepspeed(config: Config) -> Iterator[ConfigError]:
@@ -91,7 +91,7 @@ def check_deepspeed(config: Config) -> Iterator[ConfigError]:
         problem = f"DeepSpeed's hybrid engine does not serve a {family} (but opt)"
     elif config.lora.rank > 0:
         problem = "DeepSpeed's hybrid engine adds adapters to the weights and subtracts them, which does not give them back"
-    elif release("deepspeed") <= NO_CACHE and release("transformers") >= (5, 0):
+    elif parse_release("deepspeed") <= NO_CACHE and parse_release("transformers") >= (5, 0):
         problem = (
             f"the hybrid engine of DeepSpeed {version('deepspeed')} wants the key-value cache of transformers 4, and "
             f"transformers is {version('transformers')}"
@@ -100,7 +100,7 @@ def check_deepspeed(config: Config) -> Iterator[ConfigError]:
         yield ConfigError("rollout.engine", "deepspeed", problem, "try rollout=hybrid")
 
 
-def release(package: str) -> tuple[int, int]:
+def parse_release(package: str) -> tuple[int, int]:
     """The release of an installed package, major and minor."""
     major, minor = version(package).split(".")[:2]
     return int(major), int(minor)

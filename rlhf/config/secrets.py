@@ -80,12 +80,12 @@ def mask(text: str) -> str:
     return "".join([*parts, text[position:]])
 
 
-def masked(value: Any, name: str = "") -> Any:
+def mask_text(value: Any, name: str = "") -> Any:
     """A value without the secrets in it, `name` being its key; mappings and lists are gone through. Numbers are none."""
     if isinstance(value, Mapping):
-        return {key: masked(entry, str(key)) for key, entry in value.items()}
+        return {key: mask_text(entry, str(key)) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [masked(entry, name) for entry in value]
+        return [mask_text(entry, name) for entry in value]
     if not isinstance(value, str):
         return value
     if (override := OVERRIDE.fullmatch(value)) and is_secret_name(override[2]) and not HARMLESS.match(override[3]):
@@ -99,6 +99,6 @@ def secret_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             found += secret_keys(value, f"{prefix}{key}.")
-        elif masked(value, str(key)) != (list(value) if isinstance(value, tuple) else value):
+        elif mask_text(value, str(key)) != (list(value) if isinstance(value, tuple) else value):
             found.append(f"{prefix}{key}")
     return found

@@ -12,12 +12,12 @@ UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069
 COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
 
 
-def printable(text: str) -> str:
+def make_printable(text: str) -> str:
     """A text whose control characters are shown instead of obeyed: ␛ for an escape, ␀ for NUL, � for others."""
-    return UNPRINTABLE.sub(picture, text)
+    return UNPRINTABLE.sub(escape_character, text)
 
 
-def picture(found: re.Match[str]) -> str:
+def escape_character(found: re.Match[str]) -> str:
     """The visible stand-in of a character."""
     code = ord(found[0])
     return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
@@ -25,10 +25,10 @@ def picture(found: re.Match[str]) -> str:
 
 def one_line(text: str) -> str:
     """A printable text without line breaks and tabs, which are shown too."""
-    return printable(text).replace("\n", "\u240a").replace("\t", "\u2409")
+    return make_printable(text).replace("\n", "\u240a").replace("\t", "\u2409")
 
 
-def without_colours(text: str) -> str:
+def strip_colours(text: str) -> str:
     """A text without the colours that a program has put in it for a terminal."""
     return COLOUR.sub("", text)
 
@@ -42,4 +42,4 @@ class Terminal(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Render as any console does, with all text made printable; rich's own control codes stay."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+            yield segment if segment.control else Segment(make_printable(segment.text), segment.style)

@@ -7,7 +7,7 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Training
 from rlhf.data.dataset import Split
 from rlhf.data.records import file_split, hub_split
-from rlhf.experiment.fingerprint import identity
+from rlhf.experiment.fingerprint import content_id
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def count_records(split: Split) -> Counts:
 KNOWN: dict[str, Counts] = {}
 
 
-def counts_of(config: Config, part: str) -> Counts:
+def count_part(config: Config, part: str) -> Counts:
     """The records of the training or the held-out part; one that stays as it is is read once, and the demo's never."""
     data = config.data
     if data.source == "demo":
@@ -42,13 +42,13 @@ def counts_of(config: Config, part: str) -> Counts:
         return train if part == "train" else Counts(kept, kept, kept, kept, {})
     read = file_split if data.source == "files" else hub_split
     path = getattr(data.files, part)
-    about = f"{part} {path} {identity(path, f'data.files.{part}')} {data.hub} {data.columns}"
+    about = f"{part} {path} {content_id(path, f'data.files.{part}')} {data.hub} {data.columns}"
     if about not in KNOWN:
         KNOWN[about] = count_records(read(config, part))
     return KNOWN[about]
 
 
-def part_named(config: Config, part: str) -> tuple[str, str]:
+def resolve_part(config: Config, part: str) -> tuple[str, str]:
     """The key and the value that name the training or the held-out part."""
     if config.data.source == "files":
         return f"data.files.{part}", str(getattr(config.data.files, part))
@@ -58,13 +58,13 @@ def part_named(config: Config, part: str) -> tuple[str, str]:
 def record_notes(config: Config) -> Iterator[str]:
     """Tell what is left out of the records."""
     for part in ("train", "heldout"):
-        for kind, number in counts_of(config, part).left_out.items():
-            yield f"{'='.join(part_named(config, part))}: {number} {kind} left out"
+        for kind, number in count_part(config, part).left_out.items():
+            yield f"{'='.join(resolve_part(config, part))}: {number} {kind} left out"
 
 
 def record_problems(config: Config, stage: str) -> Iterator[ConfigError]:
     """Find what the data lacks for a stage: a batch of training records, steps beyond the warm-up, any held-out record."""
-    train, heldout = counts_of(config, "train"), counts_of(config, "heldout")
+    train, heldout = count_part(config, "train"), count_part(config, "heldout")
     kind, found, evaluated = {
         "sft": ("demonstrations", train.demonstrations, heldout.demonstrations),
         "reward": ("pairs", train.comparisons, heldout.comparisons),
@@ -76,7 +76,7 @@ def record_problems(config: Config, stage: str) -> Iterator[ConfigError]:
     training: Training = getattr(config, stage)
     size, copies = getattr(training, key), config.rollout.samples_per_prompt if stage == "ppo" else 1
     if found < size // copies:
-        problem = f"a batch takes {size // copies} {kind}, and {part_named(config, 'train')[1]} has {found}"
+        problem = f"a batch takes {size // copies} {kind}, and {resolve_part(config, 'train')[1]} has {found}"
         fix = f"give at most {found * copies}, or more records" if found else "add some, or check data.columns"
         yield ConfigError(f"{stage}.{key}", size, problem, fix)
     elif training.max_steps is None:
@@ -84,7 +84,7 @@ def record_problems(config: Config, stage: str) -> Iterator[ConfigError]:
         yield from warmup_problems(stage, training, training.epochs * (found * copies // size) * updates)
     if evaluated == 0:
         problem = f"it has no {kind.partition(' with ')[2] or kind}, which the {stage} stage is measured on"
-        yield ConfigError(*part_named(config, "heldout"), problem, "add some, or check data.columns")
+        yield ConfigError(*resolve_part(config, "heldout"), problem, "add some, or check data.columns")
 
 
 def warmup_problems(stage: str, training: Training, steps: int) -> Iterator[ConfigError]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from rlhf.config.schema import DemoData
 from rlhf.data.dataset import Comparison, Dataset, Demonstration, Split
-from rlhf.runtime.seeds import stream
+from rlhf.runtime.seeds import random_stream
 
 THINGS = (
     "kettle", "bicycle", "jacket", "lamp", "carpet", "knife", "pan", "guitar", "tent", "boot", "clock", "chair", "mirror",
@@ -71,14 +71,14 @@ DISMISSIVE, WRONG, REPEATED, UNKNOWN, UNFINISHED = -1.0, -0.5, -0.75, -0.5, -0.5
 def demo_dataset(config: DemoData, seed: int) -> Dataset:
     """The whole data set of a seed. No held-out prompt is a training prompt."""
     questions = [(task, thing, wording) for task in STEPS for thing in THINGS for wording in QUESTIONS]
-    order = stream(seed, "demo prompts").permutation(len(questions))
+    order = random_stream(seed, "demo prompts").permutation(len(questions))
     shuffled = [questions[i] for i in order]
     heldout, train = shuffled[: config.heldout_prompts], shuffled[config.heldout_prompts :]
     rounds = -(-config.demonstrations // len(train))
     training = make_split(
-        (train * rounds)[: config.demonstrations], train * config.rounds, config, stream(seed, "demo train")
+        (train * rounds)[: config.demonstrations], train * config.rounds, config, random_stream(seed, "demo train")
     )
-    held = make_split(heldout, heldout * 2, config, stream(seed, "demo heldout"))
+    held = make_split(heldout, heldout * 2, config, random_stream(seed, "demo heldout"))
     return Dataset(training, held, gold_reward, agreement(held.comparisons, config.label_noise))
 
 
@@ -179,11 +179,11 @@ def gold_reward(prompt: str, response: str) -> float:
     total += GOOD_CLOSING * (bool(sentences) and sentences[-1] in CLOSINGS)
     total += DISMISSIVE * any(s in DISMISSALS for s in distinct)
     total += REPEATED * (len(sentences) - len(distinct))
-    total += sum(judge_other(s, task, thing) for s in distinct if s not in right)
+    total += sum(score_other_sentence(s, task, thing) for s in distinct if s not in right)
     return float(total + UNFINISHED * (not response.strip().endswith((".", "!", "?"))))
 
 
-def judge_other(sentence: str, task: str, thing: str) -> float:
+def score_other_sentence(sentence: str, task: str, thing: str) -> float:
     """What a sentence that is no right step costs: a wrong step or reason, or no sentence of this world at all."""
     if sentence in OPENERS + CLOSINGS + DISMISSALS or sentence == REASONS[task]:
         return 0.0

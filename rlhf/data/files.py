@@ -107,22 +107,22 @@ def json_rows(origin: Origin, stream: IO[bytes]) -> Iterator[Row]:
             continue
         if number == 1 and line.lstrip().startswith("["):
             rest = "\n".join(text for _, text in text_lines(origin, stream))
-            values = enumerate(parse(origin, f"{line}\n{rest}", None), 1)
+            values = enumerate(parse_json(origin, f"{line}\n{rest}", None), 1)
             yield from ((place, as_object(origin, value, place)) for place, value in values)
             return
-        yield number, as_object(origin, parse(origin, line, number), number)
+        yield number, as_object(origin, parse_json(origin, line, number), number)
 
 
-def parse(origin: Origin, text: str, row: int | None) -> Any:
+def parse_json(origin: Origin, text: str, row: int | None) -> Any:
     """A JSON value, in which no key stands twice and every number is one."""
     where = "" if row is None else f"row {row}: "
     try:
-        return json.loads(text, object_pairs_hook=distinct, parse_constant=refuse_constant)
+        return json.loads(text, object_pairs_hook=refuse_duplicate_keys, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
         raise origin.error(f"it cannot be read ({where}it is no JSON, {first_line(error)})") from error
 
 
-def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object whose keys differ."""
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -14,7 +14,7 @@ from rlhf.data.dataset import Dataset
 from rlhf.data.records import load_dataset
 from rlhf.data.tokens import PromptBatch, Tokenizer, encode_prompt, prompt_batch
 from rlhf.runtime import distributed
-from rlhf.runtime.seeds import stream
+from rlhf.runtime.seeds import random_stream
 
 
 def steps_per_epoch(records: int, batch_size: int, key: str) -> int:
@@ -28,7 +28,7 @@ def steps_per_epoch(records: int, batch_size: int, key: str) -> int:
 
 def epoch_batches(records: int, batch_size: int, seed: int, purpose: str, epoch: int) -> list[list[int]]:
     """The global batches of one pass, in an order of its own for each (seed, purpose, epoch)."""
-    order = stream(seed, purpose, epoch).permutation(records).tolist()
+    order = random_stream(seed, purpose, epoch).permutation(records).tolist()
     return [order[start : start + batch_size] for start in range(0, records - batch_size + 1, batch_size)]
 
 
@@ -45,18 +45,18 @@ def total_steps(records: int, batch_size: int, epochs: int, max_steps: int | Non
     return steps if max_steps is None else min(steps, max_steps)
 
 
-def share(batch: list[Any], rank: int, world: int) -> list[Any]:
+def local_share(batch: list[Any], rank: int, world: int) -> list[Any]:
     """A rank's share of a global batch."""
     per_rank = len(batch) // world
     return batch[rank * per_rank : (rank + 1) * per_rank]
 
 
-def even_shares(items: list[Any], plan: Batches, rank: int) -> list[tuple[list[Any], Tensor]]:
+def evenly(items: list[Any], plan: Batches, rank: int) -> list[tuple[list[Any], Tensor]]:
     """This rank's micro-batches of held-out items, each with weights [B]: 1, or 0 for an item that is there only so that
     all ranks have equally many, since they run forward passes together under ZeRO stage 3."""
     missing = -len(items) % plan.ranks
     padded = [(item, 1.0) for item in items] + [(items[0], 0.0) for _ in range(missing)]
-    own = share(padded, rank, plan.ranks)
+    own = local_share(padded, rank, plan.ranks)
     parts = [own[start : start + plan.micro] for start in range(0, len(own), plan.micro)]
     return [([item for item, _ in part], torch.tensor([weight for _, weight in part])) for part in parts]
 
@@ -88,9 +88,9 @@ class PromptLoader:
 
     def __iter__(self) -> Iterator[PromptBatch]:
         world = ranks(self.config)
-        samples = share(list(range(self.size * self.copies)), self.rank, world)
+        samples = local_share(list(range(self.size * self.copies)), self.rank, world)
         for batch in all_batches(len(self.prompts), self.size, self.config.seed, "ppo.rollout_batch_size", self.steps):
-            chosen = [self.prompts[i] for i in share(batch, self.rank, world)]
+            chosen = [self.prompts[i] for i in local_share(batch, self.rank, world)]
             yield prompt_batch(chosen, samples, self.pad, self.device, self.copies)
 
 

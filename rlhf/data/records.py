@@ -37,7 +37,7 @@ def hub_split(config: Config, part: str) -> Split:
     return read_split(enumerate(rows, 1), Origin("data.hub.name", f"{hub.name} ({split})"), config.data.columns)
 
 
-def require(items: list[Item], kind: str, config: Config) -> list[Item]:
+def require_records(items: list[Item], kind: str, config: Config) -> list[Item]:
     """Held-out items, of which there must be some; said before a model is built, not after it is trained."""
     if not items:
         fix = "check the columns (data.columns) and data.max_prompt_tokens"

@@ -170,7 +170,7 @@ def encode_comparisons(
     return list(groups.values())
 
 
-def count_cut(answers: Iterable[Encoded]) -> dict[str, float]:
+def count_truncated(answers: Iterable[Encoded]) -> dict[str, float]:
     """Metrics: how many distinct answers there are, and how many of them were cut at data.max_response_tokens."""
     distinct = {hash((tuple(answer.prompt), tuple(answer.response))): answer.cut for answer in answers}  # not all ids twice
     return {"data/responses": float(len(distinct)), "data/responses_cut": float(sum(distinct.values()))}

@@ -18,7 +18,7 @@ def compile_layers(model: nn.Module) -> None:
         layer.compile(dynamic=True)
 
 
-def interpreted(compiled: bool) -> AbstractContextManager[Any]:
+def run_uncompiled(compiled: bool) -> AbstractContextManager[Any]:
     """A context in which layers run as they are written, whether or not they are `compiled`: a cache changes its shape at
     every step of a rollout."""
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

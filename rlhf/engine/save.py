@@ -19,9 +19,9 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf.config.schema import Lora
 from rlhf.data.tokens import Tokenizer
-from rlhf.models.adapters import note_base
-from rlhf.models.heads import Scorer
-from rlhf.models.lora import adapter_names, base_model, is_adapter, merged, plain_name
+from rlhf.models.adapters import record_base
+from rlhf.models.heads import ScalarHeadModel
+from rlhf.models.lora import adapter_names, base_model, is_adapter, merge_lora_weight, plain_name
 from rlhf.runtime.distributed import barrier, is_main
 
 # Of one file; weights are gathered one at a time, so that no process holds a model to save it.
@@ -59,11 +59,11 @@ def save_model(
     """
     if lora.rank > 0:
         place = adapter_directory(directory) if lora.save_merged else directory
-        with replacing(place) as unfinished:
+        with replace_directory(place) as unfinished:
             write_adapter(engine, unfinished, read)
             write_texts(tokenizer, card, unfinished)
     if lora.rank == 0 or lora.save_merged:
-        with replacing(directory) as unfinished:
+        with replace_directory(directory) as unfinished:
             write_model(engine, lora, unfinished, read)
             write_texts(tokenizer, card, unfinished)
 
@@ -73,7 +73,7 @@ def adapter_directory(directory: Path) -> Path:
     return directory.with_name("adapter" if directory.name == "model" else f"{directory.name}-adapter")
 
 
-class replacing:
+class replace_directory:
     """A directory that is filled under another name and then takes the place of an older one, on rank 0."""
 
     def __init__(self, directory: Path) -> None:
@@ -127,12 +127,12 @@ class Entry:
         if self.factors is None:
             return weight
         a, b = (read(factor) for factor in self.factors)
-        return merged(weight, a, b, lora.alpha / lora.rank, self.transposed) if is_main() else weight
+        return merge_lora_weight(weight, a, b, lora.alpha / lora.rank, self.transposed) if is_main() else weight
 
 
 def write_model(engine: Any, lora: Lora, directory: Path, read: Read) -> None:
     """The plain model: configuration, and weights in numbered files with an index if one file is not enough."""
-    model, files = plain_module(engine), in_files(entries(engine, lora))
+    model, files = plain_module(engine), split_into_files(entries(engine, lora))
     names = ["model.safetensors"]
     if len(files) > 1:
         names = [f"model-{number + 1:05}-of-{len(files):05}.safetensors" for number in range(len(files))]
@@ -168,7 +168,7 @@ def write_tensors(file: Path, tensors: list[Writable]) -> None:
             stream.write(value().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
-def in_files(found: list[Entry]) -> list[list[Entry]]:
+def split_into_files(found: list[Entry]) -> list[list[Entry]]:
     """Weights in groups of at most FILE_BYTES (or one weight)."""
     files: list[list[Entry]] = [[]]
     for entry in found:
@@ -207,7 +207,7 @@ def write_adapter(engine: Any, directory: Path, read: Read) -> None:
         state = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
         save_file(state, directory / "adapter_model.safetensors", {"format": "pt"})
         settings = model.peft_config["default"]
-        note_base(settings, getattr(plain_module(engine).config, "_commit_hash", None), directory)
+        record_base(settings, getattr(plain_module(engine).config, "_commit_hash", None), directory)
         settings.inference_mode = True
         if not isinstance(settings.target_modules, str):
             settings.target_modules = sorted(settings.target_modules or ())  # a set, whose order differs between processes
@@ -217,7 +217,7 @@ def write_adapter(engine: Any, directory: Path, read: Read) -> None:
 
 def adapted_module(engine: Any) -> Any:
     """The model inside an engine as transformers or PEFT made it."""
-    return engine.module.classifier if isinstance(engine.module, Scorer) else engine.module
+    return engine.module.classifier if isinstance(engine.module, ScalarHeadModel) else engine.module
 
 
 def plain_module(engine: Any) -> Any:

@@ -20,18 +20,18 @@ Find = Callable[[str], Tensor | None]
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-def held(parameter: Any) -> Tensor:
+def local_shard(parameter: Any) -> Tensor:
     """What this rank holds of a parameter: its shard at ZeRO stage 3, or all of it."""
     weight: Tensor = parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter
     return weight
 
 
-def trained(engine: Any) -> Iterator[tuple[str, Any]]:
+def trainable_parameters(engine: Any) -> Iterator[tuple[str, Any]]:
     """Names and parameters that learn."""
     return ((name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad)
 
 
-def masters(engine: Any) -> list[Tensor]:
+def master_weights(engine: Any) -> list[Tensor]:
     """The tensors that the optimiser steps on: at ZeRO 1 to 3 this rank's flat float32 parts, else the parameters."""
     for attribute in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):
         if hasattr(engine.optimizer, attribute):
@@ -39,7 +39,7 @@ def masters(engine: Any) -> list[Tensor]:
     return [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
 
 
-def moments(engine: Any) -> dict[Tensor, dict[str, Any]]:
+def optimizer_moments(engine: Any) -> dict[Tensor, dict[str, Any]]:
     """The state that AdamW keeps of each of `masters`."""
     wrapped = getattr(engine.optimizer, "optimizer", engine.optimizer)
     found: dict[Tensor, dict[str, Any]] = wrapped.state
@@ -54,13 +54,13 @@ def is_flat(engine: Any) -> bool:
 def engine_state(engine: Any) -> dict[str, Tensor]:
     """What this rank keeps of an engine."""
     state: dict[str, Tensor] = {}
-    for name, parameter in trained(engine):
+    for name, parameter in trainable_parameters(engine):
         if is_main() or hasattr(parameter, "ds_id"):
-            state[f"weight/{name}"] = held(parameter).detach()
+            state[f"weight/{name}"] = local_shard(parameter).detach()
     if not is_flat(engine) and not is_main():
         return state
-    known = moments(engine)
-    for number, master in enumerate(masters(engine)):
+    known = optimizer_moments(engine)
+    for number, master in enumerate(master_weights(engine)):
         if is_flat(engine):
             state[f"master/{number}"] = master.detach()
         for key, value in known.get(master, {}).items():
@@ -76,24 +76,24 @@ def engine_state(engine: Any) -> dict[str, Tensor]:
 def restore_engine(engine: Any, find: Find) -> None:
     """Put back what `engine_state` kept; `find` gives a tensor by its name, or None. Raises KeyError for one that is
     missing."""
-    for name, parameter in trained(engine):
-        copy(held(parameter), find, f"weight/{name}")
+    for name, parameter in trainable_parameters(engine):
+        copy_tensor(local_shard(parameter), find, f"weight/{name}")
         if hasattr(parameter, "ds_id"):
-            forget_gathered(parameter)
-    known = moments(engine)
-    for number, master in enumerate(masters(engine)):
+            drop_gathered(parameter)
+    known = optimizer_moments(engine)
+    for number, master in enumerate(master_weights(engine)):
         if is_flat(engine):
-            copy(master, find, f"master/{number}")
+            copy_tensor(master, find, f"master/{number}")
         state = {key: find(f"moment/{number}/{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
         if state["exp_avg"] is not None:
-            known[master] = {key: placed(value, master) for key, value in state.items() if value is not None}
+            known[master] = {key: load_into(value, master) for key, value in state.items() if value is not None}
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     for key in LOSS_SCALE:
         if hasattr(scaler, key) and (value := find(f"scale/{key}")) is not None:
             setattr(scaler, key, float(value) if key == "cur_scale" else int(value))
 
 
-def copy(target: Tensor, find: Find, name: str) -> None:
+def copy_tensor(target: Tensor, find: Find, name: str) -> None:
     """Fill a tensor with the one of that name."""
     value = find(name)
     if value is None:
@@ -101,12 +101,12 @@ def copy(target: Tensor, find: Find, name: str) -> None:
     target.data.copy_(value.view(target.shape))
 
 
-def placed(value: Tensor, master: Tensor) -> Tensor | int:
+def load_into(value: Tensor, master: Tensor) -> Tensor | int:
     """A moment beside the tensor it belongs to; a count of steps stays a number where it was one (DeepSpeed's CPU Adam)."""
     return int(value) if value.dtype == torch.int64 else value.to(master.device, copy=True)
 
 
-def forget_gathered(parameter: Any) -> None:
+def drop_gathered(parameter: Any) -> None:
     """Drop whole copies of a sharded parameter that were made from its former shards."""
     if parameter.ds_status.name == "AVAILABLE":
         parameter.partition()

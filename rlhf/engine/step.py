@@ -18,25 +18,25 @@ class Gradient:
     raw: Any
 
 
-def advance(engine: Any) -> None:
+def accumulate(engine: Any) -> None:
     """End a micro-batch that is not the last one of its update."""
     if not engine.is_gradient_accumulation_boundary():
         engine.step()
 
 
-def finish(*engines: Any) -> list[float]:
+def optimizer_step(*engines: Any) -> list[float]:
     """End an update of engines that learn together: each takes its step, or, if the gradient of one of them is not finite
     on any rank (fp16 overflows that way), none does. Returns their gradient norms before clipping, over all ranks; NaN
     where they are not finite."""
-    gradients = [gradient(engine) for engine in engines]
+    gradients = [measure_gradient(engine) for engine in engines]
     left_out = not all(math.isfinite(found.norm) for found in gradients)
     for engine, found in zip(engines, gradients, strict=True):
-        with known(engine, found, left_out):
+        with with_cached_grad_norm(engine, found, left_out):
             engine.step()
     return [found.norm if math.isfinite(found.norm) else math.nan for found in gradients]
 
 
-def gradient(engine: Any) -> Gradient:
+def measure_gradient(engine: Any) -> Gradient:
     """What has been accumulated; all ranks must ask for it."""
     optimizer = engine.optimizer
     if hasattr(optimizer, "scaled_global_norm"):  # ZeRO 1 and 2
@@ -52,25 +52,25 @@ def gradient(engine: Any) -> Gradient:
 
 
 @contextmanager
-def known(engine: Any, found: Gradient, left_out: bool) -> Iterator[None]:
+def with_cached_grad_norm(engine: Any, found: Gradient, left_out: bool) -> Iterator[None]:
     """Let the optimiser's step find this gradient: it need not look at it again. One that is left out it finds to be NaN,
     so that it clears it and leaves the weights alone, as at an overflow of its own."""
     optimizer = engine.optimizer
     with ExitStack() as stack:
         if hasattr(optimizer, "scaled_global_norm"):
             norm = found.raw * math.nan if left_out else found.raw
-            stack.enter_context(replaced(optimizer, "scaled_global_norm", norm))
+            stack.enter_context(patched(optimizer, "scaled_global_norm", norm))
         elif hasattr(optimizer, "_get_norm_groups"):
             groups = [norm * math.nan for norm in found.raw] if left_out else found.raw
-            stack.enter_context(replaced(optimizer, "_get_norm_groups", groups))
+            stack.enter_context(patched(optimizer, "_get_norm_groups", groups))
         elif left_out:
             engine.module.zero_grad(set_to_none=True)  # AdamW passes over what has no gradient
-            stack.enter_context(replaced(engine, "clip_fp32_gradients", None))
+            stack.enter_context(patched(engine, "clip_fp32_gradients", None))
         yield
 
 
 @contextmanager
-def replaced(owner: Any, method: str, result: Any) -> Iterator[None]:
+def patched(owner: Any, method: str, result: Any) -> Iterator[None]:
     """A method that returns a known result."""
     setattr(owner, method, lambda *args, **kwargs: result)
     try:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from rlhf.models.lora import adapter_names, base_model, is_adapter, merged, plain_name
-from rlhf.planner.flops import LAYOUTS, Layout
+from rlhf.models.lora import adapter_names, base_model, is_adapter, merge_lora_weight, plain_name
+from rlhf.planner.flops import LAYOUTS, LayerNames
 
 # What attention modules call the numbers of their heads, and GPT-2 the width of its queries.
 COUNTS = ("num_heads", "num_attention_heads", "num_key_value_heads", "split_size")
@@ -89,7 +89,7 @@ class SharedModel:
                     flipped = layer in transposed and name.endswith(".weight")
                     if scale is not None and name.endswith(".base_layer.weight"):
                         a, b = (part[factor].detach() for factor in adapter_names(name))
-                        weight = merged(weight, a, b, scale, flipped)
+                        weight = merge_lora_weight(weight, a, b, scale, flipped)
                     target = own[plain_name(name)]
                     target.copy_(self.cut(plain_name(name), weight.T if flipped and target.ndim == 2 else weight))
 
@@ -105,14 +105,14 @@ class SharedModel:
         return torch.cat([part.chunk(share.count)[share.index] for part in parts])
 
 
-def direction(name: str, layout: Layout) -> str | None:
+def direction(name: str, layout: LayerNames) -> str | None:
     """How a module is cut: by `columns` (outputs), by `rows` (inputs), or not at all."""
     if any(name.endswith(f".{end}") for end in (*layout.attended, *layout.wide)):
         return "columns"
     return "rows" if any(name.endswith(f".{end}") for end in (layout.mixed, layout.narrow)) else None
 
 
-def attention_of(layout: Layout) -> str:
+def attention_of(layout: LayerNames) -> str:
     """How the names of attention modules end."""
     return "." + layout.mixed.rpartition(".")[0]
 

@@ -21,7 +21,7 @@ LINEAR = torch.nn.functional.linear
 
 
 @dataclass(frozen=True)
-class Learning:
+class TrainingSpec:
     """How a model learns: the stage's optimiser, and what its role has of its own (`lora_key` is the group of `lora`);
     `samples` if rollouts are made with it."""
 
@@ -36,7 +36,7 @@ class Learning:
     samples: bool = False
 
 
-def training_engine(model: nn.Module, config: Config, learning: Learning) -> Any:
+def training_engine(model: nn.Module, config: Config, learning: TrainingSpec) -> Any:
     """A DeepSpeed engine that trains `model` with AdamW; `set_rates` sets its learning rates before each update."""
     model = prepare_for_training(model, learning.lora, learning.checkpointing, config.seed, learning.lora_key)
     model.to(device(config))
@@ -57,7 +57,7 @@ def check_kernels(engine: Any) -> None:
         raise ConfigError("rollout.engine", "deepspeed", problem, "try rollout=hybrid")
 
 
-def adamw(model: nn.Module, config: Config, learning: Learning) -> torch.optim.Optimizer:
+def adamw(model: nn.Module, config: Config, learning: TrainingSpec) -> torch.optim.Optimizer:
     """AdamW that decays matrices only; DeepSpeed's CPU Adam where the optimiser's state is offloaded from a GPU."""
     training, lora = learning.training, learning.lora
     adapters_rate = learning.learning_rate if lora.learning_rate is None else lora.learning_rate

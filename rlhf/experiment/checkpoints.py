@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.derive import layout
+from rlhf.config.derive import shard_layout
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.experiment.files import parse_json
-from rlhf.experiment.integrity import MANIFEST, describe, digest
+from rlhf.experiment.integrity import MANIFEST, digest, file_digest
 from rlhf.experiment.store import sync_directory, write_json
 
 
@@ -34,31 +34,31 @@ def checkpoint_name(step: int, phase: str | None) -> str:
     return f"step-{step:06}" + (f"-{phase}" if phase else "")
 
 
-def places(directory: Path) -> list[Path]:
+def checkpoint_dirs(directory: Path) -> list[Path]:
     """The checkpoints of a stage's directory, the newest first; unfinished ones are not among them."""
     found = (directory / "checkpoints").glob("step-*")
-    return sorted((place for place in found if (place / MANIFEST).is_file()), key=age, reverse=True)
+    return sorted((place for place in found if (place / MANIFEST).is_file()), key=seconds_since, reverse=True)
 
 
-def age(place: Path) -> tuple[int, str]:
+def seconds_since(place: Path) -> tuple[int, str]:
     """What checkpoints are sorted by: their step (of more than six digits, in the end), then their phase."""
     return int(place.name.split("-")[1]), place.name
 
 
-def partial(directory: Path, name: str) -> Path:
+def partial_dirs(directory: Path, name: str) -> Path:
     """Where a checkpoint is written before it is whole."""
     return directory / "checkpoints" / f".{name}.partial"
 
 
-def commit(directory: Path, name: str, manifest: Manifest, keep: int) -> None:
+def publish(directory: Path, name: str, manifest: Manifest, keep: int) -> None:
     """Make a written checkpoint the newest one, and remove all but the last `keep`."""
-    unfinished, place = partial(directory, name), directory / "checkpoints" / name
+    unfinished, place = partial_dirs(directory, name), directory / "checkpoints" / name
     content = asdict(manifest)
     write_json(unfinished / MANIFEST, {"digest": digest(content), **content})
     shutil.rmtree(place, ignore_errors=True)
     os.replace(unfinished, place)
     sync_directory(place.parent)  # before the older ones go
-    for old in places(directory)[keep:]:
+    for old in checkpoint_dirs(directory)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -75,7 +75,7 @@ def read_manifest(place: Path) -> Manifest:
     return manifest
 
 
-def damage(place: Path, names: list[str], manifest: Manifest) -> str | None:
+def integrity_error(place: Path, names: list[str], manifest: Manifest) -> str | None:
     """What is wrong with some of a checkpoint's files; None if nothing is."""
     for name in names:
         file = place / name
@@ -84,19 +84,19 @@ def damage(place: Path, names: list[str], manifest: Manifest) -> str | None:
         size, known = manifest.files[name]
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if describe(file)[1] != known:
+        if file_digest(file)[1] != known:
             return f"{name} has changed"
     return None
 
 
 def check_layout(directory: Path, config: Config, stage: str) -> None:
     """Refuse to resume a stage on other devices than those that saved it. Raises ConfigError."""
-    for place in places(directory):
+    for place in checkpoint_dirs(directory):
         try:
             saved = read_manifest(place).layout
         except ValueError:
             continue  # whoever resumes reports it and takes the one before
-        for key, value in layout(config, stage).items():
+        for key, value in shard_layout(config, stage).items():
             if saved.get(key) != value:
                 raise ConfigError(
                     key, value, f"{place} was saved with {saved.get(key)}",
@@ -105,14 +105,14 @@ def check_layout(directory: Path, config: Config, stage: str) -> None:
         return
 
 
-def tidy(directory: Path) -> None:
+def remove_partial(directory: Path) -> None:
     """Remove what a killed attempt has half written or half removed: it may be as large as a checkpoint."""
-    whole = places(directory)
+    whole = checkpoint_dirs(directory)
     for place in (directory / "checkpoints").glob("*"):
         if place not in whole:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def discard(directory: Path) -> None:
+def remove_all(directory: Path) -> None:
     """Remove all checkpoints."""
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)

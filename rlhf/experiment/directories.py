@@ -6,7 +6,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.directories import LATEST, deciding
+from rlhf.config.directories import LATEST, result_overrides
 from rlhf.config.errors import ConfigError
 from rlhf.experiment.files import Unreadable, read_object
 from rlhf.experiment.sweep import Point
@@ -36,7 +36,7 @@ def check_directories(points: list[Point]) -> None:
 def check_free(point: Point) -> None:
     """Refuse a directory that another point has: one with other overrides. Raises ConfigError."""
     known = read_summary(point.directory)
-    if known is None or deciding(known["overrides"]) == deciding(point.overrides):
+    if known is None or result_overrides(known["overrides"]) == result_overrides(point.overrides):
         return
     differs = difference(known["overrides"], point.overrides)
     problem = f"{point.directory} is another point's, {differs}, which would be replaced"
@@ -47,7 +47,7 @@ def check_free(point: Point) -> None:
 
 def difference(one: list[str], other: list[str]) -> str:
     """How a point differs from another one."""
-    first, second = deciding(one), deciding(other)
+    first, second = result_overrides(one), result_overrides(other)
     sides = [" ".join(sorted(side)) or "the defaults" for side in (first - second, second - first)]
     return f"with {sides[0]} instead of {sides[1]}"
 

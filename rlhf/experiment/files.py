@@ -48,12 +48,12 @@ def parse_json(content: str | bytes) -> Any:
 
 def read_object(file: Path) -> dict[str, Any] | None:
     """A JSON object, or None if there is no such file."""
-    return parsed(file, parse_json, "JSON object")
+    return parse_value(file, parse_json, "JSON object")
 
 
 def read_yaml(file: Path) -> dict[str, Any] | None:
     """A YAML mapping, or None if there is no such file."""
-    return parsed(file, load_yaml, "YAML mapping")
+    return parse_value(file, load_yaml, "YAML mapping")
 
 
 def load_yaml(content: str) -> Any:
@@ -76,7 +76,7 @@ def load_section(content: str) -> Any:
     return yaml.load(content, loader)
 
 
-def parsed(file: Path, parse: Any, kind: str) -> dict[str, Any] | None:
+def parse_value(file: Path, parse: Any, kind: str) -> dict[str, Any] | None:
     """A file's content through `parse`; Unreadable if that is no mapping."""
     content = text(file)
     if content is None:
@@ -112,7 +112,7 @@ def line_object(line: str | bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def number(value: Any) -> float | None:
+def as_float(value: Any) -> float | None:
     """A finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -122,13 +122,13 @@ def number(value: Any) -> float | None:
         return None
 
 
-def whole(value: Any) -> int | None:
+def as_int(value: Any) -> int | None:
     """A whole number, or None."""
-    known = number(value)
+    known = as_float(value)
     return None if known is None else int(known)
 
 
-def words(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
     """Text as it is, nothing for nothing, anything else as JSON, or the beginning of it where that is nested too deeply."""
     if value is None or isinstance(value, str):
         return value
@@ -138,23 +138,23 @@ def words(value: Any) -> str | None:
         return reprlib.repr(value)
 
 
-def mapping(value: Any) -> dict[str, Any]:
+def as_mapping(value: Any) -> dict[str, Any]:
     """A mapping, empty if it is none."""
     return value if isinstance(value, dict) else {}
 
 
-def numbers(value: Any) -> dict[str, float]:
+def as_floats(value: Any) -> dict[str, float]:
     """The finite numbers of a mapping."""
-    known = {name: number(entry) for name, entry in mapping(value).items()}
+    known = {name: as_float(entry) for name, entry in as_mapping(value).items()}
     return {str(name): entry for name, entry in known.items() if entry is not None}
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested mapping by dotted keys; lists are values."""
     leaves: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
-            leaves |= flat(value, f"{prefix}{key}.")
+            leaves |= flatten(value, f"{prefix}{key}.")
         else:
             leaves[f"{prefix}{key}"] = value
     return leaves

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rlhf.config.errors import ConfigError
-from rlhf.config.keys import RESULT_KEYS, SCHEMA_VERSION, covered, leaf_keys, left_out
-from rlhf.config.ranges import at
+from rlhf.config.keys import RESULT_KEYS, SCHEMA_VERSION, excluded_keys, leaf_keys, matches_prefix
+from rlhf.config.ranges import get_key
 from rlhf.config.schema import Config
 from rlhf.experiment.files import parse_json
-from rlhf.experiment.integrity import damage, known_files, safetensors_tensors
+from rlhf.experiment.integrity import integrity_error, known_files, safetensors_tensors
 
 MIB = 2**20
 BLOCK = 2**14
@@ -23,26 +23,28 @@ DATA_FILES = ("data.files.train", "data.files.heldout", "ppo.ptx.file")
 
 def fingerprint(config: Config, stage: str, inputs: dict[str, str]) -> str:
     """64 hexadecimal digits; `inputs` are the identities of the stage's input models."""
-    content = {"schema": SCHEMA_VERSION, "stage": stage, "config": deciding(config, stage), "inputs": inputs}
+    content = {"schema": SCHEMA_VERSION, "stage": stage, "config": result_config(config, stage), "inputs": inputs}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def deciding(config: Config, stage: str) -> dict[str, Any]:
+def result_config(config: Config, stage: str) -> dict[str, Any]:
     """The dotted keys that decide the stage's result, with their values; paths by what they hold."""
-    chosen = {key: at(config, key) for key in deciding_keys(stage)}
+    chosen = {key: get_key(config, key) for key in result_keys(stage)}
     for key, value in chosen.items():
         if key.endswith(".path") or key in DATA_FILES:
-            chosen[key] = identity(value, key)
+            chosen[key] = content_id(value, key)
     return chosen
 
 
 @cache
-def deciding_keys(stage: str) -> tuple[str, ...]:
+def result_keys(stage: str) -> tuple[str, ...]:
     """The dotted keys that decide the stage's result."""
-    return tuple(k for k in leaf_keys() if covered(k, RESULT_KEYS[stage]) and not covered(k, left_out(stage)))
+    return tuple(
+        k for k in leaf_keys() if matches_prefix(k, RESULT_KEYS[stage]) and not matches_prefix(k, excluded_keys(stage))
+    )
 
 
-def identity(path: str | None, key: str = "path") -> str | None:
+def content_id(path: str | None, key: str = "path") -> str | None:
     """What a path stands for: a stage's fingerprint, a hash of the files there, or, for a hub id, the id.
 
     Raises ConfigError, naming the `key` whose value it is, for a model that is not what the stage there saved.
@@ -69,7 +71,7 @@ def identity(path: str | None, key: str = "path") -> str | None:
         else:
             digest.update(sample(file))
     if (base := base_of_adapters(place)) is not None:
-        digest.update(str(identity(base, key)).encode())
+        digest.update(str(content_id(base, key)).encode())
     return digest.hexdigest()
 
 
@@ -82,18 +84,20 @@ def file_digest(file: Path, size: int, modified_ns: int, inode: int) -> bytes:
 
 def data_files(config: Config, stage: str) -> dict[str, str]:
     """The files of records and texts that decide a stage's result, by their keys, with the hashes in its fingerprint."""
-    named = {key: at(config, key) for key in DATA_FILES if covered(key, RESULT_KEYS[stage]) and stage != "bench"}
-    return {key: str(identity(path, key)) for key, path in named.items() if path is not None}
+    named = {
+        key: get_key(config, key) for key in DATA_FILES if matches_prefix(key, RESULT_KEYS[stage]) and stage != "bench"
+    }
+    return {key: str(content_id(path, key)) for key, path in named.items() if path is not None}
 
 
 def check_data_files(config: Config, hashes: dict[str, str]) -> None:
     """Raise ConfigError for a file of records or texts that is no longer what a stage's fingerprint says."""
     file_digest.cache_clear()  # an edit may keep the time and the size
     for key, planned in hashes.items():
-        found = str(identity(at(config, key), key))
+        found = str(content_id(get_key(config, key), key))
         if found != planned:
             problem = f"it has changed since this stage was planned: its hash was {planned[:16]}, and is {found[:16]}"
-            raise ConfigError(key, at(config, key), problem, "restore the file, or begin anew with the new one")
+            raise ConfigError(key, get_key(config, key), problem, "restore the file, or begin anew with the new one")
 
 
 def base_of_adapters(place: Path) -> str | None:
@@ -122,7 +126,7 @@ def check_unchanged(model: Path, path: str, key: str) -> None:
     """Refuse a model that a stage has saved and that was changed since, as far as a second tells; else the result would
     count as that of the model that it was."""
     try:
-        problem = None if known_files(model) is None else damage(model)
+        problem = None if known_files(model) is None else integrity_error(model)
     except ValueError as error:
         problem = str(error)
     if problem is not None:

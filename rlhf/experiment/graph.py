@@ -6,7 +6,7 @@ from pathlib import Path
 from rlhf.config.errors import ConfigError
 from rlhf.config.ranges import STAGES
 from rlhf.config.schema import Config
-from rlhf.experiment.fingerprint import data_files, fingerprint, identity
+from rlhf.experiment.fingerprint import content_id, data_files, fingerprint
 from rlhf.experiment.resolve import resolve_for_stage
 from rlhf.experiment.store import StageDirectory
 
@@ -24,27 +24,27 @@ class Node:
     files: dict[str, str] = field(default_factory=dict)
 
 
-def nodes(config: Config) -> list[Node]:
+def build_graph(config: Config) -> list[Node]:
     """The stages that the configuration asks for, in the order they run.
 
     Raises ConfigError where a stage needs another one that is neither asked for nor done.
     """
-    sft = node(config, "sft", {}, {})
-    reward = node(config, "reward", {}, {})
-    asked = {"sft": sft, "reward": reward, "bench": node(config, "bench", {}, {})}
+    sft = build_node(config, "sft", {}, {})
+    reward = build_node(config, "reward", {}, {})
+    asked = {"sft": sft, "reward": reward, "bench": build_node(config, "bench", {}, {})}
     if "ppo" in config.stages:
-        asked["ppo"] = ppo_node(config, sft, reward)
+        asked["ppo"] = build_ppo_node(config, sft, reward)
     return [asked[stage] for stage in STAGES if stage in config.stages]
 
 
-def ppo_node(config: Config, sft: Node, reward: Node) -> Node:
+def build_ppo_node(config: Config, sft: Node, reward: Node) -> Node:
     """The PPO stage with its inputs: given by path, or found by fingerprint."""
     identities: dict[str, str] = {}
     places: dict[str, str] = {}
     parents: list[str] = []
     for name, given, parent in (("actor", config.ppo.actor, sft), ("reward", config.ppo.reward, reward)):
         if given is not None:
-            identities[name], places[name] = str(identity(given, f"ppo.{name}")), model_place(given)
+            identities[name], places[name] = str(content_id(given, f"ppo.{name}")), model_path(given)
             continue
         if parent.stage not in config.stages and not parent.directory.done:
             raise ConfigError(
@@ -57,19 +57,19 @@ def ppo_node(config: Config, sft: Node, reward: Node) -> Node:
         parents.append(parent.fingerprint)
     start = config.ppo.critic
     if start not in ("reward", "actor"):
-        identities["critic"], places["critic"] = str(identity(start, "ppo.critic")), model_place(start)
+        identities["critic"], places["critic"] = str(content_id(start, "ppo.critic")), model_path(start)
     else:
         identities["critic"] = f"{start} {identities[start]}"
-    return replace(node(config, "ppo", identities, places), parents=tuple(parents))
+    return replace(build_node(config, "ppo", identities, places), parents=tuple(parents))
 
 
-def model_place(given: str) -> str:
+def model_path(given: str) -> str:
     """The directory that `transformers` loads: of a stage's directory its model/, else what was given."""
     place = Path(given).expanduser()
     return str(place / "model") if (place / "result.json").is_file() else (str(place) if place.exists() else given)
 
 
-def node(config: Config, stage: str, identities: dict[str, str], places: dict[str, str]) -> Node:
+def build_node(config: Config, stage: str, identities: dict[str, str], places: dict[str, str]) -> Node:
     """One stage of the graph."""
     digest = fingerprint(resolve_for_stage(config, stage, places), stage, identities)
     directory = StageDirectory(Path(config.output_root) / "stages" / f"{stage}-{digest[:12]}")

@@ -24,7 +24,7 @@ LOADED = (".json", ".safetensors", ".bin", ".jinja", ".py", ".model", ".txt")
 THREADS = 8
 
 
-def describe(file: Path) -> list[Any]:
+def file_digest(file: Path) -> list[Any]:
     """Return a file's size and SHA-256, once it has reached the disk."""
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
@@ -42,7 +42,7 @@ def describe_models(stage: Path) -> dict[str, Any]:
     models = sorted(place for place in stage.iterdir() if is_model(place)) if stage.is_dir() else []
     files = [file for model in models for file in sorted(model.rglob("*")) if file.is_file() and file.suffix != ".md"]
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(describe, files)
+        found = pool.map(file_digest, files)
         content = {"files": {str(file.relative_to(stage)): entry for file, entry in zip(files, found, strict=True)}}
     return {"digest": digest(content), **content}
 
@@ -71,7 +71,7 @@ def known_files(model: Path) -> dict[str, list[Any]] | None:
     return known or None
 
 
-def damage(model: Path) -> str | None:
+def integrity_error(model: Path) -> str | None:
     """Return what is wrong with a saved model, as far as it can be told in a second; None if nothing is.
 
     Of a model that a stage saved all sizes are compared, and the checksums of files that are small or were written after
@@ -80,16 +80,16 @@ def damage(model: Path) -> str | None:
     try:
         known = known_files(model)
         if known is None:
-            return malformed(model)
+            return malformed_problem(model)
         ready = (model.resolve().parent / MANIFEST).stat().st_mtime_ns
         found = {name: (model / name).stat() for name in known if (model / name).is_file()}
         quick = [name for name, state in found.items() if state.st_size <= SMALL or state.st_mtime_ns > ready]
-        return differing(model, known, known, quick, remember=True)
+        return differing_files(model, known, known, quick, remember=True)
     except (OSError, ValueError) as error:
         return str(error)
 
 
-def differing(
+def differing_files(
     model: Path, known: dict[str, list[Any]], looked_at: Iterable[str], read: Iterable[str], remember: bool = False
 ) -> str | None:
     """Return how a model differs from what is `known` of its files; None if it does not. Of the files `looked_at` the sizes
@@ -107,7 +107,7 @@ def differing(
 
     def changed(name: str) -> bool:
         state = (model / name).stat()
-        found = remembered(model / name, state.st_size, state.st_mtime_ns) if remember else sha256(model / name)
+        found = cached_digest(model / name, state.st_size, state.st_mtime_ns) if remember else sha256(model / name)
         return bool(found != known[name][1])
 
     names = sorted(read)
@@ -123,12 +123,12 @@ def sha256(file: Path) -> str:
 
 
 @lru_cache(maxsize=4096)
-def remembered(file: Path, size: int, modified: int) -> str:
+def cached_digest(file: Path, size: int, modified: int) -> str:
     """Return the SHA-256 of a file of this size and time of modification; the points of a sweep share their inputs."""
     return sha256(file)
 
 
-def malformed(model: Path) -> str | None:
+def malformed_problem(model: Path) -> str | None:
     """Return what is wrong with the form of a model's files: missing, cut off, or no JSON; None if nothing is. Raises
     OSError and ValueError for what cannot be read at all."""
     if not is_model(model):
@@ -136,14 +136,14 @@ def malformed(model: Path) -> str | None:
     weights = sorted(model.glob("*.safetensors"))
     if not weights:
         return f"{model} has no weights"
-    if problem := unreadable_json(model):
+    if problem := json_problem(model):
         return problem
-    if missing := next((name for name in shards(model) if not (model / name).is_file()), None):
+    if missing := next((name for name in shard_files(model) if not (model / name).is_file()), None):
         return f"{model} has no {missing}"
     return next((f"{file} is cut off" for file in weights if file.stat().st_size < safetensors_size(file)), None)
 
 
-def unreadable_json(directory: Path) -> str | None:
+def json_problem(directory: Path) -> str | None:
     """Return what is wrong with the first file of a directory that is called JSON and is none; None if there is no such."""
     for file in sorted(directory.glob("*.json")):
         try:
@@ -153,7 +153,7 @@ def unreadable_json(directory: Path) -> str | None:
     return None
 
 
-def shards(model: Path) -> list[str]:
+def shard_files(model: Path) -> list[str]:
     """Return the files that a model's weights are split into, if they are. Raises ValueError if their index is damaged."""
     file = model / "model.safetensors.index.json"
     try:

@@ -57,7 +57,7 @@ _held: dict[str, Held] = {}  # by absolute directory
 
 
 @contextlib.contextmanager
-def locked(directory: Path, timeout_s: float, waiting: Callable[[str], None], token: str | None = None) -> Iterator[None]:
+def hold(directory: Path, timeout_s: float, waiting: Callable[[str], None], token: str | None = None) -> Iterator[None]:
     """Hold the directory's lock. Waits for a living holder; takes over from one that is dead, or silent for `timeout_s`
     where this machine cannot tell. `waiting` is told who holds it; `token` names the holder among all others (None: one is
     made). Raises Stopped if this process is asked to stop while it waits.
@@ -65,9 +65,9 @@ def locked(directory: Path, timeout_s: float, waiting: Callable[[str], None], to
     directory.mkdir(parents=True, exist_ok=True)
     held = Held(directory / "lock", token or uuid.uuid4().hex)
     wait_for(held, timeout_s, waiting)
-    adopt(directory, held)
+    adopt_lock(directory, held)
     stop = threading.Event()
-    heart = threading.Thread(target=beat, args=(held, stop, min(timeout_s / 6, BEAT_S)), daemon=True)
+    heart = threading.Thread(target=touch, args=(held, stop, min(timeout_s / 6, BEAT_S)), daemon=True)
     heart.start()
     try:
         yield
@@ -79,7 +79,7 @@ def locked(directory: Path, timeout_s: float, waiting: Callable[[str], None], to
             held.file.unlink(missing_ok=True)
 
 
-def adopt(directory: Path, held: Held) -> None:
+def adopt_lock(directory: Path, held: Held) -> None:
     """Have this process write the directory under a lock: its own, or that of the process that started it."""
     _held[os.path.abspath(directory)] = held
 
@@ -95,7 +95,7 @@ def check(directory: Path) -> None:
     if held is None or is_ours(held):
         return
     held.lost.set()
-    seen = look(held.file)
+    seen = read_lock(held.file)
     if seen is None or seen.holder is None:
         happened = "its lock has gone: it was removed, or another process took it over"
     else:
@@ -114,14 +114,14 @@ def is_lost(directory: Path) -> bool:
 
 def is_ours(held: Held) -> bool:
     """Whether the lock file is there and names this holder."""
-    seen = look(held.file)
+    seen = read_lock(held.file)
     if seen is None:
         time.sleep(PUT_BACK_S)
-        seen = look(held.file)
+        seen = read_lock(held.file)
     return seen is not None and seen.holder is not None and seen.holder["token"] == held.token
 
 
-def beat(held: Held, stop: threading.Event, period_s: float) -> None:
+def touch(held: Held, stop: threading.Event, period_s: float) -> None:
     """Renew the lock's heartbeat until told to stop, or until the lock is in other hands."""
     while not stop.wait(period_s):
         with contextlib.suppress(OSError):  # a file server that does not answer now; the lock is looked at again
@@ -135,7 +135,7 @@ def wait_for(held: Held, timeout_s: float, waiting: Callable[[str], None]) -> No
     """Make the lock file, as soon as nobody alive has it."""
     told, unchanged = "", (math.nan, 0.0)
     while not acquire(held, timeout_s):
-        seen = look(held.file)
+        seen = read_lock(held.file)
         if seen is None:
             continue
         if seen.time != unchanged[0]:
@@ -143,11 +143,11 @@ def wait_for(held: Held, timeout_s: float, waiting: Callable[[str], None]) -> No
         if is_stale(held.file, seen, timeout_s, time.monotonic() - unchanged[1]):
             remove_stale(held.file, seen)
             continue
-        text = waiting_text(held.file.parent.name, seen, timeout_s)
+        text = describe_wait(held.file.parent.name, seen, timeout_s)
         if text != told:
             waiting(text)
             told = text
-        if stopping.asked.is_set():
+        if stopping.stop_requested.is_set():
             raise stopping.Stopped("asked to stop while another process trained it")
         time.sleep(POLL_S)
 
@@ -158,17 +158,17 @@ def acquire(held: Held, timeout_s: float) -> bool:
         handle = os.open(held.file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
         return False
-    holder = {"pid": os.getpid(), "started": started(os.getpid()), "token": held.token, "timeout_s": timeout_s}
+    holder = {"pid": os.getpid(), "started": process_start_time(os.getpid()), "token": held.token, "timeout_s": timeout_s}
     try:
         with os.fdopen(handle, "w") as stream:
-            json.dump(machine() | holder, stream)
+            json.dump(machine_id() | holder, stream)
     except OSError:
         held.file.unlink(missing_ok=True)  # a full disk
         raise
     return True
 
 
-def machine() -> dict[str, str]:
+def machine_id() -> dict[str, str]:
     """What tells the processes of this machine, since it was started and within this container, from all others: host names
     and process numbers alone coincide."""
     boot = namespace = ""
@@ -178,7 +178,7 @@ def machine() -> dict[str, str]:
     return {"host": socket.gethostname(), "boot": boot, "namespace": namespace}
 
 
-def started(pid: int) -> str | None:
+def process_start_time(pid: int) -> str | None:
     """When a process of this machine began, in units that no change of the clock alters; None if it has ended."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -193,7 +193,7 @@ def started(pid: int) -> str | None:
         return None
 
 
-def look(file: Path) -> Seen | None:
+def read_lock(file: Path) -> Seen | None:
     """The lock file as it is now, or None if there is none. Opening it makes a network file system ask its server."""
     try:
         with file.open("rb") as stream:
@@ -226,7 +226,7 @@ def is_stale(file: Path, seen: Seen, timeout_s: float, unchanged_s: float) -> bo
 
 def is_alive(holder: dict[str, Any]) -> bool | None:
     """Whether the holder lives; None if this machine cannot tell. A process number may be another process's by now."""
-    if any(holder.get(key) != value for key, value in machine().items()):
+    if any(holder.get(key) != value for key, value in machine_id().items()):
         return None
     pid, hidden = holder["pid"], False
     try:
@@ -236,7 +236,7 @@ def is_alive(holder: dict[str, Any]) -> bool | None:
     except PermissionError:
         hidden = True  # another user's, of which this one may not see more
     try:
-        began = started(pid)
+        began = process_start_time(pid)
     except (PermissionError, psutil.AccessDenied):
         return None
     return None if hidden and began is None else began == holder.get("started")
@@ -264,7 +264,7 @@ def describe(holder: dict[str, Any]) -> str:
     return f"process {holder['pid']} on {holder['host']}"
 
 
-def waiting_text(name: str, seen: Seen, timeout_s: float) -> str:
+def describe_wait(name: str, seen: Seen, timeout_s: float) -> str:
     """What a user is told who waits."""
     if seen.holder is None:
         return f"{name} has a lock that cannot be read; waiting until nobody has renewed it for {timeout_s:g} s"
@@ -287,7 +287,7 @@ def remove_stale(file: Path, seen: Seen) -> None:
         os.rename(file, aside)
     except FileNotFoundError:
         return
-    if look(aside) != seen:
+    if read_lock(aside) != seen:
         try:
             os.link(aside, file)
         except OSError:  # somebody has made one meanwhile, or this file system has no hard links

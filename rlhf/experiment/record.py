@@ -4,35 +4,35 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.secrets import masked
+from rlhf.config.secrets import mask_text
 from rlhf.experiment.graph import Node
-from rlhf.experiment.spec import readable
+from rlhf.experiment.spec import to_yaml
 from rlhf.experiment.store import write_atomic, write_json
-from rlhf.experiment.sweep import Outcome, Point, figures
+from rlhf.experiment.sweep import Outcome, Point, read_summary_metrics
 
 # From worst to best: a point is as its worst stage is.
 STATES = ("failed", "skipped", "stopped", "queued", "planned")
 
 
-def record(point: Point, outcomes: dict[str, Outcome]) -> None:
+def write_record(point: Point, outcomes: dict[str, Outcome]) -> None:
     """Write a point's summary.json and config.yaml, and link its stages; stages without an outcome are planned."""
-    stages = {node.stage: entry(node, outcomes.get(node.fingerprint, Outcome("planned"))) for node in point.stages}
+    stages = {node.stage: summary_entry(node, outcomes.get(node.fingerprint, Outcome("planned"))) for node in point.stages}
     states = [stage["state"] for stage in stages.values()]
     state = next((state for state in STATES if state in states), "done")
     point.directory.mkdir(parents=True, exist_ok=True)
     # The same command writes them again: a thousand points need not wait for the disk.
-    write_atomic(point.directory / "config.yaml", readable(point.config), durable=False)
+    write_atomic(point.directory / "config.yaml", to_yaml(point.config), durable=False)
     names = {node.directory.path.name for node in point.stages}
     for place in (point.directory / "stages").glob("*"):
         if place.is_symlink() and place.name not in names:
             place.unlink()  # of what a point of this name was before
     for node in point.stages:
-        link(point.directory / "stages" / node.directory.path.name, node.directory.path)
+        link_stages(point.directory / "stages" / node.directory.path.name, node.directory.path)
     summary = {"point": point.name, "overrides": point.overrides, "state": state, "stages": stages}
-    write_json(point.directory / "summary.json", masked(summary), durable=False)
+    write_json(point.directory / "summary.json", mask_text(summary), durable=False)
 
 
-def entry(node: Node, outcome: Outcome) -> dict[str, Any]:
+def summary_entry(node: Node, outcome: Outcome) -> dict[str, Any]:
     """A stage of summary.json."""
     return {
         "directory": str(node.directory.path),
@@ -40,11 +40,11 @@ def entry(node: Node, outcome: Outcome) -> dict[str, Any]:
         "reused": outcome.state == "reused",
         "reason": outcome.reason,
         "log": None if outcome.log is None else str(outcome.log),
-        "metrics": figures(node) if outcome.good else {},
+        "metrics": read_summary_metrics(node) if outcome.good else {},
     }
 
 
-def link(place: Path, target: Path) -> None:
+def link_stages(place: Path, target: Path) -> None:
     """A relative link, so that the whole output directory can be moved."""
     place.parent.mkdir(parents=True, exist_ok=True)
     if not place.is_symlink():

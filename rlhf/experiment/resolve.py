@@ -15,7 +15,7 @@ def resolve_for_stage(config: Config, stage: str, inputs: dict[str, str]) -> Con
         return config
     ppo = replace(config.ppo, critic=inputs.get("critic", config.ppo.critic))
     if ppo.eos_penalty_mode is None:
-        normalized = config.reward.normalize == "standard" if ppo.reward is None else scores_are_normalized(ppo.reward)
+        normalized = config.reward.normalize == "standard" if ppo.reward is None else are_scores_normalized(ppo.reward)
         ppo = replace(ppo, eos_penalty_mode=default_eos_penalty_mode(normalized))
     return replace(config, ppo=ppo)
 
@@ -26,7 +26,7 @@ def default_eos_penalty_mode(normalized: bool) -> str:
     return "replace" if normalized else "subtract"
 
 
-def scores_are_normalized(path: str) -> bool:
+def are_scores_normalized(path: str) -> bool:
     """Whether the reward model in a directory (or in the stage's directory) scales its scores, as its config.json says. Of
     one that is on the hub it is not known, and so taken not to."""
     place = Path(path).expanduser()

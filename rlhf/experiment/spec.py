@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
-from rlhf.config.secrets import masked
-from rlhf.experiment.checkpoints import check_layout, discard
+from rlhf.config.secrets import mask_text
+from rlhf.experiment.checkpoints import check_layout, remove_all
 from rlhf.experiment.files import parse_json
 from rlhf.experiment.fingerprint import code_hash
 from rlhf.experiment.graph import Node
@@ -40,7 +40,7 @@ class Spec:
         return Path(self.directory) / "spec.json"
 
 
-def spec_of(node: Node, config: Config) -> Spec:
+def build_spec(node: Node, config: Config) -> Spec:
     """A stage as it is to run, with the code that is here now."""
     resolved = resolve_for_stage(config, node.stage, node.inputs)
     return Spec(
@@ -49,17 +49,17 @@ def spec_of(node: Node, config: Config) -> Spec:
     )  # fmt: skip
 
 
-def begin(spec: Spec) -> None:
+def start_attempt(spec: Spec) -> None:
     """Begin an attempt: write the stage's spec.json and config.yaml, and clear what an unfinished one left, but for what it
     can be resumed from. Raises ConfigError where that was saved by other devices."""
     directory = stage_directory(spec)
     if spec.config.checkpoint.resume:
         check_layout(directory.path, spec.config, spec.stage)
     else:
-        discard(directory.path)
+        remove_all(directory.path)
     directory.clear()
     write_json(spec.file, asdict(spec), private=True)
-    write_atomic(directory.path / "config.yaml", readable(spec.config))
+    write_atomic(directory.path / "config.yaml", to_yaml(spec.config))
     attempts = directory.counted("attempts") + 1
     directory.set_status(
         state="starting", stage=spec.stage, fingerprint=spec.fingerprint, attempts=attempts, reason=None,
@@ -67,9 +67,9 @@ def begin(spec: Spec) -> None:
     )  # fmt: skip
 
 
-def readable(config: Config) -> str:
+def to_yaml(config: Config) -> str:
     """A configuration as YAML for people, without the secrets in it."""
-    return OmegaConf.to_yaml(OmegaConf.create(masked(asdict(config))))
+    return OmegaConf.to_yaml(OmegaConf.create(mask_text(asdict(config))))
 
 
 def job_id() -> str | None:
@@ -78,14 +78,14 @@ def job_id() -> str | None:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
 
 
-def freeze(node: Node, config: Config) -> Spec:
+def write_spec(node: Node, config: Config) -> Spec:
     """Begin an attempt at a stage as it is to run now."""
-    spec = spec_of(node, config)
-    begin(spec)
+    spec = build_spec(node, config)
+    start_attempt(spec)
     return spec
 
 
-def thaw(file: Path) -> Spec:
+def read_spec(file: Path) -> Spec:
     """Read a spec; refuses one that was launched by other code, unless launcher.allow_code_change."""
     values = parse_json(file.read_text())
     merged = OmegaConf.merge(OmegaConf.structured(Config), values.pop("config"))

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.secrets import masked
+from rlhf.config.secrets import mask_text
 from rlhf.experiment import lock
-from rlhf.experiment.files import Unreadable, mapping, read_object, whole
-from rlhf.experiment.integrity import MANIFEST, damage, describe_models
+from rlhf.experiment.files import Unreadable, as_int, as_mapping, read_object
+from rlhf.experiment.integrity import MANIFEST, describe_models, integrity_error
 
 
 def write_atomic(path: Path, text: str, durable: bool = True, private: bool = False) -> None:
@@ -77,17 +77,17 @@ class Result:
     metrics: dict[str, float]
 
 
-def malformed(found: dict[str, Any]) -> str | None:
+def result_problem(found: dict[str, Any]) -> str | None:
     """What is wrong with the content of a result.json; None if nothing is."""
     kinds = {"stage": str, "fingerprint": str, "seconds": int | float, "metrics": dict}
     if set(found) != set(kinds):
         return f"it does not hold exactly {', '.join(kinds)}"
     values = [(key, found[key], kind) for key, kind in kinds.items()]
-    values += [(key, value, int | float) for key, value in mapping(found["metrics"]).items()]
-    return next((f"{key} is of the wrong type" for key, value, kind in values if not is_of(value, kind)), None)
+    values += [(key, value, int | float) for key, value in as_mapping(found["metrics"]).items()]
+    return next((f"{key} is of the wrong type" for key, value, kind in values if not is_result_of(value, kind)), None)
 
 
-def is_of(value: Any, kind: Any) -> bool:
+def is_result_of(value: Any, kind: Any) -> bool:
     """Whether a value is of a type, a number being one that a float can hold."""
     if not isinstance(value, kind) or isinstance(value, bool):
         return False
@@ -127,13 +127,13 @@ class StageDirectory:
             found = read_object(file)
         except Unreadable as error:
             raise ValueError(f"{file} cannot be read ({error})") from error
-        if found is None or (problem := malformed(found)):
+        if found is None or (problem := result_problem(found)):
             raise ValueError(f"{file} cannot be read ({'it is gone' if found is None else problem})")
         return Result(**found)
 
     def damage(self) -> str | None:
         """What is wrong with a finished stage's model, as far as it can be told in a second; None if nothing is."""
-        return damage(self.model)
+        return integrity_error(self.model)
 
     def check_lock(self) -> None:
         """Make sure that the stage is still this process's to write. Raises LockLost."""
@@ -157,13 +157,15 @@ class StageDirectory:
 
     def counted(self, name: str) -> int:
         """A count in the status, 0 where there is none."""
-        return whole(self.status().get(name)) or 0
+        return as_int(self.status().get(name)) or 0
 
     def set_status(self, **changes: Any) -> None:
         """Change some fields of status.json and renew its heartbeat. It is written anew every few seconds, so nobody waits
         until it has reached the disk. Raises LockLost."""
         self.check_lock()
-        write_json(self.path / "status.json", {**self.status(), **masked(changes), "heartbeat": time.time()}, durable=False)
+        write_json(
+            self.path / "status.json", {**self.status(), **mask_text(changes), "heartbeat": time.time()}, durable=False
+        )
 
     def clear(self) -> None:
         """Remove what an unfinished attempt left, all but what is KEPT or can be resumed."""

@@ -7,11 +7,11 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf.config.ranges import TRAINED
-from rlhf.config.terminal import printable
-from rlhf.experiment.checkpoints import places
-from rlhf.experiment.files import number, read_lines, words
+from rlhf.config.terminal import make_printable
+from rlhf.experiment.checkpoints import checkpoint_dirs
+from rlhf.experiment.files import as_float, as_text, read_lines
 from rlhf.experiment.graph import Node
-from rlhf.experiment.sweep import Outcome, Point, Task, figures, metrics_of
+from rlhf.experiment.sweep import Outcome, Point, Task, metrics_of, read_summary_metrics
 from rlhf.planner.work import Work
 
 # A benchmark's figures: metric, label, format. Those of whole steps, of phases or of stages, as it has them.
@@ -62,7 +62,7 @@ SWEEP_COLUMNS = (
 
 def print_plan(points: list[Point], tasks: list[Task], works: dict[str, Work | None], console: Console) -> None:
     """What will run, in which order, for which points, and how much work it is; `works` of the stages that are not done."""
-    table = Table(title=f"Plan: {count(len(points), 'point')}", title_justify="left")
+    table = Table(title=f"Plan: {plural(len(points), 'point')}", title_justify="left")
     for column in ("", "stage", "after", "points"):
         table.add_column(column, no_wrap=column != "points", justify="right" if column == "" else "left")
     numbers = {task.key: str(number) for number, task in enumerate(tasks, start=1)}
@@ -75,16 +75,16 @@ def print_plan(points: list[Point], tasks: list[Task], works: dict[str, Work | N
             table.add_row("✓", task.node.directory.path.name, "", used, "done", "", style="dim")
             continue
         found = works[task.key]
-        done = task.node.directory.counted("step") if places(task.node.directory.path) else 0
+        done = task.node.directory.counted("step") if checkpoint_dirs(task.node.directory.path) else 0
         steps = "?" if found is None else f"{found.steps:,}" + (f" ({done} done)" if done else "")
         flops = "?" if found is None else f"{found.flops / 1e12:,.3g}"
         table.add_row(numbers[task.key], task.node.directory.path.name, needs, used, steps, flops)
     console.print(table)
     run, reused = kinds([task for task in tasks if task.key in works]), len(tasks) - len(works)
-    console.print(f"{run or 'nothing'} to run, {count(reused, 'stage')} done before")
+    console.print(f"{run or 'nothing'} to run, {plural(reused, 'stage')} done before")
 
 
-def count(number: int, what: str) -> str:
+def plural(number: int, what: str) -> str:
     """A number with its noun."""
     return f"{number} {what}" + ("" if number == 1 else "s")
 
@@ -92,7 +92,7 @@ def count(number: int, what: str) -> str:
 def kinds(tasks: list[Task]) -> str:
     """How many stages of each kind."""
     found = Counter(task.node.stage for task in tasks)
-    return ", ".join(f"{number} {stage}" for stage, number in found.items())
+    return ", ".join(f"{as_float} {stage}" for stage, as_float in found.items())
 
 
 def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Console) -> None:
@@ -103,7 +103,7 @@ def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Con
         try:
             results[node.stage] = node.directory.result()
         except ValueError as error:
-            console.print(Text(printable(f"damaged: {error}"), style="red"), soft_wrap=True)
+            console.print(Text(make_printable(f"damaged: {error}"), style="red"), soft_wrap=True)
     if results:
         table = Table(title="Result", title_justify="left")
         table.add_column("figure")
@@ -147,7 +147,9 @@ def print_sweep(points: list[Point], outcomes: dict[str, Outcome], console: Cons
     states = {}
     for point in points:
         ended = [(node, outcomes[node.fingerprint]) for node in point.stages]
-        states[point.name] = ", ".join(f"{node.stage} {state}" for node, outcome in ended if (state := bad(node, outcome)))
+        states[point.name] = ", ".join(
+            f"{node.stage} {state}" for node, outcome in ended if (state := mark_bad(node, outcome))
+        )
         metrics[point.name] = metrics_of(point, outcomes)
     if not any(metrics.values()) and not any(outcome.state in ("failed", "stopped") for outcome in outcomes.values()):
         return  # all submitted
@@ -163,13 +165,13 @@ def print_sweep(points: list[Point], outcomes: dict[str, Outcome], console: Cons
         table.add_row(Text(name), *cells, *([states[name]] if any(states.values()) else []))
     console.print(table)
     nodes = {node.fingerprint: node for point in points for node in point.stages if outcomes[node.fingerprint].good}
-    losses = [count_losses(node.stage, figures(node)) for node in nodes.values()]
+    losses = [count_losses(node.stage, read_summary_metrics(node)) for node in nodes.values()]
     for line in dict.fromkeys(f"{label}: {found}" for rows in losses for label, found in rows.items()):
         console.print(line, soft_wrap=True, highlight=False)
     console.print(Text(f"python -m rlhf report {points[0].directory.parent}"), soft_wrap=True)
 
 
-def bad(node: Node, outcome: Outcome) -> str | None:
+def mark_bad(node: Node, outcome: Outcome) -> str | None:
     """How a stage ended that has no figures; None if it has."""
     try:
         if outcome.good:
@@ -187,7 +189,7 @@ def print_failures(tasks: list[Task], outcomes: dict[str, Outcome], console: Con
             log = (
                 f" (log: {outcome.log})" if outcome.log is not None and str(outcome.log) not in str(outcome.reason) else ""
             )
-            text = Text(printable(f"{outcome.state} {task.node.directory.path}: {outcome.reason}{log}"), style="red")
+            text = Text(make_printable(f"{outcome.state} {task.node.directory.path}: {outcome.reason}{log}"), style="red")
             console.print(text, soft_wrap=True)
 
 
@@ -198,13 +200,17 @@ def print_samples(node: Node, console: Console) -> None:
     for column in ("prompt", "SFT", "PPO"):
         table.add_column(column, overflow="fold", ratio=1)
     for sample in lines:
-        table.add_row(Text(printable(words(sample.get("prompt")) or "")), answer(sample, "sft"), answer(sample, "ppo"))
+        table.add_row(
+            Text(make_printable(as_text(sample.get("prompt")) or "")),
+            format_answer(sample, "sft"),
+            format_answer(sample, "ppo"),
+        )
     if lines:
         console.print(table)
 
 
-def answer(sample: dict[str, object], who: str) -> Text:
+def format_answer(sample: dict[str, object], who: str) -> Text:
     """A response with its rewards."""
-    known = {name: number(sample.get(f"{who}_{name}")) for name in ("score", "gold")}
+    known = {name: as_float(sample.get(f"{who}_{name}")) for name in ("score", "gold")}
     rewards = ", ".join(f"{name} {value:.2f}" for name, value in known.items() if value is not None)
-    return Text(printable(f"{words(sample.get(who)) or ''}\n({rewards})"))
+    return Text(make_printable(f"{as_text(sample.get(who)) or ''}\n({rewards})"))

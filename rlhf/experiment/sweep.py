@@ -58,7 +58,7 @@ class Outcome:
         return self.state in ("done", "reused")
 
 
-def figures(node: Node) -> dict[str, float]:
+def read_summary_metrics(node: Node) -> dict[str, float]:
     """The final figures of a stage that is done; none where its result was damaged since."""
     try:
         return node.directory.result().metrics
@@ -68,11 +68,11 @@ def figures(node: Node) -> dict[str, float]:
 
 def metrics_of(point: Point, outcomes: dict[str, Outcome]) -> dict[str, float]:
     """The final figures of a point's stages that are done."""
-    done = [figures(node) for node in point.stages if outcomes[node.fingerprint].good]
+    done = [read_summary_metrics(node) for node in point.stages if outcomes[node.fingerprint].good]
     return {name: value for part in done for name, value in part.items()}
 
 
-def merged(points: list[Point]) -> list[Task]:
+def build_task_graph(points: list[Point]) -> list[Task]:
     """The distinct stages of all points, those that others need first: all of a kind together, in the points' order."""
     tasks: dict[str, Task] = {}
     for stage in STAGES:
@@ -84,7 +84,7 @@ def merged(points: list[Point]) -> list[Task]:
     return list(tasks.values())
 
 
-def unmet(task: Task, outcomes: dict[str, Outcome], by_key: dict[str, Task]) -> str | None:
+def blocked_by(task: Task, outcomes: dict[str, Outcome], by_key: dict[str, Task]) -> str | None:
     """Why a stage cannot run, its needs having ended; None if it can."""
     for parent in task.parents:
         outcome = outcomes.get(parent)

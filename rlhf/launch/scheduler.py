@@ -14,11 +14,11 @@ from rlhf.config.derive import ranks
 from rlhf.config.disk import disk_problem
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config
-from rlhf.experiment.lock import LockLost, locked
-from rlhf.experiment.spec import begin, spec_of
-from rlhf.experiment.stopping import Stopped, aborted, asked, listening
+from rlhf.experiment.lock import LockLost, hold
+from rlhf.experiment.spec import build_spec, start_attempt
+from rlhf.experiment.stopping import Stopped, abort_requested, listening, stop_requested
 from rlhf.experiment.store import write_atomic
-from rlhf.experiment.sweep import Outcome, Task, unmet
+from rlhf.experiment.sweep import Outcome, Task, blocked_by
 from rlhf.launch.workers import Devices, StageFailed, log_file, run_workers
 
 NOT_STARTED = Outcome("stopped", "not started")
@@ -30,12 +30,12 @@ def run_here(tasks: list[Task], console: Console) -> dict[str, Outcome]:
     parallel = max(1, min(tasks[0].config.launcher.parallel, len(tasks)))
     with listening(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if parallel > 1:
-            return Crew(tasks, console, parallel).run()
+            return StageScheduler(tasks, console, parallel).run()
         outcomes: dict[str, Outcome] = {}
         by_key = {task.key: task for task in tasks}
         for task in tasks:
-            blocked = unmet(task, outcomes, by_key)
-            if asked.is_set():
+            blocked = blocked_by(task, outcomes, by_key)
+            if stop_requested.is_set():
                 outcomes[task.key] = NOT_STARTED
             elif blocked:
                 outcomes[task.key] = Outcome("skipped", blocked)
@@ -44,7 +44,7 @@ def run_here(tasks: list[Task], console: Console) -> dict[str, Outcome]:
         return outcomes
 
 
-class Crew:
+class StageScheduler:
     """Runs up to `parallel` stages at a time, each on a share of this machine's devices."""
 
     def __init__(self, tasks: list[Task], console: Console, parallel: int) -> None:
@@ -62,21 +62,21 @@ class Crew:
         with ThreadPoolExecutor(self.parallel) as pool:
             try:
                 while self.waiting or self.running:
-                    self.start(pool, asked.is_set())
+                    self.start(pool, stop_requested.is_set())
                     if not self.running:
                         continue
                     ended, _ = wait(self.running, timeout=0.5, return_when=FIRST_COMPLETED)
                     for future in ended:
                         self.outcomes[self.running.pop(future).key] = future.result()
             except BaseException:
-                aborted.set()
+                abort_requested.set()
                 raise
         return self.outcomes
 
     def start(self, pool: ThreadPoolExecutor, stopping: bool) -> None:
         """Start what can run now, and give up what cannot any more."""
         for task in list(self.waiting):
-            blocked = unmet(task, self.outcomes, self.by_key)
+            blocked = blocked_by(task, self.outcomes, self.by_key)
             if stopping or blocked:
                 self.outcomes[task.key] = NOT_STARTED if stopping else Outcome("skipped", blocked)
                 self.waiting.remove(task)
@@ -113,12 +113,12 @@ def run_stage_here(task: Task, console: Console, devices: Devices | None) -> Out
     """Run a stage, or wait for the process that is running it."""
     node, config = task.node, task.config
     if node.directory.done:
-        console.print(done(f"{node.stage}: done before, {node.directory.path}"), soft_wrap=True)
+        console.print(style_done(f"{node.stage}: done before, {node.directory.path}"), soft_wrap=True)
         return Outcome("reused")
     try:
-        with locked(node.directory.path, config.launcher.lock_timeout_s, waiting=console.print):
+        with hold(node.directory.path, config.launcher.lock_timeout_s, waiting=console.print):
             if node.directory.done:
-                console.print(done(f"{node.stage}: done by another process, {node.directory.path}"), soft_wrap=True)
+                console.print(style_done(f"{node.stage}: done by another process, {node.directory.path}"), soft_wrap=True)
                 return Outcome("reused")
             return run_locked(task, console, devices)
     except Stopped as stopped:
@@ -133,9 +133,9 @@ def run_stage_here(task: Task, console: Console, devices: Devices | None) -> Out
 def run_locked(task: Task, console: Console, devices: Devices | None) -> Outcome:
     """Run a stage whose lock this process holds. Raises LockLost if it does not any more."""
     node, config = task.node, task.config
-    spec = spec_of(node, config)
+    spec = build_spec(node, config)
     try:
-        begin(spec)
+        start_attempt(spec)
         console.print(Text.assemble((node.stage, "bold"), f": {node.directory.path}"), soft_wrap=True)
         workers = devices is not None or config.launcher.kind == "local" or ranks(config) > 1
         if workers:
@@ -154,25 +154,25 @@ def run_locked(task: Task, console: Console, devices: Devices | None) -> Outcome
         node.directory.set_status(state="stopped", reason="interrupted before it could save")
         raise
     except ConfigError as error:
-        return failed(task, str(error), None)
+        return style_failed(task, str(error), None)
     except StageFailed as error:
-        return failed(task, str(error), error.log)
+        return style_failed(task, str(error), error.log)
     except LockLost:
         raise
     except Exception as error:
         node.directory.check_lock()
         log = log_file(spec, 0)
         write_atomic(log, traceback.format_exc())
-        return failed(task, f"{type(error).__name__}: {first_line(error)}", log)
-    return Outcome("done") if node.directory.done else failed(task, "no result was written", log_file(spec, 0))
+        return style_failed(task, f"{type(error).__name__}: {first_line(error)}", log)
+    return Outcome("done") if node.directory.done else style_failed(task, "no result was written", log_file(spec, 0))
 
 
-def done(text: str) -> Text:
+def style_done(text: str) -> Text:
     """A line about a stage that is done."""
     return Text.assemble(("✓", "green"), f" {text}")
 
 
-def failed(task: Task, reason: str, log: Path | None) -> Outcome:
+def style_failed(task: Task, reason: str, log: Path | None) -> Outcome:
     """Mark a stage as failed."""
     task.node.directory.set_status(state="failed", reason=reason)
     return Outcome("failed", reason, log)

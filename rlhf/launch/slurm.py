@@ -20,10 +20,10 @@ from rich.console import Console
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Launcher
 from rlhf.config.secrets import MASK, mask, secret_keys
-from rlhf.experiment.lock import LockLost, check, locked
-from rlhf.experiment.spec import Spec, spec_of
+from rlhf.experiment.lock import LockLost, check, hold
+from rlhf.experiment.spec import Spec, build_spec
 from rlhf.experiment.store import write_atomic, write_json
-from rlhf.experiment.sweep import Outcome, Task, unmet
+from rlhf.experiment.sweep import Outcome, Task, blocked_by
 from rlhf.launch.slurm_node import Agent
 
 FOLLOW_PERIOD_S = 5.0
@@ -37,8 +37,8 @@ def submit(tasks: list[Task], console: Console) -> dict[str, Outcome]:
     config = tasks[0].config
     check_options(config.launcher)
     place = Path(config.output_root).absolute() / "slurm"
-    with locked(place, config.launcher.lock_timeout_s, waiting=console.print):
-        alive = active_jobs()
+    with hold(place, config.launcher.lock_timeout_s, waiting=console.print):
+        alive = list_active_jobs()
         jobs = {task.key: job for task in tasks if (job := task.node.directory.status().get("job")) in alive}
         for task in tasks:
             if task.key in jobs:
@@ -81,11 +81,11 @@ def submit_group(group: list[Task], jobs: dict[str, str], place: Path) -> list[s
     import submitit
 
     config = group[0].config
-    agents = [Agent(write_spec(spec_of(task.node, task.config), place)) for task in group]
+    agents = [Agent(write_job_spec(build_spec(task.node, task.config), place)) for task in group]
     needs = [jobs[parent] for parent in group[0].parents if parent in jobs]
     executor = submitit.AutoExecutor(folder=place / "logs", cluster="slurm")
     executor.update_parameters(
-        **parameters(group[0], needs, package_copy(place) if config.launcher.snapshot else package())
+        **job_parameters(group[0], needs, package_copy(place) if config.launcher.snapshot else package())
     )
     for task in group:
         task.node.directory.set_status(
@@ -111,7 +111,7 @@ def submit_group(group: list[Task], jobs: dict[str, str], place: Path) -> list[s
     return [str(job.job_id) for job in submitted]
 
 
-def parameters(task: Task, needs: list[str], code: Path) -> dict[str, Any]:
+def job_parameters(task: Task, needs: list[str], code: Path) -> dict[str, Any]:
     """What sbatch is told, in submitit's words: the resources of `hardware`, the rest of `launcher`."""
     hardware, launcher = task.config.hardware, task.config.launcher
     setup = setup_lines(launcher.setup, Path(task.config.output_root).absolute() / "slurm")
@@ -140,7 +140,7 @@ def parameters(task: Task, needs: list[str], code: Path) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def write_spec(spec: Spec, place: Path) -> Path:
+def write_job_spec(spec: Spec, place: Path) -> Path:
     """The frozen stage that a job reads."""
     file = place / "specs" / f"{Path(spec.directory).name}.json"
     write_json(file, asdict(spec), private=True)
@@ -184,7 +184,7 @@ def package_copy(place: Path) -> Path:
     return copy
 
 
-def active_jobs() -> set[str]:
+def list_active_jobs() -> set[str]:
     """The user's jobs that wait or run, elements of arrays by themselves. Raises ConfigError if SLURM does not answer."""
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
     try:
@@ -206,7 +206,7 @@ def follow(tasks: list[Task], jobs: dict[str, str], place: Path, console: Consol
     outcomes: dict[str, Outcome] = {}
     known, last_seen = {task.key: task for task in tasks}, dict.fromkeys(jobs, time.monotonic())
     while len(outcomes) < len(tasks):
-        alive = active_jobs()
+        alive = list_active_jobs()
         for task in tasks:
             if task.key in outcomes:
                 continue
@@ -216,7 +216,7 @@ def follow(tasks: list[Task], jobs: dict[str, str], place: Path, console: Consol
                 last_seen[task.key] = time.monotonic()
                 continue
             else:
-                ended = ended_badly(task, jobs[task.key], outcomes, known, place)
+                ended = has_failed(task, jobs[task.key], outcomes, known, place)
                 if ended is None and time.monotonic() - last_seen[task.key] < GONE_S:
                     continue
                 outcomes[task.key] = ended or Outcome(
@@ -228,10 +228,10 @@ def follow(tasks: list[Task], jobs: dict[str, str], place: Path, console: Consol
     return outcomes
 
 
-def ended_badly(task: Task, job: str, outcomes: dict[str, Outcome], known: dict[str, Task], place: Path) -> Outcome | None:
+def has_failed(task: Task, job: str, outcomes: dict[str, Outcome], known: dict[str, Task], place: Path) -> Outcome | None:
     """How a stage ended whose job has left the queue without a result; None if its directory does not tell (yet)."""
     status = task.node.directory.status()
-    if blocked := unmet(task, outcomes, known):
+    if blocked := blocked_by(task, outcomes, known):
         return Outcome("skipped", blocked)
     if status.get("state") in ("failed", "stopped"):
         return Outcome(str(status["state"]), str(status.get("reason")), log_of(place, job))

@@ -11,11 +11,11 @@ from pathlib import Path
 from rich.console import Console
 
 from rlhf.config.terminal import Terminal
-from rlhf.experiment.lock import Held, LockLost, adopt, locked
-from rlhf.experiment.spec import Spec, begin, job_id, stage_directory, thaw
-from rlhf.experiment.stopping import Stopped, listening, received
+from rlhf.experiment.lock import Held, LockLost, adopt_lock, hold
+from rlhf.experiment.spec import Spec, job_id, read_spec, stage_directory, start_attempt
+from rlhf.experiment.stopping import Stopped, listening, received_signals
 from rlhf.launch.scheduler import local_threads
-from rlhf.launch.workers import Devices, Meeting, StageFailed, run_workers
+from rlhf.launch.workers import Devices, Rendezvous, StageFailed, run_workers
 
 
 class Agent:
@@ -35,18 +35,18 @@ def run_node(file: Path) -> int:
     """This node's ranks of a stage; returns the exit code of the job's task."""
     console = Terminal(width=200)
     with listening(signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
-        spec = thaw(file)
+        spec = read_spec(file)
         directory, first = stage_directory(spec), node_number() == 0
         try:
             if needed := missing_input(spec):
                 raise RuntimeError(f"{needed}, which it needs, is not done")
             if not first:
-                adopt(directory.path, Held(directory.path / "lock", lock_token()))
+                adopt_lock(directory.path, Held(directory.path / "lock", lock_token()))
                 run_ranks(spec, file, console)
                 return 0
-            with locked(directory.path, spec.config.launcher.lock_timeout_s, console.print, lock_token()):
+            with hold(directory.path, spec.config.launcher.lock_timeout_s, console.print, lock_token()):
                 if not directory.done:
-                    begin(spec)
+                    start_attempt(spec)
                     run_ranks(spec, file, console)
             return 0
         except Stopped as stopped:
@@ -66,7 +66,7 @@ def run_node(file: Path) -> int:
 def run_ranks(spec: Spec, file: Path, console: Console) -> None:
     """Start and watch this node's workers; beyond the first node they may be in vain, if another job does the stage."""
     directory = stage_directory(spec)
-    meeting = Meeting(node_number(), master(), port(), file)
+    meeting = Rendezvous(node_number(), master(), port(), file)
     run_workers(spec, console, Devices(None, local_threads(spec.config)), meeting, lambda: directory.done)
 
 
@@ -77,9 +77,9 @@ def leave(spec: Spec, reason: str, first: bool) -> int:
         return 0
     directory, limit = stage_directory(spec), spec.config.launcher.max_requeues
     requeues = directory.counted("requeues")
-    if signal.SIGUSR2 in received and requeues < limit:
+    if signal.SIGUSR2 in received_signals and requeues < limit:
         directory.set_status(state="queued", reason=f"{reason}; its time was over", requeues=requeues + 1)
-    elif signal.SIGUSR2 in received:
+    elif signal.SIGUSR2 in received_signals:
         directory.set_status(state="stopped", reason=f"{reason}; launcher.max_requeues={limit} is reached")
         return 1
     elif preempted():

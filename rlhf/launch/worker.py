@@ -13,9 +13,9 @@ from pathlib import Path
 from rlhf.config.disk import FULL, disk_problem
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.secrets import mask
-from rlhf.experiment.lock import Held, LockLost, adopt
-from rlhf.experiment.spec import Spec, stage_directory, thaw
-from rlhf.experiment.stopping import SAVED, TAKEN_OVER, Stopped, listening
+from rlhf.experiment.lock import Held, LockLost, adopt_lock
+from rlhf.experiment.spec import Spec, read_spec, stage_directory
+from rlhf.experiment.stopping import EXIT_CHECKPOINTED, EXIT_LOCK_LOST, Stopped, listening
 from rlhf.experiment.store import write_json
 
 # The variable that tells a worker which process started it.
@@ -86,19 +86,19 @@ def follow_parent(period_s: float = 1.0) -> None:
 
 
 def main() -> int:
-    """A worker process: exit code 0 when done, SAVED when it was asked to stop and has saved, TAKEN_OVER when another
-    process has its stage, 2 for bad input, 1 for everything else."""
+    """A worker process: exit code 0 when done, EXIT_CHECKPOINTED when it was asked to stop and has saved, EXIT_LOCK_LOST
+    when another process has its stage, 2 for bad input, 1 for everything else."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
     threading.Thread(target=follow_parent, daemon=True).start()
     spec: Spec | None = None
     with listening(signal.SIGTERM, signal.SIGHUP):
         try:
-            spec = thaw(Path(sys.argv[1]))
-            adopt_lock(spec)
+            spec = read_spec(Path(sys.argv[1]))
+            adopt_stage_lock(spec)
             run_rank(spec)
         except Stopped:
-            return SAVED
+            return EXIT_CHECKPOINTED
         except LockLost as lost:
             return say_lost(lost)
         except Exception as error:
@@ -113,17 +113,17 @@ def main() -> int:
     return 0
 
 
-def adopt_lock(spec: Spec) -> None:
+def adopt_stage_lock(spec: Spec) -> None:
     """Write the stage under the lock of the process that started this one; on other nodes than the first there is none."""
     if token := os.environ.get(LOCK):
         directory = stage_directory(spec).path
-        adopt(directory, Held(directory / "lock", token))
+        adopt_lock(directory, Held(directory / "lock", token))
 
 
 def say_lost(lost: LockLost) -> int:
     """Say that another process has the stage; returns the exit code."""
     print(f"stopped: {lost}", file=sys.stderr)
-    return TAKEN_OVER
+    return EXIT_LOCK_LOST
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.text import Text
 
 from rlhf.config.derive import ranks
-from rlhf.config.terminal import printable, without_colours
+from rlhf.config.terminal import make_printable, strip_colours
 from rlhf.experiment import stopping
-from rlhf.experiment.files import Unreadable, number, read_object, words
+from rlhf.experiment.files import Unreadable, as_float, as_text, read_object
 from rlhf.experiment.lock import find_held, is_lost
 from rlhf.experiment.spec import Spec, stage_directory
-from rlhf.experiment.stopping import SAVED, TAKEN_OVER, Stopped
+from rlhf.experiment.stopping import EXIT_CHECKPOINTED, EXIT_LOCK_LOST, Stopped
 from rlhf.launch.worker import LOCK, PARENT, error_file, free_port, rank_environment
 
 # Between asking a worker whose stage has failed elsewhere to end, and ending it.
@@ -46,7 +46,7 @@ class Devices:
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Rendezvous:
     """Where the ranks of all nodes meet, which node this is, and what the ranks read (None: the stage's own spec)."""
 
     node: int = 0
@@ -56,7 +56,7 @@ class Meeting:
 
 
 def run_workers(
-    spec: Spec, console: Console, devices: Devices, meeting: Meeting | None = None, over: Callable[[], bool] = bool
+    spec: Spec, console: Console, devices: Devices, meeting: Rendezvous | None = None, over: Callable[[], bool] = bool
 ) -> None:
     """Run this node's ranks of a stage and wait for them.
 
@@ -64,24 +64,24 @@ def run_workers(
     save and leave. Raises StageFailed naming the rank that failed first, after ending the others; or Stopped; or LockLost.
     """
     directory = stage_directory(spec)
-    meeting = meeting or Meeting(port=free_port())
+    meeting = meeting or Rendezvous(port=free_port())
     relays: list[threading.Thread] = []
     workers = start_workers(spec, console, devices, meeting, relays)
     try:
         codes = watch(workers, spec.config.launcher.grace_s, lambda: over() or is_lost(directory.path))
     finally:
-        end(workers)
+        terminate(workers)
         for thread in relays:
             thread.join(1.0)  # so that the logs are whole
-    if TAKEN_OVER in codes or is_lost(directory.path):
+    if EXIT_LOCK_LOST in codes or is_lost(directory.path):
         directory.check_lock()
-    judge(spec, {meeting.node * len(workers) + number: code for number, code in enumerate(codes)})
+    raise_on_failure(spec, {meeting.node * len(workers) + number: code for number, code in enumerate(codes)})
 
 
-def judge(spec: Spec, codes: dict[int, int | None]) -> None:
+def raise_on_failure(spec: Spec, codes: dict[int, int | None]) -> None:
     """What the exit codes of this node's ranks, and what all ranks have noted, come to. Raises StageFailed or Stopped."""
-    bad = [rank for rank, code in codes.items() if code not in (None, 0, SAVED)]
-    ended = stopping.asked.is_set() and all(codes[rank] in (-signal.SIGTERM, -signal.SIGKILL) for rank in bad)
+    bad = [rank for rank, code in codes.items() if code not in (None, 0, EXIT_CHECKPOINTED)]
+    ended = stopping.stop_requested.is_set() and all(codes[rank] in (-signal.SIGTERM, -signal.SIGKILL) for rank in bad)
     noted = [rank for rank in range(ranks(spec.config)) if error_file(spec, rank).is_file()]
     if noted or (bad and not ended):
         rank = first_failed(spec, bad, noted)
@@ -89,12 +89,12 @@ def judge(spec: Spec, codes: dict[int, int | None]) -> None:
         raise StageFailed(f"{spec.stage}: rank {rank} failed: {reason_of(spec, rank, codes.get(rank))} (log: {log})", log)
     if bad:
         raise Stopped("asked to stop before it could save")
-    if SAVED in codes.values():
+    if EXIT_CHECKPOINTED in codes.values():
         raise Stopped(str(stage_directory(spec).status().get("reason")))
 
 
 def start_workers(
-    spec: Spec, console: Console, devices: Devices, meeting: Meeting, relays: list[threading.Thread]
+    spec: Spec, console: Console, devices: Devices, meeting: Rendezvous, relays: list[threading.Thread]
 ) -> list[subprocess.Popen[str]]:
     """Start this node's ranks, each with its output in a log file and, for rank 0, on the console as well; `relays` gets
     the threads that copy it."""
@@ -154,7 +154,7 @@ def relay(stream: IO[str], log: Path, prefix: str, console: Console | None) -> N
             file.write(line)
             file.flush()
             if console is not None:
-                console.print(Text(f"{prefix} {printable(without_colours(line.rstrip()))}"), soft_wrap=True)
+                console.print(Text(f"{prefix} {make_printable(strip_colours(line.rstrip()))}"), soft_wrap=True)
 
 
 def watch(workers: list[subprocess.Popen[str]], grace_s: float, over: Callable[[], bool] = bool) -> list[int | None]:
@@ -163,11 +163,15 @@ def watch(workers: list[subprocess.Popen[str]], grace_s: float, over: Callable[[
     deadline: float | None = None
     while True:
         codes = [worker.poll() for worker in workers]
-        if all(code is not None for code in codes) or any(code not in (None, 0, SAVED) for code in codes) or over():
+        if (
+            all(code is not None for code in codes)
+            or any(code not in (None, 0, EXIT_CHECKPOINTED) for code in codes)
+            or over()
+        ):
             return codes
-        if stopping.aborted.is_set() or (deadline is not None and time.monotonic() > deadline):
-            end(workers)
-        elif deadline is None and stopping.asked.is_set():
+        if stopping.abort_requested.is_set() or (deadline is not None and time.monotonic() > deadline):
+            terminate(workers)
+        elif deadline is None and stopping.stop_requested.is_set():
             deadline = time.monotonic() + grace_s
             for worker in workers:
                 if worker.poll() is None:
@@ -175,7 +179,7 @@ def watch(workers: list[subprocess.Popen[str]], grace_s: float, over: Callable[[
         time.sleep(0.05)
 
 
-def end(workers: list[subprocess.Popen[str]]) -> None:
+def terminate(workers: list[subprocess.Popen[str]]) -> None:
     """End the workers that are left: ask them, then make them."""
     for order, patience in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
         left = [worker for worker in workers if worker.poll() is None]
@@ -190,7 +194,7 @@ def end(workers: list[subprocess.Popen[str]]) -> None:
 def first_failed(spec: Spec, bad: list[int], noted: list[int]) -> int:
     """One that was killed and noted nothing, or the one that noted its error first: others fail because it has gone."""
     killed = [rank for rank in bad if rank not in noted]
-    times = {rank: number(read_note(spec, rank).get("time")) or math.inf for rank in noted}
+    times = {rank: as_float(read_note(spec, rank).get("time")) or math.inf for rank in noted}
     return killed[0] if killed else min(times, key=lambda rank: times[rank])
 
 
@@ -204,7 +208,7 @@ def read_note(spec: Spec, rank: int) -> dict[str, Any]:
 
 def reason_of(spec: Spec, rank: int, code: int | None) -> str:
     """Why a rank failed: what it noted, the signal that ended it, or what its log says."""
-    if note := words(read_note(spec, rank).get("error")):
+    if note := as_text(read_note(spec, rank).get("error")):
         return note
     if code is not None and code < 0:
         name = signal.Signals(-code).name

@@ -22,7 +22,7 @@ BASE = "base_model.json"
 WEIGHTS = (".safetensors", ".bin")
 
 
-def content_of(model: Path) -> str:
+def weights_digest(model: Path) -> str:
     """Return a hash of what a model computes: its config.json and weights, wherever they are."""
     digest = hashlib.sha256()
     for file in sorted(model.iterdir()):
@@ -31,7 +31,7 @@ def content_of(model: Path) -> str:
     return digest.hexdigest()
 
 
-def note_base(settings: Any, commit: str | None, directory: Path) -> None:
+def record_base(settings: Any, commit: str | None, directory: Path) -> None:
     """Make the configuration of adapters, which are being saved in `directory`, name the model that they belong to so that
     it is found from elsewhere: by an absolute path, or by its hub id and `commit`."""
     stated = settings.base_model_name_or_path or None
@@ -44,7 +44,7 @@ def note_base(settings: Any, commit: str | None, directory: Path) -> None:
     base = Path(stated).resolve()
     settings.base_model_name_or_path = str(base)
     relative = os.path.relpath(base, directory.resolve())
-    write_json(directory / BASE, {"path": str(base), "relative": relative, "content": content_of(base)})
+    write_json(directory / BASE, {"path": str(base), "relative": relative, "content": weights_digest(base)})
 
 
 def are_adapters(place: Path) -> bool:
@@ -74,7 +74,7 @@ def adapter_base(source: Source) -> Source | None:
     there = [path for path in paths if path.is_dir()]
     if not there and content is None and not Path(named).is_absolute():
         return Source(named, source.key, revision, source.trust_remote_code)
-    found = next((path for path in there if content is None or content_of(path) == content), None)
+    found = next((path for path in there if content is None or weights_digest(path) == content), None)
     if found is None:
         problem = f"the model that its adapters were trained on is not at {named}"
         if there:

@@ -116,7 +116,7 @@ def capped_attention(
     """Attention whose scores are bent into [-softcap, softcap] by tanh (Gemma 2, arXiv 2408.00118, section 2)."""
     groups, scale = getattr(module, "num_key_value_groups", 1), query.size(-1) ** -0.5 if scaling is None else scaling
     if mask is None:
-        mask = band(query.size(2), None, query.device)
+        mask = causal_band(query.size(2), None, query.device)
         if query.size(2) > 1:  # the first tokens of an empty static cache
             key, value = key[:, :, : query.size(2)], value[:, :, : query.size(2)]
     scores = softcap * torch.tanh(query @ repeat_kv(key, groups).transpose(2, 3) * (scale / softcap))
@@ -135,9 +135,9 @@ def packed_attention(
     if softcap is None and not options.get("dropout") and has_kernel(query.device, query.dtype, query.size(-1)):
         return flash_attention(module, query, key, value, counts, window, options.get("scaling"))
     found = []
-    for q, k, v in sequences(query, key, value, counts):
+    for q, k, v in split_sequences(query, key, value, counts):
         longer = window is not None and q.size(2) > window
-        mask = band(q.size(2), window, query.device) if longer else None
+        mask = causal_band(q.size(2), window, query.device) if longer else None
         found.append(padded_attention(module, q, k, v, mask, softcap, **options)[0].flatten(0, 1))
     return torch.cat(found)[None]
 
@@ -152,7 +152,7 @@ def has_kernel(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     return half and width % 8 == 0 and width <= 256 and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def sequences(query: Tensor, key: Tensor, value: Tensor, counts: tuple[int, ...]) -> Iterator[list[Tensor]]:
+def split_sequences(query: Tensor, key: Tensor, value: Tensor, counts: tuple[int, ...]) -> Iterator[list[Tensor]]:
     """Queries, keys and values [S, H, T, D] of the sequences of a row, those together that follow each other and are as
     long as each other."""
     runs = [(length, len(list(same))) for length, same in groupby(counts)]
@@ -169,7 +169,7 @@ def flash_attention(
 
     groups = getattr(module, "num_key_value_groups", 1)  # torch 2.11 has no grouped heads here
     q, k, v = (part.transpose(1, 2)[0] for part in (query, repeat_kv(key, groups), repeat_kv(value, groups)))
-    ends, longest = boundaries(counts, query.device), max(counts)
+    ends, longest = sequence_boundaries(counts, query.device), max(counts)
     # A window of W tokens: the one that looks and W - 1 before it.
     seen = (-1 if window is None or window >= longest else window - 1, 0)
     attended: Any = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale, window_size=seen)
@@ -178,12 +178,12 @@ def flash_attention(
 
 
 @lru_cache(maxsize=8)
-def boundaries(counts: tuple[int, ...], device: torch.device) -> Tensor:
+def sequence_boundaries(counts: tuple[int, ...], device: torch.device) -> Tensor:
     """Where each sequence of a row begins, and where the last one ends; made once for all layers."""
     return torch.tensor((0, *counts), dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
 
 
-def band(length: int, window: int | None, device: torch.device) -> Tensor:
+def causal_band(length: int, window: int | None, device: torch.device) -> Tensor:
     """[1, 1, T, T] mask of the tokens that each token sees: itself and those before it, of them the last `window`."""
     seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     return (seen if window is None else seen.triu(1 - window))[None, None]

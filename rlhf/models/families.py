@@ -19,7 +19,7 @@ NEO_WINDOW, WINDOW = 256, 4096
 NO_LIMIT = 2**31 - 1
 
 
-def grouped(model: Model) -> dict[str, Any]:
+def grouped_query_arguments(model: Model) -> dict[str, Any]:
     """Arguments of the families with grouped-query attention and a gated feed-forward layer."""
     return {
         "intermediate_size": model.ffn,
@@ -45,15 +45,15 @@ ARGUMENTS: dict[str, Callable[[Model], dict[str, Any]]] = {
     },
     "gpt2": lambda m: {"n_inner": m.ffn},
     "codegen": lambda m: {"n_inner": m.ffn, "rotary_dim": rotary_width(m)},
-    "llama": grouped,
-    "qwen2": lambda m: {key: value for key, value in grouped(m).items() if key != "head_dim"},
-    "qwen3": grouped,
-    "mistral": lambda m: grouped(m) | {"sliding_window": None},
-    "gemma2": lambda m: grouped(m) | {"sliding_window": WINDOW, "query_pre_attn_scalar": m.head_width},
+    "llama": grouped_query_arguments,
+    "qwen2": lambda m: {key: value for key, value in grouped_query_arguments(m).items() if key != "head_dim"},
+    "qwen3": grouped_query_arguments,
+    "mistral": lambda m: grouped_query_arguments(m) | {"sliding_window": None},
+    "gemma2": lambda m: grouped_query_arguments(m) | {"sliding_window": WINDOW, "query_pre_attn_scalar": m.head_width},
 }
 
 
-def settings_of(model: Model, **special_tokens: int | None) -> Any:
+def build_hf_config(model: Model, **special_tokens: int | None) -> Any:
     """transformers' configuration of a model of this shape with random weights."""
     from transformers import CONFIG_MAPPING
 

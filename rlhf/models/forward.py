@@ -14,7 +14,7 @@ from rlhf.models.heads import takes_positions
 
 
 @dataclass(frozen=True)
-class Layout:
+class PackedInputs:
     """Sequences as a model reads them: the `inputs` of its forward pass, and of each of the [B, T] tokens the index among
     the outputs, flattened (`slots`; of padding nothing that counts)."""
 
@@ -22,7 +22,7 @@ class Layout:
     slots: Tensor
 
 
-def laid_out(model: Any, ids: Tensor, mask: Tensor, packing: str) -> Layout:
+def pack_inputs(model: Any, ids: Tensor, mask: Tensor, packing: str) -> PackedInputs:
     """Sequences one after another in a single row (`packed`, if the model can read that); prompt and response together and
     all padding after them (`length`); or as they are (`none`)."""
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ def laid_out(model: Any, ids: Tensor, mask: Tensor, packing: str) -> Layout:
         inputs["position_ids"] = placed(order)
     if in_a_row:
         inputs["attention_mask"] = lengths.cpu().view(1, 1, 1, -1)  # what models/attention.py knows a row by
-    return Layout(inputs, slots)
+    return PackedInputs(inputs, slots)
 
 
 def response_logprobs(
@@ -62,7 +62,7 @@ def response_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the response tokens and, if asked for, entropies of their distributions, [B, R] in float32 and
     nats. Logits are computed for the responses only."""
-    read, places = laid_out(engine, ids, mask, packing), response_places(mask, responses, packing)
+    read, places = pack_inputs(engine, ids, mask, packing), response_positions(mask, responses, packing)
     before = (read.slots[:, -responses:] - 1).flatten()[places]
     keep: int | Tensor = before
     kept = None
@@ -73,32 +73,32 @@ def response_logprobs(
     logits = engine(**read.inputs, use_cache=False, logits_to_keep=keep).logits
     tokens = (ids * mask)[:, -responses:].flatten()[places]
     found = token_logprobs(logits, tokens, temperature, kept, entropies)
-    logprobs, entropy = (spread(column, places, mask[:, -responses:]) for column in found)
+    logprobs, entropy = (unpack_outputs(column, places, mask[:, -responses:]) for column in found)
     return logprobs, entropy
 
 
 def response_values(engine: Any, ids: Tensor, mask: Tensor, responses: int, packing: str = "packed") -> Tensor:
     """The critic's value of the state before each response token, [B, R] in float32."""
-    read, places = laid_out(engine, ids, mask, packing), response_places(mask, responses, packing)
+    read, places = pack_inputs(engine, ids, mask, packing), response_positions(mask, responses, packing)
     outputs: Tensor = engine(**read.inputs)
     before = (read.slots[:, -responses:] - 1).flatten()[places]
-    return spread(outputs.flatten()[before], places, mask[:, -responses:])
+    return unpack_outputs(outputs.flatten()[before], places, mask[:, -responses:])
 
 
 def response_scores(engine: Any, ids: Tensor, mask: Tensor, packing: str = "packed") -> Tensor:
     """The reward model's score at each sequence's last real token, [B] in float32."""
-    read = laid_out(engine, ids, mask, packing)
+    read = pack_inputs(engine, ids, mask, packing)
     outputs: Tensor = engine(**read.inputs)
     return outputs.flatten()[(read.slots * mask).amax(1)]
 
 
-def response_places(mask: Tensor, responses: int, packing: str) -> Tensor:
+def response_positions(mask: Tensor, responses: int, packing: str) -> Tensor:
     """The indices among [B, R], flattened, of what is computed: the response tokens, or everything with packing `none`."""
     actions = mask[:, -responses:]
     return (torch.ones_like(actions) if packing == "none" else actions).flatten().nonzero().squeeze(1)
 
 
-def spread(values: Tensor, places: Tensor, like: Tensor) -> Tensor:
+def unpack_outputs(values: Tensor, places: Tensor, like: Tensor) -> Tensor:
     """[B, R] with values [A] at their places and 0 elsewhere."""
     return values.new_zeros(like.numel()).index_copy(0, places, values).view_as(like)
 

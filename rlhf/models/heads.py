@@ -14,7 +14,7 @@ from torch import Tensor, nn
 BIAS, SCALE = "reward_bias", "reward_scale"
 
 
-class Scorer(nn.Module):
+class ScalarHeadModel(nn.Module):
     """Per-token outputs [B, T] of transformers' sequence classifier with one label, which it saves as; less the bias and
     divided by the scale that its config.json holds."""
 
@@ -69,7 +69,7 @@ def classifier_class(settings: Any) -> Any:
     return type(name, (GenericForSequenceClassification, pretrained), {"base_model_prefix": pretrained.base_model_prefix})
 
 
-def own_classifier(model: Any) -> bool:
+def is_custom_classifier(model: Any) -> bool:
     """Whether a classifier is of the make above, which plain transformers does not know."""
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 

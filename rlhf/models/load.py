@@ -18,12 +18,12 @@ from rlhf.data.tokens import Tokenizer
 from rlhf.models.adapters import adapter_base
 from rlhf.models.attention import extend_attention
 from rlhf.models.checkpoint import Checkpoint
-from rlhf.models.families import settings_of
-from rlhf.models.heads import BIAS, SCALE, Scorer, classifier_class, head_weights
+from rlhf.models.families import build_hf_config
+from rlhf.models.heads import BIAS, SCALE, ScalarHeadModel, classifier_class, head_weights
 from rlhf.models.lora import add_adapters, merge_adapters
 from rlhf.models.preflight import check_positions
-from rlhf.models.quantization import mark_plain, unpacking_options
-from rlhf.models.source import Source, read_settings, source_of
+from rlhf.models.quantization import dequantization_options, remove_quantization_marks
+from rlhf.models.source import Source, load_hf_config, source_of
 from rlhf.runtime.seeds import torch_seed
 from rlhf.runtime.sharded import materialize
 
@@ -39,7 +39,7 @@ def new_policy(model: Model, config: Config, tokenizer: Tokenizer, zero: Zero, d
     """The policy that supervised fine-tuning starts from: `model.path`'s weights, or random ones of its shape."""
     if model.path is not None:
         return load_policy(source_of(model, "model"), config, zero, dropout)
-    return random_model(causal_class, shape(model, tokenizer, dropout), config, zero, "policy weights")
+    return random_model(causal_class, model_shape(model, tokenizer, dropout), config, zero, "policy weights")
 
 
 def load_policy(source: Source, config: Config, zero: Zero, dropout: float) -> nn.Module:
@@ -50,16 +50,18 @@ def load_policy(source: Source, config: Config, zero: Zero, dropout: float) -> n
     return merge_adapters(from_pretrained(causal_class, base, config, zero, dropout), source, zero)
 
 
-def new_scorer(model: Model, config: Config, tokenizer: Tokenizer, zero: Zero, dropout: float) -> Scorer:
+def new_scorer(model: Model, config: Config, tokenizer: Tokenizer, zero: Zero, dropout: float) -> ScalarHeadModel:
     """The scorer that reward modelling starts from; its head is drawn from N(0, 1 / (width + 1))."""
     if model.path is not None:
-        return headless_scorer(source_of(model, "reward_model"), config, tokenizer, zero, dropout)
-    settings = shape(model, tokenizer, dropout)
+        return scorer_with_new_head(source_of(model, "reward_model"), config, tokenizer, zero, dropout)
+    settings = model_shape(model, tokenizer, dropout)
     settings.num_labels = 1
-    return Scorer(random_model(classifier_class, settings, config, zero, "scorer weights"))
+    return ScalarHeadModel(random_model(classifier_class, settings, config, zero, "scorer weights"))
 
 
-def headless_scorer(source: Source, config: Config, tokenizer: Tokenizer, zero: Zero, dropout: float) -> Scorer:
+def scorer_with_new_head(
+    source: Source, config: Config, tokenizer: Tokenizer, zero: Zero, dropout: float
+) -> ScalarHeadModel:
     """A scorer whose body is that of the model there, and whose head, bias and scale are new."""
     base = adapter_base(source)
     classifier: Any = from_pretrained(classifier_class, base or source, config, zero, dropout, new_head=True)
@@ -69,7 +71,7 @@ def headless_scorer(source: Source, config: Config, tokenizer: Tokenizer, zero: 
     settings.pad_token_id = pad if pad < settings.get_text_config().vocab_size else None  # else it could not be loaded
     setattr(settings, BIAS, 0.0)
     setattr(settings, SCALE, 1.0)
-    return Scorer(classifier)
+    return ScalarHeadModel(classifier)
 
 
 def copy_body(policy: Any, classifier: Any) -> None:
@@ -79,13 +81,13 @@ def copy_body(policy: Any, classifier: Any) -> None:
     classifier.name_or_path = classifier.config._name_or_path = ""
 
 
-def load_scorer(source: Source, config: Config, zero: Zero, dropout: float) -> Scorer:
+def load_scorer(source: Source, config: Config, zero: Zero, dropout: float) -> ScalarHeadModel:
     """A trained scorer from a directory or hub id: the reward model, and where the critic starts."""
     base = adapter_base(source)
     if base is None:
-        return Scorer(from_pretrained(classifier_class, source, config, zero, dropout))
+        return ScalarHeadModel(from_pretrained(classifier_class, source, config, zero, dropout))
     classifier = from_pretrained(classifier_class, base, config, zero, dropout, new_head=True)
-    return Scorer(merge_adapters(classifier, source, zero))
+    return ScalarHeadModel(merge_adapters(classifier, source, zero))
 
 
 def causal_class(settings: Any) -> Any:
@@ -104,7 +106,7 @@ def from_pretrained(
     Raises ConfigError, naming the key, for what cannot be loaded, for weights that are missing or that belong to a model of
     another kind, and for too few positions.
     """
-    settings = read_settings(source)
+    settings = load_hf_config(source)
     check_positions(source, settings, config)
     set_dropout(settings, dropout)
     if kind is classifier_class:
@@ -114,15 +116,15 @@ def from_pretrained(
         if zero.stage == 3 and source.gguf_file is None:
             model, missing, unexpected = load_sharded(model_class, settings, source, config, zero)
         else:
-            options = source.options | unpacking_options(source.gguf_file)
+            options = source.options | dequantization_options(source.gguf_file)
             model, report = model_class.from_pretrained(
-                source.place, config=settings, dtype=dtype(config), output_loading_info=True, **options
+                source.place, config=settings, dtype=torch_dtype(config), output_loading_info=True, **options
             )
-            mark_plain(model)
+            remove_quantization_marks(model)
             missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
             if new_head:
                 with torch.no_grad():
-                    model.score.weight.copy_(head(config, model.score.weight))
+                    model.score.weight.copy_(draw_head(config, model.score.weight))
     except (OSError, ValueError, RuntimeError, AttributeError, SafetensorError, UnpicklingError) as error:
         fix = "give a directory with config.json and weights, or a reachable hub id"
         raise ConfigError(source.key, source.path, f"it cannot be loaded ({first_line(error)})", fix) from error
@@ -143,14 +145,14 @@ def load_sharded(
     """A model whose weights are read one at a time by rank 0 and sharded at once; and the names of its weights that the
     files lack, and of theirs that it has no place for."""
     checkpoint = Checkpoint(source)
-    model = on_meta(model_class, settings, config, source.trust_remote_code)
+    model = build_on_meta(model_class, settings, config, source.trust_remote_code)
     stored = {name: checkpoint.find(name, model.base_model_prefix) for name, _ in model.named_parameters()}
 
     def value(name: str, empty: Tensor) -> Tensor:
         found = stored[name]
         if found is not None:
             return checkpoint.read(found, empty)
-        return head(config, empty) if name == "score.weight" else torch.zeros_like(empty, device="cpu")
+        return draw_head(config, empty) if name == "score.weight" else torch.zeros_like(empty, device="cpu")
 
     materialize(model, config, zero, value)
     missing = {name for name, found in stored.items() if found is None}
@@ -161,13 +163,13 @@ def random_model(kind: Callable[[Any], Any], settings: Any, config: Config, zero
     """A model with random weights. Each weight is drawn from a generator of its own, (seed, purpose, its name), so that it
     is the same however the model is sharded: matrices from the normal distribution of the configuration's width, biases
     0, norms 1 (or their equal)."""
-    model: nn.Module = on_meta(kind(settings), settings, config, trust_remote_code=False)
+    model: nn.Module = build_on_meta(kind(settings), settings, config, trust_remote_code=False)
     deviation = getattr(settings, "init_std", None) or settings.initializer_range
     norm = 0.0 if settings.model_type == "gemma2" else 1.0  # Gemma's norms multiply by 1 + weight
 
     def value(name: str, empty: Tensor) -> Tensor:
         if name == "score.weight":
-            return head(config, empty)
+            return draw_head(config, empty)
         if empty.ndim < 2:
             return torch.full(empty.shape, 0.0 if name.endswith("bias") else norm, dtype=empty.dtype)
         generator = torch.Generator().manual_seed(torch_seed(config.seed, f"{purpose} {name}"))
@@ -179,23 +181,23 @@ def random_model(kind: Callable[[Any], Any], settings: Any, config: Config, zero
     return model
 
 
-def on_meta(model_class: Any, settings: Any, config: Config, trust_remote_code: bool) -> Any:
+def build_on_meta(model_class: Any, settings: Any, config: Config, trust_remote_code: bool) -> Any:
     """A model without memory for its weights."""
     options = {"trust_remote_code": trust_remote_code} if hasattr(model_class, "from_config") else {}
     build = getattr(model_class, "from_config", None) or model_class._from_config
     with torch.device("meta"):
-        return build(settings, dtype=dtype(config), **options)
+        return build(settings, dtype=torch_dtype(config), **options)
 
 
-def head(config: Config, empty: Tensor) -> Tensor:
+def draw_head(config: Config, empty: Tensor) -> Tensor:
     """A new scorer's head."""
     return head_weights(empty.shape, torch_seed(config.seed, "scorer head")).to(empty.dtype)
 
 
-def shape(model: Model, tokenizer: Tokenizer, dropout: float) -> Any:
+def model_shape(model: Model, tokenizer: Tokenizer, dropout: float) -> Any:
     """transformers' configuration of a model that is built here with random weights."""
     eos = tokenizer.eos_token_id
-    settings = settings_of(model, pad_token_id=tokenizer.pad_token_id, bos_token_id=eos, eos_token_id=eos)
+    settings = build_hf_config(model, pad_token_id=tokenizer.pad_token_id, bos_token_id=eos, eos_token_id=eos)
     set_dropout(settings, dropout)
     return settings
 
@@ -209,18 +211,18 @@ def set_dropout(settings: Any, dropout: float) -> None:
         settings.layerdrop = 0.0
 
 
-def dtype(config: Config) -> torch.dtype:
+def torch_dtype(config: Config) -> torch.dtype:
     """The format of weights and activations."""
     return DTYPES[config.precision.dtype]
 
 
 def prepare_for_training(model: nn.Module, lora: Lora, checkpointing: bool, seed: int, key: str = "lora") -> nn.Module:
     """Add adapters and switch gradient checkpointing as configured; `key` is the group that `lora` is."""
-    backbone: Any = model.classifier if isinstance(model, Scorer) else model
+    backbone: Any = model.classifier if isinstance(model, ScalarHeadModel) else model
     if checkpointing:
         backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         backbone.enable_input_require_grads()
     if lora.rank > 0:
         adapted = add_adapters(backbone, lora, torch_seed(seed, "adapters"), key)
-        return Scorer(adapted) if isinstance(model, Scorer) else adapted
+        return ScalarHeadModel(adapted) if isinstance(model, ScalarHeadModel) else adapted
     return model

@@ -72,7 +72,7 @@ def adapter_names(name: str) -> tuple[str, str]:
     return f"{layer}.lora_A.default.weight", f"{layer}.lora_B.default.weight"
 
 
-def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float, transposed: bool) -> Tensor:
+def merge_lora_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float, transposed: bool) -> Tensor:
     """W + scale * B A in W's format, added in float32, for a weight [outputs, inputs] or `transposed`."""
     change = scale * (b.float() @ a.float())
     return (weight.float() + (change.T if transposed else change)).to(weight.dtype)

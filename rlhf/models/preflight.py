@@ -6,11 +6,11 @@ from typing import Any
 from rlhf.config.derive import max_sequence
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config, Model
-from rlhf.experiment.integrity import unreadable_json
+from rlhf.experiment.integrity import json_problem
 from rlhf.models.adapters import adapter_base
 from rlhf.models.checkpoint import safetensors_names
 from rlhf.models.families import last_position, shape_of
-from rlhf.models.source import Source, read_settings
+from rlhf.models.source import Source, load_hf_config
 from rlhf.models.tokenizer import load_tokenizer
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
@@ -22,14 +22,14 @@ def check_source(source: Source, config: Config, scorer: bool, declared: Model |
     shape than `declared`. Reads no weights."""
     place = Path(source.place)
     base = adapter_base(source)
-    settings = read_settings(base or source)
+    settings = load_hf_config(base or source)
     shape = shape_of(settings)
     if place.is_dir() and not any(file for pattern in WEIGHTS for file in place.glob(pattern)):
         raise ConfigError(source.key, source.path, "the directory holds no weights", "give one with model.safetensors")
     check_positions(source, settings, config)
     check_head(source, scorer)
     check_tokenizer(source, shape["vocabulary"])
-    if problem := unreadable_json(place):
+    if problem := json_problem(place):
         raise ConfigError(source.key, source.path, problem, "copy or download the model again")
     if declared is not None:
         differing = [key for key in ("layers", "width", "heads") if getattr(declared, key) != shape[key]]

@@ -34,7 +34,7 @@ def check_quantization(key: str, path: str, settings: Any) -> None:
         raise ConfigError(key, path, problem, fix)
 
 
-def unpacking_options(gguf_file: str | None) -> dict[str, Any]:
+def dequantization_options(gguf_file: str | None) -> dict[str, Any]:
     """Arguments of from_pretrained with which a GGUF file is unpacked into plain weights; where kernels for them are
     installed, transformers would keep the packed ones, which cannot be trained."""
     import transformers
@@ -43,7 +43,7 @@ def unpacking_options(gguf_file: str | None) -> dict[str, Any]:
     return {"quantization_config": kind(dequantize=True)} if gguf_file and kind is not None else {}
 
 
-def mark_plain(model: Any) -> None:
+def remove_quantization_marks(model: Any) -> None:
     """Make transformers take a model whose weights have been unpacked for the plain model that it is."""
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:

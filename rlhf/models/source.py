@@ -26,7 +26,7 @@ class Source:
     @property
     def place(self) -> str:
         """The directory with ~ expanded, or the hub id."""
-        return expanded(self.path)
+        return expand_path(self.path)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -40,18 +40,18 @@ def source_of(model: Model, key: str) -> Source:
     return Source(str(model.path), f"{key}.path", model.revision, model.trust_remote_code, model.gguf_file)
 
 
-def expanded(path: str) -> str:
+def expand_path(path: str) -> str:
     """A directory with ~ expanded, or a hub id as it is."""
     place = Path(path).expanduser()
     return str(place) if place.exists() else path
 
 
-def read_settings(source: Source) -> Any:
+def load_hf_config(source: Source) -> Any:
     """transformers' configuration of the model there. Raises ConfigError within seconds if there is none, and if the
     weights are quantized."""
     from transformers import AutoConfig
 
-    reach(source)
+    check_hub_access(source)
     try:
         settings = AutoConfig.from_pretrained(source.place, **source.options)
         shape_of(settings)  # images have none
@@ -62,7 +62,7 @@ def read_settings(source: Source) -> Any:
     return settings
 
 
-def reach(source: Source) -> None:
+def check_hub_access(source: Source) -> None:
     """Ask once, for a few seconds, whether the hub has the model; transformers would go on asking for most of a minute."""
     if Path(source.place).is_dir():
         return
@@ -93,13 +93,13 @@ def fill_shape(model: Model, key: str) -> Model:
         return model
     source = source_of(model, key)
     try:
-        return with_settings(model, read_settings(source))
+        return with_hf_config(model, load_hf_config(source))
     except ValueError as error:
         fix = "give one that transformers' AutoModelForCausalLM loads"
         raise ConfigError(source.key, source.path, "it is no language model", fix) from error
 
 
-def with_settings(model: Model, settings: Any) -> Model:
+def with_hf_config(model: Model, settings: Any) -> Model:
     """A model with the shape that transformers' configuration states, its parameters counted without memory for them."""
     import torch
     from transformers import AutoModelForCausalLM

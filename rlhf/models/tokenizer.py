@@ -4,7 +4,7 @@ from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config, Model
 from rlhf.data.dataset import Dataset
 from rlhf.data.tokens import Tokenizer
-from rlhf.models.source import Source, expanded, reach
+from rlhf.models.source import Source, check_hub_access, expand_path
 
 PAD, EOS = "<|pad|>", "<|endoftext|>"
 # Tokens that vocabularies without a padding token keep for such uses (Llama 3.1 and later, Llama 3).
@@ -14,7 +14,7 @@ RESERVED = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>")
 def build_tokenizer(model: Model, key: str, config: Config, dataset: Dataset) -> Tokenizer:
     """The tokenizer that a stage starts with; `key` is the group that `model` is of."""
     if model.path is None:
-        return train_tokenizer(training_text(config, dataset), config.data.tokenizer_vocabulary)
+        return train_tokenizer(tokenizer_corpus(config, dataset), config.data.tokenizer_vocabulary)
     return load_tokenizer(model.path, f"{key}.path", model.revision, model.trust_remote_code, model.gguf_file)
 
 
@@ -28,9 +28,9 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     source = Source(path, key, revision, trust_remote_code, gguf_file)
-    reach(source)
+    check_hub_access(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(expanded(path), **source.options)
+        tokenizer = AutoTokenizer.from_pretrained(expand_path(path), **source.options)
     except (OSError, ValueError) as error:
         fix = "give a directory or a reachable hub id that has one"
         raise ConfigError(key, path, f"no tokenizer can be loaded from it ({first_line(error)})", fix) from error
@@ -39,12 +39,12 @@ def load_tokenizer(
     if tokenizer.eos_token_id is None:
         raise ConfigError(key, path, "its tokenizer has no end-of-text token", "choose a model that has one")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.add_special_tokens({"pad_token": padding(tokenizer)})
+        tokenizer.add_special_tokens({"pad_token": padding_token(tokenizer)})
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     return tokenizer
 
 
-def padding(tokenizer: Tokenizer) -> str:
+def padding_token(tokenizer: Tokenizer) -> str:
     """A padding token that is not end-of-text: one that the vocabulary reserves, so that it has a row in the embedding, or
     a new one. Our own forward passes never read it."""
     known = tokenizer.get_vocab()
@@ -52,7 +52,7 @@ def padding(tokenizer: Tokenizer) -> str:
     return next((token for token in reserved if token in known and known[token] != tokenizer.eos_token_id), "[PAD]")
 
 
-def training_text(config: Config, dataset: Dataset) -> list[str]:
+def tokenizer_corpus(config: Config, dataset: Dataset) -> list[str]:
     """The text a tokenizer is trained on: what models will read of the training split."""
     prompts = [config.data.prompt_format.format(prompt=prompt) for prompt in dataset.train.prompts]
     return (
@@ -81,6 +81,6 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, eos_token=EOS)
 
 
-def same_vocabulary(first: Tokenizer, second: Tokenizer) -> bool:
+def have_same_vocabulary(first: Tokenizer, second: Tokenizer) -> bool:
     """Whether two tokenizers give the same ids to the same text."""
     return bool(first.get_vocab() == second.get_vocab())

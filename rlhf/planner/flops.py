@@ -17,7 +17,7 @@ from rlhf.config.schema import Lora, Model
 
 
 @dataclass(frozen=True)
-class Layout:
+class LayerNames:
     """What transformers calls the linear layers of a block: those that make queries, keys and values (or all in one), the
     attention's output, the feed-forward layer's input (two if gated) and output. `parallel`: the feed-forward layer reads
     what the attention reads, not what it wrote."""
@@ -40,35 +40,35 @@ class Matrix:
     after: tuple[str, ...]
 
 
-def separate(module: str) -> tuple[str, ...]:
+def separate_projections(module: str) -> tuple[str, ...]:
     """Names of three projections inside a module."""
     return tuple(f"{module}.{letter}_proj" for letter in "qkv")
 
 
-GATED = Layout(separate("self_attn"), "self_attn.o_proj", ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
-PLAIN = Layout(separate("self_attn"), "self_attn.out_proj", ("fc1",), "fc2")
+GATED = LayerNames(separate_projections("self_attn"), "self_attn.o_proj", ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
+PLAIN = LayerNames(separate_projections("self_attn"), "self_attn.out_proj", ("fc1",), "fc2")
 MEGATRON = ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"
 LAYOUTS = {
     "opt": PLAIN,
-    "bloom": Layout(("self_attention.query_key_value",), "self_attention.dense", *MEGATRON),
-    "gpt_neox": Layout(("attention.query_key_value",), "attention.dense", *MEGATRON, parallel=True),
-    "gptj": Layout(separate("attn"), "attn.out_proj", ("mlp.fc_in",), "mlp.fc_out", parallel=True),
-    "gpt_neo": Layout(separate("attn.attention"), "attn.attention.out_proj", ("mlp.c_fc",), "mlp.c_proj"),
-    "gpt2": Layout(("attn.c_attn",), "attn.c_proj", ("mlp.c_fc",), "mlp.c_proj"),
-    "codegen": Layout(("attn.qkv_proj",), "attn.out_proj", ("mlp.fc_in",), "mlp.fc_out", parallel=True),
+    "bloom": LayerNames(("self_attention.query_key_value",), "self_attention.dense", *MEGATRON),
+    "gpt_neox": LayerNames(("attention.query_key_value",), "attention.dense", *MEGATRON, parallel=True),
+    "gptj": LayerNames(separate_projections("attn"), "attn.out_proj", ("mlp.fc_in",), "mlp.fc_out", parallel=True),
+    "gpt_neo": LayerNames(separate_projections("attn.attention"), "attn.attention.out_proj", ("mlp.c_fc",), "mlp.c_proj"),
+    "gpt2": LayerNames(("attn.c_attn",), "attn.c_proj", ("mlp.c_fc",), "mlp.c_proj"),
+    "codegen": LayerNames(("attn.qkv_proj",), "attn.out_proj", ("mlp.fc_in",), "mlp.fc_out", parallel=True),
 } | dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma2"), GATED)
 # Families with a layer norm after the feed-forward layer too.
 NORM_LAST = ("gemma2",)
 
 
-def layout(model: Model) -> Layout:
+def layer_names(model: Model) -> LayerNames:
     """The family's; for a family that we do not know, Llama's if gated and OPT's if not."""
     return LAYOUTS.get(model.family, GATED if model.gated else PLAIN)
 
 
 def matrices(model: Model) -> list[Matrix]:
     """The linear layers of one block, in the order of their use."""
-    names, width, ffn = layout(model), model.width, model.ffn
+    names, width, ffn = layer_names(model), model.width, model.ffn
     queries, keys = model.heads * model.head_width, model.kv_heads * model.head_width
     made = (queries, keys, keys) if len(names.attended) == 3 else (queries + 2 * keys,)
     before = () if names.parallel else (*names.attended, names.mixed)
@@ -103,7 +103,7 @@ def training_flops(
     require a gradient. `dropout` is the model's own, not the adapters'.
     """
     tokens, pairs = tokens_and_pairs(lengths)
-    trains = all_train(lora)
+    trains = all_trainable(lora)
     flows = trains or checkpointing
     total = body_forward(model, lora, tokens, pairs) + (2 + trains) * head(model, logit_tokens)
     total += block_backward(model, lora, tokens, pairs, flows)
@@ -163,20 +163,20 @@ def block_backward(model: Model, lora: Lora | None, tokens: int, pairs: int, flo
     between them, and 2 I O + 2 R I for their input where that requires a gradient. Per pair, 2 H D for each that does of
     queries, keys, values and scores.
     """
-    trains, per_token = all_train(lora), 0
+    trains, per_token = all_trainable(lora), 0
     live = {m.name for m in matrices(model) if flows or rank_on(m, lora)}  # their outputs require one
     for m in matrices(model):
         weights, rank = m.inputs * m.outputs, rank_on(m, lora)
         per_token += 2 * weights * trains + 2 * rank * (m.inputs + 2 * m.outputs)
         if flows or live.intersection(m.after):
             per_token += 2 * weights + 2 * rank * m.inputs
-    made = [name in live for name in layout(model).attended]
+    made = [name in live for name in layer_names(model).attended]
     queries, keys, values = made if len(made) == 3 else made * 3
     per_pair = 2 * model.heads * model.head_width * (queries + keys + values + (queries or keys))
     return per_token * tokens + per_pair * pairs
 
 
-def all_train(lora: Lora | None) -> bool:
+def all_trainable(lora: Lora | None) -> bool:
     """Whether the model's own weights train."""
     return lora is None or lora.rank == 0 or not lora.only
 

@@ -16,7 +16,7 @@ class Work:
     flops: int
 
 
-def work(config: Config, stage: str, records: int | None, answers: int = 2) -> Work | None:
+def estimate_work(config: Config, stage: str, records: int | None, answers: int = 2) -> Work | None:
     """The work of a stage on so many records; None if that cannot be told (no records known, no limit of steps). A record
     of the reward model has so many answers: it is a pair, or all pairs of a prompt."""
     if stage == "bench":
@@ -68,7 +68,7 @@ def ppo_step(config: Config) -> int:
     return rollout_step(config) + scoring_step(config) + update_step(config)
 
 
-def longest(config: Config) -> tuple[list[int], list[int]]:
+def longest_sequence(config: Config) -> tuple[list[int], list[int]]:
     """Lengths of a rollout's prompts and responses, at most."""
     count = config.ppo.rollout_batch_size
     return [config.data.max_prompt_tokens] * count, [config.rollout.max_new_tokens] * count
@@ -81,12 +81,12 @@ def critic_of(config: Config) -> Model:
 
 def rollout_step(config: Config) -> int:
     """Operations of a rollout, at most."""
-    return generation_flops(config.model, *longest(config), config.lora)
+    return generation_flops(config.model, *longest_sequence(config), config.lora)
 
 
 def scoring_step(config: Config) -> int:
     """Operations of scoring a rollout, at most."""
-    prompts, responses = longest(config)
+    prompts, responses = longest_sequence(config)
     lengths, actions = [p + r for p, r in zip(prompts, responses, strict=True)], sum(responses)
     return (
         2 * forward_flops(config.model, lengths, actions)
@@ -97,7 +97,7 @@ def scoring_step(config: Config) -> int:
 
 def update_step(config: Config) -> int:
     """Operations of all updates on a rollout, at most."""
-    ppo, (prompts, responses) = config.ppo, longest(config)
+    ppo, (prompts, responses) = config.ppo, longest_sequence(config)
     lengths, actions = [p + r for p, r in zip(prompts, responses, strict=True)], sum(responses)
     critic = critic_of(config), lengths, 0, config.critic_lora, ppo.critic_gradient_checkpointing, ppo.critic_dropout
     return ppo.update_epochs * (

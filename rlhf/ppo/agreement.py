@@ -34,7 +34,7 @@ def check_sampler(config: Config, rollout: int, mean: float, largest: float) -> 
         f"{largest:.2g}), more than"
     )
     if mean <= FATAL * bound:
-        say(f"warning: {told} ppo.sampler_tolerance={bound:.2g}; {FATAL:g} times the bound ends the run")
+        warn_main(f"warning: {told} ppo.sampler_tolerance={bound:.2g}; {FATAL:g} times the bound ends the run")
         return
     engine = config.rollout.engine
     other = "" if engine == "hf" else "try rollout=hf, or "
@@ -59,7 +59,7 @@ def check_first_ratio(config: Config, rollout: int, mean: float, largest: float)
     )
     if mean > average or config.precision.dtype == "fp32":
         raise RuntimeError(f"{told}: the two passes do not compute the same function")
-    say(f"warning: {told}; their mean is within its bound")
+    warn_main(f"warning: {told}; their mean is within its bound")
 
 
 def rounding_of(config: Config) -> str:
@@ -72,7 +72,7 @@ def sharpness(config: Config) -> float:
     return 1.0 / min(1.0, config.rollout.temperature)
 
 
-def say(text: str) -> None:
+def warn_main(text: str) -> None:
     """Tell the user, from one rank."""
     if is_main():
         print(text, flush=True)

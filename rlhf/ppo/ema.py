@@ -8,11 +8,11 @@ from torch import Tensor
 
 from rlhf.config.schema import Ppo
 from rlhf.engine.save import whole_weight
-from rlhf.engine.state import held
+from rlhf.engine.state import local_shard
 from rlhf.runtime.distributed import is_main, world
 
 
-class MovingAverage:
+class ExponentialMovingAverage:
     """The average of the trained weights after each update, `decay * average + (1 - decay) * weight`.
 
     It begins as a copy of the weights at update `ppo.ema_start` and follows them every `ppo.ema_interval` updates. Each
@@ -35,7 +35,7 @@ class MovingAverage:
         if updates < self.ppo.ema_start or (updates - self.ppo.ema_start) % self.ppo.ema_interval:
             return
         for parameter in self.parameters():
-            weight = held(parameter).detach().float()
+            weight = local_shard(parameter).detach().float()
             shadow = self.shadows.get(id(parameter))
             if shadow is None:
                 self.shadows[id(parameter)] = weight.clone()
@@ -51,7 +51,7 @@ class MovingAverage:
         """Go on with such a state; entries of others are passed over."""
         for number, parameter in enumerate(self.parameters()):
             if f"average.{number}" in state:
-                self.shadows[id(parameter)] = state[f"average.{number}"].to(held(parameter).device)
+                self.shadows[id(parameter)] = state[f"average.{number}"].to(local_shard(parameter).device)
             else:
                 self.shadows.pop(id(parameter), None)
 

@@ -7,18 +7,18 @@ from typing import Any
 
 from torch import nn
 
-from rlhf.config.derive import Batches, batches, shares_reference, shares_reward
+from rlhf.config.derive import Batches, batches, is_reference_shared, is_reward_shared
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.data.tokens import Tokenizer
 from rlhf.engine.compiled import compile_layers
-from rlhf.engine.offload import Aside
-from rlhf.engine.zero import Learning, frozen_engine, release, training_engine
-from rlhf.models.heads import Scorer
-from rlhf.models.load import headless_scorer, load_policy, load_scorer
+from rlhf.engine.offload import OffloadedEngine
+from rlhf.engine.zero import TrainingSpec, frozen_engine, release, training_engine
+from rlhf.models.heads import ScalarHeadModel
+from rlhf.models.load import load_policy, load_scorer, scorer_with_new_head
 from rlhf.models.preflight import check_source
 from rlhf.models.source import Source
-from rlhf.models.tokenizer import load_tokenizer, same_vocabulary
+from rlhf.models.tokenizer import have_same_vocabulary, load_tokenizer
 from rlhf.rewards.model import ModelReward
 from rlhf.runtime import distributed
 
@@ -58,7 +58,7 @@ class DeepSpeedRLHFEngine:
         check_source(policy, args, scorer=False)
         check_source(judge, args, scorer=True)
         reward_tokenizer = load_tokenizer(judge.path, judge.key, None, trusted_judge)
-        shared = same_vocabulary(tokenizer, reward_tokenizer)
+        shared = have_same_vocabulary(tokenizer, reward_tokenizer)
         self.reward_tokenizer: Tokenizer | None = None if shared else reward_tokenizer
         self.check_critic()
         self.device = distributed.device(args)
@@ -67,19 +67,21 @@ class DeepSpeedRLHFEngine:
         self.critic = self.training_critic(policy, judge)
         self.ref: Any = (
             AdaptersOff(self.actor)
-            if shares_reference(args)
+            if is_reference_shared(args)
             else frozen_engine(load_policy(policy, args, args.reference_zero, 0.0), args, args.reference_zero)
         )
         self.reward: Any = (
             AdaptersOff(self.critic)
-            if shares_reward(args)
+            if is_reward_shared(args)
             else frozen_engine(load_scorer(judge, args, args.reward_zero, 0.0), args, args.reward_zero)
         )
         movable = {"critic": self.critic, "ref": self.ref, "reward": self.reward} if args.ppo.offload_idle else {}
-        self.asides = {
-            name: Aside(engine, frozen=name != "critic") for name, engine in movable.items() if not is_shared(engine)
+        self.offloaded = {
+            name: OffloadedEngine(engine, frozen=name != "critic")
+            for name, engine in movable.items()
+            if not is_shared(engine)
         }
-        self.have("critic")
+        self.ensure_on_device("critic")
 
     @property
     def score_responses(self) -> ModelReward:
@@ -95,7 +97,7 @@ class DeepSpeedRLHFEngine:
             check_source(Source(start, "ppo.critic"), self.args, scorer=True)
         same = self.reward_tokenizer is None
         if start != "reward":
-            same = same_vocabulary(self.tokenizer, load_tokenizer(start, "ppo.critic"))
+            same = have_same_vocabulary(self.tokenizer, load_tokenizer(start, "ppo.critic"))
         if not same:
             raise ConfigError(
                 "ppo.critic",
@@ -107,8 +109,8 @@ class DeepSpeedRLHFEngine:
     def training_actor(self, policy: Source) -> Any:
         """The actor; with a pre-training loss each micro-batch of responses has one of texts beside it."""
         args, ppo = self.args, self.args.ppo
-        plan = twice(self.batches) if ppo.ptx_coef > 0 else self.batches
-        learning = Learning(
+        plan = lent_twice(self.batches) if ppo.ptx_coef > 0 else self.batches
+        learning = TrainingSpec(
             ppo, plan, args.zero, args.lora, ppo.learning_rate, ppo.weight_decay, ppo.gradient_checkpointing, samples=True
         )
         model = load_policy(policy, args, args.zero, ppo.dropout)
@@ -121,14 +123,14 @@ class DeepSpeedRLHFEngine:
     def training_critic(self, policy: Source, judge: Source) -> Any:
         """The critic, from where `ppo.critic` says."""
         args, ppo = self.args, self.args.ppo
-        learning = Learning(
+        learning = TrainingSpec(
             ppo, self.batches, args.critic_zero, args.critic_lora, ppo.critic_learning_rate, ppo.critic_weight_decay,
             ppo.critic_gradient_checkpointing, "critic_lora",
         )  # fmt: skip
-        scorer: Scorer
+        scorer: ScalarHeadModel
         if ppo.critic == "actor":
             start = replace(policy, key="ppo.critic")
-            scorer = headless_scorer(start, args, self.tokenizer, args.critic_zero, ppo.critic_dropout)
+            scorer = scorer_with_new_head(start, args, self.tokenizer, args.critic_zero, ppo.critic_dropout)
         else:
             start = judge if ppo.critic == "reward" else Source(ppo.critic, "ppo.critic")
             scorer = load_scorer(start, args, args.critic_zero, ppo.critic_dropout)
@@ -139,22 +141,22 @@ class DeepSpeedRLHFEngine:
         return engine
 
     @contextmanager
-    def needing(self, *names: str) -> Iterator[None]:
+    def models_on_device(self, *names: str) -> Iterator[None]:
         """A context for work that needs the actor and these of `critic`, `ref` and `reward`: with `ppo.offload_idle` the
-        others are put aside. Outside of such contexts there is the critic, which may be saved."""
-        self.have(*names)
+        others are in host memory. Outside these contexts the critic is on the device, so it can be checkpointed."""
+        self.ensure_on_device(*names)
         try:
             yield
         finally:
-            self.have("critic")
+            self.ensure_on_device("critic")
 
-    def have(self, *names: str) -> None:
+    def ensure_on_device(self, *names: str) -> None:
         """Put aside what is not named, then get what is; a reward model that is the critic counts as that."""
         needed = {"critic" if name == "reward" and is_shared(self.reward) else name for name in names}
-        for name in self.asides.keys() - needed:
-            self.asides[name].put()
-        for name in self.asides.keys() & needed:
-            self.asides[name].fetch()
+        for name in self.offloaded.keys() - needed:
+            self.offloaded[name].to_host()
+        for name in self.offloaded.keys() & needed:
+            self.offloaded[name].to_device()
 
     def release(self) -> None:
         """Free the engines."""
@@ -179,7 +181,7 @@ class AdaptersOff:
     def off(self) -> Iterator[None]:
         """A context in which the adapters are off; the engine reads in it, whatever it did before."""
         training, module = self.engine.module.training, self.engine.module
-        adapted = module.classifier if isinstance(module, Scorer) else module
+        adapted = module.classifier if isinstance(module, ScalarHeadModel) else module
         self.engine.eval()
         try:
             with adapted.disable_adapter():
@@ -193,7 +195,7 @@ def is_shared(engine: Any) -> bool:
     return isinstance(engine, AdaptersOff)
 
 
-def twice(plan: Batches) -> Batches:
+def lent_twice(plan: Batches) -> Batches:
     """The same micro-batches, two for one."""
     return replace(plan, per_rank=2 * plan.per_rank, accumulation=2 * plan.accumulation)
 

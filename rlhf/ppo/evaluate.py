@@ -12,10 +12,10 @@ from rlhf.algo.kl import k1
 from rlhf.algo.masked import masked_sum
 from rlhf.config.schema import Config
 from rlhf.data.dataset import Dataset
-from rlhf.data.loaders import from_shares, share
-from rlhf.data.records import require
+from rlhf.data.loaders import from_shares, local_share
+from rlhf.data.records import require_records
 from rlhf.data.tokens import Tokenizer, encode_prompt, left_mask, prompt_batch, right_mask
-from rlhf.engine.compiled import interpreted
+from rlhf.engine.compiled import run_uncompiled
 from rlhf.models.forward import response_logprobs
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
 from rlhf.rollout import generate
@@ -49,7 +49,7 @@ class Answer:
 def heldout_prompts(config: Config, dataset: Dataset, tokenizer: Tokenizer) -> list[Prompt]:
     """The held-out prompts that fit data.max_prompt_tokens. Raises ConfigError if there are none."""
     pairs = [(text, encode_prompt(text, tokenizer, config.data)) for text in dataset.heldout.prompts]
-    return require([Prompt(text, ids) for text, ids in pairs if ids is not None], "prompts", config)
+    return require_records([Prompt(text, ids) for text, ids in pairs if ids is not None], "prompts", config)
 
 
 class Evaluation:
@@ -71,10 +71,10 @@ class Evaluation:
         prompts are answered, and of how many."""
         count = len(self.prompts)
         # Equally many on each rank, since ranks work together under ZeRO stage 3; what is too many is dropped.
-        numbers = share([i % count for i in range(count + -count % world())], rank(), world())
+        numbers = local_share([i % count for i in range(count + -count % world())], rank(), world())
         size = self.engine.batches.micro
         own: list[Answer] = []
-        with self.engine.needing("ref", "reward"):
+        with self.engine.models_on_device("ref", "reward"):
             for start in range(0, len(numbers), size):
                 own += self.part(policy, numbers[start : start + size])
                 if show is not None:
@@ -88,7 +88,7 @@ class Evaluation:
         prompts = [self.prompts[i] for i in numbers]
         batch = prompt_batch([prompt.ids for prompt in prompts], numbers, pad, engine.device)
         random = uniforms(self.config.seed, "evaluation", 0, numbers, rollout.max_new_tokens)
-        with interpreted(self.config.ppo.compile):
+        with run_uncompiled(self.config.ppo.compile):
             responses = generate(policy, batch, random, engine.tokenizer, rollout)
         actions = right_mask(responses.lengths, responses.tokens.size(1))
         ids = torch.cat([batch.ids, responses.tokens], 1)

@@ -50,11 +50,11 @@ def from_all_ranks(experience: Experience) -> Experience:
     widths = torch.tensor([experience.prompts.size(1), experience.responses.size(1)], device=experience.prompts.device)
     dist.all_reduce(widths, op=dist.ReduceOp.MAX)
     return Experience(
-        **{f.name: all_gathered(getattr(experience, f.name), f.name, widths.tolist()) for f in fields(experience)}
+        **{f.name: gather_experience(getattr(experience, f.name), f.name, widths.tolist()) for f in fields(experience)}
     )
 
 
-def all_gathered(tensor: Tensor, name: str, widths: list[int]) -> Tensor:
+def gather_experience(tensor: Tensor, name: str, widths: list[int]) -> Tensor:
     """One field of all ranks, padded to a common width on the side its padding is on."""
     if tensor.ndim == 2:
         prompt = name.startswith("prompt")

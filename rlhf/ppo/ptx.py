@@ -6,12 +6,12 @@ from torch import Tensor
 from rlhf.config.derive import Batches, max_sequence
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
-from rlhf.data.loaders import share
+from rlhf.data.loaders import local_share
 from rlhf.data.records import load_dataset
 from rlhf.data.text import load_texts
 from rlhf.data.tokens import Encoded, SequenceBatch, Tokenizer, right_mask, sequence_batch, text_ids
 from rlhf.runtime.distributed import rank
-from rlhf.runtime.seeds import stream
+from rlhf.runtime.seeds import random_stream
 
 
 class Texts:
@@ -34,13 +34,13 @@ class Texts:
     def batches(self, update: int) -> tuple[list[SequenceBatch], float]:
         """This rank's micro-batches of texts for an update, and the number of tokens that all ranks predict in it."""
         size = self.plan.ranks * self.plan.per_rank
-        order = stream(self.config.seed, "ptx", update).integers(len(self.items), size=size).tolist()
+        order = random_stream(self.config.seed, "ptx", update).integers(len(self.items), size=size).tolist()
         count = sum(len(self.items[i].response) - 1 for i in order)
-        own = [self.items[i] for i in share(order, rank(), self.plan.ranks)]
+        own = [self.items[i] for i in local_share(order, rank(), self.plan.ranks)]
         parts = [own[start : start + self.plan.micro] for start in range(0, len(own), self.plan.micro)]
         return [sequence_batch(part, self.pad, self.device) for part in parts], float(count)
 
 
-def predicted(batch: SequenceBatch) -> Tensor:
+def count_predicted_tokens(batch: SequenceBatch) -> Tensor:
     """[B, T - 1] mask of the tokens that a text's loss covers: all but the first."""
     return right_mask(batch.lengths, batch.ids.size(1))[:, 1:]

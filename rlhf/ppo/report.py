@@ -10,7 +10,7 @@ from rlhf.planner.flops import forward_flops, generation_flops, training_flops
 from rlhf.ppo.experience import Experience
 from rlhf.rollout.base import Responses
 from rlhf.runtime.distributed import maximum, total
-from rlhf.tracking.throughput import Clock, speed
+from rlhf.tracking.throughput import Clock, throughput_metrics
 
 
 def describe_rollout(experience: Experience, responses: Responses, shaped: Tensor, kl_coef: float) -> dict[str, float]:
@@ -83,8 +83,8 @@ def describe_speed(config: Config, experience: Experience, clock: Clock) -> dict
     return (
         {f"time/{phase}_s": value for phase, value in seconds.items()}
         | {"time/step_s": whole}
-        | speed(config, "rollout", seconds["rollout"], samples, sampled, rollout)
-        | speed(config, "score", seconds["score"], samples, tokens, score)
-        | speed(config, "train", seconds["train"], samples * passes, tokens * passes, train)
-        | speed(config, "", whole, samples, tokens, rollout + score + train)
+        | throughput_metrics(config, "rollout", seconds["rollout"], samples, sampled, rollout)
+        | throughput_metrics(config, "score", seconds["score"], samples, tokens, score)
+        | throughput_metrics(config, "train", seconds["train"], samples * passes, tokens * passes, train)
+        | throughput_metrics(config, "", whole, samples, tokens, rollout + score + train)
     )

@@ -13,7 +13,7 @@ from rlhf.algo.kl import AdaptiveKL, FixedKL, k1
 from rlhf.algo.masked import whiten
 from rlhf.config.schema import Config, Ppo
 from rlhf.data.tokens import PromptBatch, left_mask, right_mask
-from rlhf.engine.compiled import interpreted
+from rlhf.engine.compiled import run_uncompiled
 from rlhf.experiment.resolve import default_eos_penalty_mode
 from rlhf.models.forward import micro_batches, response_logprobs, response_values
 from rlhf.ppo.agreement import check_sampler
@@ -43,7 +43,7 @@ class DeepSpeedPPOTrainer:
 
     def __init__(self, engine: DeepSpeedRLHFEngine, args: Config, inspection: Path | None = None) -> None:
         self.engine, self.args, self.ppo = engine, args, args.ppo
-        self.kl = make_controller(args.ppo)
+        self.kl = build_kl_controller(args.ppo)
         mode = args.ppo.eos_penalty_mode
         self.eos_penalty_mode = default_eos_penalty_mode(engine.reward.module.scale != 1.0) if mode is None else mode
         self.iteration = 0
@@ -62,22 +62,22 @@ class DeepSpeedPPOTrainer:
         """
         self.clock = Clock()
         prompt_batch = prompt_batch.to(self.engine.device)
-        with self.clock.phase("rollout"), self.engine.needing(), interpreted(self.ppo.compile):
+        with self.clock.phase("rollout"), self.engine.models_on_device(), run_uncompiled(self.ppo.compile):
             # 1. Sample, each sample from a random stream of its own.
             rollout = self.args.rollout
             random = uniforms(self.args.seed, "rollout", self.iteration, prompt_batch.samples, rollout.max_new_tokens)
             responses = generate(self.engine.actor, prompt_batch, random, self.engine.tokenizer, rollout)
-        with self.clock.phase("score"), self.engine.needing("critic", "ref", "reward"):
-            experience, shaped = self.appraise(prompt_batch, responses)
+        with self.clock.phase("score"), self.engine.models_on_device("critic", "ref", "reward"):
+            experience, shaped = self.score_rollout(prompt_batch, responses)
         self.metrics = describe_rollout(experience, responses, shaped, self.kl.coef)
         self.metrics["reward/raised"] = self.count_raised(experience.scores, responses.ended)
         gap, largest = self.metrics["policy/sampler_gap"], self.metrics["policy/sampler_gap_max"]
-        if math.isfinite(gap) or first_problem(experience) is None:  # else train_rlhf leaves the rollout out
+        if math.isfinite(gap) or first_nonfinite(experience) is None:  # else train_rlhf leaves the rollout out
             check_sampler(self.args, self.iteration, gap, largest)
         self.pending = experience
         return experience
 
-    def appraise(self, prompts: PromptBatch, responses: Responses) -> tuple[Experience, Tensor]:
+    def score_rollout(self, prompts: PromptBatch, responses: Responses) -> tuple[Experience, Tensor]:
         """What the models make of the responses; and the shaped scores [B]."""
         ppo = self.ppo
         prompt_mask = left_mask(prompts.lengths, prompts.ids.size(1))
@@ -142,7 +142,7 @@ class DeepSpeedPPOTrainer:
         the first mini-batch does not reproduce the rollout's log-probabilities.
         """
         self.pending = None
-        if problem := first_problem(experience):
+        if problem := first_nonfinite(experience):
             with self.clock.phase("train"):
                 self.iteration += 1
             return self.left_out(experience, problem)
@@ -197,7 +197,7 @@ class DeepSpeedPPOTrainer:
         return math.nan, math.nan
 
 
-def first_problem(experience: Experience) -> str | None:
+def first_nonfinite(experience: Experience) -> str | None:
     """What is not finite in a rollout, on whatever rank; None if all is."""
     columns = (
         ("a log-probability", experience.logprobs),
@@ -214,7 +214,7 @@ def last_action(mask: Tensor) -> Tensor:
     return mask * (mask.cumsum(1) == mask.sum(1, keepdim=True)).long()
 
 
-def make_controller(ppo: Ppo) -> FixedKL:
+def build_kl_controller(ppo: Ppo) -> FixedKL:
     """The KL controller that the configuration names."""
     if ppo.kl_controller == "adaptive":
         return AdaptiveKL(ppo.kl_coef, ppo.kl_target, ppo.kl_horizon)

@@ -12,21 +12,21 @@ from rlhf.algo.logprobs import token_logprobs
 from rlhf.algo.losses import policy_loss, policy_ratio, value_loss
 from rlhf.algo.masked import masked_sum
 from rlhf.algo.schedule import learning_rate
-from rlhf.config.derive import shown_rate
+from rlhf.config.derive import logged_learning_rate
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.data.tokens import SequenceBatch, right_mask
-from rlhf.engine.step import advance, finish
+from rlhf.engine.step import accumulate, optimizer_step
 from rlhf.engine.zero import backward, set_rates
 from rlhf.models.forward import micro_batches, response_logprobs, response_values
 from rlhf.models.heads import model_inputs
 from rlhf.ppo.agreement import check_first_ratio
-from rlhf.ppo.ema import MovingAverage
+from rlhf.ppo.ema import ExponentialMovingAverage
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
 from rlhf.ppo.experience import Experience
-from rlhf.ppo.ptx import Texts, predicted
+from rlhf.ppo.ptx import Texts, count_predicted_tokens
 from rlhf.runtime.distributed import maximum, rank, total
-from rlhf.runtime.seeds import stream, torch_seed
+from rlhf.runtime.seeds import random_stream, torch_seed
 
 
 class Update:
@@ -42,7 +42,7 @@ class Update:
         if self.ppo.ema and self.ppo.ema_start > self.total_updates:
             problem = f"there are only {self.total_updates} updates to come"
             raise ConfigError("ppo.ema_start", self.ppo.ema_start, problem, "start earlier")
-        self.average = MovingAverage(engine.actor, self.ppo) if self.ppo.ema else None
+        self.average = ExponentialMovingAverage(engine.actor, self.ppo) if self.ppo.ema else None
         if self.average is not None:
             self.average.update(0)
         self.begin(0)
@@ -61,7 +61,7 @@ class Update:
     def minibatches(self, samples: int) -> Iterator[list[int]]:
         """The samples of each update, the same on all ranks."""
         for epoch in range(self.ppo.update_epochs):
-            order = stream(self.args.seed, "ppo order", self.iteration, epoch).permutation(samples).tolist()
+            order = random_stream(self.args.seed, "ppo order", self.iteration, epoch).permutation(samples).tolist()
             for start in range(0, samples, self.ppo.batch_size):
                 yield order[start : start + self.ppo.batch_size]
 
@@ -82,7 +82,7 @@ class Update:
             self.micro_batch(rows, count, texts[number] if texts else None, text_count)
         if self.first:
             self.check_first()
-        self.note(*finish(self.engine.actor, self.engine.critic))
+        self.note(*optimizer_step(self.engine.actor, self.engine.critic))
         self.updates += 1
         if self.average is not None:
             self.average.update(self.updates)
@@ -92,7 +92,10 @@ class Update:
         """Both learning rates of the next update."""
         ppo, args = self.ppo, self.args
         factor = learning_rate(self.updates, self.total_updates, 1.0, ppo.warmup_steps, ppo.schedule)
-        actor, critic = shown_rate(args.lora, ppo.learning_rate), shown_rate(args.critic_lora, ppo.critic_learning_rate)
+        actor, critic = (
+            logged_learning_rate(args.lora, ppo.learning_rate),
+            logged_learning_rate(args.critic_lora, ppo.critic_learning_rate),
+        )
         self.rates = factor * actor, factor * critic
         for engine in (self.engine.actor, self.engine.critic):
             set_rates(engine, factor)
@@ -124,7 +127,7 @@ class Update:
         ratio, cut = policy_ratio(logprobs, rows.logprobs, actions, ppo.log_ratio_clip)
         loss, clipped = policy_loss(ratio, rows.advantages, actions, ppo.clip_range)
         backward(actor, loss, count)
-        advance(actor)
+        accumulate(actor)
         self.ratio_max = max(self.ratio_max, float((ratio.detach() * actions).max()))
         self.sums["policy/loss"] += float(loss.detach())
         self.sums["policy/clip_fraction"] += float(clipped)
@@ -134,13 +137,13 @@ class Update:
 
     def text_step(self, texts: SequenceBatch, count: float) -> None:
         """The pre-training loss of [B, T] texts and its gradient, which joins the policy's in one optimiser step."""
-        actor, mask = self.engine.actor, predicted(texts)
+        actor, mask = self.engine.actor, count_predicted_tokens(texts)
         inputs = model_inputs(actor, texts.ids, right_mask(texts.lengths, texts.ids.size(1)))
         logits = actor(**inputs, use_cache=False).logits[:, :-1]
         logprobs, _ = token_logprobs(logits, inputs["input_ids"][:, 1:], 1.0, entropies=False)
         loss = -masked_sum(logprobs, mask)
         backward(actor, self.ppo.ptx_coef * loss, count)
-        advance(actor)
+        accumulate(actor)
         self.sums["policy/ptx_loss"] += float(loss.detach())
         self.text_tokens += float(mask.sum())
 
@@ -151,7 +154,7 @@ class Update:
         values = response_values(critic, ids, mask, actions.size(1), ppo.packing)
         loss, clipped = value_loss(values, rows.values, rows.returns, actions, ppo.value_clip_range)
         backward(critic, ppo.value_coef * loss, count)
-        advance(critic)
+        accumulate(critic)
         self.sums["value/loss"] += float(loss.detach())
         self.sums["value/clip_fraction"] += float(clipped)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from rlhf.config.directories import LATEST
 from rlhf.config.ranges import STAGES
-from rlhf.experiment.files import flat, mapping, read_object, read_yaml, words
-from rlhf.report.stage import ALIVE, ENDED, Stage, Told, attempt, read_stage, told_of
+from rlhf.experiment.files import as_mapping, as_text, flatten, read_object, read_yaml
+from rlhf.report.stage import ALIVE, ENDED, Stage, SummaryEntry, attempt, parse_entry, read_stage
 
 # A stage directory's name.
 NAME = re.compile(r"[\w.-]{1,200}")
@@ -56,14 +56,14 @@ class Collection:
 
 
 @dataclass
-class Draft:
+class PointFiles:
     """A point before its stages are read: where each is and what summary.json tells of it."""
 
     place: Path
     summary: dict[str, Any]
     config: dict[str, Any]
     stages: dict[str, Path] = field(default_factory=dict)
-    told: dict[str, Told] = field(default_factory=dict)
+    told: dict[str, SummaryEntry] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -71,19 +71,19 @@ def collect(directory: Path) -> Collection:
     """Everything under a sweep's, a run's or a point's directory. Raises ReportError if there is no point."""
     drafts = [read_draft(place) for place in point_directories(directory)]
     # A stage is read once, with what the most outspoken of its points was told of it.
-    told: dict[Path, tuple[str, Told]] = {}
+    told: dict[Path, tuple[str, SummaryEntry]] = {}
     for draft in drafts:
         for kind, place in draft.stages.items():
-            news = draft.told.get(kind, Told())
+            news = draft.told.get(kind, SummaryEntry())
             if place not in told or (news.state in ENDED, news.time) > (told[place][1].state in ENDED, told[place][1].time):
                 told[place] = kind, news
-    read = {place: safely(place, kind, news) for place, (kind, news) in told.items()}
-    points = [finished(draft, {kind: read[place] for kind, place in draft.stages.items()}) for draft in drafts]
+    read = {place: read_or_damaged(place, kind, news) for place, (kind, news) in told.items()}
+    points = [has_finished(draft, {kind: read[place] for kind, place in draft.stages.items()}) for draft in drafts]
     order = sorted(read.values(), key=lambda stage: rank(stage.kind))
     return Collection(directory.resolve(), points, order)
 
 
-def safely(place: Path, kind: str, told: Told) -> Stage:
+def read_or_damaged(place: Path, kind: str, told: SummaryEntry) -> Stage:
     """The stage, damaged if not even its directory can be looked into."""
     try:
         return read_stage(place, kind, told)
@@ -103,7 +103,9 @@ def point_directories(directory: Path) -> list[Path]:
     try:
         if (directory / "summary.json").is_file():
             return [directory]
-        inside = sorted((place for place in directory.iterdir() if place.is_dir()), key=lambda place: natural(place.name))
+        inside = sorted(
+            (place for place in directory.iterdir() if place.is_dir()), key=lambda place: natural_key(place.name)
+        )
         found = [place for place in inside if (place / "summary.json").is_file()]
     except OSError as error:
         raise ReportError(f"{directory}: it cannot be read ({error.strerror})") from error
@@ -121,13 +123,13 @@ def advice(directory: Path) -> str:
     return f"; perhaps {' or '.join(deeper[:3])}?" if deeper else ""
 
 
-def natural(name: str) -> list[tuple[int, float, str]]:
+def natural_key(name: str) -> list[tuple[int, float, str]]:
     """A sort key by which 0.05 precedes 0.3 and 9 precedes 10."""
     parts = re.findall(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?|\D+", name)
     return [(0, float(part), "") if part[0].isdigit() else (1, 0.0, part) for part in parts]
 
 
-def read_draft(place: Path) -> Draft:
+def read_draft(place: Path) -> PointFiles:
     """A point's own files."""
     notes: list[str] = []
     summary = attempt(read_object, place / "summary.json", notes)
@@ -136,18 +138,18 @@ def read_draft(place: Path) -> Draft:
     config = attempt(read_yaml, place / "config.yaml", notes)
     if config is None and not any(note.startswith("config.yaml") for note in notes):
         notes.append("it has no config.yaml; it is known by its overrides only")
-    draft = Draft(place, summary or {}, flat(config or {}), links(place), notes=notes)
+    draft = PointFiles(place, summary or {}, flatten(config or {}), links(place), notes=notes)
     try:
         written = (place / "summary.json").stat().st_mtime
     except OSError:
         written = 0.0
-    for kind, entry in mapping(draft.summary.get("stages")).items():
-        draft.told[kind] = told_of(entry, written)
-        name = (words(mapping(entry).get("directory")) or "").rstrip("/").rpartition("/")[2]
+    for kind, entry in as_mapping(draft.summary.get("stages")).items():
+        draft.told[kind] = parse_entry(entry, written)
+        name = (as_text(as_mapping(entry).get("directory")) or "").rstrip("/").rpartition("/")[2]
         if not NAME.fullmatch(name):
             notes.append(f"summary.json names no directory of its stage {kind}")
         elif kind not in draft.stages or draft.stages[kind].name != name:
-            draft.stages[kind] = unlinked(place, name)
+            draft.stages[kind] = unlinked_stages(place, name)
     return draft
 
 
@@ -159,18 +161,18 @@ def links(place: Path) -> dict[str, Path]:
         return {}
 
 
-def unlinked(place: Path, name: str) -> Path:
+def unlinked_stages(place: Path, name: str) -> Path:
     """A stage directory that the point has no link to: beside the runs and sweeps, where it was written."""
     around = [parent / "stages" / name for parent in place.resolve().parents]
     return next((candidate for candidate in around if candidate.is_dir()), around[min(2, len(around) - 1)])
 
 
-def finished(draft: Draft, stages: dict[str, Stage]) -> Point:
+def has_finished(draft: PointFiles, stages: dict[str, Stage]) -> Point:
     """The point with its stages, in their order."""
     given = draft.summary.get("overrides")
     overrides = tuple(str(entry) for entry in given) if isinstance(given, list) else ()
     ordered = dict(sorted(stages.items(), key=lambda entry: rank(entry[0])))
-    state = point_state(words(draft.summary.get("state")), [stage.state for stage in ordered.values()])
+    state = point_state(as_text(draft.summary.get("state")), [stage.state for stage in ordered.values()])
     if not draft.summary:
         state = "damaged"
     return Point(draft.place.resolve().name, draft.place, state, overrides, draft.config, ordered, tuple(draft.notes))

@@ -10,7 +10,7 @@ from rlhf.report.statistics import Estimate, estimate
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     """A final figure. `better` is 1 or -1 where more or less of it is better; 0 where that depends on something else, as
     with the score of a reward model that a policy may exploit."""
 
@@ -31,18 +31,18 @@ class Figure:
 
 
 FIGURES = (
-    Figure("sft", "eval/perplexity", "SFT perplexity", -1),
-    Figure("reward", "eval/accuracy", "reward model accuracy", 1),
-    Figure("reward", "eval/accuracy_ceiling", "… the label noise permits"),
-    Figure("ppo", "eval/gold_sft", "gold reward, SFT"),
-    Figure("ppo", "eval/gold", "gold reward, PPO", 1),
-    Figure("ppo", "eval/reward_sft", "score, SFT"),
-    Figure("ppo", "eval/reward", "score, PPO"),
-    Figure("ppo", "eval/kl_sequence", "KL per response"),
-    Figure("ppo", "eval/length_sft", "length, SFT"),
-    Figure("ppo", "eval/length", "length, PPO"),
+    Metric("sft", "eval/perplexity", "SFT perplexity", -1),
+    Metric("reward", "eval/accuracy", "reward model accuracy", 1),
+    Metric("reward", "eval/accuracy_ceiling", "… the label noise permits"),
+    Metric("ppo", "eval/gold_sft", "gold reward, SFT"),
+    Metric("ppo", "eval/gold", "gold reward, PPO", 1),
+    Metric("ppo", "eval/reward_sft", "score, SFT"),
+    Metric("ppo", "eval/reward", "score, PPO"),
+    Metric("ppo", "eval/kl_sequence", "KL per response"),
+    Metric("ppo", "eval/length_sft", "length, SFT"),
+    Metric("ppo", "eval/length", "length, PPO"),
     *(
-        Figure("bench", metric, label, -1 if metric.startswith(("time/", "memory/")) else 1)
+        Metric("bench", metric, label, -1 if metric.startswith(("time/", "memory/")) else 1)
         for metric, label, _ in BENCH_COLUMNS
     ),
 )
@@ -56,16 +56,16 @@ class Cell:
     best: bool = False
 
 
-def every_figure(groups: list[Group]) -> list[Figure]:
+def collect_metrics(groups: list[Group]) -> list[Metric]:
     """The figures that any group has: those of FIGURES first, then whatever else was measured."""
     present = {(kind, metric) for group in groups for point in group.points for kind, stage in point.stages.items()
                for metric in stage.figures}  # fmt: skip
     known = [figure for figure in FIGURES if (figure.kind, figure.metric) in present]
     others = sorted(present - {(figure.kind, figure.metric) for figure in known})
-    return known + [Figure(kind, metric, f"{kind} {metric}") for kind, metric in others]
+    return known + [Metric(kind, metric, f"{kind} {metric}") for kind, metric in others]
 
 
-def compared(groups: list[Group], figure: Figure) -> list[Cell]:
+def compared_metrics(groups: list[Group], figure: Metric) -> list[Cell]:
     """The figure of each group, the best mean marked where there is something to compare."""
     estimates = [estimate(group.values(figure.kind, figure.metric)) for group in groups]
     means = [known.mean for known in estimates if known is not None]
@@ -74,7 +74,7 @@ def compared(groups: list[Group], figure: Figure) -> list[Cell]:
     return [Cell(known, contest and known is not None and known.mean == best) for known in estimates]
 
 
-def short(value: float | None) -> str:
+def format_short(value: float | None) -> str:
     """A number with three significant digits, as people write it; a dash for none."""
     if value is None or math.isnan(value):
         return "–"

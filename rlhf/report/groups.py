@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from rlhf.config.keys import NAME_KEYS, PLACE_KEYS, covered
-from rlhf.report.collect import Collection, Point, natural
+from rlhf.config.keys import NAME_KEYS, PLACE_KEYS, matches_prefix
+from rlhf.report.collect import Collection, Point, natural_key
 from rlhf.report.stage import Stage
 
 # What does not make another group: the seed, and keys that never change a result. Of those, what names the models that
@@ -34,18 +34,18 @@ class Group:
         return [stage.figures[metric] for stage in self.stages(kind) if metric in stage.figures]
 
 
-def grouped(collection: Collection) -> list[Group]:
+def group_points(collection: Collection) -> list[Group]:
     """The groups, in the natural order of what tells them apart."""
     # A point whose configuration is lost belongs where its overrides, but for the seed, belong.
-    twins = {unseeded(point): identity(point) for point in collection.points if point.config and point.overrides}
+    twins = {without_seed(point): identity(point) for point in collection.points if point.config and point.overrides}
     members: dict[str, list[Point]] = {}
     for point in collection.points:
-        key = identity(point) if point.config else twins.get(unseeded(point), identity(point))
+        key = identity(point) if point.config else twins.get(without_seed(point), identity(point))
         members.setdefault(key, []).append(point)
     sets = list(members.values())
-    labels = labelled(sets) if len(sets) > 1 else [lonely(collection)]
+    labels = label_groups(sets) if len(sets) > 1 else [sole_label(collection)]
     found = [Group(label, points) for label, points in zip(labels, sets, strict=True)]
-    return sorted(found, key=lambda group: natural(group.label))
+    return sorted(found, key=lambda group: natural_key(group.label))
 
 
 def identity(point: Point) -> str:
@@ -53,7 +53,7 @@ def identity(point: Point) -> str:
     return json.dumps(deciding(point), sort_keys=True, default=str)
 
 
-def unseeded(point: Point) -> tuple[str, ...]:
+def without_seed(point: Point) -> tuple[str, ...]:
     """What was typed for a point but its seed."""
     return tuple(sorted(entry for entry in point.overrides if key_of(entry) != "seed"))
 
@@ -61,27 +61,27 @@ def unseeded(point: Point) -> tuple[str, ...]:
 def deciding(point: Point) -> dict[str, Any]:
     """The dotted keys that make a group, from the configuration or, without one, from the overrides."""
     known = point.config or dict(entry.lstrip("+").partition("=")[::2] for entry in point.overrides)
-    left_out = ignored(point)
+    left_out = is_ignored(point)
     return {key: value for key, value in known.items() if not makes_no_group(key, left_out)}
 
 
 @lru_cache(maxsize=2**16)  # every point has the same few hundred keys
 def makes_no_group(key: str, left_out: tuple[str, ...]) -> bool:
     """Whether a key, or a group that holds it, is among those that make no group."""
-    return covered(key, left_out)
+    return matches_prefix(key, left_out)
 
 
-def ignored(point: Point) -> tuple[str, ...]:
+def is_ignored(point: Point) -> tuple[str, ...]:
     """The keys that make no group: of a benchmark only names, since its results are speeds."""
     return IGNORED_IN_BENCH if "bench" in point.stages else IGNORED
 
 
-def lonely(collection: Collection) -> str:
+def sole_label(collection: Collection) -> str:
     """What the only group is called."""
     return "all points" if len(collection.points) > 1 else collection.points[0].name
 
 
-def labelled(sets: list[list[Point]]) -> list[str]:
+def label_groups(sets: list[list[Point]]) -> list[str]:
     """What tells each set of points from the others: as it was typed where that does, else the keys that differ."""
     typed = [set(point.overrides) for points in sets for point in points if point.overrides]
     common = set.intersection(*typed) if typed else set()
@@ -89,9 +89,9 @@ def labelled(sets: list[list[Point]]) -> list[str]:
     for points in sets:
         first = next((point for point in points if point.overrides), points[0])
         own = [
-            unquoted(entry)
+            unquote(entry)
             for entry in first.overrides
-            if entry not in common and not covered(key_of(entry), ignored(first))
+            if entry not in common and not matches_prefix(key_of(entry), is_ignored(first))
         ]
         labels.append(", ".join(own))
     if len(set(labels)) < len(sets) or sum(not label for label in labels) > 1:
@@ -100,7 +100,7 @@ def labelled(sets: list[list[Point]]) -> list[str]:
     return [label if labels.count(label) == 1 else f"{label} ({number})" for number, label in enumerate(labels, 1)]
 
 
-def unquoted(override: str) -> str:
+def unquote(override: str) -> str:
     """An override as it was typed: Hydra quotes `zero=3`."""
     return re.sub(r"='([^']*)'$", r"=\1", override)
 
@@ -113,12 +113,12 @@ def key_of(override: str) -> str:
 def by_keys(sets: list[list[Point]], most: int = 4) -> list[str]:
     """Labels of the keys that differ; where they are many, of the first few."""
     settings = [deciding(points[0]) for points in sets]
-    keys = differing(settings)
+    keys = differing_keys(settings)
     more = ", …" if len(keys) > most else ""
-    return [", ".join(f"{key}={shown(own.get(key))}" for key in keys[:most]) + more for own in settings]
+    return [", ".join(f"{key}={to_yaml_text(own.get(key))}" for key in keys[:most]) + more for own in settings]
 
 
-def differing(settings: list[dict[str, Any]]) -> list[str]:
+def differing_keys(settings: list[dict[str, Any]]) -> list[str]:
     """The keys that do not have one and the same value everywhere, in the order of their first appearance."""
     keys: Iterable[str] = dict.fromkeys(key for own in settings for key in own)
     return [key for key in keys if differs(key, settings)]
@@ -130,9 +130,9 @@ def differs(key: str, settings: list[dict[str, Any]]) -> bool:
     alike = isinstance(first, str | int | float) and all(own.get(key) == first for own in settings)
     if alike and len({type(own[key]) for own in settings}) == 1:  # 1 equals true
         return False
-    return len({(key in own, shown(own.get(key))) for own in settings}) > 1
+    return len({(key in own, to_yaml_text(own.get(key))) for own in settings}) > 1
 
 
-def shown(value: Any) -> str:
+def to_yaml_text(value: Any) -> str:
     """A configuration value as YAML people write it."""
     return value if isinstance(value, str) else json.dumps(value, default=str)

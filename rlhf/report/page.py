@@ -8,12 +8,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from rlhf.experiment.files import number
+from rlhf.experiment.files import as_float
 from rlhf.report import plots, statistics, throughput
 from rlhf.report.collect import Collection, Point, rank
 from rlhf.report.failures import failures, missing
-from rlhf.report.figures import FIGURES, compared, every_figure, short
-from rlhf.report.groups import Group, differing, shown
+from rlhf.report.figures import FIGURES, collect_metrics, compared_metrics, format_short
+from rlhf.report.groups import Group, differing_keys, to_yaml_text
 from rlhf.report.samples import side_by_side
 from rlhf.report.stage import Stage
 from rlhf.report.versions import versions
@@ -43,31 +43,33 @@ def page(collection: Collection, groups: list[Group]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"short": short, "shown": shown, "decimal": decimal}
-    return environment.get_template("page.html").render(context(collection, groups))
+    environment.filters |= {"short": format_short, "shown": to_yaml_text, "decimal": decimal}
+    return environment.get_template("page.html").render(build_context(collection, groups))
 
 
-def context(collection: Collection, groups: list[Group]) -> dict[str, Any]:
+def build_context(collection: Collection, groups: list[Group]) -> dict[str, Any]:
     """What the template shows, by section."""
-    figures = [figure for figure in every_figure(groups) if figure in FIGURES]
+    figures = [figure for figure in collect_metrics(groups) if figure in FIGURES]
     seed, prompts = side_by_side(groups)
     by_kind, by_stage = throughput.speeds(collection)
-    keys = differing([point.config for point in collection.points])
+    keys = differing_keys([point.config for point in collection.points])
     return {
         "name": collection.name,
         "place": str(collection.place),
         "now": time.strftime("%Y-%m-%d %H:%M %Z"),
         "method": statistics.METHOD,
         "overview": overview(collection),
-        "period": period(collection),
+        "period": format_period(collection),
         "stages": [(stage, users(collection, stage)) for stage in collection.stages],
-        "legend": legend(groups, plots.under_way(groups)),
-        "finished": legend(groups, [len(plots.pairs(group, "eval/reward")) for group in groups]),
-        "curves": inline(plots.curves(groups)),
-        "frontier": inline(plots.frontier(groups)),
+        "legend": build_legend(groups, plots.under_way(groups)),
+        "finished": build_legend(groups, [len(plots.score_pairs(group, "eval/reward")) for group in groups]),
+        "curves": to_data_url(plots.curves(groups)),
+        "frontier": to_data_url(plots.frontier(groups)),
         "places": plots.PLACES,
         "figures": figures,
-        "rows": list(zip(groups, zip(*[compared(groups, figure) for figure in figures], strict=True), strict=False)),
+        "rows": list(
+            zip(groups, zip(*[compared_metrics(groups, figure) for figure in figures], strict=True), strict=False)
+        ),
         "speed_columns": used_columns(by_stage),
         "by_kind": by_kind,
         "by_stage": by_stage,
@@ -82,7 +84,7 @@ def context(collection: Collection, groups: list[Group]) -> dict[str, Any]:
     }
 
 
-def inline(svg: str | None) -> Markup | None:
+def to_data_url(svg: str | None) -> Markup | None:
     """A plot as markup: matplotlib has escaped the text in it."""
     return None if svg is None else Markup(svg)
 
@@ -94,7 +96,7 @@ def decimal(value: float | None) -> str:
 
 def numeric(values: list[Any]) -> bool:
     """Whether all that is set is numbers."""
-    return all(number(value) is not None for value in values if value is not None)
+    return all(as_float(value) is not None for value in values if value is not None)
 
 
 def overview(collection: Collection) -> list[str]:
@@ -121,7 +123,7 @@ def counted(names: list[str]) -> str:
     return ", ".join(f"{names.count(name):,} {name}" for name in dict.fromkeys(names))
 
 
-def period(collection: Collection) -> str | None:
+def format_period(collection: Collection) -> str | None:
     """From the first to the last step that any stage logged."""
     times = [float(value) for stage in collection.stages for value in stage.series.get("time") if 0 < value < LAST_TIME]
     if not times:
@@ -139,7 +141,7 @@ def users(collection: Collection, stage: Stage) -> list[str]:
     return names if len(names) <= NAMED else [*names[: NAMED - 1], f"and {len(names) - NAMED + 1} more"]
 
 
-def legend(groups: list[Group], shown: list[int]) -> list[Legend]:
+def build_legend(groups: list[Group], shown: list[int]) -> list[Legend]:
     """The groups with their colours; `shown` is of how many results a plot has something, per group."""
     return [
         Legend(group.label, colour, n, len(group.points))

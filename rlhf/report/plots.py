@@ -93,11 +93,11 @@ def curves(groups: list[Group]) -> str | None:
         for axis, panel in zip(axes, panels, strict=False):
             kind, metric, title, label = panel
             for group, colour in zip(groups, colours(len(groups)), strict=True):
-                draw_curve(axis, *course(group.stages(kind), metric), colour)
+                draw_curve(axis, *series(group.stages(kind), metric), colour)
             axis.set(title=title, xlabel=STEPS.get(kind, f"{kind} step"), ylabel=label)
             axis.margins(x=0.02)
 
-    return drawn("curves", (9.6, 3.2 * rows), paint)
+    return draw_page("curves", (9.6, 3.2 * rows), paint)
 
 
 def used_panels(groups: list[Group]) -> list[Panel]:
@@ -121,7 +121,7 @@ def under_way(groups: list[Group]) -> list[int]:
     return [max((sum(len(s.series.steps) > 0 for s in g.stages(kind)) for kind in kinds), default=0) for g in groups]
 
 
-def course(stages: list[Stage], metric: str) -> tuple[Array, Array]:
+def series(stages: list[Stage], metric: str) -> tuple[Array, Array]:
     """Steps, ascending, and the metric there [stages, steps], NaN where a stage has not logged it.
 
     The gold reward begins at step 0 with that of the model that PPO starts from.
@@ -136,10 +136,10 @@ def course(stages: list[Stage], metric: str) -> tuple[Array, Array]:
         logged.append(points)
     steps = sorted({step for points in logged for step in points})
     table = np.array([[points.get(step, np.nan) for step in steps] for points in logged]).reshape(len(logged), len(steps))
-    return binned(np.array(steps), table)
+    return bin_series(np.array(steps), table)
 
 
-def binned(steps: Array, values: Array) -> tuple[Array, Array]:
+def bin_series(steps: Array, values: Array) -> tuple[Array, Array]:
     """At most PLACES columns, each the mean of neighbouring steps."""
     if len(steps) <= PLACES:
         return steps, values
@@ -163,7 +163,7 @@ def draw_curve(axis: Axes, steps: Array, values: Array, colour: str) -> None:
 def frontier(groups: list[Group]) -> str | None:
     """Final score and final gold reward against final KL: a dot per seed, a large one per group's mean; None without."""
     wanted = (("eval/reward", "Reward model's score", "mean score"), ("eval/gold", "Gold reward", "mean gold reward"))
-    panels = [panel for panel in wanted if any(len(pairs(group, panel[0])) for group in groups)]
+    panels = [panel for panel in wanted if any(len(score_pairs(group, panel[0])) for group in groups)]
     if not panels:
         return None
 
@@ -175,10 +175,10 @@ def frontier(groups: list[Group]) -> str | None:
         if len(panels) == 1:
             canvas.axes[1].set_visible(False)
 
-    return drawn("frontier", (9.6, 3.9), paint)
+    return draw_page("frontier", (9.6, 3.9), paint)
 
 
-def pairs(group: Group, metric: str, horizontal: str = "eval/kl_sequence") -> Array:
+def score_pairs(group: Group, metric: str, horizontal: str = "eval/kl_sequence") -> Array:
     """KL and the metric of each finished PPO stage, [stages, 2]."""
     known = [stage.figures for stage in group.stages("ppo") if metric in stage.figures and horizontal in stage.figures]
     return np.array([[figures[horizontal], figures[metric]] for figures in known]).reshape(len(known), 2)
@@ -188,7 +188,7 @@ def draw_frontier(axis: Axes, groups: list[Group], metric: str) -> None:
     """The starting point without KL, every seed, and the means in the order of their KL, joined."""
     means = []
     for number, (group, colour) in enumerate(zip(groups, colours(len(groups)), strict=True)):
-        dots = pairs(group, metric)
+        dots = score_pairs(group, metric)
         if len(dots):
             mark = MARKERS[number % len(MARKERS)]
             axis.scatter(dots[:, 0], dots[:, 1], s=22, color=colour, alpha=0.55, marker=mark, linewidths=0, zorder=3)
@@ -204,7 +204,7 @@ def draw_frontier(axis: Axes, groups: list[Group], metric: str) -> None:
     axis.plot(*ordered.T, color="#bbbbbb", linewidth=1.0, zorder=2)
 
 
-def drawn(name: str, size: tuple[float, float], paint: Callable[[Canvas], None]) -> str:
+def draw_page(name: str, size: tuple[float, float], paint: Callable[[Canvas], None]) -> str:
     """What `paint` paints, as an SVG element whose ids begin with `name`; the same for the same input."""
     with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=size, layout="constrained")

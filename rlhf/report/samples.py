@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.experiment.files import number, words
-from rlhf.report.groups import Group, shown
+from rlhf.experiment.files import as_float, as_text
+from rlhf.report.groups import Group, to_yaml_text
 
 PROMPTS, CHARACTERS = 5, 1500
 
@@ -37,18 +37,18 @@ def side_by_side(groups: list[Group]) -> tuple[Any, list[Prompt]]:
         for prompt in own:
             counted[prompt] = counted.get(prompt, 0) + 1
     chosen = sorted(counted, key=lambda prompt: -counted[prompt])[:PROMPTS]
-    return seed, [Prompt(cut(prompt), answers(prompt, groups, rows)) for prompt in chosen]
+    return seed, [Prompt(shorten(prompt), answers(prompt, groups, rows)) for prompt in chosen]
 
 
 def common_seed(groups: list[Group]) -> Any:
     """The seed for which most groups have samples, the first of those."""
     seeds: dict[str, list[Any]] = {}
     for group in groups:
-        for seed in {shown(point.seed): point.seed for point in group.points if has_samples(point)}.values():
-            seeds.setdefault(shown(seed), []).append(seed)
+        for seed in {to_yaml_text(point.seed): point.seed for point in group.points if has_samples(point)}.values():
+            seeds.setdefault(to_yaml_text(seed), []).append(seed)
     most = max((len(found) for found in seeds.values()), default=0)
     able = [found[0] for found in seeds.values() if len(found) == most]
-    return min(able, key=lambda seed: (len(shown(seed)), shown(seed)), default=None)
+    return min(able, key=lambda seed: (len(to_yaml_text(seed)), to_yaml_text(seed)), default=None)
 
 
 def has_samples(point: Any) -> bool:
@@ -59,7 +59,7 @@ def has_samples(point: Any) -> bool:
 def group_rows(group: Group, seed: Any) -> dict[str, dict[str, Any]]:
     """A group's rows of its last evaluation by prompt: of the point with that seed, else of its first that has any."""
     able = sorted((point for point in group.points if has_samples(point)), key=lambda point: point.seed != seed)
-    return {words(row.get("prompt")) or "": row for row in able[0].stages["ppo"].samples} if able else {}
+    return {as_text(row.get("prompt")) or "": row for row in able[0].stages["ppo"].samples} if able else {}
 
 
 def answers(prompt: str, groups: list[Group], rows: list[dict[str, dict[str, Any]]]) -> list[Answer]:
@@ -76,10 +76,10 @@ def answers(prompt: str, groups: list[Group], rows: list[dict[str, dict[str, Any
 
 def answer(who: str, group: int | None, row: dict[str, Any], side: str) -> Answer:
     """One side of a row of samples.jsonl."""
-    text = cut(words(row.get(side)) or "")
-    return Answer(who, group, text, number(row.get(f"{side}_score")), number(row.get(f"{side}_gold")))
+    text = shorten(as_text(row.get(side)) or "")
+    return Answer(who, group, text, as_float(row.get(f"{side}_score")), as_float(row.get(f"{side}_gold")))
 
 
-def cut(text: str) -> str:
+def shorten(text: str) -> str:
     """The beginning of a long text."""
     return text if len(text) <= CHARACTERS else f"{text[:CHARACTERS]}… ({len(text) - CHARACTERS:,} more characters)"

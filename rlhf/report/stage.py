@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.experiment.files import Unreadable, mapping, number, numbers, read_lines, read_object, whole, words
+from rlhf.experiment.files import Unreadable, as_float, as_floats, as_int, as_mapping, as_text, read_lines, read_object
 from rlhf.report.statistics import Array
 
 # A running stage renews its heartbeat every few seconds; one that is silent for longer is dead or hangs.
@@ -36,7 +36,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Told:
+class SummaryEntry:
     """What a point's summary.json, written at unix second `time`, says of one of its stages."""
 
     state: str | None = None
@@ -71,16 +71,16 @@ class Stage:
         return self.place.name
 
 
-def read_stage(place: Path, kind: str, told: Told) -> Stage:
+def read_stage(place: Path, kind: str, told: SummaryEntry) -> Stage:
     """A stage from its directory and, where that is silent, from what a point was told of it."""
     notes: list[str] = []
     status = attempt(read_object, place / "status.json", notes)
     result = attempt(read_object, place / "result.json", notes)
     environment = attempt(read_object, place / "environment.json", notes)
-    state, reason = standing(place, status, result is not None, told)
+    state, reason = stage_state(place, status, result is not None, told)
     series, samples = read_series(place, state, notes), read_samples(place, state, notes)
     if result is not None:
-        told = Told()  # a result speaks for itself
+        told = SummaryEntry()  # a result speaks for itself
     known = status or {}
     return Stage(
         place,
@@ -88,11 +88,11 @@ def read_stage(place: Path, kind: str, told: Told) -> Stage:
         state,
         reason,
         log_file(place, told) if state != "done" else None,
-        number((result or {}).get("seconds")),
-        whole(known.get("step")),
-        whole(known.get("total")),
-        whole(known.get("attempts")),
-        numbers((result or {}).get("metrics")) or told.metrics,
+        as_float((result or {}).get("seconds")),
+        as_int(known.get("step")),
+        as_int(known.get("total")),
+        as_int(known.get("attempts")),
+        as_floats((result or {}).get("metrics")) or told.metrics,
         series,
         samples,
         environment or {},
@@ -110,7 +110,7 @@ def attempt(read: Any, file: Path, notes: list[str]) -> dict[str, Any] | None:
     return found
 
 
-def standing(place: Path, status: dict[str, Any] | None, done: bool, told: Told) -> tuple[str, str | None]:
+def stage_state(place: Path, status: dict[str, Any] | None, done: bool, told: SummaryEntry) -> tuple[str, str | None]:
     """A stage's state and its reason, from its directory or, where there is none, from what a point was told."""
     if done:
         return "done", None
@@ -120,13 +120,13 @@ def standing(place: Path, status: dict[str, Any] | None, done: bool, told: Told)
         return told.state or "planned", told.reason
     if status is None:
         return "damaged", "it has no readable status.json and no result.json"
-    return unfinished(status, told)
+    return is_unfinished(status, told)
 
 
-def unfinished(status: dict[str, Any], told: Told) -> tuple[str, str | None]:
+def is_unfinished(status: dict[str, Any], told: SummaryEntry) -> tuple[str, str | None]:
     """State and reason of a stage without a result. Its status knows best, but for a process that died without a word."""
-    state = words(status.get("state")) or "unknown"
-    beat = number(status.get("heartbeat")) or 0.0
+    state = as_text(status.get("state")) or "unknown"
+    beat = as_float(status.get("heartbeat")) or 0.0
     if state == "done":
         return "damaged", "status.json says done, but there is no readable result.json"
     if state in ALIVE and told.state in ENDED and told.time >= beat:
@@ -134,14 +134,14 @@ def unfinished(status: dict[str, Any], told: Told) -> tuple[str, str | None]:
     silent = time.time() - beat
     if state == "running" and silent > SILENCE_S:
         return "stalled", f"no heartbeat for {duration(silent)}: its process is dead or hangs" if beat else "no heartbeat"
-    return state, words(status.get("reason")) or (told.reason if told.state == state else None)
+    return state, as_text(status.get("reason")) or (told.reason if told.state == state else None)
 
 
 def read_series(place: Path, state: str, notes: list[str]) -> Series:
     """The followed metrics; of a step that was logged twice, as after a restart, the last."""
     rows: dict[int, dict[str, Any]] = {}
     for row in whole_lines(place / "metrics.jsonl", state, notes):
-        step = whole(row.get("step"))
+        step = as_int(row.get("step"))
         if step is not None:
             rows[step] = {name: row[name] for name in FOLLOWED if name in row}
     steps = sorted(rows)
@@ -156,7 +156,7 @@ def as_column(values: list[Any]) -> Array:
         column = np.array(values, dtype=np.float64)
         column[~np.isfinite(column)] = np.nan
         return column
-    known = map(number, values)
+    known = map(as_float, values)
     return np.array([np.nan if value is None else value for value in known], dtype=np.float64)
 
 
@@ -165,7 +165,7 @@ def read_samples(place: Path, state: str, notes: list[str]) -> list[dict[str, An
     last = -1
     kept: list[dict[str, Any]] = []
     for row in whole_lines(place / "samples.jsonl", state, notes):
-        step = whole(row.get("step"))
+        step = as_int(row.get("step"))
         if step is None or step < last:
             continue
         kept = [*kept, row] if step == last else [row]
@@ -189,7 +189,7 @@ def whole_lines(file: Path, state: str, notes: list[str]) -> list[dict[str, Any]
     return [line for line in lines if line is not None]
 
 
-def log_file(place: Path, told: Told) -> str | None:
+def log_file(place: Path, told: SummaryEntry) -> str | None:
     """Where to read what happened: the log that the point names, else the stage's own."""
     if told.log is not None:
         own = place / "logs" / Path(told.log).name
@@ -206,13 +206,13 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def told_of(entry: Any, written: float) -> Told:
+def parse_entry(entry: Any, written: float) -> SummaryEntry:
     """A stage's entry of summary.json."""
-    known = mapping(entry)
-    return Told(
-        words(known.get("state")),
-        words(known.get("reason")),
-        words(known.get("log")),
-        numbers(known.get("metrics")),
+    known = as_mapping(entry)
+    return SummaryEntry(
+        as_text(known.get("state")),
+        as_text(known.get("reason")),
+        as_text(known.get("log")),
+        as_floats(known.get("metrics")),
         written,
     )

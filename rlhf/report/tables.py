@@ -9,26 +9,26 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.terminal import printable
+from rlhf.config.terminal import make_printable
 from rlhf.experiment.store import write_atomic
 from rlhf.report.collect import Collection, Point
-from rlhf.report.figures import FIGURES, Cell, Figure, compared, every_figure, short
-from rlhf.report.groups import Group, differing, shown
+from rlhf.report.figures import FIGURES, Cell, Metric, collect_metrics, compared_metrics, format_short
+from rlhf.report.groups import Group, differing_keys, to_yaml_text
 
 Rows = list[dict[str, Any]]
 
 
 def write_tables(output: Path, collection: Collection, groups: list[Group]) -> list[Path]:
     """Write both tables in three formats; returns the files."""
-    figures = every_figure(groups)
+    figures = collect_metrics(groups)
     points, summary = point_rows(collection, groups, figures), group_rows(groups, figures)
     contents = {
         "points.csv": as_csv(points),
         "points.json": as_json(points),
-        "points.md": as_markdown(readable_points(points)),
+        "points.md": as_markdown(format_points(points)),
         "table.csv": as_csv(summary),
         "table.json": as_json(summary),
-        "table.md": as_markdown(readable_groups(groups, figures)),
+        "table.md": as_markdown(format_groups(groups, figures)),
     }
     for name, content in contents.items():
         save(output / name, content)
@@ -37,30 +37,30 @@ def write_tables(output: Path, collection: Collection, groups: list[Group]) -> l
 
 def save(file: Path, content: str) -> None:
     """Write text of any origin; what steers a terminal, and half a character, as JSON allows it, is shown instead."""
-    write_atomic(file, printable(content))
+    write_atomic(file, make_printable(content))
 
 
-def point_rows(collection: Collection, groups: list[Group], figures: list[Figure]) -> Rows:
+def point_rows(collection: Collection, groups: list[Group], figures: list[Metric]) -> Rows:
     """A row per point: what sets it apart, its state, and its final figures (none where there is none yet)."""
     labels = {point.place: group.label for group in groups for point in group.points}
-    keys = differing([point.config for point in collection.points])
+    keys = differing_keys([point.config for point in collection.points])
     return [
         {"point": point.name, "state": point.state, "group": labels[point.place], "seed": point.seed}
         | {key: point.config.get(key) for key in keys if key != "seed"}
-        | {figure.key: figure_of(point, figure) for figure in figures}
+        | {figure.key: metric_value(point, figure) for figure in figures}
         for point in collection.points
     ]
 
 
-def figure_of(point: Point, figure: Figure) -> float | None:
+def metric_value(point: Point, figure: Metric) -> float | None:
     """A point's final figure."""
     stage = point.stages.get(figure.kind)
     return None if stage is None else stage.figures.get(figure.metric)
 
 
-def group_rows(groups: list[Group], figures: list[Figure]) -> Rows:
+def group_rows(groups: list[Group], figures: list[Metric]) -> Rows:
     """A row per group and figure: over how many seeds, the mean and its interval."""
-    cells = {figure: compared(groups, figure) for figure in figures}
+    cells = {figure: compared_metrics(groups, figure) for figure in figures}
     return [
         {"group": group.label, "stage": figure.kind, "metric": figure.metric, "unit": figure.unit}
         | {"n": known.n, "mean": known.mean, "low": known.low, "high": known.high, "best": cells[figure][number].best}
@@ -70,37 +70,38 @@ def group_rows(groups: list[Group], figures: list[Figure]) -> Rows:
     ]
 
 
-def readable_points(rows: Rows) -> Rows:
+def format_points(rows: Rows) -> Rows:
     """The points with the figures that people compare."""
     names = {figure.key: heading(figure) for figure in FIGURES}
     others = [key for key in rows[0] if " " not in key]
     return [
-        {key: row[key] for key in others} | {names[key]: short(row[key]) for key in names if key in row} for row in rows
+        {key: row[key] for key in others} | {names[key]: format_short(row[key]) for key in names if key in row}
+        for row in rows
     ]
 
 
-def readable_groups(groups: list[Group], figures: list[Figure]) -> Rows:
+def format_groups(groups: list[Group], figures: list[Metric]) -> Rows:
     """A row per group, a column per figure that people compare."""
-    columns = {figure: compared(groups, figure) for figure in figures if figure in FIGURES}
+    columns = {figure: compared_metrics(groups, figure) for figure in figures if figure in FIGURES}
     return [
         {"group": group.label, "points": len(group.points)}
-        | {heading(figure): in_words(cells[number]) for figure, cells in columns.items()}
+        | {heading(figure): format_words(cells[number]) for figure, cells in columns.items()}
         for number, group in enumerate(groups)
     ]
 
 
-def heading(figure: Figure) -> str:
+def heading(figure: Metric) -> str:
     """A column's heading with its unit, where the unit is not in its name."""
     return figure.label + (f", {figure.unit}" if figure.unit in ("nats", "tokens") else "")
 
 
-def in_words(cell: Cell) -> str:
+def format_words(cell: Cell) -> str:
     """Mean, interval and n; the best in bold."""
     known = cell.estimate
     if known is None:
         return "–"
-    mean = f"**{short(known.mean)}**" if cell.best else short(known.mean)
-    interval = "" if known.low is None else f" [{short(known.low)}, {short(known.high)}]"
+    mean = f"**{format_short(known.mean)}**" if cell.best else format_short(known.mean)
+    interval = "" if known.low is None else f" [{format_short(known.low)}, {format_short(known.high)}]"
     return f"{mean}{interval}, n={known.n}"
 
 
@@ -109,13 +110,13 @@ def as_csv(rows: Rows) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(list(rows[0]) if rows else [])
-    writer.writerows([["" if value is None else plain(value) for value in row.values()] for row in rows])
+    writer.writerows([["" if value is None else format_plain(value) for value in row.values()] for row in rows])
     return stream.getvalue()
 
 
-def plain(value: Any) -> Any:
+def format_plain(value: Any) -> Any:
     """A value as a CSV cell: numbers and text as they are, others as YAML people write them."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else shown(value)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else to_yaml_text(value)
 
 
 def as_json(rows: Rows) -> str:
@@ -133,5 +134,5 @@ def as_markdown(rows: Rows) -> str:
 
 def cell(value: Any) -> str:
     """Text that stays in its cell and brings no markup along."""
-    text = "" if value is None else " ".join(shown(value).split())
+    text = "" if value is None else " ".join(to_yaml_text(value).split())
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")

@@ -49,7 +49,7 @@ def speeds(collection: Collection) -> tuple[list[Speed], list[Speed]]:
     for stage, own in zip(measured, each, strict=True):
         if stage.kind != "bench":
             kinds.setdefault((stage.kind, own.device), []).append(own)
-    return [together(kind, place, members) for (kind, place), members in kinds.items()], each
+    return [combine(kind, place, members) for (kind, place), members in kinds.items()], each
 
 
 def speed(series: Series) -> dict[str, float]:
@@ -68,7 +68,7 @@ def speed(series: Series) -> dict[str, float]:
     return found
 
 
-def together(kind: str, place: str, members: list[Speed]) -> Speed:
+def combine(kind: str, place: str, members: list[Speed]) -> Speed:
     """Several stages of one kind on one type of machine."""
     values: dict[str, list[float]] = {}
     for own in members:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.experiment.files import mapping
+from rlhf.experiment.files import as_mapping
 from rlhf.report.collect import Collection
-from rlhf.report.groups import shown
+from rlhf.report.groups import to_yaml_text
 from rlhf.report.stage import Stage
 from rlhf.report.throughput import device
 
@@ -20,7 +20,7 @@ class Version:
 
 def versions(collection: Collection) -> list[Version]:
     """Python, packages, code, host and hardware of all stages that say what they were made with."""
-    facts = {stage.name: described(stage) for stage in collection.stages if stage.environment}
+    facts = {stage.name: describe_version(stage) for stage in collection.stages if stage.environment}
     names = dict.fromkeys(name for own in facts.values() for name in own)
     found = []
     for name in names:
@@ -31,13 +31,13 @@ def versions(collection: Collection) -> list[Version]:
     return found
 
 
-def described(stage: Stage) -> dict[str, str]:
+def describe_version(stage: Stage) -> dict[str, str]:
     """The facts of a stage's environment.json."""
     environment = stage.environment
     gpus = environment.get("gpus")
-    packages = {str(name): version for name, version in mapping(environment.get("packages")).items() if version}
+    packages = {str(name): version for name, version in as_mapping(environment.get("packages")).items() if version}
     facts: dict[str, Any] = {
-        "git commit": commit(mapping(environment.get("git"))),
+        "git commit": commit(as_mapping(environment.get("git"))),
         "hardware": device(stage),
         "GPUs": ", ".join(dict.fromkeys(map(str, gpus))) or None if isinstance(gpus, list) else None,
         "host": environment.get("host"),
@@ -46,11 +46,11 @@ def described(stage: Stage) -> dict[str, str]:
         "python": environment.get("python"),
         **packages,
     }
-    return {name: shown(value) for name, value in facts.items() if value is not None}
+    return {name: to_yaml_text(value) for name, value in facts.items() if value is not None}
 
 
 def commit(git: dict[str, Any]) -> str | None:
     """The code's commit, and whether it was changed since."""
     if not git.get("commit"):
         return None
-    return shown(git["commit"]) + (f" with changes ({shown(git['diff'])[:12]})" if git.get("diff") else "")
+    return to_yaml_text(git["commit"]) + (f" with changes ({to_yaml_text(git['diff'])[:12]})" if git.get("diff") else "")

@@ -25,7 +25,7 @@ ENGINES: dict[str, Generate] = {
 }
 
 
-def forget(engine: Any) -> None:
+def release_cache(engine: Any) -> None:
     """Free what is kept for an engine's next rollout: there is none to come."""
     for kept in (DECODERS, SHARED, KEPT):
         kept.pop(engine.module, None)

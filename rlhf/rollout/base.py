@@ -30,7 +30,7 @@ Generate = Callable[[Any, PromptBatch, np.ndarray, Tokenizer, Rollout], Response
 Part = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def in_parts(
+def generate_in_parts(
     prompts: PromptBatch, uniforms: np.ndarray, rollout: Rollout, sample: Callable[[Tensor, Tensor], Part]
 ) -> Responses:
     """The responses that `sample` gives to rows, by their numbers and draws [B, R]: the longest prompts first,

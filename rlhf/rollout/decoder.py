@@ -30,7 +30,7 @@ SLOTS = {"cpu": 32, "cuda": 128}
 
 
 @dataclass(frozen=True)
-class Kind:
+class GraphKey:
     """What tells one captured step from another: its rows, the slots of the cache that it reads, and whether it may not end
     a response."""
 
@@ -56,7 +56,7 @@ class Decoder:
         self.reads_runs = reads_runs(model)
         self.bucket = slots if self.reads_runs else SLOTS[device.type]
         self.step_number, self.place = (torch.zeros(1, dtype=torch.long, device=device) for _ in range(2))
-        self.cache, self.weights = SlotCache(model, rows, slots, self.place), addresses(model)
+        self.cache, self.weights = SlotCache(model, rows, slots, self.place), weight_addresses(model)
         self.rows, self.slots, self.runs = rows, slots, Runs(rows, slots, device)
         self.token, self.position = (torch.zeros(rows, 1, dtype=torch.long, device=device) for _ in range(2))
         self.limits, self.lengths = (torch.zeros(rows, dtype=torch.long, device=device) for _ in range(2))
@@ -64,7 +64,7 @@ class Decoder:
         self.tokens = torch.zeros(rows, self.width, dtype=torch.long, device=device)
         self.logprobs, self.draws = (torch.zeros(rows, self.width, device=device) for _ in range(2))
         self.seen: Tensor | None = None
-        self.graphs: dict[Kind, Callable[[], None] | None] = {}
+        self.graphs: dict[GraphKey, Callable[[], None] | None] = {}
         self.pool: Any = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     @property
@@ -83,7 +83,7 @@ class Decoder:
             rows <= self.rows
             and longest + rollout.max_new_tokens <= self.slots
             and (rollout, together) == (self.rollout, self.together)
-            and (not self.graphs or self.weights == addresses(self.model))
+            and (not self.graphs or self.weights == weight_addresses(self.model))
         )
 
     def run(self, prompts: PromptBatch, owners: Tensor, draws: Tensor) -> Part:
@@ -102,7 +102,7 @@ class Decoder:
                 if (smaller := self.rows_for(len(left))) < size:
                     self.keep(found, rows)
                     rows, size = self.compact(rows, left, smaller), smaller
-            self.play(Kind(size, self.slots_for(step), self.forbidden(step)))
+            self.play(GraphKey(size, self.slots_for(step), self.forbidden(step)))
         self.keep(found, rows)
         return found
 
@@ -199,7 +199,7 @@ class Decoder:
         self.token[:size].copy_(tokens[:, None])
         self.step_number.add_(1)
 
-    def step(self, kind: Kind) -> None:
+    def step(self, kind: GraphKey) -> None:
         """Read the tokens that were drawn last and draw the next ones."""
         rows, slots = kind.rows, kind.slots
         positions = {"position_ids": self.position[:rows]} if "position_ids" in self.takes else {}
@@ -217,7 +217,7 @@ class Decoder:
         mask = self.runs.of_mask(rows, slots)
         return mask[:, None, None] if takes_packed(self.model) else mask
 
-    def play(self, kind: Kind) -> None:
+    def play(self, kind: GraphKey) -> None:
         """Do a step: on a GPU by a captured graph, from the second time on that one of its kind is done."""
         if not self.captures:
             self.step(kind)
@@ -228,7 +228,7 @@ class Decoder:
             self.graphs[kind] = replay = self.graphs[kind] or self.captured(kind)
             replay()
 
-    def warm_up(self, kind: Kind) -> None:
+    def warm_up(self, kind: GraphKey) -> None:
         """Do a step on a stream of its own: what is allocated once is not to be allocated inside a graph."""
         stream = side_stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -236,7 +236,7 @@ class Decoder:
             self.step(kind)
         torch.cuda.current_stream().wait_stream(stream)
 
-    def captured(self, kind: Kind) -> Callable[[], None]:
+    def captured(self, kind: GraphKey) -> Callable[[], None]:
         """A step as a graph, and what plays it. Capturing does nothing of it yet."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, stream=side_stream()):
@@ -274,6 +274,6 @@ def next_size(rows: int) -> int:
     return between if rows <= between and power >= 8 else power
 
 
-def addresses(model: Any) -> tuple[int, ...]:
+def weight_addresses(model: Any) -> tuple[int, ...]:
     """Where the weights are: graphs read them there."""
     return tuple(parameter.data_ptr() for parameter in model.parameters())

@@ -15,7 +15,7 @@ from rlhf.rollout.base import Responses
 from rlhf.rollout.sampling import StopTexts, next_tokens, seen_tokens
 
 
-class Chooser(LogitsProcessor):
+class PresampledLogitsProcessor(LogitsProcessor):
     """Chooses each row's token itself, leaves generate, which decodes greedily, no other, and knows which rows go on."""
 
     def __init__(self, prompts: PromptBatch, mask: Tensor, draws: Tensor, tokenizer: Tokenizer, rollout: Rollout) -> None:
@@ -49,10 +49,10 @@ class Chooser(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(-1, tokens[:, None], 0.0)
 
 
-class Ended(StoppingCriteria):
+class EndedCriteria(StoppingCriteria):
     """Which rows have ended, as their Chooser knows."""
 
-    def __init__(self, chooser: Chooser) -> None:
+    def __init__(self, chooser: PresampledLogitsProcessor) -> None:
         self.chooser = chooser
 
     def __call__(self, input_ids: Tensor, scores: Any, **unused: Any) -> Any:
@@ -81,13 +81,13 @@ def generate_part(engine: Any, prompts: PromptBatch, draws: Tensor, tokenizer: T
     """`generate` for some of the prompts. Under ZeRO stage 3 every rank goes on until all are done, since each forward
     pass gathers weights from all of them."""
     mask = left_mask(prompts.lengths, prompts.ids.size(1))
-    chooser = Chooser(prompts, mask, draws, tokenizer, rollout)
+    chooser = PresampledLogitsProcessor(prompts, mask, draws, tokenizer, rollout)
     model = base_model(engine.module)
     # What the checkpoint's own generation config says (penalties, beams) is not asked for.
     own, model.generation_config = model.generation_config, GenerationConfig()
     engine.module.generate(
         input_ids=prompts.ids.masked_fill(mask == 0, 0), attention_mask=mask,
-        logits_processor=LogitsProcessorList([chooser]), stopping_criteria=StoppingCriteriaList([Ended(chooser)]),
+        logits_processor=LogitsProcessorList([chooser]), stopping_criteria=StoppingCriteriaList([EndedCriteria(chooser)]),
         generation_config=GenerationConfig(
             max_new_tokens=rollout.max_new_tokens, do_sample=False, eos_token_id=chooser.eos, pad_token_id=0, use_cache=True
         ),

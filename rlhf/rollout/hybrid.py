@@ -9,9 +9,9 @@ from torch import Tensor
 
 from rlhf.config.schema import Rollout
 from rlhf.data.tokens import PromptBatch, Tokenizer
-from rlhf.rollout.base import Part, Responses, in_parts
+from rlhf.rollout.base import Part, Responses, generate_in_parts
 from rlhf.rollout.decoder import Decoder, next_size
-from rlhf.rollout.weights import ready
+from rlhf.rollout.weights import synced_weights
 
 # The caches and graphs of each model's last rollout, for its next one.
 DECODERS: WeakKeyDictionary[Any, Decoder] = WeakKeyDictionary()
@@ -21,13 +21,13 @@ DECODERS: WeakKeyDictionary[Any, Decoder] = WeakKeyDictionary()
 def generate(engine: Any, prompts: PromptBatch, uniforms: np.ndarray, tokenizer: Tokenizer, rollout: Rollout) -> Responses:
     """Answer the prompts, part by part."""
     owners = torch.arange(len(prompts.samples), device=prompts.ids.device) // prompts.copies
-    with ready(engine, rollout) as together:
+    with synced_weights(engine, rollout) as together:
 
         def sample(rows: Tensor, draws: Tensor) -> Part:
             batch = prompts.rows(rows)
             return decoder_for(engine.module, batch, tokenizer, rollout, together).run(batch, owners[rows], draws)
 
-        responses = in_parts(prompts, uniforms, rollout, sample)
+        responses = generate_in_parts(prompts, uniforms, rollout, sample)
     if rollout.release_cache:
         DECODERS.pop(engine.module, None)
     return responses

@@ -20,10 +20,10 @@ from rlhf.config.schema import Rollout
 from rlhf.data.tokens import PromptBatch, Tokenizer, left_mask
 from rlhf.models.families import shape_of
 from rlhf.models.lora import base_model
-from rlhf.rollout.base import Part, Responses, in_parts
+from rlhf.rollout.base import Part, Responses, generate_in_parts
 from rlhf.rollout.cache import check_room
 from rlhf.rollout.sampling import StopTexts, next_tokens, seen_tokens
-from rlhf.rollout.weights import ready
+from rlhf.rollout.weights import synced_weights
 
 # Tokens of a page of the cache, transformers' default, and of a forward pass, at most.
 PAGE, PASS_TOKENS = 256, 2**13
@@ -33,7 +33,7 @@ if not hasattr(PagedAttentionCache, "get_seq_length"):
     setattr(PagedAttentionCache, "get_seq_length", lambda self, layer_idx=0: 0)  # noqa: B010
 
 
-class Chooser(ContinuousBatchingLogitsProcessor):
+class PresampledLogitsProcessor(ContinuousBatchingLogitsProcessor):
     """Chooses the next token of each request itself, by its row and step, and leaves the manager, which decodes greedily,
     no other. A response that a stop text or a limit ends it shows the manager as ended by end-of-text."""
 
@@ -96,18 +96,18 @@ class Chooser(ContinuousBatchingLogitsProcessor):
 def generate(engine: Any, prompts: PromptBatch, uniforms: np.ndarray, tokenizer: Tokenizer, rollout: Rollout) -> Responses:
     """Answer the prompts, part by part."""
     # Managers go at their own pace, so that ranks could not gather layers together.
-    with ready(engine, replace(rollout, gather="all")), known_attention(base_model(engine.module)) as model:
+    with synced_weights(engine, replace(rollout, gather="all")), known_attention(base_model(engine.module)) as model:
 
         def sample(rows: Tensor, draws: Tensor) -> Part:
-            chooser = Chooser(prompts.rows(rows), draws, tokenizer, rollout)
+            chooser = PresampledLogitsProcessor(prompts.rows(rows), draws, tokenizer, rollout)
             answer(model, chooser, rollout)
             count = len(rows)
             return chooser.tokens[:count], chooser.logprobs[:count], chooser.lengths[:count], chooser.ended[:count]
 
-        return in_parts(prompts, uniforms, rollout, sample)
+        return generate_in_parts(prompts, uniforms, rollout, sample)
 
 
-def answer(model: Any, chooser: Chooser, rollout: Rollout) -> None:
+def answer(model: Any, chooser: PresampledLogitsProcessor, rollout: Rollout) -> None:
     """Have a manager answer the chooser's prompts. What stops its thread is raised here; RuntimeError, with its reason,
     where a request alone fails."""
     ids, lengths = chooser.prompts.ids, chooser.begins

@@ -32,7 +32,7 @@ def next_tokens(
     logprobs = torch.log_softmax(logits / rollout.temperature, dim=-1)
     allowed = logprobs.clone()
     if seen is not None:
-        allowed = penalized(logits, seen, rollout.repetition_penalty) / rollout.temperature
+        allowed = penalize_seen(logits, seen, rollout.repetition_penalty) / rollout.temperature
     if forbid is not None:
         allowed[:, forbid] = -torch.inf if where is None else allowed[:, forbid].masked_fill(where, -torch.inf)
     if rollout.do_sample:
@@ -44,7 +44,7 @@ def next_tokens(
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
 
 
-def penalized(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+def penalize_seen(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Logits [B, V] with those of the tokens in `seen` divided by the penalty if they are positive, else multiplied by it
     (arXiv 1909.05858, section 4.1, with the sign taken care of as is usual)."""
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)

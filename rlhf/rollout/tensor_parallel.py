@@ -15,7 +15,7 @@ from rlhf.config.schema import Rollout
 from rlhf.data.tokens import PromptBatch, Tokenizer
 from rlhf.engine.tensor_parallel import Share, SharedModel
 from rlhf.rollout.base import Generate, Responses
-from rlhf.rollout.weights import adapter_scale, tell
+from rlhf.rollout.weights import adapter_scale, announce
 from rlhf.runtime.distributed import rank, world
 
 # The shared copies of the models that were sampled from, for the next rollouts.
@@ -39,12 +39,12 @@ def generate(
 ) -> Responses:
     """Answer the prompts of all ranks of the group on each of them, by `sample`; returns this rank's own."""
     share, module = share_of(rollout.tensor_parallel), engine.module
-    tell(f"rollouts share each layer among {share.count} ranks")
+    announce(f"rollouts share each layer among {share.count} ranks")
     known = SHARED.pop(module, None) or SharedModel(module, share, engine.device)
     known.fill(module, adapter_scale(engine))
     if not rollout.release_cache:
         SHARED[module] = known
-    batch, numbers, start = union(prompts, uniforms, share)
+    batch, numbers, start = gather_responses(prompts, uniforms, share)
     # Graphs with collectives in them have not been tried.
     whole = sample(SharedEngine(known.module, engine.device), batch, numbers, tokenizer, replace(rollout, graphs=False))
     rows = slice(start, start + len(prompts.samples))
@@ -60,7 +60,7 @@ def share_of(count: int) -> Share:
     return Share(rank() % count, count, groups[rank() // count])
 
 
-def union(prompts: PromptBatch, uniforms: np.ndarray, share: Share) -> tuple[PromptBatch, np.ndarray, int]:
+def gather_responses(prompts: PromptBatch, uniforms: np.ndarray, share: Share) -> tuple[PromptBatch, np.ndarray, int]:
     """The prompts of all ranks of the group with their numbers, and the row at which this rank's own begin."""
     limits = None if prompts.limits is None else prompts.limits.cpu()
     own = prompts.ids.cpu(), prompts.lengths.cpu(), prompts.samples, limits, uniforms

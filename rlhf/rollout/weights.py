@@ -9,14 +9,14 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf.config.schema import Rollout
 from rlhf.engine.gather import fits_whole, gathered, is_sharded
-from rlhf.models.lora import merged
+from rlhf.models.lora import merge_lora_weight
 from rlhf.runtime.distributed import is_main
 
 told: set[str] = set()
 
 
 @contextmanager
-def ready(engine: Any, rollout: Rollout) -> Iterator[bool]:
+def synced_weights(engine: Any, rollout: Rollout) -> Iterator[bool]:
     """A context for a rollout of an engine; gives whether ranks go through it together, layer by layer."""
     with ExitStack() as stack:
         sharded = is_sharded(engine)
@@ -25,14 +25,14 @@ def ready(engine: Any, rollout: Rollout) -> Iterator[bool]:
             keep = rollout.graphs and not rollout.release_cache and engine.device.type == "cuda"
             stack.enter_context(gathered(engine, keep))
         if sharded:
-            tell("rollouts gather the whole model once" if whole else "rollouts gather the model layer by layer")
+            announce("rollouts gather the whole model once" if whole else "rollouts gather the model layer by layer")
         scale = adapter_scale(engine)
         if scale is not None and (whole or not sharded):
-            stack.enter_context(merged_adapters(engine.module, scale))
+            stack.enter_context(with_merged_adapters(engine.module, scale))
         yield sharded and not whole
 
 
-def tell(text: str) -> None:
+def announce(text: str) -> None:
     """Say a choice, once."""
     if is_main() and text not in told:
         told.add(text)
@@ -48,7 +48,7 @@ def adapter_scale(engine: Any) -> float | None:
 
 
 @contextmanager
-def merged_adapters(model: Any, scale: float) -> Iterator[None]:
+def with_merged_adapters(model: Any, scale: float) -> Iterator[None]:
     """A context in which adapters, times `scale`, are part of the weights, which are afterwards what they were, bit for
     bit."""
     from peft.tuners.lora import LoraLayer
@@ -59,7 +59,7 @@ def merged_adapters(model: Any, scale: float) -> Iterator[None]:
         for layer in layers:
             a, b = (factors["default"].weight for factors in (layer.lora_A, layer.lora_B))
             weight = layer.base_layer.weight
-            weight.copy_(merged(weight, a, b, scale, isinstance(layer.base_layer, Conv1D)))
+            weight.copy_(merge_lora_weight(weight, a, b, scale, isinstance(layer.base_layer, Conv1D)))
         try:
             yield
         finally:

@@ -38,7 +38,7 @@ def join(config: Config) -> None:
         ("MASTER_PORT", "0"),
     ):
         os.environ.setdefault(name, value)
-    quiet()
+    silence_libraries()
     import deepspeed
 
     if config.hardware.device == "cuda":
@@ -80,7 +80,7 @@ def share_partition_groups() -> None:
     groups._create_zero_param_parallel_group = create_once
 
 
-def quiet() -> None:
+def silence_libraries() -> None:
     """Silence what libraries say of themselves; warnings about the user's input stay."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

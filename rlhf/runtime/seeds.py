@@ -5,16 +5,16 @@ import zlib
 import numpy as np
 
 
-def stream(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
+def random_stream(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
     """A generator of its own for (seed, purpose, numbers)."""
     return np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *numbers]))
 
 
 def torch_seed(seed: int, purpose: str, *numbers: int) -> int:
     """A seed for torch.manual_seed from the same source."""
-    return int(stream(seed, purpose, *numbers).integers(2**63))
+    return int(random_stream(seed, purpose, *numbers).integers(2**63))
 
 
 def uniforms(seed: int, purpose: str, step: int, samples: list[int], length: int) -> np.ndarray:
     """[B, length] numbers in [0, 1), float32: row b is sample `samples[b]`'s own, in whatever batch it is drawn."""
-    return np.stack([stream(seed, purpose, step, sample).random(length, dtype=np.float32) for sample in samples])
+    return np.stack([random_stream(seed, purpose, step, sample).random(length, dtype=np.float32) for sample in samples])

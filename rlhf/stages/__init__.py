@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from rlhf.config.schema import Config
-from rlhf.experiment.checkpoints import discard
+from rlhf.experiment.checkpoints import remove_all
 from rlhf.experiment.fingerprint import check_data_files
 from rlhf.experiment.spec import Spec, stage_directory
 from rlhf.experiment.stopping import Stopped
@@ -60,7 +60,7 @@ def run_stage(spec: Spec) -> None:
     if is_main():
         directory.finish(Result(spec.stage, spec.fingerprint, tracker.seconds, metrics))
         directory.set_status(state="done")
-        discard(directory.path)
+        remove_all(directory.path)
     barrier()
 
 

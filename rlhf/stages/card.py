@@ -4,7 +4,7 @@ from typing import Any
 
 from rlhf.engine.save import plain_module
 from rlhf.experiment.spec import Spec
-from rlhf.models.heads import BIAS, SCALE, own_classifier
+from rlhf.models.heads import BIAS, SCALE, is_custom_classifier
 
 KINDS = {
     "sft": "a language model fine-tuned on demonstrations",
@@ -37,11 +37,11 @@ model = classifier_class(AutoConfig.from_pretrained(DIR)).from_pretrained(DIR)
 which takes what AutoModelForSequenceClassification takes for other families."""
 
 
-def card(spec: Spec, kind: str, engine: Any, metrics: dict[str, float]) -> str:
+def write_model_card(spec: Spec, kind: str, engine: Any, metrics: dict[str, float]) -> str:
     """The text for a model of the stage; `kind` is one of KINDS."""
     config, model = spec.config, plain_module(engine)
     scorer = kind in ("reward", "critic")
-    loading = LANGUAGE_MODEL if not scorer else OWN_CLASSIFIER if own_classifier(model) else CLASSIFIER
+    loading = LANGUAGE_MODEL if not scorer else OWN_CLASSIFIER if is_custom_classifier(model) else CLASSIFIER
     start = config.reward_model if kind == "reward" else config.model
     origin = [f"- {name}: `{place}`" for name, place in sorted(spec.inputs.items())] or [
         f"- started from: `{start.path}`" if start.path else f"- started from: random weights in the shape of {start.name}"

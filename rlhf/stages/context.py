@@ -21,12 +21,12 @@ class Context:
     spec: Spec
 
 
-def due(step: int, total: int, every: int | None) -> bool:
+def should_evaluate(step: int, total: int, every: int | None) -> bool:
     """Whether to evaluate after `step` of `total` steps: every so many, and always at the end."""
     return step == total or (every is not None and step % every == 0)
 
 
-def of_start(metrics: dict[str, float], name: str) -> dict[str, float]:
+def initial_metrics(metrics: dict[str, float], name: str) -> dict[str, float]:
     """A figure and its standard error as those of the model that training started from: `<name>_initial`."""
     return {f"{name}_initial{end}": metrics[name + end] for end in ("", "_se") if name + end in metrics}
 

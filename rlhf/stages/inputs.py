@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rlhf.config.errors import ConfigError
-from rlhf.experiment.integrity import differing, known_files
+from rlhf.experiment.integrity import differing_files, known_files
 from rlhf.experiment.spec import Spec
 from rlhf.models.adapters import adapter_base
 from rlhf.models.source import Source
@@ -37,7 +37,7 @@ def verify_inputs(spec: Spec) -> None:
             known = known_files(model)
             if known is not None:
                 share = sorted(known, key=lambda name: -known[name][0])[rank() :: world()]
-                problem = differing(model, known, share, share)
+                problem = differing_files(model, known, share, share)
         except (OSError, ValueError) as error:
             problem = str(error)
         if known is None and problem is None and is_main() and (model.parent / "result.json").is_file():

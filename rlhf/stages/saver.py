@@ -10,23 +10,23 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rlhf.config.derive import layout
+from rlhf.config.derive import shard_layout
 from rlhf.config.disk import disk_problem
 from rlhf.engine.save import write_tensors
 from rlhf.engine.state import engine_state, generators, restore_engine, restore_generators
 from rlhf.experiment import stopping
 from rlhf.experiment.checkpoints import (
     Manifest,
+    checkpoint_dirs,
     checkpoint_name,
-    commit,
-    damage,
-    discard,
-    partial,
-    places,
+    integrity_error,
+    partial_dirs,
+    publish,
     read_manifest,
-    tidy,
+    remove_all,
+    remove_partial,
 )
-from rlhf.experiment.integrity import describe
+from rlhf.experiment.integrity import file_digest
 from rlhf.experiment.stopping import Stopped
 from rlhf.runtime.distributed import barrier, gather, is_main, rank, total, world
 from rlhf.stages.context import Context
@@ -59,9 +59,9 @@ class Saver:
     def resume(self) -> Progress:
         """Put everything back as the newest sound checkpoint has it; where there is none, begin."""
         self.context.directory.check_lock()
-        candidates: list[Path] = gather(places(self.directory))[0]
+        candidates: list[Path] = gather(checkpoint_dirs(self.directory))[0]
         if is_main():
-            tidy(self.directory)
+            remove_partial(self.directory)
         for place in candidates:
             problem, manifest = self.verify(place)
             if problem is None and manifest is not None:
@@ -76,7 +76,7 @@ class Saver:
             if is_main():
                 shutil.rmtree(place, ignore_errors=True)
         if is_main():
-            discard(self.directory)
+            remove_all(self.directory)
         self.context.tracker.resume(None, 0, 0.0)
         barrier()
         return Progress()
@@ -85,7 +85,7 @@ class Saver:
         """What is wrong with a checkpoint (None: nothing), each rank looking at some of its files; and its manifest."""
         try:
             manifest = read_manifest(place)
-            problem = damage(place, sorted(manifest.files)[rank() :: world()], manifest)
+            problem = integrity_error(place, sorted(manifest.files)[rank() :: world()], manifest)
         except (OSError, ValueError) as error:
             manifest, problem = None, str(error)
         return next((found for found in gather(problem) if found), None), manifest
@@ -116,7 +116,7 @@ class Saver:
             (phase is None and every is not None and step % every == 0)
             or (minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes)
         )
-        stop, save = total(stopping.asked.is_set(), due)
+        stop, save = total(stopping.stop_requested.is_set(), due)
         if not stop and not save:
             return
         name = checkpoint_name(step, phase)
@@ -127,7 +127,7 @@ class Saver:
     def save(self, name: str, step: int, numbers: dict[str, Any], tensors: Tensors) -> str | None:
         """Write a checkpoint; returns what went wrong, if anything did. Then the one before is kept. Raises LockLost."""
         self.context.directory.check_lock()
-        place = partial(self.directory, name)
+        place = partial_dirs(self.directory, name)
         if is_main():
             shutil.rmtree(place, ignore_errors=True)
         barrier()
@@ -154,17 +154,19 @@ class Saver:
     def write(self, file: Path, state: Tensors) -> list[Any]:
         """This rank's file; returns its size and checksum."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(file, [(name, tensor.dtype, tensor.shape, fetch(tensor)) for name, tensor in state.items()])
-        return describe(file)
+        write_tensors(file, [(name, tensor.dtype, tensor.shape, read_tensors(tensor)) for name, tensor in state.items()])
+        return file_digest(file)
 
     def commit(self, name: str, step: int, numbers: dict[str, Any], files: dict[str, list[Any]]) -> None:
         """Declare the checkpoint whole."""
         self.context.directory.check_lock()
         tracker, spec = self.context.tracker, self.context.spec
-        logs = tracker.save(partial(self.directory, name))
-        files = files | {file.name: describe(file) for file in logs}
+        logs = tracker.save(partial_dirs(self.directory, name))
+        files = files | {file.name: file_digest(file) for file in logs}
         numbers = {**numbers, "seconds": tracker.seconds, "code": spec.code}
-        commit(self.directory, name, Manifest(step, layout(spec.config, spec.stage), numbers, files), self.settings.keep)
+        publish(
+            self.directory, name, Manifest(step, shard_layout(spec.config, spec.stage), numbers, files), self.settings.keep
+        )
 
     def attempt(self, action: Callable[..., Any], *arguments: Any) -> tuple[Any, str | None]:
         """What an action returns, or what the disk said to it: other ranks must hear of it before this one gives up."""
@@ -179,7 +181,7 @@ class Saver:
             print(text, flush=True)
 
 
-def fetch(tensor: Tensor) -> Callable[[], Tensor]:
+def read_tensors(tensor: Tensor) -> Callable[[], Tensor]:
     """A tensor's value, on the host."""
     return lambda: tensor.detach().cpu()
 

@@ -31,17 +31,17 @@ def environment(config: Config) -> dict[str, Any]:
     """Everything that environment.json says. No environment variables: they may hold secrets."""
     return {
         "python": platform.python_version(),
-        "packages": {name: installed(name) for name in PACKAGES},
+        "packages": {name: installed_versions(name) for name in PACKAGES},
         "git": git_state(),
         "host": platform.node(),
         "platform": platform.platform(),
-        "processor": processor(),
+        "processor": processor_name(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "hardware": asdict(config.hardware),
     }
 
 
-def processor() -> str:
+def processor_name() -> str:
     """The processor's name where Linux tells it, else its architecture."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.is_file() else []
@@ -49,7 +49,7 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def installed(package: str) -> str | None:
+def installed_versions(package: str) -> str | None:
     """A package's version, or None."""
     try:
         return version(package)

@@ -26,7 +26,9 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def speed(config: Config, prefix: str, seconds: float, samples: float, tokens: float, flops: float) -> dict[str, float]:
+def throughput_metrics(
+    config: Config, prefix: str, seconds: float, samples: float, tokens: float, flops: float
+) -> dict[str, float]:
     """Throughput metrics of a phase from its totals over all ranks. `prefix` is empty for the whole step."""
     peak = getattr(config.hardware.peak_tflops, config.precision.dtype)
     tflops = flops / seconds / ranks(config) / 1e12

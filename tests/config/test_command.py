@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from rlhf.cli import main
 from rlhf.cli.prepare import load_config
-from rlhf.cli.run import main
 from rlhf.config.command import read_command
 from rlhf.config.errors import ConfigError
 

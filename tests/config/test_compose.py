@@ -12,9 +12,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from rlhf.cli.prepare import load_config
-from rlhf.cli.run import Invalid, points_of
+from rlhf.cli.run import Invalid, compose_points
 from rlhf.config.command import read_command
-from rlhf.config.compose import config_root, quoted, register, typed
+from rlhf.config.compose import config_root, quote_digits, register, to_config
 from rlhf.config.errors import ConfigError
 from rlhf.config.points import Composer
 
@@ -27,7 +27,7 @@ def run(monkeypatch, tmp_path):
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", ["rlhf", *arguments, f"output_root={tmp_path}"])
         with Composer(read_command(sys.argv[1:])) as composer:
-            return [point.config for point in points_of(composer)[0]]
+            return [point.config for point in compose_points(composer)[0]]
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
@@ -112,14 +112,14 @@ def test_bad_input_is_one_line_that_names_key_value_and_fix(run, argument, key, 
 def test_a_value_that_the_schema_does_not_take_is_one_line(default, key, value, shown, fix):
     OmegaConf.update(default, key, value, merge=False, force_add=True)
     with pytest.raises(ConfigError) as error:
-        typed(default)
+        to_config(default)
     is_one_line(str(error.value), key, shown, fix)
 
 
 def test_a_bad_item_of_a_list_is_named_by_its_place(default):
     OmegaConf.update(default, "sft.betas", [0.9, "b"])
     with pytest.raises(ConfigError, match=r"^sft\.betas\[1\]=.*; give a number$"):
-        typed(default)
+        to_config(default)
 
 
 def test_a_group_set_to_nothing_is_no_traceback(run):
@@ -168,7 +168,7 @@ def test_all_points_of_a_sweep_are_handed_in_and_zero_takes_numbers(run):
     ],
 )
 def test_numbers_that_name_a_zero_option_are_quoted(argument, meant):
-    assert quoted([argument]) == [meant]
+    assert quote_digits([argument]) == [meant]
 
 
 def test_precision_follows_the_hardware(make_config):

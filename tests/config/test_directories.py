@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf.config.compose import point_name
-from rlhf.config.directories import LONGEST, find_name_problem, name_safely, name_sweep
+from rlhf.config.directories import LONGEST, find_name_problem, make_safe_name, name_sweep
 
 
 @pytest.mark.parametrize("name", ["../../x", "..", "/tmp/x", "a b", "a\nb", "-x", ".x", "x" * 300, "ä" * 60, "latest"])
@@ -36,7 +36,7 @@ def test_different_points_have_different_directories_that_file_systems_take(one,
 
 
 def test_readable_names_stay_as_they_are():
-    assert name_safely("ppo.kl_coef=0.1,seed=1") == "ppo.kl_coef=0.1,seed=1"
+    assert make_safe_name("ppo.kl_coef=0.1,seed=1") == "ppo.kl_coef=0.1,seed=1"
     assert point_name(["zero@critic_zero='3'"], []) == "zero@critic_zero=3"
 
 

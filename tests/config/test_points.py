@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlhf.config.command import command_of, read_command
-from rlhf.config.compose import config_root, quoted
+from rlhf.config.compose import config_root, quote_digits
 from rlhf.config.errors import ConfigError
 from rlhf.config.points import Composer
 
@@ -158,7 +158,7 @@ def by_hydra(words, multirun):
 )
 def test_what_is_written_is_what_hydra_writes(tmp_path, monkeypatch, own_state, words, multirun):
     monkeypatch.chdir(tmp_path)
-    words = quoted([word.format(root=tmp_path / "out") for word in words])
+    words = quote_digits([word.format(root=tmp_path / "out") for word in words])
     monkeypatch.setattr("sys.argv", ["rlhf", *(["-m"] if multirun else []), *words])
     with Composer(read_command([*(["-m"] if multirun else []), *words])) as composer:
         composer.save([composer.job(point, number) for number, point in enumerate(composer.points)])

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from rlhf.config.checks import check
 from rlhf.config.compose import config_root, register
-from rlhf.config.keys import NAME_KEYS, PLACE_KEYS, RESULT_KEYS, covered, leaf_keys, left_out
+from rlhf.config.keys import NAME_KEYS, PLACE_KEYS, RESULT_KEYS, excluded_keys, leaf_keys, matches_prefix
 from rlhf.config.schema import LORAS, ZEROS
 
 CONF = config_root() / "conf"
@@ -50,15 +50,15 @@ def test_every_key_decides_results_or_places_and_never_both():
         training = [keys for stage, keys in RESULT_KEYS.items() if stage != "bench"]
         result = any(prefixes & set(keys) for keys in training)
         assert place or result, f"{key} is in neither list"
-        assert covered(key, PLACE_KEYS) == place
-        assert any(covered(key, keys) for keys in training) == result
+        assert matches_prefix(key, PLACE_KEYS) == place
+        assert any(matches_prefix(key, keys) for keys in training) == result
 
 
 def test_every_key_is_a_name_or_decides_a_benchmark():
     for key in leaf_keys():
-        assert covered(key, NAME_KEYS) or covered(key, RESULT_KEYS["bench"]), key
+        assert matches_prefix(key, NAME_KEYS) or matches_prefix(key, RESULT_KEYS["bench"]), key
     assert set(NAME_KEYS) < set(PLACE_KEYS)
-    assert (left_out("bench"), left_out("ppo")) == (NAME_KEYS, PLACE_KEYS)
+    assert (excluded_keys("bench"), excluded_keys("ppo")) == (NAME_KEYS, PLACE_KEYS)
 
 
 def test_both_lists_name_keys_that_exist_and_name_them_once():
@@ -72,19 +72,19 @@ def test_both_lists_name_keys_that_exist_and_name_them_once():
 
 @pytest.mark.parametrize("key", ["ppo.kl_coef", "sft.learning_rate", "model.width", "precision.dtype", "seed"])
 def test_hyperparameters_are_no_places(key):
-    assert not covered(key, PLACE_KEYS)
+    assert not matches_prefix(key, PLACE_KEYS)
 
 
 @pytest.mark.parametrize("key", ["hardware.nodes", "zero.stage", "sft.micro_batch_size", "tracking.wandb.mode", "name"])
 def test_places_are_places(key):
-    assert covered(key, PLACE_KEYS)
+    assert matches_prefix(key, PLACE_KEYS)
 
 
 def test_a_prefix_covers_whole_names_only():
-    assert covered("ppo.kl_coef", ("ppo",))
-    assert covered("ppo.kl_coef", ("ppo.kl_coef",))
-    assert not covered("ppo.kl_coef", ("ppo.kl",))
-    assert not covered("rewards", ("reward",))
+    assert matches_prefix("ppo.kl_coef", ("ppo",))
+    assert matches_prefix("ppo.kl_coef", ("ppo.kl_coef",))
+    assert not matches_prefix("ppo.kl_coef", ("ppo.kl",))
+    assert not matches_prefix("rewards", ("reward",))
 
 
 def test_every_group_is_in_the_table_of_contents():

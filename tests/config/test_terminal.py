@@ -13,24 +13,24 @@ from rich.text import Text
 
 import rlhf
 from rlhf.config.errors import ConfigError
-from rlhf.config.terminal import Terminal, one_line, printable, without_colours
+from rlhf.config.terminal import Terminal, make_printable, one_line, strip_colours
 
 HOSTILE = "a\x1b[2J\x1b]0;title\x07\x00\x9b31m\r\u202eb\x7f"
 SHOWN = "a␛[2J␛]0;title␇␀�31m␍�b␡"
 
 
 def test_control_characters_are_shown():
-    assert printable(HOSTILE) == SHOWN
-    assert printable("tab\tline\nend, umlaut ä, 漢字, 👩‍👩‍👧, عربي") == "tab\tline\nend, umlaut ä, 漢字, 👩‍👩‍👧, عربي"
+    assert make_printable(HOSTILE) == SHOWN
+    assert make_printable("tab\tline\nend, umlaut ä, 漢字, 👩‍👩‍👧, عربي") == "tab\tline\nend, umlaut ä, 漢字, 👩‍👩‍👧, عربي"
     assert one_line("a\nb\tc\x00") == "a␊b␉c␀"
-    assert printable("half \ud800 character") == "half � character"
+    assert make_printable("half \ud800 character") == "half � character"
 
 
 @given(st.text())
 def test_nothing_that_steers_is_left(text):
-    shown = printable(text)
+    shown = make_printable(text)
     assert all(character in "\n\t" or (ord(character) >= 32 and not 0x7F <= ord(character) <= 0x9F) for character in shown)
-    assert printable(shown) == shown
+    assert make_printable(shown) == shown
     shown.encode()
 
 
@@ -46,10 +46,10 @@ def test_a_terminal_shows_what_it_is_given(terminal):
     console.print(table)
     with Live(Text(HOSTILE), console=console, auto_refresh=False):
         pass
-    said = without_colours(stream.getvalue())
+    said = strip_colours(stream.getvalue())
     for code in ("\x1b[?25l", "\x1b[?25h", "\x1b[1A", "\x1b[2K", "\r"):  # Live's own
         said = said.replace(code, "") if terminal else said
-    assert printable(said) == said
+    assert make_printable(said) == said
     assert said.count("a␛[2J␛]0;title␀�") >= 5  # rich leaves bells and returns out
 
 

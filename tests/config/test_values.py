@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 from rlhf.cli.prepare import load_config
 from rlhf.cli.run import Invalid
 from rlhf.config.checks import check
-from rlhf.config.compose import config_root, register, typed
+from rlhf.config.compose import config_root, register, to_config
 from rlhf.config.errors import ConfigError, ConfigErrors
 from rlhf.config.keys import LEAF_TYPES, without_none
-from rlhf.config.ranges import CHOICES, RANGES, at
+from rlhf.config.ranges import CHOICES, RANGES, get_key
 from rlhf.config.schema import Config
 from rlhf.config.shapes import LINEAR_LAYERS
 from rlhf.models.families import ARGUMENTS
@@ -44,7 +44,7 @@ def told(default, **changes):
             place = place[group]
         place[name] = value
     with pytest.raises(ConfigError) as error:
-        check(typed(OmegaConf.create(values)))
+        check(to_config(OmegaConf.create(values)))
     return str(error.value).splitlines()
 
 
@@ -207,9 +207,9 @@ def test_a_value_is_shown_on_one_line():
 
 
 def test_the_default_keeps_every_rule(default):
-    config = typed(OmegaConf.create(default))
+    config = to_config(OmegaConf.create(default))
     check(config)
-    assert isinstance(config, Config) and all(at(config, key) is not ... for key in LEAF_TYPES)
+    assert isinstance(config, Config) and all(get_key(config, key) is not ... for key in LEAF_TYPES)
 
 
 @pytest.mark.parametrize("family", ARGUMENTS)
@@ -218,10 +218,10 @@ def test_the_linear_layers_of_a_family_are_those_of_its_model(make_config, famil
     import torch
     from transformers import AutoModelForCausalLM
 
-    from rlhf.models.families import settings_of
+    from rlhf.models.families import build_hf_config
     from rlhf.models.lora import linear_names
 
     model = make_config(f"model={family.replace('_', '-')}-tiny").model
     with torch.device("meta"):
-        names = linear_names(AutoModelForCausalLM.from_config(settings_of(model)))
+        names = linear_names(AutoModelForCausalLM.from_config(build_hf_config(model)))
     assert {name.rpartition(".")[2] for name in names} == {*LINEAR_LAYERS[family], "lm_head"}

@@ -7,12 +7,12 @@ import sys
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from rlhf.cli.run import main
+from rlhf.cli import main
 from rlhf.config.errors import ConfigError
 from rlhf.data.check import record_problems
 from rlhf.experiment.fingerprint import check_data_files, data_files
-from rlhf.experiment.graph import nodes
-from rlhf.experiment.spec import spec_of
+from rlhf.experiment.graph import build_graph
+from rlhf.experiment.spec import build_spec
 
 ROWS = [{"prompt": f"q{i}", "response": f"a{i}", "chosen": f"c{i}", "rejected": f"x{i}"} for i in range(60)]
 
@@ -87,8 +87,8 @@ def test_a_stage_reads_the_data_that_its_fingerprint_says_or_stops_with_both_has
     path = write(tmp_path / "data.jsonl", ROWS)
     config = make_config("data=files", f"output_root={tmp_path}/out")
     config.data.files.train = config.data.files.heldout = str(path)
-    (node,) = (node for node in nodes(config) if node.stage == stage)
-    spec = spec_of(node, config)
+    (node,) = (node for node in build_graph(config) if node.stage == stage)
+    spec = build_spec(node, config)
     check_data_files(config, spec.files)
     before = spec.files["data.files.train"]
     path.write_text(path.read_text().replace("a1", "b1"))

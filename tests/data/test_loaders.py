@@ -12,8 +12,8 @@ from rlhf.data.loaders import (
     all_batches,
     create_prompt_dataloader,
     epoch_batches,
-    even_shares,
-    share,
+    evenly,
+    local_share,
     steps_per_epoch,
     total_steps,
 )
@@ -50,7 +50,7 @@ def test_batches_go_on_pass_after_pass_and_stop_at_the_last_step():
 @given(st.integers(1, 10), st.sampled_from([1, 2, 4]))
 def test_the_shares_of_all_ranks_make_up_the_global_batch(per_four, world):
     batch = list(range(100, 100 + 4 * per_four))
-    shares = [share(batch, rank, world) for rank in range(world)]
+    shares = [local_share(batch, rank, world) for rank in range(world)]
     assert [record for part in shares for record in part] == batch
     assert {len(part) for part in shares} == {len(batch) // world}
 
@@ -58,7 +58,7 @@ def test_the_shares_of_all_ranks_make_up_the_global_batch(per_four, world):
 @given(st.integers(0, 40), st.sampled_from([1, 2, 4]), st.integers(1, 5))
 def test_held_out_items_all_count_once_and_ranks_take_equally_many(items, world, micro):
     plan = Batches(world, 8, micro, 8 // micro)
-    ranks = [even_shares(list(range(items)), plan, rank) for rank in range(world)]
+    ranks = [evenly(list(range(items)), plan, rank) for rank in range(world)]
     pairs = [pair for parts in ranks for part, weights in parts for pair in zip(part, weights.tolist(), strict=True)]
     assert [item for item, weight in pairs if weight == 1.0] == list(range(items))
     assert [weight for _, weight in pairs if weight != 1.0] == [0.0] * (-items % world)

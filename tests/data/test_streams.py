@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.runtime.seeds import stream, torch_seed, uniforms
+from rlhf.runtime.seeds import random_stream, torch_seed, uniforms
 
 samples = st.lists(st.integers(0, 2**31), min_size=1, max_size=6)
 
@@ -30,12 +30,14 @@ def test_numbers_are_uniform_float32_in_the_unit_interval():
 
 def test_every_part_of_its_name_makes_another_stream():
     names = [(0, "a", 0, 0), (1, "a", 0, 0), (0, "b", 0, 0), (0, "a", 1, 0), (0, "a", 0, 1), (0, "a", 1, 1)]
-    draws = {stream(*name).random() for name in names}
+    draws = {random_stream(*name).random() for name in names}
     assert len(draws) == len(names)
 
 
 def test_a_stream_can_be_drawn_again():
-    assert stream(3, "order", 1, 2).permutation(10).tolist() == stream(3, "order", 1, 2).permutation(10).tolist()
+    assert (
+        random_stream(3, "order", 1, 2).permutation(10).tolist() == random_stream(3, "order", 1, 2).permutation(10).tolist()
+    )
 
 
 def test_torch_seeds_fit_and_differ():

@@ -10,7 +10,7 @@ from rlhf.data.dataset import Comparison, Demonstration
 from rlhf.data.tokens import (
     Encoded,
     comparison_batch,
-    count_cut,
+    count_truncated,
     encode_comparisons,
     encode_demonstrations,
     encode_prompt,
@@ -73,10 +73,10 @@ def test_responses_that_were_cut_are_counted_once_each(tokenizer, data):
     demonstrations = [Demonstration("Why?", words(20)), Demonstration("Why?", "Short."), Demonstration("How?", words(20))]
     encoded = encode_demonstrations(demonstrations, tokenizer, data)
     assert [item.cut for item in encoded] == [True, False, True]
-    assert count_cut(encoded) == {"data/responses": 3.0, "data/responses_cut": 2.0}
+    assert count_truncated(encoded) == {"data/responses": 3.0, "data/responses_cut": 2.0}
     pairs = encode_comparisons(comparisons((words(20), "a", "b")), tokenizer, data, grouped=True)
     answers = [answer for element in pairs for pair in element for answer in pair]
-    assert count_cut(answers) == {"data/responses": 3.0, "data/responses_cut": 1.0}
+    assert count_truncated(answers) == {"data/responses": 3.0, "data/responses_cut": 1.0}
 
 
 @pytest.fixture(scope="module")

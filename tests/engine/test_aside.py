@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from rlhf.config.derive import Batches
-from rlhf.engine.offload import Aside, storages
-from rlhf.engine.state import engine_state, held
-from rlhf.engine.step import advance, finish
-from rlhf.engine.zero import Learning, backward, frozen_engine, release, set_rates, training_engine
+from rlhf.engine.offload import OffloadedEngine, storages
+from rlhf.engine.state import engine_state, local_shard
+from rlhf.engine.step import accumulate, optimizer_step
+from rlhf.engine.zero import TrainingSpec, backward, frozen_engine, release, set_rates, training_engine
 from rlhf.runtime.distributed import start
 
 PLAN = Batches(ranks=1, per_rank=4, micro=2, accumulation=2)
@@ -27,7 +27,7 @@ def make_engine(make_config):
         start(config)
         torch.manual_seed(1)
         model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4), nn.Linear(4, 1)).to(DTYPES[precision])
-        learning = Learning(config.sft, PLAN, config.zero, config.lora, 0.05, 0.1, checkpointing=False)
+        learning = TrainingSpec(config.sft, PLAN, config.zero, config.lora, 0.05, 0.1, checkpointing=False)
         made = frozen_engine(model, config, config.zero) if frozen else training_engine(model, config, learning)
         engines.append(made)
         return made
@@ -47,17 +47,17 @@ def update(engine, number):
     engine.train()
     for half in inputs(engine, number).split(2):
         backward(engine, engine(half).float().square().sum(), 4.0)
-        advance(engine)
-    return finish(engine)
+        accumulate(engine)
+    return optimizer_step(engine)
 
 
 @KINDS
 def test_an_engine_that_was_aside_goes_on_as_if_it_had_not_been(make_engine, zero, precision):
     plain, moved = make_engine(zero, precision), make_engine(zero, precision)
-    aside = Aside(moved, frozen=False)
+    aside = OffloadedEngine(moved, frozen=False)
     for number in range(3):  # the first time there are no moments yet
-        aside.put()
-        aside.fetch()
+        aside.to_host()
+        aside.to_device()
         assert update(plain, number) == update(moved, number)
     expected, found = engine_state(plain), engine_state(moved)
     assert expected.keys() == found.keys() and any(name.startswith("moment/") for name in found)
@@ -72,12 +72,12 @@ def test_nothing_is_left_on_the_device(make_engine, zero, precision):
     weights, size = 32 + 8 + 32 + 4 + 4 + 1, 4 if precision == "fp32" else 2
     masters = 0 if (zero, precision) == ("0", "fp32") else 4
     assert everything >= weights * (size + masters + 8)
-    aside = Aside(engine, frozen=False)
-    aside.put()
+    aside = OffloadedEngine(engine, frozen=False)
+    aside.to_host()
     assert storages(engine, frozen=False) == []
-    with pytest.raises(RuntimeError, match="put aside"):
+    with pytest.raises(RuntimeError, match="in host memory"):
         engine(inputs(engine, 0))
-    aside.fetch()
+    aside.to_device()
     assert sum(storage.nbytes() for storage in storages(engine, frozen=False)) == everything
 
 
@@ -85,21 +85,21 @@ def test_nothing_is_left_on_the_device(make_engine, zero, precision):
 def test_a_frozen_engine_is_copied_once(make_engine, zero, precision, monkeypatch):
     from rlhf.engine import offload as module
 
-    engine, copied, plain = make_engine(zero, precision, frozen=True), [], module.host_copy
+    engine, copied, plain = make_engine(zero, precision, frozen=True), [], module.copy_to_host
     monkeypatch.setattr(
         module, "host_copy", lambda storage, former: copied.append(storage.nbytes()) or plain(storage, former)
     )
-    before = [held(parameter).clone() for parameter in engine.module.parameters()]
+    before = [local_shard(parameter).clone() for parameter in engine.module.parameters()]
     with torch.no_grad():
         expected = engine(inputs(engine, 0))
-    aside = Aside(engine, frozen=True)
+    aside = OffloadedEngine(engine, frozen=True)
     for _ in range(3):
-        aside.put()
-        aside.put()  # which changes nothing
+        aside.to_host()
+        aside.to_host()  # which changes nothing
         assert storages(engine, frozen=True) == []
-        aside.fetch()
-        aside.fetch()
+        aside.to_device()
+        aside.to_device()
         with torch.no_grad():
             assert torch.equal(engine(inputs(engine, 0)), expected)
-    assert all(torch.equal(old, held(new)) for old, new in zip(before, engine.module.parameters(), strict=True))
+    assert all(torch.equal(old, local_shard(new)) for old, new in zip(before, engine.module.parameters(), strict=True))
     assert 0 < sum(copied) <= 2 * sum(p.numel() * p.element_size() for p in before)

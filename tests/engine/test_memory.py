@@ -73,11 +73,11 @@ def main(zero, place):
     from safetensors.torch import load_file
 
     from rlhf.config.derive import Batches
-    from rlhf.config.points import composed
+    from rlhf.config.points import compose_config
     from rlhf.data.records import load_dataset
     from rlhf.engine.save import save_model
-    from rlhf.engine.step import finish
-    from rlhf.engine.zero import Learning, backward, set_rates, training_engine
+    from rlhf.engine.step import optimizer_step
+    from rlhf.engine.zero import TrainingSpec, backward, set_rates, training_engine
     from rlhf.models.heads import model_inputs
     from rlhf.models.load import load_policy, new_policy
     from rlhf.models.source import Source
@@ -85,26 +85,26 @@ def main(zero, place):
     from rlhf.runtime.distributed import start
 
     stage = "0" if zero == "save" else zero
-    config = composed(*SHAPE, f"zero='{stage}'", f"hardware.gpus_per_node={1 if zero == 'save' else 2}")
+    config = compose_config(*SHAPE, f"zero='{stage}'", f"hardware.gpus_per_node={1 if zero == 'save' else 2}")
     start(config)
     tokenizer = build_tokenizer(config.model, "model", config, load_dataset(config))
     if zero == "save":
         new_policy(config.model, config, tokenizer, config.zero, 0.0).save_pretrained(place)
         return
     ids = torch.randint(2, 700, (2, 8), generator=torch.Generator().manual_seed(0))
-    small = training_engine(torch.nn.Linear(2, 1), config, learning(config, Learning, Batches))
+    small = training_engine(torch.nn.Linear(2, 1), config, learning(config, TrainingSpec, Batches))
     backward(small, small(torch.ones(1, 2)).sum(), 1.0)
-    finish(small)  # what DeepSpeed allocates once
+    optimizer_step(small)  # what DeepSpeed allocates once
     base = memory("VmRSS")
     reset_peak()
     policy = load_policy(Source(place, "model.path"), config, config.zero, 0.0)
     loaded = memory("VmHWM") - base
-    engine = training_engine(policy, config, learning(config, Learning, Batches))
+    engine = training_engine(policy, config, learning(config, TrainingSpec, Batches))
     model = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters()) * 4 / MIB
     for _ in range(2):
         set_rates(engine, 0.0)  # AdamW's moments, but the same weights
         backward(engine, engine(**model_inputs(engine, ids, torch.ones_like(ids))).logits.logsumexp(-1).sum(), 1.0)
-        finish(engine)
+        optimizer_step(engine)
     trained = memory("VmHWM") - base
     again = Path(place) / f"again-{zero}"
     save_model(engine, tokenizer, config.lora, again, "")

@@ -19,15 +19,15 @@ from rlhf.config.derive import Batches
 from rlhf.config.errors import ConfigError
 from rlhf.engine import save
 from rlhf.engine.save import save_model, whole_weight
-from rlhf.engine.zero import Learning, training_engine
+from rlhf.engine.zero import TrainingSpec, training_engine
 from rlhf.experiment.spec import Spec
 from rlhf.models.heads import classifier_class, model_inputs
 from rlhf.models.load import load_policy, load_scorer, new_policy, new_scorer
 from rlhf.models.lora import is_adapter
 from rlhf.models.source import Source
-from rlhf.models.tokenizer import same_vocabulary
+from rlhf.models.tokenizer import have_same_vocabulary
 from rlhf.runtime.distributed import start
-from rlhf.stages.card import card
+from rlhf.stages.card import write_model_card
 
 PLAN = Batches(ranks=1, per_rank=1, micro=1, accumulation=1)
 IDS = torch.arange(2, 26).view(2, 12)
@@ -87,7 +87,7 @@ def test_plain_transformers_loads_a_policy_bit_for_bit(make_config, tokenizer, t
     tied = again.get_input_embeddings().weight is again.get_output_embeddings().weight
     assert tied == (model != "gptj-tiny")
     assert torch.equal(logits(engine.module), logits(again))
-    assert same_vocabulary(AutoTokenizer.from_pretrained(tmp_path / "model"), tokenizer)
+    assert have_same_vocabulary(AutoTokenizer.from_pretrained(tmp_path / "model"), tokenizer)
     assert (tmp_path / "model" / "README.md").read_text() == "a card"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -159,7 +159,7 @@ def test_a_scorer_of_a_family_without_a_classifier(make_config, tokenizer, tmp_p
     randomise(engine.module)
     engine.module.config.reward_bias = 0.5
     spec = Spec("reward", "0" * 64, str(tmp_path), {}, config, "", [])
-    text = card(spec, "reward", engine, {})
+    text = write_model_card(spec, "reward", engine, {})
     save_model(engine, tokenizer, config.lora, tmp_path / "model", text)
     place = tmp_path / "model"
 
@@ -187,8 +187,8 @@ def test_a_card_names_the_class_that_loads(make_config, tokenizer, tmp_path):
     config = make_config()
     spec = Spec("ppo", "0" * 64, str(tmp_path), {"actor": "somewhere"}, config, "", [])
     texts = (
-        card(spec, "critic", scorer_engine(config, tokenizer), {}),
-        card(spec, "ppo", policy_engine(config, tokenizer), {}),
+        write_model_card(spec, "critic", scorer_engine(config, tokenizer), {}),
+        write_model_card(spec, "ppo", policy_engine(config, tokenizer), {}),
     )
     assert "AutoModelForSequenceClassification" in texts[0] and "classifier_class" not in texts[0]
     assert "AutoModelForCausalLM" in texts[1] and "end-of-text token" not in texts[1]
@@ -230,7 +230,7 @@ def adapted(config, model):
     import deepspeed
 
     start(config)
-    engine = training_engine(model, config, Learning(config.sft, PLAN, config.zero, config.lora, 1e-3, 0.0, False))
+    engine = training_engine(model, config, TrainingSpec(config.sft, PLAN, config.zero, config.lora, 1e-3, 0.0, False))
     generator = torch.Generator().manual_seed(3)
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:  # the adapters, and a scorer's head

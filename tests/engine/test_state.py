@@ -12,8 +12,8 @@ from torch import nn
 from rlhf.config.derive import Batches
 from rlhf.engine.save import whole_weight
 from rlhf.engine.state import LOSS_SCALE, engine_state, generators, restore_engine, restore_generators
-from rlhf.engine.step import advance, finish
-from rlhf.engine.zero import Learning, backward, release, set_rates, training_engine
+from rlhf.engine.step import accumulate, optimizer_step
+from rlhf.engine.zero import TrainingSpec, backward, release, set_rates, training_engine
 from rlhf.runtime.distributed import start
 
 PLAN = Batches(ranks=1, per_rank=4, micro=2, accumulation=2)
@@ -45,7 +45,7 @@ def make_engine(make_config):
         layers = (nn.Linear(4, 8), nn.LayerNorm(8), nn.Dropout(0.3), nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 1))
         model = nn.Sequential(*layers).to(DTYPES[precision])
         model[5].requires_grad_(False)
-        learning = Learning(config.sft, PLAN, config.zero, config.lora, 0.05, 0.1, checkpointing=False)
+        learning = TrainingSpec(config.sft, PLAN, config.zero, config.lora, 0.05, 0.1, checkpointing=False)
         engines.append(training_engine(model, config, learning))
         return engines[-1]
 
@@ -66,8 +66,8 @@ def train(engine, steps) -> list[float]:
         for half in (inputs[:2], inputs[2:]):
             loss = ((engine(half).float() - 1.0) ** 2).sum() * (10.0 if step == 1 else 0.01)
             backward(engine, loss, 4.0)
-            advance(engine)
-        norms += finish(engine)
+            accumulate(engine)
+        norms += optimizer_step(engine)
     return norms
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from rlhf.config.derive import Batches
 from rlhf.engine.save import whole_weight
-from rlhf.engine.step import advance, finish
-from rlhf.engine.zero import Learning, backward, set_rates, training_engine
+from rlhf.engine.step import accumulate, optimizer_step
+from rlhf.engine.zero import TrainingSpec, backward, set_rates, training_engine
 from rlhf.models.load import new_policy
 from rlhf.models.lora import is_adapter
 from rlhf.runtime.distributed import start
@@ -26,7 +26,9 @@ SMALL = 0.02
 
 
 def learning(config, plan=PLAN):
-    return Learning(config.sft, plan, config.zero, config.lora, config.sft.learning_rate, config.sft.weight_decay, False)
+    return TrainingSpec(
+        config.sft, plan, config.zero, config.lora, config.sft.learning_rate, config.sft.weight_decay, False
+    )
 
 
 def make_pair(make_config, zero, dtype, clip=CLIP):
@@ -72,8 +74,8 @@ def update(engines, number, sizes=(1.0, SMALL), infinite=None):
             mine = inputs[2 * half : 2 * half + 2].to(next(engine.module.parameters()).dtype)
             factor = math.inf if half == 1 and place == infinite else size
             backward(engine, factor * loss_of(engine, mine), 4.0)
-            advance(engine)
-    return finish(*engines)
+            accumulate(engine)
+    return optimizer_step(*engines)
 
 
 def plain_update(models, optimizers, number, sizes=(1.0, SMALL)):
@@ -208,7 +210,7 @@ def test_adapters_have_a_learning_rate_of_their_own(make_config, tokenizer, zero
     ids = torch.arange(2, 22)[None]
     logits = engine(input_ids=ids, use_cache=False).logits
     backward(engine, nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum"), 19.0)
-    finish(engine)
+    optimizer_step(engine)
     moved = {name: float((after - before[name]).abs().max()) for name, after in zip(names, weights(engine), strict=True)}
     adapters = [change for name, change in moved.items() if is_adapter(name) and ".lora_B." in name]
     others = [change for name, change in moved.items() if not is_adapter(name)]

@@ -34,16 +34,18 @@ def updates(precision, zero):
     import torch
 
     from rlhf.config.derive import Batches
-    from rlhf.config.points import composed
+    from rlhf.config.points import compose_config
     from rlhf.engine.save import whole_weight
-    from rlhf.engine.step import finish
-    from rlhf.engine.zero import Learning, backward, set_rates, training_engine
+    from rlhf.engine.step import optimizer_step
+    from rlhf.engine.zero import TrainingSpec, backward, set_rates, training_engine
     from rlhf.runtime.distributed import rank, start
 
-    config = composed(f"precision={precision}", f"zero='{zero}'", "zero.persistence_elements=0", "hardware.gpus_per_node=2")
+    config = compose_config(
+        f"precision={precision}", f"zero='{zero}'", "zero.persistence_elements=0", "hardware.gpus_per_node=2"
+    )
     start(config)
     plan = Batches(ranks=2, per_rank=1, micro=1, accumulation=1)
-    learning = Learning(config.sft, plan, config.zero, config.lora, 0.1, 0.0, False)
+    learning = TrainingSpec(config.sft, plan, config.zero, config.lora, 0.1, 0.0, False)
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     engines = []
     for seed in (0, 1):
@@ -60,7 +62,7 @@ def updates(precision, zero):
         for engine, factor in zip(engines, factors, strict=True):
             set_rates(engine, 1.0)
             backward(engine, engine(torch.ones(1, 4, dtype=dtype)).float().sum() * 1e-3 * factor, 1.0)
-        norms = finish(*engines)
+        norms = optimizer_step(*engines)
         after = [whole(engine, whole_weight) for engine in engines]
         changed = [not torch.equal(old, new) for old, new in zip(before[0], after, strict=True)]
         seen.append((changed, [math.isfinite(norm) for norm in norms]))

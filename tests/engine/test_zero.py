@@ -6,8 +6,8 @@ from torch import nn
 
 from rlhf.config.derive import Batches, batches
 from rlhf.config.errors import ConfigError
-from rlhf.engine.step import advance, finish
-from rlhf.engine.zero import Learning, adamw, backward, frozen_engine, set_rates, training_engine
+from rlhf.engine.step import accumulate, optimizer_step
+from rlhf.engine.zero import TrainingSpec, adamw, backward, frozen_engine, set_rates, training_engine
 from rlhf.models.load import new_policy
 from rlhf.runtime.distributed import join, start
 from rlhf.runtime.ds_config import frozen_settings, training_settings
@@ -19,7 +19,7 @@ STAGES = pytest.mark.parametrize("zero", [0, 1, 2, 3])
 
 
 def learning(config, plan, rate=0.1, decay=0.0):
-    return Learning(config.sft, plan, config.zero, config.lora, rate, decay, checkpointing=False)
+    return TrainingSpec(config.sft, plan, config.zero, config.lora, rate, decay, checkpointing=False)
 
 
 def linear():
@@ -37,8 +37,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(make_config, zero): 
     expected = math.sqrt(sum(float((p.grad**2).sum()) for p in plain.parameters()))
     for row, weight in zip(INPUTS, WEIGHTS, strict=True):
         backward(engine, (engine(row[None])[:, 0] ** 2 * weight).sum(), float(WEIGHTS.sum()))
-        advance(engine)
-    assert finish(engine) == [pytest.approx(expected, rel=1e-5)]
+        accumulate(engine)
+    assert optimizer_step(engine) == [pytest.approx(expected, rel=1e-5)]
 
 
 def test_the_optimiser_has_the_configured_epsilon_and_betas(make_config, tokenizer):  # row 26

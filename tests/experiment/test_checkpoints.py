@@ -4,36 +4,36 @@ import shutil
 
 import pytest
 
-from rlhf.config.derive import layout
+from rlhf.config.derive import shard_layout
 from rlhf.config.errors import ConfigError
 from rlhf.experiment.checkpoints import (
     MANIFEST,
     Manifest,
     check_layout,
+    checkpoint_dirs,
     checkpoint_name,
-    commit,
-    damage,
-    describe,
-    discard,
-    partial,
-    places,
+    file_digest,
+    integrity_error,
+    partial_dirs,
+    publish,
     read_manifest,
+    remove_all,
 )
 
 
 def write(directory, name, keep=2, layout=None, files=("rank-0.safetensors",)):
     """A checkpoint of a few bytes."""
-    place = partial(directory, name)
+    place = partial_dirs(directory, name)
     place.mkdir(parents=True)
     for number, file in enumerate(files):
         (place / file).write_bytes(f"{name} {number}".encode())
-    found = {file: describe(place / file) for file in files}
-    commit(directory, name, Manifest(int(name.split("-")[1]), layout or {}, {"row": 3}, found), keep)
+    found = {file: file_digest(place / file) for file in files}
+    publish(directory, name, Manifest(int(name.split("-")[1]), layout or {}, {"row": 3}, found), keep)
     return directory / "checkpoints" / name
 
 
 def names(directory):
-    return [place.name for place in places(directory)]
+    return [place.name for place in checkpoint_dirs(directory)]
 
 
 def test_names_tell_step_and_phase():
@@ -41,7 +41,7 @@ def test_names_tell_step_and_phase():
 
 
 def test_places_are_the_newest_first(tmp_path):
-    assert places(tmp_path) == []
+    assert checkpoint_dirs(tmp_path) == []
     order = [(0, "rollout"), (1, None), (1, "rollout"), (2, None), (9, None), (10, None), (999_999, None)]
     order += [(999_999, "rollout"), (1_000_000, None), (1_000_000, "rollout"), (10_000_000, None)]
     expected = [checkpoint_name(*item) for item in order]
@@ -61,7 +61,7 @@ def test_the_newest_are_kept(tmp_path, keep):
 
 def test_what_is_not_whole_is_no_checkpoint(tmp_path):
     write(tmp_path, "step-000001")
-    unfinished = partial(tmp_path, "step-000002")
+    unfinished = partial_dirs(tmp_path, "step-000002")
     unfinished.mkdir()
     (unfinished / MANIFEST).write_text("{}")
     half_removed = tmp_path / "checkpoints" / "step-000003"
@@ -74,7 +74,7 @@ def test_a_checkpoint_takes_the_place_of_an_older_one_of_its_name(tmp_path):
     place = write(tmp_path, "step-000001", files=("rank-0.safetensors", "rank-1.safetensors"))
     write(tmp_path, "step-000001")
     assert sorted(file.name for file in place.iterdir()) == [MANIFEST, "rank-0.safetensors"]
-    assert damage(place, ["rank-0.safetensors"], read_manifest(place)) is None
+    assert integrity_error(place, ["rank-0.safetensors"], read_manifest(place)) is None
 
 
 def test_whatever_is_half_removed_is_replaced(tmp_path):
@@ -100,17 +100,17 @@ def test_a_checkpoint_has_its_manifest_when_it_appears(tmp_path, monkeypatch):
 
 def test_a_manifest_is_read_as_it_was_written(tmp_path):
     numbers = {"final": {"eval/loss": 0.1 + 0.2, "worst": float("inf")}, "before": [{"text": "é \n"}], "none": None}
-    place = partial(tmp_path, "step-000004")
+    place = partial_dirs(tmp_path, "step-000004")
     place.mkdir(parents=True)
     manifest = Manifest(4, {"hardware.nodes": 1}, numbers, {"rank-0.safetensors": [3, "0" * 64]})
-    commit(tmp_path, "step-000004", manifest, keep=1)
+    publish(tmp_path, "step-000004", manifest, keep=1)
     assert read_manifest(tmp_path / "checkpoints" / "step-000004") == manifest
 
 
 def test_numbers_that_are_none_do_not_spoil_a_manifest(tmp_path):
-    place = partial(tmp_path, "step-000001")
+    place = partial_dirs(tmp_path, "step-000001")
     place.mkdir(parents=True)
-    commit(tmp_path, "step-000001", Manifest(1, {}, {"policy/loss": float("nan")}, {}), keep=1)
+    publish(tmp_path, "step-000001", Manifest(1, {}, {"policy/loss": float("nan")}, {}), keep=1)
     assert str(read_manifest(tmp_path / "checkpoints" / "step-000001").numbers) == "{'policy/loss': nan}"
 
 
@@ -157,7 +157,7 @@ FILES = ("rank-0.safetensors", "rank-1.safetensors")
 
 def test_a_sound_checkpoint_has_no_damage(tmp_path):
     place = write(tmp_path, "step-000001", files=FILES)
-    assert damage(place, list(FILES), read_manifest(place)) is None
+    assert integrity_error(place, list(FILES), read_manifest(place)) is None
 
 
 @pytest.mark.parametrize(
@@ -176,15 +176,15 @@ def test_damage_is_named(tmp_path, harm, problem):
     place = write(tmp_path, "step-000001", files=FILES)
     manifest = read_manifest(place)
     harm(place / FILES[1])
-    assert damage(place, list(FILES), manifest) == problem
-    assert damage(place, [FILES[0]], manifest) is None
+    assert integrity_error(place, list(FILES), manifest) == problem
+    assert integrity_error(place, [FILES[0]], manifest) is None
 
 
 def test_all_checkpoints_can_be_removed(tmp_path):
-    discard(tmp_path)
+    remove_all(tmp_path)
     write(tmp_path, "step-000001")
-    partial(tmp_path, "step-000002").mkdir()
-    discard(tmp_path)
+    partial_dirs(tmp_path, "step-000002").mkdir()
+    remove_all(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -203,19 +203,19 @@ def test_all_checkpoints_can_be_removed(tmp_path):
     ],
 )
 def test_other_devices_are_refused(make_config, tmp_path, stage, change, key):
-    write(tmp_path, "step-000001", layout=layout(make_config(), stage))
+    write(tmp_path, "step-000001", layout=shard_layout(make_config(), stage))
     check_layout(tmp_path, make_config(), stage)
     with pytest.raises(ConfigError) as refused:
         check_layout(tmp_path, make_config(change), stage)
     text = str(refused.value)
-    old, new = (layout(make_config(*changes), stage)[key] for changes in ((), (change,)))
+    old, new = (shard_layout(make_config(*changes), stage)[key] for changes in ((), (change,)))
     assert text.startswith(f"{key}={new}: {tmp_path / 'checkpoints' / 'step-000001'} was saved with {old}")
     assert f"resume with {key}={old}" in text and "checkpoint.resume=false" in text
 
 
 @pytest.mark.parametrize(("stage", "change"), [("sft", "zero@critic_zero='3'"), ("ppo", "zero@reference_zero='3'")])
 def test_the_sharding_of_what_the_stage_does_not_train_is_free(make_config, tmp_path, stage, change):
-    write(tmp_path, "step-000001", layout=layout(make_config(), stage))
+    write(tmp_path, "step-000001", layout=shard_layout(make_config(), stage))
     check_layout(tmp_path, make_config(change), stage)
 
 
@@ -225,8 +225,8 @@ def test_where_nothing_was_saved_any_devices_do(make_config, tmp_path):
 
 def test_the_layout_is_that_of_the_newest_manifest_that_can_be_read(make_config, tmp_path):
     old, new = make_config(), make_config("zero='3'")
-    write(tmp_path, "step-000001", layout=layout(old, "sft"))
-    newest = write(tmp_path, "step-000002", layout=layout(new, "sft"))
+    write(tmp_path, "step-000001", layout=shard_layout(old, "sft"))
+    newest = write(tmp_path, "step-000002", layout=shard_layout(new, "sft"))
     check_layout(tmp_path, new, "sft")
     with pytest.raises(ConfigError, match=r"zero\.stage"):
         check_layout(tmp_path, old, "sft")

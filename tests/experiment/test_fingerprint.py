@@ -4,7 +4,7 @@ import re
 import pytest
 
 from rlhf.config.keys import NAME_KEYS, PLACE_KEYS, RESULT_KEYS, leaf_keys
-from rlhf.experiment.fingerprint import fingerprint, identity
+from rlhf.experiment.fingerprint import content_id, fingerprint
 
 STAGES = ("sft", "reward", "ppo")  # those that train
 
@@ -185,8 +185,8 @@ def test_models_and_files_count_by_what_they_hold(make_config, set_key, tmp_path
 
 
 def test_identity_of_nothing_and_of_a_hub_id():
-    assert identity(None) is None
-    assert identity("facebook/opt-125m") == "facebook/opt-125m"
+    assert content_id(None) is None
+    assert content_id("facebook/opt-125m") == "facebook/opt-125m"
 
 
 def test_identity_of_a_directory_changes_with_its_content(tmp_path):
@@ -194,8 +194,8 @@ def test_identity_of_a_directory_changes_with_its_content(tmp_path):
     (tmp_path / "weights").mkdir()
     weights = tmp_path / "weights" / "model.safetensors"
     weights.write_bytes(b"abc")
-    seen = {identity(str(tmp_path))}
-    assert identity(str(tmp_path)) in seen
+    seen = {content_id(str(tmp_path))}
+    assert content_id(str(tmp_path)) in seen
     for change in (
         lambda: weights.write_bytes(b"abd"),
         lambda: weights.write_bytes(b"abda"),
@@ -203,7 +203,7 @@ def test_identity_of_a_directory_changes_with_its_content(tmp_path):
         lambda: (tmp_path / "generation_config.json").write_text("{}"),
     ):
         change()
-        found = identity(str(tmp_path))
+        found = content_id(str(tmp_path))
         assert found not in seen
         seen.add(found)
 
@@ -212,7 +212,7 @@ def test_identity_does_not_depend_on_where_a_model_is_or_when_it_was_written(tmp
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
-    assert identity(str(tmp_path / "first")) == identity(str(tmp_path / "second"))
+    assert content_id(str(tmp_path / "first")) == content_id(str(tmp_path / "second"))
 
 
 @pytest.mark.parametrize("place", [0, 2**20 - 1, 2**20 + 5, 3 * 2**19 - 1])
@@ -220,10 +220,10 @@ def test_identity_of_a_file_of_up_to_two_mib_sees_every_byte(tmp_path, place):
     file = tmp_path / "model.safetensors"
     content = bytearray(3 * 2**19)
     file.write_bytes(content)
-    before = identity(str(tmp_path))
+    before = content_id(str(tmp_path))
     content[place] = 1
     file.write_bytes(content)
-    assert identity(str(tmp_path)) != before
+    assert content_id(str(tmp_path)) != before
 
 
 def test_identity_of_a_large_data_file_sees_every_record(tmp_path):
@@ -231,16 +231,16 @@ def test_identity_of_a_large_data_file_sees_every_record(tmp_path):
     file = tmp_path / "train.jsonl"
     content = bytearray(b"x" * (3 * 2**20))
     file.write_bytes(content)
-    before = identity(str(file))
+    before = content_id(str(file))
     content[len(content) // 2] = ord("y")
     file.write_bytes(content)
-    assert identity(str(file)) != before
+    assert content_id(str(file)) != before
 
 
 def test_identity_of_a_stage_is_its_fingerprint(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "result.json").write_text(json.dumps({"fingerprint": "f" * 64}))
-    assert identity(str(tmp_path)) == identity(str(tmp_path / "model")) == "f" * 64
+    assert content_id(str(tmp_path)) == content_id(str(tmp_path / "model")) == "f" * 64
 
 
 @pytest.mark.parametrize("result", ['{"accuracy": 0.9}', '{"fingerprint": "f"}'])
@@ -248,4 +248,4 @@ def test_a_data_file_beside_somebody_elses_result_counts_by_its_own_content(tmp_
     (tmp_path / "result.json").write_text(result)
     for name in ("train.jsonl", "heldout.jsonl"):
         (tmp_path / name).write_text(name)
-    assert identity(str(tmp_path / "train.jsonl")) != identity(str(tmp_path / "heldout.jsonl"))
+    assert content_id(str(tmp_path / "train.jsonl")) != content_id(str(tmp_path / "heldout.jsonl"))

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from rlhf.config.errors import ConfigError
-from rlhf.experiment.graph import nodes
+from rlhf.experiment.graph import build_graph
 from rlhf.experiment.store import Result
 
 
@@ -22,11 +22,11 @@ def finish(node):
 
 def only(config, *stages):
     config.stages = list(stages)
-    return nodes(config)
+    return build_graph(config)
 
 
 def test_stages_come_in_the_order_they_run(config, tmp_path):
-    sft, reward, ppo = nodes(config)
+    sft, reward, ppo = build_graph(config)
     assert [n.stage for n in (sft, reward, ppo)] == ["sft", "reward", "ppo"]
     for node in (sft, reward, ppo):
         assert node.directory.path == tmp_path / "stages" / f"{node.stage}-{node.fingerprint[:12]}"
@@ -42,7 +42,7 @@ def test_a_benchmark_needs_no_other_stage(config):
 
 
 def test_finished_inputs_are_found_by_fingerprint(config):
-    sft, reward, ppo = nodes(config)
+    sft, reward, ppo = build_graph(config)
     finish(sft), finish(reward)
     (alone,) = only(config, "ppo")
     assert alone == ppo
@@ -58,7 +58,7 @@ def test_finished_inputs_are_found_by_fingerprint(config):
     ],
 )
 def test_a_missing_input_says_what_to_run(config, done, asked, key, run):
-    planned = {node.stage: node for node in nodes(config)}
+    planned = {node.stage: node for node in build_graph(config)}
     for stage in done:
         finish(planned[stage])
     with pytest.raises(ConfigError, match=rf"^{key}=null: ") as error:
@@ -70,7 +70,7 @@ def test_a_missing_input_says_what_to_run(config, done, asked, key, run):
 
 
 def test_inputs_of_another_configuration_are_not_taken(config):
-    for node in nodes(config)[:2]:
+    for node in build_graph(config)[:2]:
         finish(node)
     config.sft.learning_rate *= 2
     with pytest.raises(ConfigError, match=r"^ppo\.actor=null"):
@@ -78,24 +78,24 @@ def test_inputs_of_another_configuration_are_not_taken(config):
 
 
 def test_a_sweep_over_ppo_shares_its_inputs(config):
-    first = nodes(config)
+    first = build_graph(config)
     config.ppo.kl_coef *= 2
-    second = nodes(config)
+    second = build_graph(config)
     assert first[:2] == second[:2]
     assert first[2].directory != second[2].directory
     assert first[2].inputs == second[2].inputs
 
 
 def test_another_input_is_another_ppo_stage(config):
-    before = nodes(config)
+    before = build_graph(config)
     config.reward.learning_rate *= 2
-    after = nodes(config)
+    after = build_graph(config)
     assert [b == a for b, a in zip(before, after, strict=True)] == [True, False, False]
 
 
 @pytest.mark.parametrize("ending", ["", "/model"])
 def test_a_stage_given_by_path_is_the_same_as_one_that_was_found(config, ending):
-    sft, reward, found = nodes(config)
+    sft, reward, found = build_graph(config)
     for node in (finish(sft), finish(reward)):
         node.directory.model.mkdir()
     config.ppo.actor, config.ppo.reward = str(sft.directory.path) + ending, str(reward.directory.path) + ending
@@ -105,7 +105,7 @@ def test_a_stage_given_by_path_is_the_same_as_one_that_was_found(config, ending)
 
 
 def test_a_given_actor_is_used_and_decides_the_result(config, tmp_path):
-    _, reward, found = nodes(config)
+    _, reward, found = build_graph(config)
     finish(reward)
     place = tmp_path / "mine"
     place.mkdir()
@@ -127,9 +127,9 @@ def test_a_hub_id_is_handed_on_as_it_is(config):
 
 def test_where_the_critic_starts_decides_the_result_by_what_it_names(config, tmp_path):
     """Of a path, what it holds, not where it is."""
-    from_reward = nodes(config)
+    from_reward = build_graph(config)
     config.ppo.critic = "actor"
-    from_actor = nodes(config)
+    from_actor = build_graph(config)
     assert from_actor[:2] == from_reward[:2]
     assert from_actor[2].fingerprint != from_reward[2].fingerprint
     places = [tmp_path / name for name in ("a", "b", "c")]
@@ -138,28 +138,28 @@ def test_where_the_critic_starts_decides_the_result_by_what_it_names(config, tmp
         (place / "config.json").write_text(text)
     planned = []
     for config.ppo.critic in map(str, places):
-        planned.append(nodes(config)[2])
+        planned.append(build_graph(config)[2])
     assert planned[0].fingerprint == planned[1].fingerprint != planned[2].fingerprint
     assert planned[0].fingerprint not in (from_reward[2].fingerprint, from_actor[2].fingerprint)
     assert [node.inputs["critic"] for node in planned] == list(map(str, places))
     assert "critic" not in from_actor[2].inputs
     config.ppo.critic = "org/critic"
-    assert nodes(config)[2].inputs["critic"] == "org/critic"
+    assert build_graph(config)[2].inputs["critic"] == "org/critic"
 
 
 def test_a_critic_that_starts_from_another_reward_model_is_another_result(config):
-    before = nodes(config)[2]
+    before = build_graph(config)[2]
     config.reward.learning_rate *= 2
-    assert nodes(config)[2].fingerprint != before.fingerprint
+    assert build_graph(config)[2].fingerprint != before.fingerprint
 
 
 def test_a_stage_given_as_the_critic_is_its_model(config):
-    _, reward, _ = nodes(config)
+    _, reward, _ = build_graph(config)
     finish(reward).directory.model.mkdir()
     config.ppo.critic = str(reward.directory.path)
-    assert nodes(config)[2].inputs["critic"] == str(reward.directory.model)
+    assert build_graph(config)[2].inputs["critic"] == str(reward.directory.model)
 
 
 def test_planning_writes_nothing(config, tmp_path):
-    nodes(config)
+    build_graph(config)
     assert list(tmp_path.iterdir()) == []

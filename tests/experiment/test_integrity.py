@@ -9,8 +9,8 @@ import time
 import pytest
 
 from rlhf.config.errors import ConfigError
-from rlhf.experiment.fingerprint import identity
-from rlhf.experiment.integrity import MANIFEST, SMALL, damage, describe_models, differing, known_files
+from rlhf.experiment.fingerprint import content_id
+from rlhf.experiment.integrity import MANIFEST, SMALL, describe_models, differing_files, integrity_error, known_files
 from rlhf.experiment.store import Result, StageDirectory
 
 HEADER = json.dumps({"weight": {"dtype": "U8", "shape": [1000], "data_offsets": [0, 1000]}}).encode()
@@ -65,9 +65,9 @@ CHANGES = {
 def test_a_model_that_was_changed_is_noticed_before_anything_starts(stage, name, what):
     change, problem = CHANGES[what]
     model = stage.path / name
-    assert damage(model) is None
+    assert integrity_error(model) is None
     change(model)
-    assert problem in damage(model)
+    assert problem in integrity_error(model)
 
 
 @pytest.mark.parametrize("what", [what for what in CHANGES if what != "no directory"])
@@ -76,12 +76,12 @@ def test_a_changed_model_that_is_given_by_its_directory_is_refused(stage, name, 
     """A result that was trained from what it was would else be taken for that of what it is."""
     change, problem = CHANGES[what]
     given = stage.path / name
-    before = identity(str(given), "ppo.critic")
+    before = content_id(str(given), "ppo.critic")
     change(stage.path / ("model" if name == "." else name))
     with pytest.raises(ConfigError, match=rf"^ppo\.critic=.*{problem}.*give a copy of the model elsewhere"):
-        identity(str(given), "ppo.critic")
+        content_id(str(given), "ppo.critic")
     copy = shutil.copytree(stage.path / ("model" if name == "." else name), stage.path.parent / "copy")
-    assert identity(str(copy), "ppo.critic") not in (before, "f" * 64)
+    assert content_id(str(copy), "ppo.critic") not in (before, "f" * 64)
 
 
 def test_what_is_no_part_of_the_model_may_change(stage):
@@ -89,24 +89,24 @@ def test_what_is_no_part_of_the_model_may_change(stage):
     (stage.model / ".notes").write_text("")
     (stage.model / "model-f16.gguf").write_bytes(b"converted")
     (stage.path / "logs" / "rank-0.log").write_text("it has grown")
-    assert damage(stage.model) is None
+    assert integrity_error(stage.model) is None
 
 
 def test_a_result_may_be_copied_or_moved(stage, tmp_path):
     for copy in (shutil.copytree(stage.path, tmp_path / "copied"), stage.path.rename(tmp_path / "moved")):
-        assert damage(copy / "model") is None and damage(copy / "critic") is None
+        assert integrity_error(copy / "model") is None and integrity_error(copy / "critic") is None
         (tmp_path / "link").symlink_to(copy / "model")
-        assert damage(tmp_path / "link") is None and known_files(tmp_path / "link")
+        assert integrity_error(tmp_path / "link") is None and known_files(tmp_path / "link")
         (tmp_path / "link").unlink()
     flip(tmp_path / "copied" / "model" / "model.safetensors", 300)
-    assert damage(tmp_path / "copied" / "model") is not None
+    assert integrity_error(tmp_path / "copied" / "model") is not None
 
 
 @pytest.mark.parametrize("text", ("", "{}", "[]", '{"files": {}}', '{"files": {}, "digest": "0"}', "cut"))
 def test_a_manifest_that_was_changed_is_refused(stage, text):
     file = stage.path / MANIFEST
     file.write_text(file.read_text()[:-40] if text == "cut" else text)
-    assert MANIFEST in damage(stage.model)
+    assert MANIFEST in integrity_error(stage.model)
 
 
 def test_a_large_file_is_compared_when_a_stage_starts_from_it(stage):
@@ -119,19 +119,19 @@ def test_a_large_file_is_compared_when_a_stage_starts_from_it(stage):
     with file.open("r+b") as stream:
         stream.seek(SMALL // 2)
         stream.write(b"xyz")
-    assert "has changed" in damage(stage.model)
+    assert "has changed" in integrity_error(stage.model)
     os.utime(file, ns=(then.st_atime_ns, then.st_mtime_ns))  # as where a disk goes bad
     started = time.process_time()
-    assert damage(stage.model) is None and time.process_time() - started < 0.05
+    assert integrity_error(stage.model) is None and time.process_time() - started < 0.05
     known = known_files(stage.model)
-    assert "model.safetensors has changed" in differing(stage.model, known, known, known)
+    assert "model.safetensors has changed" in differing_files(stage.model, known, known, known)
 
 
 def test_without_a_manifest_the_form_of_the_files_is_looked_at(stage):
     (stage.path / MANIFEST).unlink()
-    assert damage(stage.model) is None and identity(str(stage.path)) == "f" * 64
+    assert integrity_error(stage.model) is None and content_id(str(stage.path)) == "f" * 64
     os.truncate(stage.model / "tokenizer.json", 20)
-    assert "tokenizer.json cannot be read" in damage(stage.model)
+    assert "tokenizer.json cannot be read" in integrity_error(stage.model)
 
 
 def test_a_manifest_is_there_before_the_result(stage, monkeypatch):
@@ -157,7 +157,7 @@ def large_model(place, values):
         stream.write(struct.pack("<Q", len(header)) + header)
         stream.seek(body + len(header) + 8)
         stream.write(values)
-    return identity(str(place))
+    return content_id(str(place))
 
 
 def test_large_models_that_differ_in_a_head_alone_are_two(tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.experiment import lock
-from rlhf.experiment.lock import LockLost, locked
+from rlhf.experiment.lock import LockLost, hold
 from rlhf.experiment.store import Result, StageDirectory
 
 
@@ -42,7 +42,7 @@ def write_lock(stage, age_s=0.0, text=None, **holder):
 
 def ours(pid):
     """The fields of a lock that a process of this machine holds."""
-    return {**lock.machine(), "pid": pid, "started": lock.started(pid)}
+    return {**lock.machine_id(), "pid": pid, "started": lock.process_start_time(pid)}
 
 
 def taken_within(stage, seconds, timeout_s):
@@ -50,7 +50,7 @@ def taken_within(stage, seconds, timeout_s):
     got, told = threading.Event(), []
 
     def take():
-        with locked(stage.path, timeout_s, told.append):
+        with hold(stage.path, timeout_s, told.append):
             got.set()
 
     thread = threading.Thread(target=take, daemon=True)
@@ -113,14 +113,14 @@ def suspend(process):
 
 
 def test_a_free_lock_is_taken_and_given_back(stage):
-    with locked(stage.path, 60, pytest.fail):
+    with hold(stage.path, 60, pytest.fail):
         held = json.loads((stage.path / "lock").read_text())
         assert (held["host"], held["pid"]) == (socket.gethostname(), os.getpid())
     assert list(stage.path.iterdir()) == []
 
 
 def test_a_lock_is_given_back_after_an_error(stage):
-    with pytest.raises(RuntimeError), locked(stage.path, 60, pytest.fail):
+    with pytest.raises(RuntimeError), hold(stage.path, 60, pytest.fail):
         raise RuntimeError
     assert not (stage.path / "lock").exists()
 
@@ -130,7 +130,7 @@ def test_a_lock_that_could_not_be_filled_is_not_left(stage, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(lock.json, "dump", full)
-    with pytest.raises(OSError, match="No space"), locked(stage.path, 60, pytest.fail):
+    with pytest.raises(OSError, match="No space"), hold(stage.path, 60, pytest.fail):
         pytest.fail("it was not taken")
     assert list(stage.path.iterdir()) == []
 
@@ -144,7 +144,7 @@ def test_a_second_process_waits_until_the_first_is_done(stage):
             assert tell(first, "still here") == "wrote\n"
             tell(first, "release")
 
-        with locked(stage.path, 60, release):
+        with hold(stage.path, 60, release):
             assert stage.status()["said"] == "still here"
             assert json.loads((stage.path / "lock").read_text())["pid"] == os.getpid()
     (text,) = told  # said once
@@ -213,7 +213,7 @@ def test_a_remote_holder_with_a_heartbeat_is_waited_for(stage):
     got = threading.Event()
 
     def take():
-        with locked(stage.path, 0.4, lambda text: None):
+        with hold(stage.path, 0.4, lambda text: None):
             got.set()
 
     with holder(stage, "elsewhere", timeout_s=0.4) as living:
@@ -233,7 +233,7 @@ def test_a_holder_is_given_the_time_that_it_asked_for(stage):
 
 
 def test_a_holder_renews_its_lock(stage):
-    with locked(stage.path, 0.12, pytest.fail):
+    with hold(stage.path, 0.12, pytest.fail):
         first = (stage.path / "lock").stat().st_mtime_ns
         deadline = time.time() + 5
         while (stage.path / "lock").stat().st_mtime_ns == first and time.time() < deadline:
@@ -292,7 +292,7 @@ def test_a_holder_that_was_suspended_while_another_took_over_writes_nothing_more
 
 def test_a_holder_whose_lock_was_taken_over_leaves_the_new_one_alone(stage):
     """It neither removes it nor keeps it alive."""
-    with locked(stage.path, 0.12, pytest.fail):
+    with hold(stage.path, 0.12, pytest.fail):
         file = write_lock(stage, age_s=30)
         written = file.stat().st_mtime_ns
         deadline = time.time() + 5
@@ -307,7 +307,7 @@ def test_a_holder_whose_lock_was_taken_over_leaves_the_new_one_alone(stage):
 
 
 def test_a_holder_whose_lock_was_removed_stops(stage):
-    with locked(stage.path, 60, pytest.fail):
+    with hold(stage.path, 60, pytest.fail):
         (stage.path / "lock").unlink()
         with pytest.raises(LockLost, match="its lock has gone"):
             stage.set_status(state="running")
@@ -323,14 +323,14 @@ def test_who_holds_no_lock_may_write(stage):
 
 def test_only_the_stale_lock_that_was_seen_is_removed(stage):
     file = write_lock(stage, age_s=100)
-    seen = lock.look(file)
+    seen = lock.read_lock(file)
     write_lock(stage, age_s=100, token="of a third one")
     lock.remove_stale(file, seen)
     assert json.loads(file.read_text())["token"] == "of a third one"
     write_lock(stage, age_s=1)  # it was renewed in that moment
     lock.remove_stale(file, seen)
     assert json.loads(file.read_text())["token"] == "theirs"
-    lock.remove_stale(file, lock.look(file))
+    lock.remove_stale(file, lock.read_lock(file))
     assert not file.exists()
     lock.remove_stale(file, seen)  # somebody else was quicker
     assert list(stage.path.iterdir()) == []

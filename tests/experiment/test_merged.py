@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.experiment.graph import Node, nodes
+from rlhf.experiment.graph import Node, build_graph
 from rlhf.experiment.store import StageDirectory
-from rlhf.experiment.sweep import Outcome, Point, Task, merged, unmet
+from rlhf.experiment.sweep import Outcome, Point, Task, blocked_by, build_task_graph
 
 NUMBERS = st.integers(0, 2)
 # (sft, reward, ppo) of a point, as numbers: points that share a number share the stage.
@@ -33,7 +33,7 @@ def sweep(shapes):
 @given(POINTS)
 def test_every_stage_is_there_once_and_after_what_it_needs(shapes):
     points, seen = sweep(shapes), set()
-    tasks = merged(points)
+    tasks = build_task_graph(points)
     for task in tasks:
         assert task.key not in seen and set(task.parents) <= seen
         seen.add(task.key)
@@ -46,10 +46,10 @@ def test_every_stage_is_there_once_and_after_what_it_needs(shapes):
 
 @given(POINTS, st.sets(st.sampled_from([f"{kind}-{n}" for kind in ("sft", "reward") for n in range(3)])))
 def test_what_fails_stops_what_needs_it_and_nothing_else(shapes, failing):
-    tasks, outcomes = merged(sweep(shapes)), {}
+    tasks, outcomes = build_task_graph(sweep(shapes)), {}
     by_key = {task.key: task for task in tasks}
     for task in tasks:
-        blocked = unmet(task, outcomes, by_key)
+        blocked = blocked_by(task, outcomes, by_key)
         assert (blocked is not None) == bool(failing & set(task.parents))
         outcomes[task.key] = Outcome("skipped" if blocked else "failed" if task.key in failing else "done")
     assert {task.key for task in tasks if outcomes[task.key].state == "failed"} == failing & set(by_key)
@@ -58,13 +58,13 @@ def test_what_fails_stops_what_needs_it_and_nothing_else(shapes, failing):
 @pytest.mark.parametrize("state", GOOD + BAD)
 def test_a_need_that_ended_badly_is_named(state):
     sft, ppo = Task(stage("sft", "sft-a"), None), Task(stage("ppo", "ppo-b", "sft-a"), None)
-    why = unmet(ppo, {sft.key: Outcome(state)}, {sft.key: sft, ppo.key: ppo})
+    why = blocked_by(ppo, {sft.key: Outcome(state)}, {sft.key: sft, ppo.key: ppo})
     assert why == (None if state in GOOD else f"sft-a {state}")
 
 
 def test_a_need_that_has_not_ended_or_was_done_before_blocks_nothing():
     ppo = Task(stage("ppo", "ppo-b", "sft-a", "reward-a"), None)
-    assert unmet(ppo, {}, {ppo.key: ppo}) is None
+    assert blocked_by(ppo, {}, {ppo.key: ppo}) is None
 
 
 def test_a_real_sweep_shares_what_its_points_have_in_common(make_config, tmp_path):
@@ -72,8 +72,8 @@ def test_a_real_sweep_shares_what_its_points_have_in_common(make_config, tmp_pat
     for overrides in ((f"ppo.kl_coef={kl}", f"seed={seed}") for kl in (0.01, 0.05, 0.2) for seed in (1, 2)):
         config = make_config(*overrides)
         config.output_root = str(tmp_path)
-        points.append(Point(config, list(overrides), tmp_path / "sweeps" / ",".join(overrides), True, nodes(config)))
-    tasks = merged(points)
+        points.append(Point(config, list(overrides), tmp_path / "sweeps" / ",".join(overrides), True, build_graph(config)))
+    tasks = build_task_graph(points)
     assert [task.node.stage for task in tasks] == ["sft"] * 2 + ["reward"] * 2 + ["ppo"] * 6
     assert [len(task.points) for task in tasks] == [3, 3, 3, 3, 1, 1, 1, 1, 1, 1]
     assert [task.config.seed for task in tasks] == [1, 2] * 5

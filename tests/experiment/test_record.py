@@ -7,8 +7,8 @@ import shutil
 import pytest
 from omegaconf import OmegaConf
 
-from rlhf.experiment.graph import nodes
-from rlhf.experiment.record import record
+from rlhf.experiment.graph import build_graph
+from rlhf.experiment.record import write_record
 from rlhf.experiment.store import Result
 from rlhf.experiment.sweep import Outcome, Point
 
@@ -19,7 +19,7 @@ KINDS = ("sft", "reward", "ppo")
 def point(make_config, tmp_path):
     config = make_config("seed=3")
     config.output_root = str(tmp_path / "outputs")
-    return Point(config, ["seed=3"], tmp_path / "outputs" / "sweeps" / "rlhf" / "seed=3", True, nodes(config))
+    return Point(config, ["seed=3"], tmp_path / "outputs" / "sweeps" / "rlhf" / "seed=3", True, build_graph(config))
 
 
 def finish(node, **metrics):
@@ -29,7 +29,7 @@ def finish(node, **metrics):
 def recorded(point, *states, **fields):
     """summary.json after these states of sft, reward and ppo; None for a stage without an outcome."""
     found = zip(point.stages, states, strict=True)
-    record(point, {node.fingerprint: Outcome(state, **fields) for node, state in found if state is not None})
+    write_record(point, {node.fingerprint: Outcome(state, **fields) for node, state in found if state is not None})
     return json.loads((point.directory / "summary.json").read_text())
 
 
@@ -97,6 +97,6 @@ def test_a_point_that_became_another_one_links_its_own_stages_alone(point, make_
     recorded(point, None, None, None)
     config = make_config("seed=3", "ppo.kl_coef=0.4")
     config.output_root = point.config.output_root
-    record(Point(config, ["seed=3", "ppo.kl_coef=0.4"], point.directory, True, nodes(config)), {})
+    write_record(Point(config, ["seed=3", "ppo.kl_coef=0.4"], point.directory, True, build_graph(config)), {})
     links = {place.name for place in (point.directory / "stages").iterdir()}
-    assert links == {node.directory.path.name for node in nodes(config)}
+    assert links == {node.directory.path.name for node in build_graph(config)}

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from rlhf.experiment.graph import nodes
+from rlhf.experiment.graph import build_graph
 from rlhf.experiment.resolve import resolve_for_stage
-from rlhf.experiment.spec import freeze, thaw
+from rlhf.experiment.spec import read_spec, write_spec
 from rlhf.experiment.store import Result
 
 
@@ -17,8 +17,8 @@ def config(make_config, tmp_path):
 
 def frozen(config, stage):
     """The spec that a worker reads of a stage."""
-    (node,) = (node for node in nodes(config) if node.stage == stage)
-    return thaw(freeze(node, config).file)
+    (node,) = (node for node in build_graph(config) if node.stage == stage)
+    return read_spec(write_spec(node, config).file)
 
 
 @pytest.mark.parametrize(("normalize", "mode"), [("none", "subtract"), ("bias", "subtract"), ("standard", "replace")])
@@ -31,11 +31,11 @@ def test_the_penalty_follows_what_the_scores_are(config, normalize, mode):
 
 
 def test_the_result_of_a_mode_is_the_same_whether_it_was_typed_or_followed(config):
-    followed = nodes(config)[2].fingerprint
+    followed = build_graph(config)[2].fingerprint
     config.ppo.eos_penalty_mode = "subtract"
-    assert nodes(config)[2].fingerprint == followed
+    assert build_graph(config)[2].fingerprint == followed
     config.ppo.eos_penalty_mode = "replace"
-    assert nodes(config)[2].fingerprint != followed
+    assert build_graph(config)[2].fingerprint != followed
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_of_a_reward_model_given_by_path_its_own_file_tells(config, tmp_path, se
 
 def test_the_critic_in_the_spec_is_the_one_that_runs(config):
     """As `ppo.critic=outputs/stages/reward-0123456789ab`: its model/ is what is loaded."""
-    reward = nodes(config)[1]
+    reward = build_graph(config)[1]
     reward.directory.finish(Result("reward", reward.fingerprint, 1.0, {}))
     config.ppo.critic = str(reward.directory.path)
     spec = frozen(config, "ppo")

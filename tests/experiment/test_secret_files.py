@@ -11,12 +11,12 @@ from records import log_records
 from rlhf.config.command import read_command
 from rlhf.config.errors import ConfigError
 from rlhf.config.points import Composer
-from rlhf.experiment.graph import nodes
-from rlhf.experiment.record import record
-from rlhf.experiment.spec import freeze, thaw
+from rlhf.experiment.graph import build_graph
+from rlhf.experiment.record import write_record
+from rlhf.experiment.spec import read_spec, write_spec
 from rlhf.experiment.store import write_atomic
 from rlhf.experiment.sweep import Outcome, Point
-from rlhf.launch.slurm import check_options, parameters, write_spec
+from rlhf.launch.slurm import check_options, job_parameters, write_job_spec
 from rlhf.launch.worker import note_error
 
 SECRET = "hf_" + "aB3dE6gH9jK2mN5pQ8sT"
@@ -38,25 +38,25 @@ def holders(place):
 
 def test_a_point_and_a_stage_keep_it_in_the_spec_alone(config, tmp_path):
     place = tmp_path / "outputs" / "runs" / "a"
-    point = Point(config, [f"launcher.setup=[{SETUP}]"], place, False, nodes(config))
+    point = Point(config, [f"launcher.setup=[{SETUP}]"], place, False, build_graph(config))
     failed = {node.fingerprint: Outcome("failed", f"the shell said: {SETUP}") for node in point.stages}
-    record(point, failed)
+    write_record(point, failed)
     assert holders(tmp_path) == {}
     assert "HF_TOKEN=<secret>" in (place / "config.yaml").read_text()
     assert json.loads((place / "summary.json").read_text())["overrides"] == ["launcher.setup=[export HF_TOKEN=<secret>]"]
-    spec = freeze(point.stages[0], config)
+    spec = write_spec(point.stages[0], config)
     point.stages[0].directory.set_status(state="failed", reason=f"the shell said: {SETUP}")
     note_error(spec, RuntimeError(f"the shell said: {SETUP}"))
     assert holders(tmp_path) == {"spec.json": 0o600}
-    assert thaw(spec.file).config.launcher.setup == ["module load cuda", SETUP]
+    assert read_spec(spec.file).config.launcher.setup == ["module load cuda", SETUP]
 
 
 def test_what_slurm_is_given_reads_it_from_a_private_file(config, tmp_path):
-    point = Point(config, [], tmp_path, False, nodes(config))
-    spec = freeze(point.stages[0], config)
-    write_spec(spec, tmp_path / "outputs" / "slurm")
+    point = Point(config, [], tmp_path, False, build_graph(config))
+    spec = write_spec(point.stages[0], config)
+    write_job_spec(spec, tmp_path / "outputs" / "slurm")
     task = type("Task", (), {"config": config, "node": point.stages[0]})
-    given = parameters(task, [], tmp_path)
+    given = job_parameters(task, [], tmp_path)
     assert SECRET not in str(given)
     assert given["slurm_setup"][1] == "module load cuda"
     script = tmp_path / "script.sh"
@@ -86,7 +86,7 @@ def test_wandb_is_told_neither_the_configuration_nor_the_command_line(config, tm
     monkeypatch.setenv("HOME", str(tmp_path))
     words = ["rlhf", f"launcher.setup=[{SETUP}]"]
     monkeypatch.setattr(sys, "argv", words)
-    spec = freeze(nodes(config)[0], config)
+    spec = write_spec(build_graph(config)[0], config)
     WandbRun(spec, resumed=False).finish(0)
     assert sys.argv == ["rlhf", f"launcher.setup=[{SETUP}]"] and sys.argv is words
     (file,) = spec.file.parent.glob("wandb/offline-run-*/run-*.wandb")

@@ -13,13 +13,13 @@ from rlhf.experiment import stopping
 
 STAGE = """
 import signal, sys, time
-from rlhf.experiment.stopping import listening, received
-with listening(signal.SIGTERM, signal.SIGHUP) as asked:
+from rlhf.experiment.stopping import listening, received_signals
+with listening(signal.SIGTERM, signal.SIGHUP) as stop_requested:
     print("training", flush=True)
-    while not asked.wait(0.01):
+    while not stop_requested.wait(0.01):
         print(".", flush=True)
     print("saving", flush=True)
-    open(sys.argv[1], "w").write(str(sorted(received)))
+    open(sys.argv[1], "w").write(str(sorted(received_signals)))
 """
 
 
@@ -45,11 +45,11 @@ def test_a_stage_whose_terminal_has_gone_saves_though_it_cannot_print(tmp_path):
 def test_a_hangup_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stopping.listening(signal.SIGTERM, signal.SIGHUP) as asked:
+        with stopping.listening(signal.SIGTERM, signal.SIGHUP) as stop_requested:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert not asked.is_set()
+            assert not stop_requested.is_set()
             os.kill(os.getpid(), signal.SIGTERM)
-            assert asked.wait(5) and stopping.received == {signal.SIGTERM}
+            assert stop_requested.wait(5) and stopping.received_signals == {signal.SIGTERM}
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -57,6 +57,6 @@ def test_a_hangup_that_is_ignored_stays_ignored():
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_a_signal_asks_to_stop(number):
-    with stopping.listening(signal.SIGTERM, signal.SIGHUP) as asked:
+    with stopping.listening(signal.SIGTERM, signal.SIGHUP) as stop_requested:
         os.kill(os.getpid(), number)
-        assert asked.wait(5) and stopping.received == {number}
+        assert stop_requested.wait(5) and stopping.received_signals == {number}

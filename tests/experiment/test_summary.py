@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from rlhf.experiment.graph import nodes
+from rlhf.experiment.graph import build_graph
 from rlhf.experiment.store import Result
 from rlhf.experiment.summary import print_summary, print_sweep
 from rlhf.experiment.sweep import Outcome, Point
@@ -15,7 +15,7 @@ SFT = {"eval/perplexity": 2.5, "eval/perplexity_se": 0.125, "eval/perplexity_ini
 def printed(show, make_config, tmp_path, metrics):
     """What is shown of an SFT stage with these final figures."""
     config = make_config("stage=sft", f"output_root={tmp_path}")
-    (node,) = nodes(config)
+    (node,) = build_graph(config)
     node.directory.finish(Result("sft", node.fingerprint, 1.0, metrics))
     console = Console(width=160, file=io.StringIO(), force_terminal=False)
     outcomes = {node.fingerprint: Outcome("done")}

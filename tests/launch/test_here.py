@@ -15,14 +15,14 @@ import pytest
 from rich.console import Console
 
 from rlhf.experiment import stopping
-from rlhf.experiment.graph import Node, nodes
-from rlhf.experiment.spec import spec_of
-from rlhf.experiment.stopping import SAVED, Stopped
+from rlhf.experiment.graph import Node, build_graph
+from rlhf.experiment.spec import build_spec
+from rlhf.experiment.stopping import EXIT_CHECKPOINTED, Stopped
 from rlhf.experiment.store import Result, StageDirectory
 from rlhf.experiment.sweep import Outcome, Task
 from rlhf.launch.scheduler import local_threads, run_here, share_of_devices
 from rlhf.launch.worker import error_file
-from rlhf.launch.workers import StageFailed, judge
+from rlhf.launch.workers import StageFailed, raise_on_failure
 
 ROOT = Path(__file__).parents[2]
 QUIET = Console(quiet=True)
@@ -34,8 +34,8 @@ def nobody_asked(monkeypatch):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     assert handlers == {number: signal.getsignal(number) for number in handlers}  # and handlers are put back
-    stopping.asked.clear()
-    stopping.aborted.clear()
+    stopping.stop_requested.clear()
+    stopping.abort_requested.clear()
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_nothing_is_started_any_more_once_a_stop_is_asked_for(monkeypatch, tasks
     def act(name):
         if together.wait(timeout=20) == 0:
             os.kill(os.getpid(), number)
-        assert stopping.asked.wait(timeout=20)
+        assert stopping.stop_requested.wait(timeout=20)
         return Outcome("stopped", "saved as step-000003")
 
     training = Training(monkeypatch, act)
@@ -201,7 +201,7 @@ def test_a_second_ctrl_c_ends_at_once(monkeypatch, tasks):
     training = Training(monkeypatch, act)
     with pytest.raises(KeyboardInterrupt):
         run_here(tasks({"a": (), "b": ()}), QUIET)
-    assert training.started == ["a"] and stopping.aborted.is_set()
+    assert training.started == ["a"] and stopping.abort_requested.is_set()
 
 
 @contextmanager
@@ -219,7 +219,7 @@ def someone_else_trains(task):
 
 @pytest.mark.parametrize(("parallel", "number"), [(1, signal.SIGTERM), (1, signal.SIGHUP), (2, signal.SIGINT)])
 def test_who_waits_for_another_process_can_be_stopped(monkeypatch, tasks, parallel, number):
-    training = Training(monkeypatch, lambda name: stopping.asked.wait(timeout=20) and Outcome("stopped", "saved"))
+    training = Training(monkeypatch, lambda name: stopping.stop_requested.wait(timeout=20) and Outcome("stopped", "saved"))
     wanted = tasks({"a": (), "b": ()}, f"launcher.parallel={parallel}")
     with someone_else_trains(wanted[0]):
         threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
@@ -275,12 +275,12 @@ def spec(make_config, tmp_path):
     """A stage of four ranks, each with a log."""
     config = make_config("stage=sft", "hardware.gpus_per_node=4")
     config.output_root = str(tmp_path)
-    (node,) = nodes(config)
+    (node,) = build_graph(config)
     for rank in range(4):
         log = node.directory.path / "logs" / f"rank-{rank}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(f"starting\nRuntimeError: the log of {rank}\n")
-    return spec_of(node, config)
+    return build_spec(node, config)
 
 
 def note(spec, rank, at):
@@ -290,14 +290,14 @@ def note(spec, rank, at):
 
 def judged(spec, *codes):
     with pytest.raises(StageFailed) as failed:
-        judge(spec, dict(enumerate(codes)))
+        raise_on_failure(spec, dict(enumerate(codes)))
     assert "\n" not in str(failed.value) and str(failed.value.log) in str(failed.value)
     return str(failed.value).removeprefix("sft: ").rpartition(" (log: ")[0], failed.value.log.name
 
 
 def test_all_that_ended_well_is_no_failure(spec):
-    judge(spec, {0: 0, 1: 0, 2: 0, 3: 0})
-    judge(spec, {0: None, 1: None})  # another job does the stage
+    raise_on_failure(spec, {0: 0, 1: 0, 2: 0, 3: 0})
+    raise_on_failure(spec, {0: None, 1: None})  # another job does the stage
 
 
 def test_who_failed_first_is_named_with_what_it_noted(spec):
@@ -321,32 +321,32 @@ def test_who_noted_nothing_is_asked_by_its_log(spec):
 def test_a_rank_of_another_node_is_named_too(spec):
     note(spec, 3, 5.0)
     with pytest.raises(StageFailed, match=r"^sft: rank 3 failed: ValueError: the note of 3 "):
-        judge(spec, {0: None, 1: None})
+        raise_on_failure(spec, {0: None, 1: None})
 
 
 @pytest.fixture
 def asked(monkeypatch):
     event = threading.Event()
-    monkeypatch.setattr(stopping, "asked", event)
+    monkeypatch.setattr(stopping, "stop_requested", event)
     event.set()
 
 
 def test_who_saved_because_it_was_asked_to_is_no_failure(spec, asked):
     StageDirectory(Path(spec.directory)).set_status(reason="saved as step-000004")
     with pytest.raises(Stopped, match=r"^saved as step-000004$"):
-        judge(spec, dict.fromkeys(range(4), SAVED))
+        raise_on_failure(spec, dict.fromkeys(range(4), EXIT_CHECKPOINTED))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_who_was_ended_before_it_could_save_is_no_failure_either(spec, asked, number):
     with pytest.raises(Stopped, match="before it could save"):
-        judge(spec, {0: SAVED, 1: -number, 2: -number, 3: None})
+        raise_on_failure(spec, {0: EXIT_CHECKPOINTED, 1: -number, 2: -number, 3: None})
 
 
 def test_an_error_while_it_was_asked_to_stop_is_one(spec, asked):
-    assert judged(spec, SAVED, -signal.SIGSEGV, None, None)[0] == "rank 1 failed: it was ended by SIGSEGV"
+    assert judged(spec, EXIT_CHECKPOINTED, -signal.SIGSEGV, None, None)[0] == "rank 1 failed: it was ended by SIGSEGV"
     note(spec, 2, 1.0)
-    assert judged(spec, SAVED, SAVED, 1, None)[0] == "rank 2 failed: ValueError: the note of 2"
+    assert judged(spec, EXIT_CHECKPOINTED, EXIT_CHECKPOINTED, 1, None)[0] == "rank 2 failed: ValueError: the note of 2"
 
 
 # --- real processes ------------------------------------------------------------------------------------------------
@@ -373,7 +373,7 @@ def run_stage(spec):
     if what == "exit":
         print("ImportError: no such thing", flush=True)
         os._exit(3)
-    while what == "deaf" or not stopping.asked.is_set():
+    while what == "deaf" or not stopping.stop_requested.is_set():
         time.sleep(0.01)
     StageDirectory(directory).set_status(state="stopped", reason="saved as step-000007")
     raise stopping.Stopped("saved as step-000007")
@@ -397,7 +397,7 @@ def fake(monkeypatch, tmp_path, make_config):
         monkeypatch.setenv("FAKE", json.dumps(what))
         config = make_config("stage=sft", "hardware.gpus_per_node=2", *overrides)
         config.output_root = str(tmp_path)
-        (node,) = nodes(config)
+        (node,) = build_graph(config)
         return Task(node, config)
 
     return make
@@ -551,7 +551,7 @@ def real(make_config, tmp_path, request):
     def start(ranks):
         config = make_config("stage=sft", f"hardware.gpus_per_node={ranks}", *LONG)
         config.output_root = str(tmp_path)
-        (node,) = nodes(config)
+        (node,) = build_graph(config)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
         command, pipe = command_line(SimpleNamespace(config=config), *LONG), subprocess.PIPE
         launcher = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)

@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from rlhf.experiment.graph import nodes
-from rlhf.experiment.spec import freeze, thaw
+from rlhf.experiment.graph import build_graph
+from rlhf.experiment.spec import read_spec, write_spec
 from rlhf.experiment.sweep import Task
 from rlhf.launch.scheduler import run_stage_here
-from rlhf.launch.workers import end, last_error, watch
+from rlhf.launch.workers import last_error, terminate, watch
 
 
 def process(code):
@@ -25,7 +25,7 @@ def test_the_rank_that_failed_is_named_and_the_others_are_ended():
     ]
     started = time.time()
     assert watch(workers, 10.0) == [None, 3, None]
-    end(workers)
+    terminate(workers)
     assert time.time() - started < 10
     assert [worker.poll() for worker in workers] == [-signal.SIGTERM, 3, -signal.SIGTERM]
 
@@ -35,7 +35,7 @@ def test_a_worker_that_ignores_the_request_is_killed(monkeypatch):
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
     worker = subprocess.Popen([sys.executable, "-c", code], text=True, start_new_session=True, stdout=subprocess.PIPE)
     assert worker.stdout.readline() == "ready\n"
-    end([worker])
+    terminate([worker])
     assert worker.poll() == -signal.SIGKILL
 
 
@@ -75,7 +75,7 @@ def test_a_failing_stage_names_rank_reason_and_log(make_config, tmp_path):
         f"output_root={tmp_path}",
     )
     config = make_config(*overrides)
-    (node,) = nodes(config)
+    (node,) = build_graph(config)
     outcome = run_stage_here(Task(node, config), Console(quiet=True), None)
     assert outcome.state == "failed" and outcome.log.name.startswith("rank-")
     assert re.search(r"^ppo: rank \d failed: .*actor.*rank-\d\.log", outcome.reason) and "\n" not in outcome.reason
@@ -87,9 +87,9 @@ def test_a_spec_survives_freezing_and_refuses_other_code(make_config, tmp_path, 
     from rlhf.config.errors import ConfigError
 
     config = make_config("stage=sft", f"output_root={tmp_path}")
-    (node,) = nodes(config)
-    spec = freeze(node, config)
-    assert thaw(spec.file) == spec
+    (node,) = build_graph(config)
+    spec = write_spec(node, config)
+    assert read_spec(spec.file) == spec
     monkeypatch.setattr("rlhf.experiment.spec.code_hash", lambda: "other")
     with pytest.raises(ConfigError, match="allow_code_change"):
-        thaw(spec.file)
+        read_spec(spec.file)

@@ -8,8 +8,8 @@ from ranks import run_specs, specs
 from safetensors.torch import load_file
 
 from rlhf.catalog.metric import MACHINE_GROUPS
-from rlhf.experiment.graph import nodes
-from rlhf.experiment.spec import thaw
+from rlhf.experiment.graph import build_graph
+from rlhf.experiment.spec import read_spec
 from rlhf.launch.worker import run_rank
 
 pytestmark = pytest.mark.rounding
@@ -41,7 +41,7 @@ ABSOLUTE = 1e-4
 def history(config) -> dict[str, list[dict[str, float]]]:
     """The metrics of each stage that do not depend on the machine."""
     stages = {}
-    for node in nodes(config):
+    for node in build_graph(config):
         lines = [json.loads(line) for line in node.directory.metrics.read_text().splitlines()]
         stages[node.stage] = [
             {name: value for name, value in line.items() if name != "time" and name.split("/")[0] not in MACHINE_GROUPS}
@@ -52,7 +52,7 @@ def history(config) -> dict[str, list[dict[str, float]]]:
 
 def weights(config) -> dict[str, dict]:
     """The weights of every model that the stages left."""
-    places = {node.stage: node.directory.model for node in nodes(config)}
+    places = {node.stage: node.directory.model for node in build_graph(config)}
     places["critic"] = places["ppo"].with_name("critic")
     return {name: load_file(place / "model.safetensors") for name, place in places.items()}
 
@@ -64,7 +64,7 @@ def one_rank(make_config, tmp_path_factory):
     config = make_config(*SMALL, f"output_root={tmp_path_factory.mktemp('one')}")
     with distances() as apart:
         for file in specs(config):
-            run_rank(thaw(file))
+            run_rank(read_spec(file))
     assert min(apart) > 1e-6, "take another seed, or fewer tokens"
     return config
 
@@ -144,4 +144,4 @@ def assert_ratios_begin_at_one(configs):
 
 def test_fingerprints_do_not_depend_on_ranks_or_zero(make_config):
     one, two = make_config(*SMALL), make_config(*SMALL, "hardware.gpus_per_node=2", "zero='3'", "zero@critic_zero='2'")
-    assert [n.fingerprint for n in nodes(one)] == [n.fingerprint for n in nodes(two)]
+    assert [n.fingerprint for n in build_graph(one)] == [n.fingerprint for n in build_graph(two)]

@@ -23,7 +23,7 @@ def test_a_stage_whose_job_ended_since_the_plan_was_made_is_not_submitted_again(
         submitted.extend((task.key, dict(jobs)) for task in group)
         return [str(8 + number) for number in range(len(group))]
 
-    monkeypatch.setattr(slurm, "active_jobs", active_jobs)
+    monkeypatch.setattr(slurm, "list_active_jobs", active_jobs)
     monkeypatch.setattr(slurm, "submit_group", submit_group)
     outcomes = slurm.submit(tasks, Console(quiet=True))
     assert submitted == [("needing", {})]  # and it waits for no job

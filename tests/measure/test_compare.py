@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf.config.errors import ConfigError
-from rlhf.stages.bench.compare import compared, medians
+from rlhf.stages.bench.compare import compare, medians
 
 REFUSAL = ConfigError("rollout.engine", "paged", "it does not serve gptj", "try rollout=hybrid")
 
@@ -40,7 +40,7 @@ def configs(make_config, set_key):
 
 def test_variants_take_turns_and_the_first_round_warms_up(monkeypatch, configs):
     bench = Bench(monkeypatch, lambda name, number: 100.0 if number == 0 else {1: 4.0, 2: 1.0, 3: 2.0}[number])
-    found = compared(configs, bench.build, 3)
+    found = compare(configs, bench.build, 3)
     assert [name for _, name in bench.turns] == [*configs] * 4
     assert (bench.made, bench.freed) == (1, 1)
     for measured in found.values():
@@ -56,7 +56,7 @@ def test_one_that_runs_out_of_memory_is_told_and_the_others_begin_anew(monkeypat
         return 1.0
 
     bench = Bench(monkeypatch, act)
-    found = compared(configs, bench.build, 2)
+    found = compare(configs, bench.build, 2)
     assert (found["hybrid"].problem, found["hybrid"].rounds) == ("out of memory", [])
     assert [len(found[name].rounds) for name in ("baseline", "paged")] == [2, 2]
     assert list(found) == list(configs)
@@ -68,7 +68,7 @@ def test_if_all_run_out_of_memory_all_say_so(monkeypatch, configs):
     def act(name, number):
         raise torch.OutOfMemoryError
 
-    found = compared(configs, Bench(monkeypatch, act).build, 2)
+    found = compare(configs, Bench(monkeypatch, act).build, 2)
     assert {measured.problem for measured in found.values()} == {"out of memory"}
 
 
@@ -82,9 +82,9 @@ def test_an_engine_that_cannot_serve_the_model_is_refused_or_left_out(monkeypatc
     bench = Bench(monkeypatch, act)
     if not optional:
         with pytest.raises(ConfigError, match=r"^rollout\.engine=paged: "):
-            compared(configs, bench.build, 2)
+            compare(configs, bench.build, 2)
     else:
-        found = compared(configs, bench.build, 2, optional)
+        found = compare(configs, bench.build, 2, optional)
         assert found["paged"].refused and found["paged"].problem == str(REFUSAL)
         assert len(found["hybrid"].rounds) == 2 and not found["hybrid"].refused
     assert bench.made == bench.freed
@@ -97,7 +97,7 @@ def test_models_that_do_not_fit_are_an_error_of_the_user(configs):
         yield
 
     with pytest.raises(ConfigError, match=r"^model=opt-tiny: .*memory; try zero=3-offload"):
-        compared(configs, build, 2)
+        compare(configs, build, 2)
 
 
 def test_medians_are_over_the_rounds_that_have_a_figure():

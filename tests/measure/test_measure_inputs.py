@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf.stages.bench.inputs import comparisons, demonstrations, drawn_lengths, prompts
+from rlhf.stages.bench.inputs import comparisons, demonstrations, draw_lengths, prompts
 
 CPU = torch.device("cpu")
 
@@ -19,11 +19,11 @@ def test_fixed_lengths_are_as_long_as_they_may_be(make_config):
 
 def test_real_lengths_have_a_long_tail_over_a_short_middle(make_config):
     config = make_config("+experiments=bench", "bench.lengths=real")
-    lengths = sorted(drawn_lengths(config, "answers", 2000, 300))
+    lengths = sorted(draw_lengths(config, "answers", 2000, 300))
     assert (min(lengths) >= 4, lengths[-1]) == (True, 300)
     assert lengths[1000] == pytest.approx(100, rel=0.1)
     assert lengths[1500] / lengths[500] == pytest.approx(2.57, rel=0.15)  # exp(2 * 0.674 * 0.7)
-    assert lengths != drawn_lengths(config, "prompts", 2000, 300)
+    assert lengths != draw_lengths(config, "prompts", 2000, 300)
 
 
 def test_the_same_seed_gives_the_same_texts(make_config):

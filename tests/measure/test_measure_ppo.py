@@ -11,7 +11,7 @@ from rlhf.planner.decode import decode_bytes
 from rlhf.rollout import ENGINES
 from rlhf.runtime.device import copy_gb_s
 from rlhf.stages.bench.inputs import prompts
-from rlhf.stages.bench.rounds import decode_figures, random_models, round_of
+from rlhf.stages.bench.rounds import decode_metrics, random_models, round_of
 
 SMALL = (
     "+experiments=bench", "data.max_prompt_tokens=20", "data.max_response_tokens=6", "rollout.max_new_tokens=6",
@@ -69,7 +69,7 @@ def test_all_answers_are_as_long_as_the_recipe_says(models, engine, monkeypatch)
 def test_bandwidth_is_what_is_read_over_the_time(models):
     config = load_config(*SMALL)
     asked, said, seconds = [20, 10], [6, 3], 0.5
-    figures = decode_figures(config, asked, said, seconds, models)
+    figures = decode_metrics(config, asked, said, seconds, models)
     read, copy = decode_bytes(config.model, "fp32", asked, said), copy_gb_s(models.engine.device)
     assert figures["time/decode_step_ms"] == pytest.approx(500 / 6)
     assert figures["throughput/decode_gb_s"] == pytest.approx(read / 0.5 / 1e9)
@@ -80,6 +80,6 @@ def test_bandwidth_is_what_is_read_over_the_time(models):
 
 def test_updates_that_are_left_out_are_no_measurement(models, monkeypatch):
     once = round_of(load_config(*SMALL, "bench.what=train"), models)
-    monkeypatch.setattr("rlhf.ppo.trainer.first_problem", lambda experience: "a score")
+    monkeypatch.setattr("rlhf.ppo.trainer.first_nonfinite", lambda experience: "a score")
     with pytest.raises(FloatingPointError, match="not finite"):
         once()

@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from rlhf.stages.bench.table import show, table
+from rlhf.stages.bench.table import build_table, table
 
 RECIPE = {
     "what": "step3", "lengths": "fixed", "repeats": 3, "model": "opt-1.3b", "reward_model": "opt-350m", "dtype": "bf16",
@@ -81,7 +81,7 @@ def test_a_variant_that_did_not_fit_says_so(tmp_path, failed, columns):
 
 def shown(found):
     console = Console(width=200, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(show(found))
+    console.print(build_table(found))
     return console.export_text()
 
 

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.cli.prepare import check_sources
 from rlhf.config.errors import ConfigError
-from rlhf.experiment.fingerprint import identity
-from rlhf.experiment.graph import nodes
-from rlhf.experiment.spec import freeze
+from rlhf.experiment.fingerprint import content_id
+from rlhf.experiment.graph import build_graph
+from rlhf.experiment.spec import write_spec
 from rlhf.launch.worker import run_rank
 from rlhf.models.adapters import BASE, adapter_base
 from rlhf.models.load import load_policy
@@ -32,9 +32,9 @@ def run(make_config, root, *overrides):
     """Run a stage; returns its directory."""
     config = make_config(*SMALL, *overrides)
     config.output_root = str(root)
-    (node,) = nodes(config)
+    (node,) = build_graph(config)
     check_sources(config, node)
-    run_rank(freeze(node, config))
+    run_rank(write_spec(node, config))
     return node.directory
 
 
@@ -140,12 +140,12 @@ def test_adapters_of_somebody_else_count_by_their_base_too(models, trained, tmp_
     (other / BASE).unlink()
     settings = json.loads((other / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(base)}
     (other / "adapter_config.json").write_text(json.dumps(settings))
-    before = identity(str(other))
-    assert adapter_base(Source(str(other), "ppo.actor")).path == str(base) and identity(str(other)) == before
+    before = content_id(str(other))
+    assert adapter_base(Source(str(other), "ppo.actor")).path == str(base) and content_id(str(other)) == before
     weights = load_file(base / "model.safetensors")
     next(iter(weights.values())).view(-1)[3] += 1
     save_file(weights, base / "model.safetensors", {"format": "pt"})
-    assert identity(str(other)) != before
+    assert content_id(str(other)) != before
 
 
 def test_adapters_of_the_wrong_kind_are_refused(make_config, trained):

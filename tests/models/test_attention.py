@@ -12,8 +12,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rlhf.models import attention as attention_module
 from rlhf.models.attention import attention, extend_attention, takes_packed
-from rlhf.models.families import ARGUMENTS, settings_of
-from rlhf.models.load import on_meta
+from rlhf.models.families import ARGUMENTS, build_hf_config
+from rlhf.models.load import build_on_meta
 
 pytestmark = pytest.mark.rounding
 
@@ -156,7 +156,7 @@ def test_the_kernels_names_are_torchs():
 def test_lengths_stay_on_the_host(make_config, family):
     """A mask on another device than the model's would be moved or refused by what looks at it: nothing does."""
     config = make_config(f"model={family.replace('_', '-')}-tiny")
-    ours = on_meta(AutoModelForCausalLM, settings_of(config.model), config, trust_remote_code=False)
+    ours = build_on_meta(AutoModelForCausalLM, build_hf_config(config.model), config, trust_remote_code=False)
     extend_attention(ours)
     if takes_packed(ours):
         row = row_of(drawn())

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.config.compose import config_root
 from rlhf.config.schema import Model
-from rlhf.models.families import ARGUMENTS, settings_of, shape_of
+from rlhf.models.families import ARGUMENTS, build_hf_config, shape_of
 
 FILES = {file.stem: file for file in sorted((config_root() / "conf" / "model").glob("*.yaml"))}
 LOCAL = FILES.pop("local")
@@ -80,14 +80,14 @@ def test_a_file_states_only_what_differs_and_in_the_order_of_local_yaml(name):
 @every_model
 def test_parameters_are_those_of_the_model_that_transformers_builds(name):
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(settings_of(shape(name)))
+        model = AutoModelForCausalLM.from_config(build_hf_config(shape(name)))
     counted = sum(weight.numel() for weight in model.parameters())  # a shared one once
     assert shape(name).parameters == pytest.approx(counted, rel=0.005)
 
 
 @every_model
 def test_the_shape_of_the_configuration_that_transformers_builds_is_the_one_of_the_file(name):
-    found = shape_of(settings_of(shape(name)))
+    found = shape_of(build_hf_config(shape(name)))
     assert found == {key: getattr(shape(name), key) for key in found}
 
 

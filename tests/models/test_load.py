@@ -8,11 +8,11 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.engine.zero import frozen_engine, release
 from rlhf.models.families import ARGUMENTS
-from rlhf.models.heads import Scorer, model_inputs
-from rlhf.models.load import headless_scorer, load_policy, load_scorer, new_policy, new_scorer
+from rlhf.models.heads import ScalarHeadModel, model_inputs
+from rlhf.models.load import load_policy, load_scorer, new_policy, new_scorer, scorer_with_new_head
 from rlhf.models.lora import add_adapters
 from rlhf.models.source import Source
-from rlhf.models.tokenizer import load_tokenizer, same_vocabulary, train_tokenizer
+from rlhf.models.tokenizer import have_same_vocabulary, load_tokenizer, train_tokenizer
 from rlhf.runtime.distributed import start
 
 FAMILIES = [family.replace("_", "-") for family in ARGUMENTS]
@@ -114,7 +114,7 @@ def test_what_was_saved_is_loaded_whole_or_sharded(make_config, tokenizer, tmp_p
     where = Source(str(tmp_path / "actor"), "ppo.actor"), Source(str(tmp_path / "reward"), "ppo.reward")
     assert same(whole(load_policy(where[0], config, config.zero, 0.0)), whole(actor))
     assert same(whole(load_scorer(where[1], config, config.zero, 0.0)), whole(reward))
-    fresh = whole(headless_scorer(where[0], config, tokenizer, config.zero, 0.0).classifier)
+    fresh = whole(scorer_with_new_head(where[0], config, tokenizer, config.zero, 0.0).classifier)
     body = {name.split(".", 1)[-1]: weight for name, weight in whole(actor).items() if "." in name}
     head = fresh.pop("score.weight")
     assert torch.equal(head, whole(reward)["classifier.score.weight"])  # drawn by the seed alone
@@ -132,9 +132,9 @@ def test_a_scorer_subtracts_its_bias_and_divides_by_its_scale(make_config, token
     config = make_config()
     classifier = scorer(config, tokenizer).classifier.eval()
     with torch.no_grad():
-        raw = outputs(Scorer(classifier))
+        raw = outputs(ScalarHeadModel(classifier))
         classifier.config.reward_bias, classifier.config.reward_scale = 0.5, 4.0
-        assert torch.allclose(outputs(Scorer(classifier)), (raw - 0.5) / 4.0)
+        assert torch.allclose(outputs(ScalarHeadModel(classifier)), (raw - 0.5) / 4.0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -159,7 +159,7 @@ def test_the_built_in_tokenizer_is_byte_level_and_survives_saving(tokenizer, tmp
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     tokenizer.save_pretrained(tmp_path)
     again = load_tokenizer(str(tmp_path), "model.path")
-    assert same_vocabulary(tokenizer, again)
+    assert have_same_vocabulary(tokenizer, again)
     assert (again.pad_token_id, again.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
 
 

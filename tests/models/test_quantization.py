@@ -11,8 +11,8 @@ from tiny import save_models
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf.config.errors import ConfigError
-from rlhf.experiment.graph import nodes
-from rlhf.experiment.spec import freeze
+from rlhf.experiment.graph import build_graph
+from rlhf.experiment.spec import write_spec
 from rlhf.launch.worker import run_rank
 from rlhf.models.load import load_policy, new_policy
 from rlhf.models.preflight import check_source
@@ -42,8 +42,8 @@ def test_what_is_trained_from_a_gguf_file_is_a_plain_model(make_config, quantize
     config = make_config(*SMALL, *model, f"precision={dtype}")
     config.output_root = str(tmp_path)
     config = fill_shapes(config)
-    node = next(node for node in nodes(config) if node.stage == stage)
-    run_rank(freeze(node, config))
+    node = next(node for node in build_graph(config) if node.stage == stage)
+    run_rank(write_spec(node, config))
     model = node.directory.model
     written = json.loads((model / "config.json").read_text())
     assert not {name for name in written if "quant" in name}

@@ -18,13 +18,13 @@ from tiny import save_models
 
 from rlhf.cli.prepare import check_sources, load_config
 from rlhf.config.errors import ConfigError
-from rlhf.experiment.graph import nodes
+from rlhf.experiment.graph import build_graph
 from rlhf.experiment.store import Result
 from rlhf.models import source as module
-from rlhf.models.families import ARGUMENTS, settings_of
+from rlhf.models.families import ARGUMENTS, build_hf_config
 from rlhf.models.load import load_policy, new_policy
 from rlhf.models.preflight import check_source
-from rlhf.models.source import REACH_S, Source, fill_shape, fill_shapes, read_settings
+from rlhf.models.source import REACH_S, Source, fill_shape, fill_shapes, load_hf_config
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.runtime.distributed import start
 
@@ -244,7 +244,7 @@ def test_a_model_without_a_tokenizer_is_refused(make_config, actor, family):
     """transformers gives some families one without a single token of text, which encodes everything as nothing."""
     for file in actor.glob("tokenizer*"):
         file.unlink()
-    settings_of(make_config(f"model={family}-tiny").model, pad_token_id=0, eos_token_id=1).save_pretrained(actor)
+    build_hf_config(make_config(f"model={family}-tiny").model, pad_token_id=0, eos_token_id=1).save_pretrained(actor)
     assert "tokenizer" in refused(actor, make_config())
 
 
@@ -311,7 +311,7 @@ def test_adapters_that_name_no_model_are_refused(make_config, tmp_path):
 @pytest.mark.parametrize("family", ARGUMENTS)
 def test_a_model_of_your_own_gets_the_shape_of_its_configuration(make_config, tmp_path, family):
     tiny = make_config(f"model={family.replace('_', '-')}-tiny").model
-    settings_of(tiny).save_pretrained(tmp_path)
+    build_hf_config(tiny).save_pretrained(tmp_path)
     read = fill_shape(make_config("model=local", f"model.path={tmp_path}").model, "model")
     stated = {key: value for key, value in asdict(tiny).items() if key not in ORIGIN}
     assert {key: value for key, value in asdict(read).items() if key not in ORIGIN} == stated
@@ -376,7 +376,7 @@ def point(make_config, tmp_path):
 
 def finish(config, *stages):
     """Declare stages done, with an empty model."""
-    for node in nodes(config):
+    for node in build_graph(config):
         if node.stage in stages:
             node.directory.finish(Result(node.stage, node.fingerprint, 1.0, {}))
             node.directory.model.mkdir()
@@ -389,24 +389,24 @@ def finish(config, *stages):
 def test_what_a_stage_will_load_is_looked_at_before_any_stage_starts(set_key, point, key, stage):
     set_key(point, key, "org/no-such-model")
     with pytest.raises(ConfigError, match=rf"^{key}=org/no-such-model: "):
-        look(point, nodes(point))
-    look(point, [node for node in nodes(point) if node.stage != stage])  # nobody else loads it
+        look(point, build_graph(point))
+    look(point, [node for node in build_graph(point) if node.stage != stage])  # nobody else loads it
 
 
 def test_what_is_done_is_not_looked_at_again(point):
     point.model.path = point.reward_model.path = "org/no-such-model"
     finish(point, "sft", "reward")
-    look(point, nodes(point))
+    look(point, build_graph(point))
 
 
 def test_models_of_this_configurations_own_stages_are_not_looked_at(point):
-    look(point, nodes(point))
+    look(point, build_graph(point))
 
 
 def test_the_shape_of_a_model_that_is_given_a_path_is_compared(point, saved):
     point.model.path, point.model.layers = str(saved[0]), 3
     with pytest.raises(ConfigError, match=r"^model\.path=.*it has layers=2, unlike model=opt-tiny"):
-        look(point, nodes(point))
+        look(point, build_graph(point))
 
 
 def test_a_stages_directory_can_be_given_for_each_of_the_three(point, saved):
@@ -417,7 +417,7 @@ def test_a_stages_directory_can_be_given_for_each_of_the_three(point, saved):
         shutil.copytree(model, places[name] / "model")
         (places[name] / "result.json").write_text(json.dumps({"fingerprint": name}))
     point.ppo.actor, point.ppo.reward, point.ppo.critic = str(places["actor"]), str(places["reward"]), str(places["reward"])
-    look(point, nodes(point))
+    look(point, build_graph(point))
 
 
 # --- GGUF
@@ -439,7 +439,7 @@ def test_a_gguf_file_is_read_for_its_shape_its_weights_and_its_tokenizer(gguf_mo
     config = load_config(*options, "reward_model=opt-tiny", "ppo.critic=actor")
     assert (config.model.family, config.model.layers, config.model.width, config.model.positions) == ("llama", 2, 64, 256)
     assert config.model.parameters == sum(weight.numel() for weight in model.parameters())
-    look(config, [node for node in nodes(config) if node.stage == "sft"])
+    look(config, [node for node in build_graph(config) if node.stage == "sft"])
     found = module.source_of(config.model, "model")
     assert (found.key, found.gguf_file) == ("model.path", "tiny.gguf")
     for zero in (config.zero, load_config("zero=3").zero):
@@ -458,4 +458,4 @@ def test_a_gguf_file_that_is_not_there_or_is_none_is_refused(make_config, gguf_m
     (tmp_path / "bad.gguf").write_bytes(b"not a model")
     assert "it cannot be loaded" in refused(tmp_path, config, "model.path", gguf_file="bad.gguf")
     with pytest.raises(ConfigError, match=r"^model\.path="):
-        read_settings(Source(str(tmp_path), "model.path", gguf_file="bad.gguf"))
+        load_hf_config(Source(str(tmp_path), "model.path", gguf_file="bad.gguf"))

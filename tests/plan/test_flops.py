@@ -86,9 +86,9 @@ def build(shape, adapters=None, checkpointing=False, dropout=0.0, kind="AutoMode
     import transformers
     from peft import LoraConfig, get_peft_model
 
-    from rlhf.models.families import settings_of
+    from rlhf.models.families import build_hf_config
 
-    settings = settings_of(shape, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    settings = build_hf_config(shape, bos_token_id=0, eos_token_id=0, pad_token_id=0)
     for name in DROPOUTS:
         if hasattr(settings, name):
             setattr(settings, name, dropout)

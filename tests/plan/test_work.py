@@ -2,14 +2,14 @@
 
 import pytest
 
-from rlhf.cli.prepare import estimates
+from rlhf.cli.prepare import estimate_tasks
 from rlhf.data.dataset import Comparison, Dataset, Demonstration, Split
 from rlhf.data.demo import demo_counts
 from rlhf.data.records import load_dataset
-from rlhf.experiment.graph import nodes
+from rlhf.experiment.graph import build_graph
 from rlhf.experiment.sweep import Task
 from rlhf.planner.flops import forward_flops, generation_flops, training_flops
-from rlhf.planner.work import Work, work
+from rlhf.planner.work import Work, estimate_work
 
 STAGES = ("sft", "reward", "ppo")
 
@@ -32,13 +32,13 @@ def test_steps_are_batches_of_all_passes_or_as_many_as_are_wanted(make_config, s
     settings = getattr(config, stage)
     settings.epochs, settings.max_steps = epochs, max_steps
     config.sft.batch_size = config.reward.batch_size = config.ppo.rollout_batch_size = config.ppo.batch_size = 8
-    found = work(config, stage, records)
+    found = estimate_work(config, stage, records)
     assert (None if found is None else found.steps) == steps
 
 
 def test_a_rollout_is_a_step_of_ppo(make_config):
     config = make_config("ppo.rollout_batch_size=32", "ppo.batch_size=8", "ppo.epochs=2", "ppo.max_steps=null")
-    assert work(config, "ppo", 64).steps == 4
+    assert estimate_work(config, "ppo", 64).steps == 4
 
 
 @pytest.fixture
@@ -53,14 +53,14 @@ def small(make_config):
 
 def test_a_step_of_sft(small):
     lengths = [9, 9]
-    assert work(small, "sft", None) == Work(1, training_flops(small.model, lengths, 18))
+    assert estimate_work(small, "sft", None) == Work(1, training_flops(small.model, lengths, 18))
     small.lora.rank, small.sft.gradient_checkpointing = 2, True
-    assert work(small, "sft", None).flops == training_flops(small.model, lengths, 18, small.lora, True)
+    assert estimate_work(small, "sft", None).flops == training_flops(small.model, lengths, 18, small.lora, True)
 
 
 def test_a_step_of_the_reward_model_reads_both_answers_of_a_pair(small):
     small.reward.grouped = False
-    assert work(small, "reward", None) == Work(1, training_flops(small.reward_model, [9] * 4, 0))
+    assert estimate_work(small, "reward", None) == Work(1, training_flops(small.reward_model, [9] * 4, 0))
 
 
 @pytest.mark.parametrize("critic", ["reward", "actor"])
@@ -75,21 +75,21 @@ def test_a_step_of_ppo_samples_scores_and_learns(small, critic):
         + forward_flops(small.reward_model, longest, 0)
         + 3 * (training_flops(small.model, longest, 6) + training_flops(critic_model, longest, 0))
     )
-    assert work(small, "ppo", None) == Work(1, expected)
+    assert estimate_work(small, "ppo", None) == Work(1, expected)
 
 
 @pytest.mark.parametrize("what", ["step3", "rollout", "score", "train", "stages"])
 def test_a_benchmark_is_its_rounds_and_one_that_warms_up(small, what):
     small.bench.what, small.bench.repeats, small.reward.grouped = what, 4, False
     rollout = generation_flops(small.model, [5, 5], [3, 3])
-    ppo, once = work(small, "ppo", None).flops, work(small, "bench", None)
+    ppo, once = estimate_work(small, "ppo", None).flops, estimate_work(small, "bench", None)
     updates = 3 * (training_flops(small.model, [8, 8], 6) + training_flops(small.reward_model, [8, 8], 0))
     expected = {
         "step3": (4, 5 * ppo),
         "rollout": (4, 5 * rollout),
         "score": (4, 5 * (ppo - updates)),
         "train": (4, ppo - updates + 5 * updates),
-        "stages": (12, 5 * (ppo + work(small, "sft", None).flops + work(small, "reward", None).flops)),
+        "stages": (12, 5 * (ppo + estimate_work(small, "sft", None).flops + estimate_work(small, "reward", None).flops)),
     }
     assert once == Work(*expected[what])
 
@@ -97,26 +97,26 @@ def test_a_benchmark_is_its_rounds_and_one_that_warms_up(small, what):
 def test_a_benchmarks_work_needs_no_records(make_config, monkeypatch):
     monkeypatch.setattr("rlhf.cli.prepare.load_dataset", lambda config: pytest.fail("loaded"))
     (task,) = tasks_of(make_config("stage=bench"))
-    assert estimates([task])[task.key].steps == 5
+    assert estimate_tasks([task])[task.key].steps == 5
 
 
 def test_work_grows_with_steps_and_lengths(make_config):
     config = make_config("sft.max_steps=10")
-    ten = work(config, "sft", None)
+    ten = estimate_work(config, "sft", None)
     config.sft.max_steps = 20
-    assert work(config, "sft", None).flops == 2 * ten.flops
+    assert estimate_work(config, "sft", None).flops == 2 * ten.flops
     config.data.max_prompt_tokens *= 2
-    assert work(config, "sft", None).flops > 2 * ten.flops
+    assert estimate_work(config, "sft", None).flops > 2 * ten.flops
 
 
 def tasks_of(config):
-    return [Task(node, config) for node in nodes(config)]
+    return [Task(node, config) for node in build_graph(config)]
 
 
 def test_a_sweeps_work_is_counted_on_its_own_records(make_config):
     configs = [make_config(f"seed={seed}", "data.demo.rounds=1", "data.demo.demonstrations=100") for seed in (1, 2)]
     tasks = [task for config in configs for task in tasks_of(config)]
-    found = estimates(tasks)
+    found = estimate_tasks(tasks)
     assert set(found) == {task.key for task in tasks}
     steps = configs[0].sft.epochs * (100 // configs[0].sft.batch_size)
     assert [found[task.key].steps for task in tasks if task.node.stage == "sft"] == [steps] * 2
@@ -125,7 +125,7 @@ def test_a_sweeps_work_is_counted_on_its_own_records(make_config):
 def test_records_that_would_have_to_be_downloaded_are_not(make_config, monkeypatch):
     monkeypatch.setattr("rlhf.cli.prepare.load_dataset", lambda config: pytest.fail("loaded"))
     config = make_config("data=hub", "data.hub.name=org/set", "ppo.max_steps=3")
-    found = {task.node.stage: estimates([task])[task.key] for task in tasks_of(config)}
+    found = {task.node.stage: estimate_tasks([task])[task.key] for task in tasks_of(config)}
     assert (found["sft"], found["reward"], found["ppo"].steps) == (None, None, 3)
 
 
@@ -141,7 +141,7 @@ def test_pairs_of_one_prompt_that_are_read_together_are_one_element(make_config,
     config = make_config("reward.batch_size=4", "reward.epochs=2")
     config.reward.grouped, config.data.source = grouped, "files"
     (task,) = [task for task in tasks_of(config) if task.node.stage == "reward"]
-    found = estimates([task])[task.key]
+    found = estimate_tasks([task])[task.key]
     assert found.steps == (2 * 8 // 4 if grouped else 2 * 24 // 4)
     length = config.data.max_prompt_tokens + config.data.max_response_tokens
     rows = 4 * (3 if grouped else 2)  # each answer of a prompt once
@@ -167,12 +167,12 @@ def test_the_steps_are_those_that_the_stages_will_do(make_config):
     """On the demo, none of whose records are too long."""
     from rlhf.data.loaders import create_prompt_dataloader, total_steps
     from rlhf.data.tokens import encode_comparisons, encode_demonstrations
-    from rlhf.models.tokenizer import train_tokenizer, training_text
+    from rlhf.models.tokenizer import tokenizer_corpus, train_tokenizer
 
     config = make_config("data.demo.rounds=1", "data.demo.demonstrations=100")
-    found = {task.node.stage: estimates([task])[task.key].steps for task in tasks_of(config)}
+    found = {task.node.stage: estimate_tasks([task])[task.key].steps for task in tasks_of(config)}
     data = load_dataset(config)
-    tokenizer = train_tokenizer(training_text(config, data), config.data.tokenizer_vocabulary)
+    tokenizer = train_tokenizer(tokenizer_corpus(config, data), config.data.tokenizer_vocabulary)
     records = {
         "sft": encode_demonstrations(data.train.demonstrations, tokenizer, config.data),
         "reward": encode_comparisons(data.train.comparisons, tokenizer, config.data, config.reward.grouped),

@@ -11,11 +11,11 @@ from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
 from rlhf.config.derive import Batches
 from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.engine.save import save_model, whole_weight
-from rlhf.engine.zero import Learning, training_engine
+from rlhf.engine.zero import TrainingSpec, training_engine
 from rlhf.models.load import load_policy
 from rlhf.models.lora import is_adapter
 from rlhf.models.source import Source
-from rlhf.ppo.ema import MovingAverage
+from rlhf.ppo.ema import ExponentialMovingAverage
 from rlhf.runtime.distributed import start
 
 PLAN = Batches(ranks=1, per_rank=1, micro=1, accumulation=1)
@@ -33,7 +33,7 @@ def zero_of(stage):
 
 
 def learner(config, model):
-    learning = Learning(config.ppo, PLAN, config.zero, config.lora, 1e-3, 0.0, False)
+    learning = TrainingSpec(config.ppo, PLAN, config.zero, config.lora, 1e-3, 0.0, False)
     return training_engine(model, config, learning)
 
 
@@ -70,7 +70,7 @@ def test_the_average_by_hand(make_config, first, interval, expected):  # row 34
     config = make_config("ppo.ema=true", "ppo.ema_decay=0.75", f"ppo.ema_start={first}", f"ppo.ema_interval={interval}")
     start(config)
     engine = learner(config, nn.Linear(1, 1, bias=False))
-    average = MovingAverage(engine, config.ppo)
+    average = ExponentialMovingAverage(engine, config.ppo)
     for updates, value in expected.items():
         weight = 8.0 if updates == 0 else float(updates)
         number(engine, weight)
@@ -84,7 +84,7 @@ def test_the_average_of_half_precision_weights_is_kept_in_float32(make_config):
     config = make_config("ppo.ema=true", "ppo.ema_decay=0.99", "precision=bf16", "zero='1'")
     start(config)
     engine = learner(config, nn.Linear(1, 1, bias=False).bfloat16())
-    average = MovingAverage(engine, config.ppo)
+    average = ExponentialMovingAverage(engine, config.ppo)
     number(engine, 1.0)
     average.update(0)
     number(engine, 1.0078125)
@@ -100,7 +100,7 @@ def test_sharded_or_whole_the_same_average_is_saved(make_config, tokenizer, tmp_
     config = make_config("ppo.ema=true", "ppo.ema_decay=0.9", f"precision={dtype}", *zero_of(stage))
     start(config)
     engine = learner(config, load_policy(Source(models[0], "ppo.actor"), config, config.zero, 0.0))
-    average = MovingAverage(engine, config.ppo)
+    average = ExponentialMovingAverage(engine, config.ppo)
     expected = {}
     for updates in range(3):
         for name, value in fill(engine, updates).items():
@@ -121,7 +121,7 @@ def test_of_adapters_alone_the_adapters_are_averaged(make_config, tokenizer, tmp
     config = make_config("ppo.ema=true", "ppo.ema_decay=0.9", "lora=r8", *zero_of(stage))
     start(config)
     engine = learner(config, load_policy(Source(models[0], "ppo.actor"), config, config.zero, 0.0))
-    average = MovingAverage(engine, config.ppo)
+    average = ExponentialMovingAverage(engine, config.ppo)
     expected = {}
     for updates in range(3):
         for name, value in fill(engine, updates).items():

@@ -9,7 +9,7 @@ from rlhf import DeepSpeedRLHFEngine
 from rlhf.config.errors import ConfigError
 from rlhf.data.tokens import encode_prompt, encode_response, left_mask
 from rlhf.models.load import new_policy, new_scorer
-from rlhf.models.tokenizer import same_vocabulary, train_tokenizer, training_text
+from rlhf.models.tokenizer import have_same_vocabulary, tokenizer_corpus, train_tokenizer
 from rlhf.runtime.distributed import start
 
 SMALL = (
@@ -27,7 +27,7 @@ ANSWERS = ("Use warm water, then let it dry.", "Ask a friend who has done it bef
 @pytest.fixture(scope="module")
 def other(make_config, demo_data):
     """A second tokenizer, with fewer and other tokens."""
-    return train_tokenizer(training_text(make_config(), demo_data)[:500], 400)
+    return train_tokenizer(tokenizer_corpus(make_config(), demo_data)[:500], 400)
 
 
 def save(directory, model, tokenizer):
@@ -90,7 +90,9 @@ def test_the_text_is_scored_in_the_reward_models_own_tokens(make_config, models,
     """At its end-of-text, which only a response that ended has."""
     config = make_config(*SMALL, "ppo.critic=actor")
     _, engine, _ = built(config, models, tokenizer)
-    assert same_vocabulary(engine.reward_tokenizer, other) and not same_vocabulary(engine.reward_tokenizer, tokenizer)
+    assert have_same_vocabulary(engine.reward_tokenizer, other) and not have_same_vocabulary(
+        engine.reward_tokenizer, tokenizer
+    )
     with torch.no_grad():
         scores = engine.score_responses(*rollout(config, tokenizer, ANSWERS, ended))
     assert scores.dtype == torch.float32

@@ -12,7 +12,7 @@ from tiny import assert_same_update, built, first_step, gradients, save_models, 
 
 from rlhf.models.attention import takes_packed
 from rlhf.models.families import ARGUMENTS
-from rlhf.models.forward import laid_out, micro_batches, response_logprobs, response_scores, response_values
+from rlhf.models.forward import micro_batches, pack_inputs, response_logprobs, response_scores, response_values
 from rlhf.models.load import new_policy, new_scorer, prepare_for_training
 from rlhf.runtime.distributed import start
 
@@ -102,11 +102,11 @@ def test_nothing_is_computed_for_padding(make_config, tokenizer):
     _, policy, _ = models_of(make_config, tokenizer)
     _, other, _ = models_of(make_config, tokenizer, "model=bloom-tiny")
     ids, mask = sequences()
-    assert laid_out(policy, ids, mask, "packed").inputs["input_ids"].shape == (1, sum(map(sum, LENGTHS)))
+    assert pack_inputs(policy, ids, mask, "packed").inputs["input_ids"].shape == (1, sum(map(sum, LENGTHS)))
     longest = max(map(sum, LENGTHS))
     for model, packing in ((policy, "length"), (other, "packed"), (other, "length")):
-        assert laid_out(model, ids, mask, packing).inputs["input_ids"].shape == (len(LENGTHS), longest)
-    assert laid_out(policy, ids, mask, "none").inputs["input_ids"].shape == mask.shape
+        assert pack_inputs(model, ids, mask, packing).inputs["input_ids"].shape == (len(LENGTHS), longest)
+    assert pack_inputs(policy, ids, mask, "none").inputs["input_ids"].shape == mask.shape
     shapes = []
     policy.lm_head.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape[:2]))
     for packing in ("packed", "length", "none"):
@@ -192,12 +192,12 @@ def test_two_ranks_that_share_weights_end_at_the_same_weights(smooth_models):
 
 def main(actor, reward):
     """Rank by rank: a step at ZeRO 3 ends at the same shards whatever the packing."""
-    from rlhf.config.points import composed
+    from rlhf.config.points import compose_config
     from rlhf.models.tokenizer import load_tokenizer
 
     ends = []
     for packing in ("none", "packed"):
-        config = composed(
+        config = compose_config(
             *SMALL, "zero='3'", "zero.persistence_elements=0", "hardware.gpus_per_node=2", f"ppo.packing={packing}"
         )
         start(config)

@@ -10,8 +10,8 @@ from tiny import assert_same_update, built, dataset, first_step, policy_engine, 
 from transformers import AutoModelForSequenceClassification
 
 from rlhf.data.tokens import encode_demonstrations, left_mask, right_mask, sequence_batch
-from rlhf.experiment.graph import nodes
-from rlhf.experiment.spec import freeze
+from rlhf.experiment.graph import build_graph
+from rlhf.experiment.spec import write_spec
 from rlhf.launch.worker import run_rank
 from rlhf.models.forward import response_values
 from rlhf.models.heads import last_token, model_inputs
@@ -64,7 +64,7 @@ def test_length_and_end_of_text_penalties(make_config, tokenizer, models, option
     )
     _, _, trainer = built(config, models, tokenizer)
     given = responses(tokenizer)
-    experience, shaped = trainer.appraise(prompts(config, tokenizer), given)
+    experience, shaped = trainer.score_rollout(prompts(config, tokenizer), given)
     scores = experience.scores.tolist()
     assert min(map(abs, scores)) > 0.01  # the clip cuts them all
     expected = [
@@ -124,8 +124,8 @@ def trained(request, make_config, tmp_path_factory):
     """A reward model that the stage trained, and how it was normalised."""
     root = tmp_path_factory.mktemp("outputs")
     config = make_config(*REWARD, f"reward.normalize={request.param}", f"output_root={root}")
-    (node,) = nodes(config)
-    run_rank(freeze(node, config))
+    (node,) = build_graph(config)
+    run_rank(write_spec(node, config))
     place = str(node.directory.model)
     return SimpleNamespace(kind=request.param, config=config, place=place, metrics=node.directory.result().metrics)
 
@@ -247,7 +247,7 @@ def test_checkpointing_changes_no_update(make_config, tokenizer, smooth_models):
 
 
 @torch.no_grad()
-def appraised(engine, config, tokenizer, given):
+def scored(engine, config, tokenizer, given):
     """Values of responses by the critic at rest."""
     batch = prompts(config, tokenizer)
     actions = right_mask(given.lengths, 8)
@@ -259,7 +259,7 @@ def appraised(engine, config, tokenizer, given):
     return values * actions
 
 
-def test_dropout_is_off_when_a_rollout_is_appraised(make_config, tokenizer, models):
+def test_dropout_is_off_when_a_rollout_is_scored(make_config, tokenizer, models):
     changes = "ppo.dropout=0.2", "ppo.critic_dropout=0.5", "ppo.ratio_tolerance=5.0"
     config = make_config(*SMALL, *changes)
     loader, engine, trainer = built(config, models, tokenizer)
@@ -269,8 +269,8 @@ def test_dropout_is_off_when_a_rollout_is_appraised(make_config, tokenizer, mode
         trainer.train_rlhf(trainer.generate_experience(batch))
         generate(engine.actor, batch, random_numbers(config, 8), tokenizer, config.rollout)  # as every rollout begins
         with torch.no_grad():
-            values = trainer.appraise(prompts(config, tokenizer), given)[0].values
-        assert torch.allclose(values, appraised(engine, config, tokenizer, given), atol=1e-5)
+            values = trainer.score_rollout(prompts(config, tokenizer), given)[0].values
+        assert torch.allclose(values, scored(engine, config, tokenizer, given), atol=1e-5)
 
 
 @torch.no_grad()
@@ -279,5 +279,5 @@ def test_scores_that_a_penalty_raises_are_counted(make_config, tokenizer, models
     """Of responses without end, of which there are two; where scores are not normalised, by default it is none."""
     config = make_config(*SMALL, f"ppo.eos_penalty={penalty}", *([f"ppo.eos_penalty_mode={mode}"] if mode else []))
     _, _, trainer = built(config, models, tokenizer)
-    experience, _ = trainer.appraise(prompts(config, tokenizer), responses(tokenizer))
+    experience, _ = trainer.score_rollout(prompts(config, tokenizer), responses(tokenizer))
     assert trainer.count_raised(experience.scores, torch.tensor(ENDED)) == raised

@@ -15,8 +15,8 @@ from rlhf.config.errors import ConfigError
 from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.data.tokens import right_mask
 from rlhf.ppo import ptx, update
-from rlhf.ppo.ptx import Texts, predicted
-from rlhf.runtime.seeds import stream
+from rlhf.ppo.ptx import Texts, count_predicted_tokens
+from rlhf.runtime.seeds import random_stream
 
 pytestmark = pytest.mark.rounding
 
@@ -39,7 +39,7 @@ def build(config, models, tokenizer):
 def first_update(trainer, experience, monkeypatch):
     """The actor's gradient at the end of a rollout's first mini-batch, by name, and the norms before clipping."""
     caught = {}
-    finish = update.finish
+    finish = update.optimizer_step
 
     def look(actor, critic):
         caught.update({n: p.grad.clone() for n, p in actor.module.named_parameters() if p.grad is not None})
@@ -47,7 +47,7 @@ def first_update(trainer, experience, monkeypatch):
         return caught["norms"]
 
     with monkeypatch.context() as patch:
-        patch.setattr(update, "finish", look)
+        patch.setattr(update, "optimizer_step", look)
         trainer.update.begin(0)
         trainer.update.minibatch(experience, [5, 1, 6, 2])
     return caught, caught.pop("norms")
@@ -59,7 +59,7 @@ def texts_by_hand(config, tokenizer, number, count):
     texts = [
         f"{config.data.prompt_format.format(prompt=d.prompt)} {d.response}" for d in dataset(config).train.demonstrations
     ]
-    chosen = stream(config.seed, "ptx", number).integers(len(texts), size=count)
+    chosen = random_stream(config.seed, "ptx", number).integers(len(texts), size=count)
     return [tokenizer(texts[i])["input_ids"][: limit - 1] + [tokenizer.eos_token_id] for i in chosen]
 
 
@@ -179,7 +179,7 @@ def test_long_texts_are_cut_to_a_training_sequence(make_config, tokenizer):
 def test_all_tokens_but_the_first_are_predicted(make_config, tokenizer):
     texts = Texts(make_config("ppo.ptx_coef=0.5"), tokenizer, Batches(1, 4, 4, 1), CPU)
     (batch,), count = texts.batches(3)
-    mask = predicted(batch)
+    mask = count_predicted_tokens(batch)
     assert mask.shape == (4, batch.ids.size(1) - 1) and float(mask.sum()) == count
     assert torch.equal(mask, right_mask(batch.lengths - 1, mask.size(1)))
 

@@ -8,7 +8,7 @@ from fakesweep import FakeSweep, config, step
 
 from rlhf.cli.report import main
 from rlhf.report.collect import collect
-from rlhf.report.groups import grouped
+from rlhf.report.groups import group_points
 from rlhf.report.throughput import speeds
 
 POINTS = (("hybrid", 0, 0, 30.0), ("hybrid", 0, 1, 32.0), ("hybrid", 3, 0, 20.0), ("hf", 0, 0, 10.0))
@@ -31,7 +31,7 @@ def sweep(tmp_path_factory):
 
 
 def test_points_that_differ_in_engine_or_zero_are_groups_of_their_own(sweep):
-    assert {group.label: len(group.points) for group in grouped(collect(sweep.place))} == {
+    assert {group.label: len(group.points) for group in group_points(collect(sweep.place))} == {
         "rollout=hybrid, zero=0": 2, "rollout=hybrid, zero=3": 1, "rollout=hf, zero=0": 1,
     }  # fmt: skip
 

@@ -11,8 +11,8 @@ from fakesweep import FakeSweep, answer, config, environment, grid, step, write
 
 from rlhf.cli.report import main
 from rlhf.report.collect import collect
-from rlhf.report.groups import grouped
-from rlhf.report.plots import PALETTE, PLACES, binned, colours, course
+from rlhf.report.groups import group_points
+from rlhf.report.plots import PALETTE, PLACES, bin_series, colours, series
 from rlhf.report.samples import side_by_side
 
 SECTIONS = ("overview", "curves", "frontier", "figures", "throughput", "samples", "configuration", "failures", "versions")
@@ -124,7 +124,7 @@ def test_samples_of_one_seed_last_evaluation_and_the_prompts_that_all_have(tmp_p
     sweep = grid(tmp_path)
     place = sweep.root / "stages" / f"ppo-{18:012x}" / "samples.jsonl"
     place.write_text("".join(json.dumps(answer(prompt, ppo="x" * 9999)) + "\n" for prompt in ("other", "What now?")))
-    seed, prompts = side_by_side(grouped(collect(sweep.place)))
+    seed, prompts = side_by_side(group_points(collect(sweep.place)))
     assert seed == 0
     assert [prompt.text for prompt in prompts] == ["What now?", "And then?", "other"]
     assert [answer.who for answer in prompts[0].answers] == ["SFT", "ppo.kl_coef=0.05", "ppo.kl_coef=0.3"]
@@ -133,18 +133,18 @@ def test_samples_of_one_seed_last_evaluation_and_the_prompts_that_all_have(tmp_p
 
 
 def test_curves_over_seeds_begin_with_the_gold_reward_of_sft(tmp_path):
-    group = grouped(collect(grid(tmp_path).place))[0]
-    steps, values = course(group.stages("ppo"), "eval/gold")
+    group = group_points(collect(grid(tmp_path).place))[0]
+    steps, values = series(group.stages("ppo"), "eval/gold")
     assert steps.tolist() == [0, 2, 4]
     assert values.tolist() == [[0.5, 0.5, 1.0], [0.5, 1.5, 2.0]]
-    steps, values = course(group.stages("ppo"), "reward/mean")
+    steps, values = series(group.stages("ppo"), "reward/mean")
     assert (steps.tolist(), values[0].tolist()) == ([1, 2, 3, 4], [0.1, 0.2, 0.3, 0.4])
 
 
 def test_long_curves_are_averaged():
     steps = np.arange(1.0, 1001.0)
     values = np.stack([steps, np.where(steps > 500, np.nan, 2 * steps)])
-    short_steps, short = binned(steps, values)
+    short_steps, short = bin_series(steps, values)
     assert short.shape == (2, PLACES)
     assert (short_steps[0], short[0, 0], short[1, 0]) == (3.0, 3.0, 6.0)
     assert np.isnan(short[1, -1])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.report.figures import short
+from rlhf.report.figures import format_short
 from rlhf.report.statistics import bands, estimate
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12)
@@ -76,4 +76,4 @@ def test_bands_take_each_column_with_the_values_it_has():
     ],
 )  # fmt: skip
 def test_numbers_have_three_digits(value, text):
-    assert short(value) == text or (value == 27512.3 and short(value) == "27,500")
+    assert format_short(value) == text or (value == 27512.3 and format_short(value) == "27,500")

@@ -6,7 +6,7 @@ from fakesweep import GOLD, FakeSweep, config, grid
 
 from rlhf.cli.report import main
 from rlhf.report.collect import collect
-from rlhf.report.groups import grouped
+from rlhf.report.groups import group_points
 from rlhf.report.throughput import speeds
 
 
@@ -91,7 +91,7 @@ def test_a_shared_result_counts_once(tmp_path):
     ppo = sweep.stage("ppo", 1, {"eval/gold": 1.0})
     sweep.point([ppo], name="a", settings=config(launcher={"kind": "inline"}))
     sweep.point([ppo], name="b", settings=config(launcher={"kind": "local"}))
-    (group,) = grouped(collect(sweep.place))
+    (group,) = group_points(collect(sweep.place))
     assert len(group.points) == 2
     assert group.values("ppo", "eval/gold") == [1.0]
 
@@ -100,7 +100,9 @@ def test_groups_are_in_the_order_of_their_numbers_and_named_by_what_was_typed(tm
     sweep = FakeSweep(tmp_path)
     for number, kl in enumerate((1, 0.05, 10, 0.3)):
         sweep.point([sweep.stage("ppo", number)], settings=config(kl, seed=number))
-    assert [group.label for group in grouped(collect(sweep.place))] == [f"ppo.kl_coef={kl}" for kl in (0.05, 0.3, 1, 10)]
+    assert [group.label for group in group_points(collect(sweep.place))] == [
+        f"ppo.kl_coef={kl}" for kl in (0.05, 0.3, 1, 10)
+    ]
 
 
 def test_groups_of_which_nothing_was_typed_are_named_by_their_keys(tmp_path):
@@ -109,15 +111,15 @@ def test_groups_of_which_nothing_was_typed_are_named_by_their_keys(tmp_path):
         place = sweep.point([sweep.stage("ppo", number)], settings=config(kl), name=str(number))
         summary = json.loads((place / "summary.json").read_text())
         (place / "summary.json").write_text(json.dumps(summary | {"overrides": []}))
-    assert [group.label for group in grouped(collect(sweep.place))] == ["ppo.kl_coef=0.1", "ppo.kl_coef=0.2"]
+    assert [group.label for group in group_points(collect(sweep.place))] == ["ppo.kl_coef=0.1", "ppo.kl_coef=0.2"]
 
 
 def test_one_group_needs_no_name_of_its_own(tmp_path):
     sweep = FakeSweep(tmp_path)
     for seed in (0, 1, 2):
         sweep.point([sweep.stage("ppo", seed)], settings=config(seed=seed))
-    assert [(group.label, len(group.points)) for group in grouped(collect(sweep.place))] == [("all points", 3)]
-    (one,) = grouped(collect(sweep.place / "ppo.kl_coef=0.05,seed=1"))
+    assert [(group.label, len(group.points)) for group in group_points(collect(sweep.place))] == [("all points", 3)]
+    (one,) = group_points(collect(sweep.place / "ppo.kl_coef=0.05,seed=1"))
     assert one.label == "ppo.kl_coef=0.05,seed=1"
 
 

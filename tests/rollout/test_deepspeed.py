@@ -26,7 +26,7 @@ GPU = "rollout=deepspeed", "hardware=h100"
     ],
 )
 def test_what_it_cannot_serve_is_refused_in_a_line(make_config, monkeypatch, options, reason):
-    monkeypatch.setattr(rollouts, "NO_CACHE", rollouts.release("deepspeed"))
+    monkeypatch.setattr(rollouts, "NO_CACHE", rollouts.parse_release("deepspeed"))
     with pytest.raises(ConfigError, match=f"^rollout.engine=deepspeed: .*{reason}.*; try rollout=hybrid$"):
         check(make_config(*options))
 

@@ -17,7 +17,7 @@ from tiny import learning_engine, policy_engine, prompts
 from rlhf.config.errors import ConfigError
 from rlhf.data.tokens import encode_prompt, prompt_batch, right_mask
 from rlhf.engine.zero import frozen_engine
-from rlhf.rollout import forget, generate
+from rlhf.rollout import generate, release_cache
 from rlhf.rollout.decoder import SLOTS, Decoder, next_size
 from rlhf.rollout.hybrid import DECODERS
 
@@ -146,7 +146,7 @@ def test_caches_are_kept_for_the_next_rollout_unless_they_are_to_be_freed(make_c
     hotter = replace(config.rollout, temperature=2.0)
     generate(engine, short, numbers[:2], tokenizer, hotter)
     assert DECODERS[engine.module] is not kept and DECODERS[engine.module].rollout == hotter
-    forget(engine)
+    release_cache(engine)
     assert engine.module not in DECODERS
     generate(engine, short, numbers[:2], tokenizer, hotter)
     module = weakref.ref(engine.module)
@@ -189,14 +189,14 @@ def test_sharded_weights_are_gathered_once_or_layer_by_layer(lora, gather):
 
 def main(lora, gather):
     """Rank by rank: rollouts of different lengths equal plain generate's, the shards stay, and training goes on."""
-    from rlhf.config.points import composed
+    from rlhf.config.points import compose_config
     from rlhf.data.records import load_dataset
     from rlhf.engine.gather import KEPT, gathered
-    from rlhf.engine.state import held
+    from rlhf.engine.state import local_shard
     from rlhf.models.tokenizer import build_tokenizer
     from rlhf.runtime.distributed import rank, start
 
-    config = composed(
+    config = compose_config(
         "zero='3'", "zero.persistence_elements=0", "hardware.gpus_per_node=2", f"lora={lora}", f"rollout.gather={gather}",
         "rollout.temperature=1000.0", "rollout.max_new_tokens=12",
     )  # fmt: skip
@@ -206,8 +206,8 @@ def main(lora, gather):
     with torch.no_grad():
         for name, parameter in engine.module.named_parameters():
             if "lora_B" in name:
-                held(parameter).normal_(0, 0.05)
-    before = {name: held(parameter).clone() for name, parameter in engine.module.named_parameters()}
+                local_shard(parameter).normal_(0, 0.05)
+    before = {name: local_shard(parameter).clone() for name, parameter in engine.module.named_parameters()}
     numbers = ending_at(tokenizer, 10, 12, [1 + rank()] * 10 if rank() == 0 else [11, 3, 2, 7, 8, 1, 0, 4, 10, 11])
     batch = prompts(config, tokenizer, TEXTS)
     with distances() as apart:
@@ -222,7 +222,7 @@ def main(lora, gather):
     told = {
         "kept": places[0] == places[1] == places[2] and engine.module not in KEPT,
         "tokens": torch.equal(found.tokens, plain.tokens * right_mask(plain.lengths, plain.tokens.size(1))),
-        "weights": all(torch.equal(before[name], held(p)) for name, p in engine.module.named_parameters()),
+        "weights": all(torch.equal(before[name], local_shard(p)) for name, p in engine.module.named_parameters()),
         "gap": torch.allclose(found.logprobs, plain.logprobs, atol=1e-4),
     }
     engine.train()

@@ -31,14 +31,14 @@ def rollout(zero):
     import torch
     from tiny import policy_engine, prompts
 
-    from rlhf.config.points import composed
+    from rlhf.config.points import compose_config
     from rlhf.data.records import load_dataset
     from rlhf.models.forward import response_logprobs
     from rlhf.models.tokenizer import build_tokenizer
     from rlhf.rollout import generate
     from rlhf.runtime.distributed import rank, start, total
 
-    config = composed(
+    config = compose_config(
         f"zero='{zero}'", "zero.persistence_elements=0", "hardware.gpus_per_node=2", "rollout.temperature=1000.0"
     )
     start(config)

@@ -69,9 +69,9 @@ def main(lora, *families):
     from agreement import distances
     from tiny import learning_engine, prompts
 
-    from rlhf.config.points import composed
+    from rlhf.config.points import compose_config
     from rlhf.data.records import load_dataset
-    from rlhf.engine.state import held
+    from rlhf.engine.state import local_shard
     from rlhf.models import families as shapes
     from rlhf.models.lora import base_model
     from rlhf.models.tokenizer import build_tokenizer
@@ -82,7 +82,7 @@ def main(lora, *families):
     found = {}
     shapes.NEO_WINDOW = shapes.WINDOW = 8
     for family in families:
-        config = composed(
+        config = compose_config(
             *PAIR, f"model={family.replace('_', '-')}-tiny", "zero.persistence_elements=0", f"lora={lora}",
             "rollout.max_new_tokens=10",
         )  # fmt: skip
@@ -93,12 +93,12 @@ def main(lora, *families):
         with torch.no_grad():
             for name, parameter in engine.module.named_parameters():
                 if "lora_B" in name:
-                    held(parameter).normal_(0, 0.05)
+                    local_shard(parameter).normal_(0, 0.05)
                 elif len(parameter.ds_shape) > 1:
-                    held(parameter).mul_(3.0)
+                    local_shard(parameter).mul_(3.0)
                 elif "bias" in name:
-                    held(parameter).normal_(0, 0.3)
-        before = {name: held(parameter).clone() for name, parameter in engine.module.named_parameters()}
+                    local_shard(parameter).normal_(0, 0.3)
+        before = {name: local_shard(parameter).clone() for name, parameter in engine.module.named_parameters()}
         texts = ("How do I clean a kettle?", "Can you help me choose my sofa?", "A lamp")[: 3 - rank()]
         batch, numbers = (
             prompts(config, tokenizer, texts),
@@ -119,7 +119,7 @@ def main(lora, *families):
                 whole = replace(rollout, engine="hybrid", tensor_parallel=1, gather="all")
                 alone = generate(engine, batch, numbers, tokenizer, whole)
                 told[name] = torch.equal(together.tokens, alone.tokens)
-        told["weights"] = all(torch.equal(before[name], held(p)) for name, p in engine.module.named_parameters())
+        told["weights"] = all(torch.equal(before[name], local_shard(p)) for name, p in engine.module.named_parameters())
         shared, whole = in_blocks(COPIES[engine.module].module), in_blocks(base_model(engine.module))
         told["half"] = 2 * shared == whole > 0
         found[family] = told

@@ -13,9 +13,9 @@ from rlhf.config.rollouts import paged_families
 from rlhf.data.tokens import left_mask, prompt_batch, right_mask
 from rlhf.engine.zero import frozen_engine
 from rlhf.models.attention import extend_attention, takes_packed
-from rlhf.models.families import settings_of
+from rlhf.models.families import build_hf_config
 from rlhf.models.forward import response_logprobs, response_scores, response_values
-from rlhf.models.heads import Scorer, classifier_class
+from rlhf.models.heads import ScalarHeadModel, classifier_class
 from rlhf.rollout import generate
 from rlhf.rollout.decoder import SLOTS, Decoder
 from rlhf.runtime.distributed import start
@@ -32,10 +32,10 @@ LIMITS = (NEW, 30, 4, 36, 2, 1)
 
 def settings_for(family, config, window=WINDOW, **changes):
     """A small configuration with a window; weights that tell tokens apart."""
-    known = settings_of(config.model).to_dict() | WINDOWS[family] | {"initializer_range": 0.1} | changes
+    known = build_hf_config(config.model).to_dict() | WINDOWS[family] | {"initializer_range": 0.1} | changes
     known["window_size" if family == "gpt-neo" else "sliding_window"] = window
     known.pop("layer_types", None)  # which follow from the rest
-    return type(settings_of(config.model))(**known)
+    return type(build_hf_config(config.model))(**known)
 
 
 @pytest.fixture(scope="module", params=WINDOWS)
@@ -152,7 +152,7 @@ def test_scoring_and_training_beyond_the_window(family, config, pair, tokenizer,
     # A critic and a reward model, by what a plain one gives each sequence alone.
     settings = settings_for(family, config, num_labels=1, pad_token_id=0)
     torch.manual_seed(1)
-    judge = Scorer(classifier_class(settings)._from_config(copy.deepcopy(settings), attn_implementation="eager"))
+    judge = ScalarHeadModel(classifier_class(settings)._from_config(copy.deepcopy(settings), attn_implementation="eager"))
     expected = []
     with torch.no_grad():
         for row in range(len(ids)):

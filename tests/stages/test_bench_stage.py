@@ -12,7 +12,7 @@ from rich.console import Console
 from rlhf.cli.prepare import load_config
 from rlhf.config.errors import ConfigError
 from rlhf.experiment import stopping
-from rlhf.experiment.graph import nodes
+from rlhf.experiment.graph import build_graph
 from rlhf.experiment.sweep import Task
 from rlhf.launch.scheduler import run_here
 from rlhf.stages.bench import run as bench
@@ -25,7 +25,7 @@ SMALL = (
 
 def ran(*overrides):
     config = load_config(*SMALL, *overrides)
-    (node,) = nodes(config)
+    (node,) = build_graph(config)
     outcomes = run_here([Task(node, config, ["point"])], Console(quiet=True))
     return node.directory, outcomes[node.fingerprint]
 
@@ -75,7 +75,7 @@ def test_one_that_is_stopped_keeps_nothing_and_begins_anew(tmp_path, monkeypatch
         def once():
             rounds.append(1)
             if len(rounds) == 2:
-                stopping.asked.set()
+                stopping.stop_requested.set()
             return {"time/step_s": 1.0, "throughput/samples_per_s": 4.0}
 
         return once

@@ -9,7 +9,7 @@ from tiny import learning_scorer
 from rlhf.data.tokens import Encoded
 from rlhf.engine.zero import release
 from rlhf.stages.reward import comparisons
-from rlhf.stages.reward.comparisons import learn, parts
+from rlhf.stages.reward.comparisons import parts, train_on_comparisons
 from rlhf.stages.reward.train import train_step
 
 
@@ -41,7 +41,7 @@ def gradient_of(config, tokenizer, answers):
     engine = learning_scorer(config, tokenizer)
     engine.train()
     torch.manual_seed(3)
-    found = learn(engine, ELEMENTS, answers, float(len(ELEMENTS)), tokenizer.pad_token_id)
+    found = train_on_comparisons(engine, ELEMENTS, answers, float(len(ELEMENTS)), tokenizer.pad_token_id)
     gradient = torch.cat([parameter.grad.flatten() for parameter in engine.module.parameters()])
     return found, gradient
 
@@ -94,7 +94,7 @@ def test_answers_that_are_read_twice_meet_the_same_dropout(make_config, tokenize
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparisons, "read_scores", remember)
-        learn(engine, ELEMENTS[:1], 4, 1.0, tokenizer.pad_token_id)
+        train_on_comparisons(engine, ELEMENTS[:1], 4, 1.0, tokenizer.pad_token_id)
     assert [len(scores) for scores in seen] == [4, 2, 4, 2]
     assert torch.equal(seen[0], seen[2].detach()) and torch.equal(seen[1], seen[3].detach())
 

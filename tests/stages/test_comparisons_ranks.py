@@ -33,16 +33,18 @@ def steps(zero, answers):
     from test_comparisons import element
     from tiny import learning_scorer, smooth_opt
 
-    from rlhf.config.points import composed
+    from rlhf.config.points import compose_config
     from rlhf.engine.zero import release, set_rates
     from rlhf.runtime.distributed import rank, start
-    from rlhf.stages.bench.rounds import toy_tokenizer
+    from rlhf.stages.bench.rounds import build_tokenizer
     from rlhf.stages.reward.train import train_step
 
-    config = composed(f"zero='{zero}'", "zero.persistence_elements=0", "hardware.gpus_per_node=2", "reward.batch_size=2")
+    config = compose_config(
+        f"zero='{zero}'", "zero.persistence_elements=0", "hardware.gpus_per_node=2", "reward.batch_size=2"
+    )
     start(config)
     with smooth_opt():
-        engine = learning_scorer(config, toy_tokenizer(config))
+        engine = learning_scorer(config, build_tokenizer(config))
     set_rates(engine, 1.0)
     found = [train_step(engine, [element(5, 7 if rank() == 0 else 2)], 2, answers, 0)[0] for _ in range(2)]
     release(engine)

@@ -9,8 +9,8 @@ import pytest
 
 from rlhf.config.errors import ConfigError
 from rlhf.experiment import integrity
-from rlhf.experiment.graph import nodes
-from rlhf.experiment.spec import freeze
+from rlhf.experiment.graph import build_graph
+from rlhf.experiment.spec import write_spec
 from rlhf.experiment.store import Result, StageDirectory
 from rlhf.launch.worker import run_rank
 from rlhf.stages.inputs import verify_inputs
@@ -33,8 +33,8 @@ def spec(make_config, models, tmp_path, monkeypatch):
     actor, reward = (finished(model, tmp_path / Path(model).name) for model in models)
     config = make_config(*SMALL, f"ppo.actor={actor.path}", f"ppo.reward={reward.model}")
     config.output_root = str(tmp_path / "outputs")
-    (node,) = nodes(config)
-    return freeze(node, config)
+    (node,) = build_graph(config)
+    return write_spec(node, config)
 
 
 def rot(file):
@@ -50,7 +50,7 @@ def rot(file):
 def test_a_stage_refuses_a_model_of_which_three_bits_have_changed(spec, name):
     model = Path(spec.inputs[name])
     rot(model / "model.safetensors")
-    assert integrity.damage(model) is None  # nobody would know
+    assert integrity.integrity_error(model) is None  # nobody would know
     with pytest.raises(
         ConfigError, match=rf"^ppo\.{name}={model}: .*model.safetensors has changed since the stage was done"
     ):
@@ -75,8 +75,8 @@ def test_the_first_stages_look_at_their_models_too(make_config, spec, tmp_path, 
     group, name = ("model", "actor") if stage == "sft" else ("reward_model", "reward")
     config = make_config(f"stage={stage}", f"{group}.path={spec.inputs[name]}")
     config.output_root = str(tmp_path / "outputs")
-    (node,) = nodes(config)
-    first = freeze(node, config)
+    (node,) = build_graph(config)
+    first = write_spec(node, config)
     verify_inputs(first)
     rot(Path(spec.inputs[name]) / "model.safetensors")
     with pytest.raises(ConfigError, match=rf"^{group}\.path=.*has changed since the stage was done"):

@@ -12,9 +12,9 @@ from rlhf.config.derive import batches
 from rlhf.data.records import load_dataset
 from rlhf.data.tokens import encode_demonstrations, right_mask, sequence_batch
 from rlhf.engine.save import save_model
-from rlhf.engine.zero import Learning, training_engine
-from rlhf.experiment.graph import nodes
-from rlhf.experiment.spec import freeze
+from rlhf.engine.zero import TrainingSpec, training_engine
+from rlhf.experiment.graph import build_graph
+from rlhf.experiment.spec import write_spec
 from rlhf.launch.worker import run_rank
 from rlhf.models.forward import response_scores
 from rlhf.models.load import load_policy, load_scorer, new_policy
@@ -94,20 +94,20 @@ OPTIONS = {
 def run_stages(config):
     """Run all stages of a configuration; their results by name."""
     check(config)
-    for node in nodes(config):
-        run_rank(freeze(node, config))
-    return {node.stage: node.directory.result().metrics for node in nodes(config)}
+    for node in build_graph(config):
+        run_rank(write_spec(node, config))
+    return {node.stage: node.directory.result().metrics for node in build_graph(config)}
 
 
 def logged(config, stage):
     """The metrics of a stage's steps."""
-    (node,) = (node for node in nodes(config) if node.stage == stage)
+    (node,) = (node for node in build_graph(config) if node.stage == stage)
     return [json.loads(line) for line in node.directory.metrics.read_text().splitlines()]
 
 
 def scores_of_demonstrations(config):
     """By the saved reward model."""
-    place = str(nodes(config)[0].directory.model)
+    place = str(build_graph(config)[0].directory.model)
     source, tokenizer = Source(place, "ppo.reward"), load_tokenizer(place, "ppo.reward")
     scorer = load_scorer(source, config, config.reward_zero, 0.0)
     items = encode_demonstrations(load_dataset(config).train.demonstrations, tokenizer, config.data)
@@ -124,7 +124,7 @@ def test_option(make_config, tmp_path, name):
     results = run_stages(config)
     for metrics in results.values():
         assert all(math.isfinite(value) for value in metrics.values()), metrics
-    for node in nodes(config):
+    for node in build_graph(config):
         assert (node.directory.model / "model.safetensors").is_file()
     if name == "the other choice of each":
         coefficients = [line["kl/coef"] for line in logged(config, "ppo")]
@@ -132,7 +132,7 @@ def test_option(make_config, tmp_path, name):
         assert "eval/reward_bias" not in results["reward"]
     for stage in ("sft", "reward", "ppo"):
         assert all(line["train/nonfinite"] == 0.0 for line in logged(config, stage))
-    ppo = nodes(config)[2].directory.path
+    ppo = build_graph(config)[2].directory.path
     assert (ppo / "critic" / "model.safetensors").is_file()
     assert (ppo / "ema" / "model.safetensors").is_file() == (name == "a moving average")
     assert all(("policy/ptx_loss" in line) == (name == "a pre-training loss") for line in logged(config, "ppo"))
@@ -154,7 +154,7 @@ def test_the_bias_makes_demonstrations_score_zero(make_config, tmp_path, normali
 def test_merged_adapters_give_the_trained_function(make_config, tmp_path, tokenizer):
     config = make_config(*SMALL, "lora=r8")
     start(config)
-    learning = Learning(config.sft, batches(config, "sft"), config.zero, config.lora, 0.1, 0.0, checkpointing=False)
+    learning = TrainingSpec(config.sft, batches(config, "sft"), config.zero, config.lora, 0.1, 0.0, checkpointing=False)
     engine = training_engine(new_policy(config.model, config, tokenizer, config.zero, 0.0), config, learning)
     trained = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
     assert trained and all("lora_" in name for name in trained)
@@ -197,7 +197,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_kept(make_config, tmp_path, m
     assert missing not in first and math.isfinite(second[missing])
     assert all(value is not None and math.isfinite(value) for value in first.values())
     assert all(math.isfinite(value) for value in results[stage].values())
-    directory = nodes(config)[-1].directory.path / "nonfinite"
+    directory = build_graph(config)[-1].directory.path / "nonfinite"
     assert {file.name for file in directory.iterdir()} == {"step-1.json", "step-1-rank-0.safetensors"}
 
 
@@ -210,7 +210,7 @@ def test_too_many_steps_in_a_row_that_are_not_finite_stop_a_stage(make_config, t
     monkeypatch.setattr(place, spoiled(getattr(importlib.import_module(module), name), range(1000)))
     with pytest.raises(FloatingPointError, match=r"is not finite for 2 steps in a row .*lower the learning rate"):
         run_stages(config)
-    assert not nodes(config)[-1].directory.done
+    assert not build_graph(config)[-1].directory.done
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -224,7 +224,7 @@ def test_a_stage_whose_final_figures_are_not_finite_has_failed(make_config, tmp_
     monkeypatch.setitem(RUN, stage, lambda *_: {"eval/loss": 1.0, "eval/perplexity": value})
     with pytest.raises(FloatingPointError, match=f"final evaluation is not finite .eval/perplexity is {value}"):
         run_stages(config)
-    (node,) = nodes(config)
+    (node,) = build_graph(config)
     assert not node.directory.done and not (node.directory.path / "result.json").exists()
 
 
@@ -233,7 +233,7 @@ def test_stages_given_by_their_directories_are_their_models(make_config, tmp_pat
     config = make_config(*SMALL, f"output_root={tmp_path}")
     config.stages = ["sft", "reward"]
     run_stages(config)
-    sft, reward = (str(node.directory.path) for node in nodes(config))
+    sft, reward = (str(node.directory.path) for node in build_graph(config))
     config.stages, config.ppo.actor, config.ppo.reward, config.ppo.critic = ["ppo"], sft, reward, reward
     results = run_stages(config)
     assert math.isfinite(results["ppo"]["eval/reward"])

@@ -23,10 +23,10 @@ from mortal import Death, Mortal
 
 from rlhf.catalog.metric import MACHINE_GROUPS
 from rlhf.config.errors import ConfigError
-from rlhf.experiment.checkpoints import MANIFEST, damage, describe, places, read_manifest
-from rlhf.experiment.graph import nodes
-from rlhf.experiment.spec import freeze
-from rlhf.experiment.stopping import SAVED
+from rlhf.experiment.checkpoints import MANIFEST, checkpoint_dirs, file_digest, integrity_error, read_manifest
+from rlhf.experiment.graph import build_graph
+from rlhf.experiment.spec import write_spec
+from rlhf.experiment.stopping import EXIT_CHECKPOINTED
 
 SMALL = (
     "data.demo.demonstrations=60",
@@ -64,7 +64,7 @@ SAVER, KEEPER = "rlhf.stages.saver", "rlhf.experiment.checkpoints"
 # Deaths in the course of a checkpoint, and what a stage survives beside its own work. Each is met by the attempt that the
 # one before it left behind.
 SAVING = (
-    Death(f"{SAVER}:fetch", nth=9, when="returned"),  # in the middle of a file
+    Death(f"{SAVER}:read_tensors", nth=9, when="returned"),  # in the middle of a file
     Death(f"{SAVER}:Saver.commit"),
     Death(f"{KEEPER}:write_json", when="after"),  # whole, but not in its place
     Death("os:replace", match=".partial')", when="after"),  # in its place
@@ -84,7 +84,7 @@ ENDING = (
     Death("rlhf.experiment.store:StageDirectory.finish"),
 )
 DONE = {  # the last moments of a stage that is done: its checkpoints are still there, or some of them
-    "sft": Death("rlhf.stages:discard"),
+    "sft": Death("rlhf.stages:remove_all"),
     "reward": Death("os:unlink", match=MANIFEST, when="after"),
     "ppo": Death("rlhf.experiment.store:StageDirectory.finish", when="after"),
 }
@@ -99,7 +99,7 @@ def of_training(stage):
 DEATHS = {
     "sft": (*LOGGING, *of_training("sft"), *REMOVING, Death("rlhf.stages.sft.train:save_model", when="after"), DONE["sft"]),
     "reward": (
-        *of_training("reward"), Death("rlhf.stages.reward.train:moments"),
+        *of_training("reward"), Death("rlhf.stages.reward.train:score_moments"),
         Death("rlhf.stages.reward.train:save_model", when="after"),
         DONE["reward"],
     ),
@@ -183,7 +183,7 @@ class Lab:
         """A stage and its configuration, with another output root."""
         config = self.make_config(*SMALL, *changes)
         config.output_root = str(root)
-        return next(node for node in nodes(config) if node.stage == stage), config
+        return next(node for node in build_graph(config) if node.stage == stage), config
 
     def attempt(self, spec, config, death=None, unbroken=False):
         """One run. On two ranks what is left alone runs in processes of another server, in which sets have another order;
@@ -198,10 +198,10 @@ class Lab:
         """What the stage comes to when nothing breaks it."""
         node, config = self.node(stage, changes, self.root_of(changes))
         if not node.directory.done:
-            for parent in nodes(config):
+            for parent in build_graph(config):
                 if parent.fingerprint in node.parents:
                     self.base(parent.stage, *changes)
-            ended = self.attempt(freeze(node, config), config, unbroken=True)
+            ended = self.attempt(write_spec(node, config), config, unbroken=True)
             assert not any(ended.codes), ended.said
             leave_nothing(node.directory.path)
         return content(node.directory.path)
@@ -226,8 +226,8 @@ class Lab:
 
     def run(self, node, config, death=None):
         """One attempt, which must end as `death` says."""
-        before = [place.name for place in places(node.directory.path)]
-        ended = self.attempt(freeze(node, config), config, death)
+        before = [place.name for place in checkpoint_dirs(node.directory.path)]
+        ended = self.attempt(write_spec(node, config), config, death)
         told = [line for line in ended.said.splitlines() if line.startswith("resumed ")]
         if before and told:
             assert told == [f"resumed {node.stage} at {before[0]}"]
@@ -238,7 +238,7 @@ class Lab:
         story = []
         for death in deaths:
             ended = self.run(node, config, death)
-            found = places(node.directory.path)
+            found = checkpoint_dirs(node.directory.path)
             story.append(f"{death}: {ended.codes}, {[place.name for place in found]}")
             if not death.delay:
                 assert ended.codes[death.rank] == -9, "\n".join([*story, ended.said])
@@ -247,7 +247,7 @@ class Lab:
                 break
             for place in found[: config.checkpoint.keep]:
                 manifest = read_manifest(place)
-                assert damage(place, list(manifest.files), manifest) is None, story
+                assert integrity_error(place, list(manifest.files), manifest) is None, story
         if not node.directory.done:
             ended = self.run(node, config)
             assert not any(ended.codes), ended.said
@@ -321,7 +321,7 @@ def test_a_line_that_was_cut_off_is_removed(lab):
 SPOILED = {
     "sft": "rlhf.stages.sft.train:loss_of",
     "reward": "rlhf.stages.reward.comparisons:pair_margins",
-    "ppo": "rlhf.ppo.trainer:score",
+    "ppo": "rlhf.rewards.model:ModelReward.__call__",
 }
 
 
@@ -332,7 +332,7 @@ def test_steps_in_a_row_that_are_not_finite_are_counted_over_attempts(lab, stage
     for _ in range(2):
         ended = lab.run(node, config, Death(SPOILED[stage], when="nan"))
         assert ended.codes == [1] and "is not finite for 2 steps in a row" in ended.said
-        assert [place.name for place in places(node.directory.path)] == ["step-000001"]
+        assert [place.name for place in checkpoint_dirs(node.directory.path)] == ["step-000001"]
 
 
 OPTIONS = {
@@ -415,9 +415,9 @@ def test_a_damaged_file_of_another_rank_is_noticed(lab):
     changes = (EVERY, TWO, "zero='3'")
     node, config = lab.fresh("sft", *changes)
     lab.run(node, config, Death("rlhf.stages.sft.train:train_step", nth=4))
-    place = places(node.directory.path)[0]
+    place = checkpoint_dirs(node.directory.path)[0]
     flip(place / "rank-1.safetensors")
-    ended = lab.attempt(freeze(node, config), config)
+    ended = lab.attempt(write_spec(node, config), config)
     assert f"{place} is damaged (rank-1.safetensors has changed)" in ended.said
     assert_same(lab.base("sft", *changes), content(node.directory.path))
 
@@ -425,7 +425,7 @@ def test_a_damaged_file_of_another_rank_is_noticed(lab):
 @pytest.mark.slow
 def test_all_ranks_hear_of_a_disk_that_is_full_for_one(lab):
     changes = (EVERY, TWO, "zero='2'")
-    full = Death(f"{SAVER}:describe", nth=2, rank=1, signal=0)
+    full = Death(f"{SAVER}:file_digest", nth=2, rank=1, signal=0)
     node, config = lab.fresh("sft", *changes)
     ended = lab.run(node, config, full)
     assert ended.codes == [0, 0] and "step-000002 could not be saved: No space left on device" in ended.said
@@ -441,8 +441,8 @@ def test_both_ranks_save_when_one_is_asked_to_stop(lab):
     changes = (EVERY, TWO, "zero='2'")
     node, config = lab.fresh("ppo", *changes)
     ended = lab.run(node, config, Death(f"{TRAINER}.generate_experience", nth=2, rank=1, signal=signal.SIGTERM))
-    assert ended.codes == [SAVED, SAVED]
-    assert places(node.directory.path)[0].name == "step-000001-rollout"
+    assert ended.codes == [EXIT_CHECKPOINTED, EXIT_CHECKPOINTED]
+    assert checkpoint_dirs(node.directory.path)[0].name == "step-000001-rollout"
     lab.survive(node, config, (), lab.base("ppo", *changes))
 
 
@@ -486,8 +486,8 @@ def stopped(lab, stage, at, name, *changes, **details):
     """Ask a stage to stop during a function, and look at what it leaves."""
     node, config = lab.fresh(stage, *changes)
     ended = lab.run(node, config, Death(at, signal=signal.SIGTERM, **details))
-    assert ended.codes == [SAVED], ended.said
-    assert places(node.directory.path)[0].name == name
+    assert ended.codes == [EXIT_CHECKPOINTED], ended.said
+    assert checkpoint_dirs(node.directory.path)[0].name == name
     status = node.directory.status()
     assert status["state"] == "stopped" and status["reason"] == f"saved as {name}"
     return node, config
@@ -505,8 +505,8 @@ def test_asked_to_stop_in_the_updates_and_in_a_rollout(lab):
 
     node, config = stopped(lab, "ppo", f"{TRAINER}.train_rlhf", "step-000001")
     ended = lab.run(node, config, Death(f"{TRAINER}.generate_experience", signal=signal.SIGTERM))
-    assert ended.codes == [SAVED] and places(node.directory.path)[0].name == "step-000001-rollout"
-    with safe_open(places(node.directory.path)[0] / "rank-0.safetensors", framework="np") as file:
+    assert ended.codes == [EXIT_CHECKPOINTED] and checkpoint_dirs(node.directory.path)[0].name == "step-000001-rollout"
+    with safe_open(checkpoint_dirs(node.directory.path)[0] / "rank-0.safetensors", framework="np") as file:
         assert file.get_slice("stage/experience.responses").get_shape() == [16, 8]
     # What is left to be sampled is the third rollout.
     assert lab.run(node, config, Death(f"{TRAINER}.generate_experience", nth=2)).codes == [0]
@@ -516,7 +516,9 @@ def test_asked_to_stop_in_the_updates_and_in_a_rollout(lab):
 def test_asked_to_stop_before_the_first_step_and_again_at_once(lab):
     node, config = stopped(lab, "ppo", "rlhf.ppo.evaluate:Evaluation.answers", "step-000000-rollout")
     ended = lab.run(node, config, Death(f"{SAVER}:Saver.load", signal=signal.SIGTERM))
-    assert ended.codes == [SAVED] and [place.name for place in places(node.directory.path)] == ["step-000000-rollout"]
+    assert ended.codes == [EXIT_CHECKPOINTED] and [place.name for place in checkpoint_dirs(node.directory.path)] == [
+        "step-000000-rollout"
+    ]
     lab.survive(node, config, (), lab.base("ppo"))
 
 
@@ -528,7 +530,7 @@ def test_asked_to_stop_after_the_last_step_a_stage_ends(lab):
 
 def test_a_worker_that_is_asked_to_stop_exits_with_85(lab, tmp_path):
     node, config = lab.node("sft", ("sft.max_steps=100000", "sft.epochs=100000"), tmp_path)
-    spec = freeze(node, config).file
+    spec = write_spec(node, config).file
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "rlhf.launch.worker", str(spec)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as worker:
@@ -537,8 +539,8 @@ def test_a_worker_that_is_asked_to_stop_exits_with_85(lab, tmp_path):
             time.sleep(0.02)
         worker.terminate()
         _, errors = worker.communicate(timeout=60)
-    assert worker.returncode == SAVED, errors
-    (place,) = places(node.directory.path)
+    assert worker.returncode == EXIT_CHECKPOINTED, errors
+    (place,) = checkpoint_dirs(node.directory.path)
     assert len(node.directory.metrics.read_text().splitlines()) == read_manifest(place).step > 0
 
 
@@ -550,7 +552,7 @@ def two_checkpoints(lab):
     """A stage that was killed with two checkpoints."""
     node, config = lab.fresh("sft", EVERY)
     lab.run(node, config, Death("rlhf.stages.sft.train:train_step", nth=4))
-    assert [place.name for place in places(node.directory.path)] == ["step-000003", "step-000002"]
+    assert [place.name for place in checkpoint_dirs(node.directory.path)] == ["step-000003", "step-000002"]
     return node.directory.path
 
 
@@ -590,10 +592,10 @@ def copied(lab, directory):
 @pytest.mark.parametrize("kind", list(DAMAGES))
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(lab, two_checkpoints, kind):
     node, config = copied(lab, two_checkpoints)
-    newest, before = places(node.directory.path)
+    newest, before = checkpoint_dirs(node.directory.path)
     harm, problem = DAMAGES[kind]
     harm(newest)
-    ended = lab.attempt(freeze(node, config), config)
+    ended = lab.attempt(write_spec(node, config), config)
     assert ended.codes == [0]
     (told,) = [line for line in ended.said.splitlines() if "damaged" in line]
     assert told.startswith(f"{newest} is damaged (") and problem in told
@@ -615,27 +617,27 @@ def test_what_became_of_the_metrics_of_a_killed_stage_does_not_matter(lab, two_c
     """They are in the checkpoint too."""
     node, config = copied(lab, two_checkpoints)
     LOSSES[kind](node.directory.metrics)
-    ended = lab.attempt(freeze(node, config), config)
+    ended = lab.attempt(write_spec(node, config), config)
     assert ended.codes == [0] and "resumed sft" in ended.said
     assert_same(lab.base("sft", EVERY), content(node.directory.path))
 
 
 def test_metrics_that_are_damaged_in_a_checkpoint_are_those_of_the_one_before(lab, two_checkpoints):
     node, config = copied(lab, two_checkpoints)
-    newest, before = places(node.directory.path)
+    newest, before = checkpoint_dirs(node.directory.path)
     cut(newest / "metrics.jsonl")
     node.directory.metrics.unlink()
-    ended = lab.attempt(freeze(node, config), config)
+    ended = lab.attempt(write_spec(node, config), config)
     assert f"{newest} is damaged (metrics.jsonl has " in ended.said and f"resumed sft at {before.name}" in ended.said
     assert_same(lab.base("sft", EVERY), content(node.directory.path))
 
 
 def test_if_all_checkpoints_are_damaged_a_stage_begins_anew(lab, two_checkpoints):
     node, config = copied(lab, two_checkpoints)
-    newest, before = places(node.directory.path)
+    newest, before = checkpoint_dirs(node.directory.path)
     flip(newest / WEIGHTS)
     cut(before / MANIFEST)
-    ended = lab.attempt(freeze(node, config), config)
+    ended = lab.attempt(write_spec(node, config), config)
     assert ended.codes == [0] and "resumed" not in ended.said
     assert f"{newest} is damaged" in ended.said and f"{before} is damaged" in ended.said
     assert_same(lab.base("sft", EVERY), content(node.directory.path))
@@ -656,7 +658,10 @@ def without_room(lab, small_disk, size, *changes):
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(lab, two_checkpoints, small_disk):
-    one, model = size_of(places(two_checkpoints)[0]), size_of(lab.node("sft", (), lab.root_of(()))[0].directory.model)
+    one, model = (
+        size_of(checkpoint_dirs(two_checkpoints)[0]),
+        size_of(lab.node("sft", (), lab.root_of(()))[0].directory.model),
+    )
     node, config = without_room(lab, small_disk, 2 * one + model + 200_000)
     ended = lab.run(node, config, Death("rlhf.stages.sft.train:save_model"))
     assert ended.codes == [-9]
@@ -664,7 +669,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(lab, two_checkpoints, small_dis
     assert [line.split()[0] for line in told] == ["step-000003", "step-000004"]
     assert all(f"No space left on device: {node.directory.path} (0." in line for line in told)
     assert all("MiB are free there); the checkpoint before it is kept" in line for line in told)
-    assert [place.name for place in places(node.directory.path)] == ["step-000002", "step-000001"]
+    assert [place.name for place in checkpoint_dirs(node.directory.path)] == ["step-000002", "step-000001"]
     assert {place.name for place in (node.directory.path / "checkpoints").iterdir()} == {"step-000001", "step-000002"}
     ended = lab.run(node, config)
     assert ended.codes == [0] and "resumed sft at step-000002" in ended.said and "could not be saved" in ended.said
@@ -673,7 +678,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(lab, two_checkpoints, small_dis
 
 
 def test_a_full_disk_stops_a_stage_if_it_shall(lab, two_checkpoints, small_disk):
-    one = size_of(places(two_checkpoints)[0])
+    one = size_of(checkpoint_dirs(two_checkpoints)[0])
     node, config = without_room(lab, small_disk, 2 * one + 200_000, "checkpoint.on_error=stop")
     ended = lab.run(node, config)
     assert ended.codes == [1] and "RuntimeError: step-000003 could not be saved: No space left on device" in ended.said
@@ -687,7 +692,7 @@ def test_a_full_disk_stops_a_stage_if_it_shall(lab, two_checkpoints, small_disk)
 
 
 def test_a_full_disk_at_the_end_leaves_no_model(lab, two_checkpoints, small_disk):
-    one = size_of(places(two_checkpoints)[0])
+    one = size_of(checkpoint_dirs(two_checkpoints)[0])
     node, config = without_room(lab, small_disk, 2 * one + 200_000)
     ended = lab.run(node, config)
     assert ended.codes == [1] and "No space left on device" in ended.said
@@ -719,7 +724,7 @@ def test_other_devices_are_refused(lab, two_checkpoints, change, key):
     node, config = lab.node("sft", (EVERY, change), root)
     before = {file: file.read_bytes() for file in node.directory.path.rglob("*") if file.is_file()}
     with pytest.raises(ConfigError, match=rf"^{key}=.*was saved with .*; resume with {key}=.*checkpoint\.resume=false"):
-        freeze(node, config)
+        write_spec(node, config)
     assert before == {file: file.read_bytes() for file in node.directory.path.rglob("*") if file.is_file()}
 
 
@@ -727,7 +732,7 @@ def test_a_stage_is_trained_anew_if_it_shall_not_be_resumed(lab, two_checkpoints
     copied(lab, two_checkpoints)
     root = lab.root / f"broken-{next(lab.numbers) - 1}"
     node, config = lab.node("sft", ("zero='2'", "checkpoint.resume=false"), root)
-    spec = freeze(node, config)
+    spec = write_spec(node, config)
     assert not (node.directory.path / "checkpoints").exists() and not node.directory.metrics.exists()
     ended = lab.attempt(spec, config)
     assert ended.codes == [0] and "resumed" not in ended.said
@@ -746,7 +751,7 @@ def make_saver(make_config, tmp_path):
         config = make_config()
         config.output_root = str(tmp_path)
         config.checkpoint = replace(config.checkpoint, **{"every_minutes": None, **settings})
-        node = nodes(config)[0]
+        node = build_graph(config)[0]
         tracker = SimpleNamespace(
             save=lambda directory: [],
             seconds=1.5,
@@ -761,7 +766,7 @@ def make_saver(make_config, tmp_path):
 
 def saved(saver) -> list[str]:
     """What is there, the newest first."""
-    return [place.name for place in places(saver.directory)]
+    return [place.name for place in checkpoint_dirs(saver.directory)]
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
@@ -780,7 +785,7 @@ def test_what_was_saved_is_resumed(make_saver):
     tensors = {"average.0": torch.randn(3, 2, dtype=torch.bfloat16), "ids": torch.arange(4), "mask": torch.tensor([True])}
     make_saver(every_steps=1).boundary(7, None, lambda: numbers, lambda: tensors)
     progress = make_saver().resume()
-    (place,) = places(make_saver().directory)
+    (place,) = checkpoint_dirs(make_saver().directory)
     assert progress.step == 7 and make_saver.resumed == [(place, 7)]
     assert numbers.items() <= progress.numbers.items()
     assert progress.tensors.keys() == tensors.keys()
@@ -851,7 +856,7 @@ def test_a_stage_that_cannot_be_saved_when_it_is_asked_to_stop_says_so(make_save
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(f"{SAVER}.describe", fail)
-    monkeypatch.setattr(stopping.asked, "is_set", lambda: True)
+    monkeypatch.setattr(stopping.stop_requested, "is_set", lambda: True)
     with pytest.raises(stopping.Stopped, match="step-000002 could not be saved: No space left on device"):
         make_saver().boundary(2, None, dict)
 
@@ -875,7 +880,7 @@ def test_a_checkpoint_that_cannot_be_read_is_damaged(make_saver, monkeypatch, ca
     def fail(file):
         if "step-000002" in str(file):
             raise OSError(5, "Input/output error")
-        return describe(file)
+        return file_digest(file)
 
     monkeypatch.setattr(f"{KEEPER}.describe", fail)
     assert make_saver().resume().step == 1

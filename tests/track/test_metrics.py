@@ -6,7 +6,7 @@ import pytest
 
 import rlhf
 from rlhf.catalog.metric import MACHINE_GROUPS, METRICS, check_names
-from rlhf.tracking.throughput import speed
+from rlhf.tracking.throughput import throughput_metrics
 
 ROOT = Path(rlhf.__file__).parent
 GROUPS = sorted({name.split("/")[0] for name in METRICS})
@@ -62,7 +62,7 @@ def test_every_name_put_together_in_the_package_can_be_in_the_table():
 def test_throughput_of_every_phase_is_in_the_table(make_config, phase):
     config = make_config("hardware=cpu")
     config.hardware.gpus_per_node = 2
-    figures = speed(config, phase, seconds=4.0, samples=8, tokens=100, flops=1.6e12)
+    figures = throughput_metrics(config, phase, seconds=4.0, samples=8, tokens=100, flops=1.6e12)
     check_names(figures)
     assert {name.split("/")[1].removeprefix(f"{phase}_"): value for name, value in figures.items()} == {
         "samples_per_s": 2.0,

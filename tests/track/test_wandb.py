@@ -3,8 +3,8 @@ import json
 import pytest
 from records import history, records
 
-from rlhf.experiment.graph import nodes
-from rlhf.experiment.sweep import Outcome, Point, merged
+from rlhf.experiment.graph import build_graph
+from rlhf.experiment.sweep import Outcome, Point, build_task_graph
 from rlhf.tracking.wandb import default_mode, log_sweep, run_id
 
 
@@ -41,8 +41,8 @@ def test_the_run_of_a_sweep_holds_its_plan_and_links_points_to_the_stages_they_s
         config = make_config(f"ppo.kl_coef={coefficient}", "tracking=wandb", "name=kl", f"output_root={tmp_path}")
         place = tmp_path / "sweeps" / "kl" / f"ppo.kl_coef={coefficient}"
         place.mkdir(parents=True)
-        points.append(Point(config, [], place, True, nodes(config)))
-    tasks = merged(points)
+        points.append(Point(config, [], place, True, build_graph(config)))
+    tasks = build_task_graph(points)
     for _ in range(2):  # typed again: the same run
         log_sweep(points, tasks, {task.key: Outcome("queued") for task in tasks})
     (file,) = (tmp_path / "sweeps" / "kl" / "wandb").glob("offline-run-*/run-*.wandb")

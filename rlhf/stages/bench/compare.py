@@ -44,7 +44,7 @@ def medians(rounds: list[Figures]) -> Figures:
     return {name: statistics.median(figures[name] for figures in rounds if name in figures) for name in names}
 
 
-def compared(
+def compare(
     variants: dict[str, Config],
     build: Callable[[], AbstractContextManager[Models]],
     repeats: int,
@@ -58,7 +58,7 @@ def compared(
         try:
             with build() as models:
                 once = {name: round_of(config, models) for name, config in left.items()}
-                rounds = take_turns(once, repeats, next(iter(left.values())).bench.what == "rollout", optional)
+                rounds = interleave(once, repeats, next(iter(left.values())).bench.what == "rollout", optional)
         except Failed as failed:
             found[failed.variant] = failed.measured
         except torch.OutOfMemoryError as error:
@@ -72,7 +72,7 @@ def compared(
     return found
 
 
-def take_turns(
+def interleave(
     rounds: dict[str, Round], repeats: int, only_caches: bool, optional: Collection[str] = ()
 ) -> dict[str, list[Figures]]:
     """`repeats` rounds of each after one that warms up, in turns. Raises Failed.
@@ -88,7 +88,7 @@ def take_turns(
         for name, once in rounds.items():
             others = held_gib() - start if only_caches else 0.0
             reset_peak()
-            figures = turn(name, once, name in optional)
+            figures = run_once(name, once, name in optional)
             if number == 0:
                 memory[name] = peak_memory_gib() - others
             else:
@@ -96,7 +96,7 @@ def take_turns(
     return told
 
 
-def turn(name: str, once: Round, optional: bool) -> Figures:
+def run_once(name: str, once: Round, optional: bool) -> Figures:
     """A round of a variant. Raises Failed."""
     try:
         return once()

@@ -7,10 +7,10 @@ import torch
 
 from rlhf.config.derive import ranks
 from rlhf.config.schema import Config
-from rlhf.data.loaders import share
+from rlhf.data.loaders import local_share
 from rlhf.data.tokens import Encoded, PromptBatch, prompt_batch
 from rlhf.runtime.distributed import rank
-from rlhf.runtime.seeds import stream
+from rlhf.runtime.seeds import random_stream
 
 # Ids that every tokenizer has and that mean nothing special.
 IDS = 5, 300
@@ -20,28 +20,28 @@ MEDIAN, SPREAD = 1 / 3, 0.7
 LEAST = 4
 
 
-def drawn_lengths(config: Config, purpose: str, count: int, most: int) -> list[int]:
+def draw_lengths(config: Config, purpose: str, count: int, most: int) -> list[int]:
     """Lengths of `count` texts of at most `most` tokens: all the same, or real ones (`bench.lengths`)."""
     if config.bench.lengths == "fixed":
         return [most] * count
-    drawn = stream(config.seed, f"bench {purpose}").lognormal(np.log(most * MEDIAN), SPREAD, count)
+    drawn = random_stream(config.seed, f"bench {purpose}").lognormal(np.log(most * MEDIAN), SPREAD, count)
     return [int(length) for length in np.clip(drawn, min(LEAST, most), most)]
 
 
-def drawn_texts(config: Config, purpose: str, count: int, most: int) -> list[list[int]]:
+def draw_texts(config: Config, purpose: str, count: int, most: int) -> list[list[int]]:
     """`count` texts of random ids."""
-    source = stream(config.seed, f"bench {purpose} ids")
-    return [source.integers(*IDS, length).tolist() for length in drawn_lengths(config, purpose, count, most)]
+    source = random_stream(config.seed, f"bench {purpose} ids")
+    return [source.integers(*IDS, length).tolist() for length in draw_lengths(config, purpose, count, most)]
 
 
 def prompts(config: Config, device: torch.device) -> PromptBatch:
     """This rank's prompts of a rollout, with the lengths of their answers where these are drawn."""
     count, most, copies = config.ppo.rollout_batch_size, config.rollout.max_new_tokens, config.rollout.samples_per_prompt
-    texts = drawn_texts(config, "prompts", count // copies, config.data.max_prompt_tokens)
-    own = share(list(range(count)), rank(), ranks(config))
+    texts = draw_texts(config, "prompts", count // copies, config.data.max_prompt_tokens)
+    own = local_share(list(range(count)), rank(), ranks(config))
     limits = None
     if config.bench.lengths == "real":
-        lengths = drawn_lengths(config, "answers", count, most)
+        lengths = draw_lengths(config, "answers", count, most)
         limits = torch.tensor([lengths[number] for number in own], device=device)
     asked = [texts[number // copies] for number in own[::copies]]
     return replace(prompt_batch(asked, own, 0, device, copies), limits=limits)
@@ -49,10 +49,10 @@ def prompts(config: Config, device: torch.device) -> PromptBatch:
 
 def demonstrations(config: Config, count: int, purpose: str = "demonstrations") -> list[Encoded]:
     """This rank's share of `count` prompts with responses."""
-    asked = drawn_texts(config, f"{purpose}: prompts", count, config.data.max_prompt_tokens)
-    said = drawn_texts(config, f"{purpose}: responses", count, config.data.max_response_tokens)
+    asked = draw_texts(config, f"{purpose}: prompts", count, config.data.max_prompt_tokens)
+    said = draw_texts(config, f"{purpose}: responses", count, config.data.max_response_tokens)
     pairs = [Encoded(prompt, response) for prompt, response in zip(asked, said, strict=True)]
-    return share(pairs, rank(), ranks(config))
+    return local_share(pairs, rank(), ranks(config))
 
 
 def comparisons(config: Config, count: int) -> list[list[tuple[Encoded, Encoded]]]:

@@ -25,7 +25,7 @@ from rlhf.runtime.device import copy_gb_s, free, reset_peak
 from rlhf.runtime.distributed import barrier, device, is_main, maximum, start, total, world
 from rlhf.runtime.seeds import uniforms
 from rlhf.stages.bench.inputs import prompts
-from rlhf.tracking.throughput import Clock, speed
+from rlhf.tracking.throughput import Clock, throughput_metrics
 
 # A round: does what is measured once, and returns its figures.
 Round = Callable[[], dict[str, float]]
@@ -42,7 +42,7 @@ class Models:
     prompts: PromptBatch
 
 
-def toy_tokenizer(config: Config) -> Tokenizer:
+def build_tokenizer(config: Config) -> Tokenizer:
     """A tokenizer; what it makes of text does not matter."""
     return train_tokenizer([f"{number} words to measure with" for number in range(1000)], config.data.tokenizer_vocabulary)
 
@@ -55,7 +55,7 @@ def random_models(config: Config, place: Path) -> Iterator[Models]:
     copy_gb_s(device(config))  # now, while nothing else is in memory
     free()
     reset_peak()
-    tokenizer = toy_tokenizer(config)
+    tokenizer = build_tokenizer(config)
     for name, build, model, zero in (
         ("actor", new_policy, config.model, config.zero), ("reward", new_scorer, config.reward_model, config.reward_zero),
     ):  # fmt: skip
@@ -93,8 +93,8 @@ def rollout_round(config: Config, models: Models) -> Round:
         asked, said = batch.lengths.tolist(), answers.lengths.tolist()
         seconds = maximum(clock.seconds["rollout"])
         samples, tokens, flops = total(len(said), sum(said), generation_flops(config.model, asked, said, config.lora))
-        figures = {"time/rollout_s": seconds} | speed(config, "rollout", seconds, samples, tokens, flops)
-        return figures | decode_figures(config, asked, said, seconds, models)
+        figures = {"time/rollout_s": seconds} | throughput_metrics(config, "rollout", seconds, samples, tokens, flops)
+        return figures | decode_metrics(config, asked, said, seconds, models)
 
     return once
 
@@ -102,7 +102,7 @@ def rollout_round(config: Config, models: Models) -> Round:
 def score_round(config: Config, models: Models) -> Round:
     """Scoring a rollout, which is made anew for it each time and not counted."""
     trainer = DeepSpeedPPOTrainer(models.engine, config)
-    return lambda: phase(config, "score", trainer.generate_experience(models.prompts), trainer.clock)
+    return lambda: phase_metrics(config, "score", trainer.generate_experience(models.prompts), trainer.clock)
 
 
 def train_round(config: Config, models: Models) -> Round:
@@ -115,7 +115,7 @@ def train_round(config: Config, models: Models) -> Round:
             made.append(trainer.generate_experience(models.prompts))
         trainer.clock = Clock()
         train(trainer, made[0])
-        return phase(config, "train", made[0], trainer.clock)
+        return phase_metrics(config, "train", made[0], trainer.clock)
 
     return once
 
@@ -129,7 +129,7 @@ def step_round(config: Config, models: Models) -> Round:
         train(trainer, experience)
         figures = describe_speed(config, experience, trainer.clock)
         asked, said = experience.prompt_mask.sum(1).tolist(), experience.mask.sum(1).tolist()
-        return figures | decode_figures(config, asked, said, figures["time/rollout_s"], models)
+        return figures | decode_metrics(config, asked, said, figures["time/rollout_s"], models)
 
     return once
 
@@ -141,14 +141,14 @@ def train(trainer: DeepSpeedPPOTrainer, experience: Experience) -> None:
         raise FloatingPointError(f"a loss or score of {trainer.args.precision.dtype} random weights is not finite")
 
 
-def phase(config: Config, name: str, experience: Experience, clock: Clock) -> dict[str, float]:
+def phase_metrics(config: Config, name: str, experience: Experience, clock: Clock) -> dict[str, float]:
     """The figures of one phase."""
     unknown = dict.fromkeys(PHASES, math.inf)
     figures = describe_speed(config, experience, Clock(unknown | clock.seconds))
     return {key: value for key, value in figures.items() if key.partition("/")[2].startswith(f"{name}_")}
 
 
-def decode_figures(config: Config, asked: list[int], said: list[int], seconds: float, models: Models) -> dict[str, float]:
+def decode_metrics(config: Config, asked: list[int], said: list[int], seconds: float, models: Models) -> dict[str, float]:
     """Time of a decode step and the bandwidth it reaches, from the lengths of this rank's prompts and responses and the
     rollout's `seconds`: (bytes of planner/decode.py) / seconds, per device, beside what a copy reaches. The limit is the
     time that reading those bytes takes at the copy's bandwidth."""

@@ -11,7 +11,7 @@ from typing import Any
 from rlhf.catalog.metric import RATES
 from rlhf.config.derive import answers_per_pass, batches
 from rlhf.config.schema import Config
-from rlhf.engine.zero import Learning, release, training_engine
+from rlhf.engine.zero import TrainingSpec, release, training_engine
 from rlhf.experiment import stopping
 from rlhf.experiment.stopping import Stopped
 from rlhf.models.load import new_policy, new_scorer
@@ -19,7 +19,7 @@ from rlhf.runtime.device import free, peak_memory_gib, reset_peak
 from rlhf.runtime.distributed import is_main, maximum, start, total
 from rlhf.stages.bench.compare import medians
 from rlhf.stages.bench.inputs import comparisons, demonstrations
-from rlhf.stages.bench.rounds import Round, random_models, round_of, toy_tokenizer
+from rlhf.stages.bench.rounds import Round, build_tokenizer, random_models, round_of
 from rlhf.stages.context import Context
 from rlhf.stages.reward import train as reward
 from rlhf.stages.sft import train as sft
@@ -34,34 +34,37 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     """Measure `bench.repeats` rounds of what `bench.what` names; returns their medians."""
     context.tracker.resume(None, 0, 0.0)
     told: list[dict[str, float]] = []
-    count = config.bench.repeats * len(subjects(config))
-    with closing(measured(config, context.directory.path / "random")) as rounds, Bar("bench", count, is_main(), 0) as bar:
+    count = config.bench.repeats * len(benchmarked_stages(config))
+    with (
+        closing(measure_rounds(config, context.directory.path / "random")) as rounds,
+        Bar("bench", count, is_main(), 0) as bar,
+    ):
         for number, figures in enumerate(rounds, start=1):
             told.append(figures | {"memory/peak_gib": maximum(peak_memory_gib())})
             context.tracker.log(number, told[-1])
             context.tracker.status(number, count)
             bar.update(number, {"samples/s": f"{next(figures[name] for name in RATES if name in figures):.3g}"})
-            if total(stopping.asked.is_set())[0]:
+            if total(stopping.stop_requested.is_set())[0]:
                 raise Stopped(f"asked to stop after {number} of {count} rounds")
     return medians(told) | {"memory/peak_gib": max(figures["memory/peak_gib"] for figures in told)}
 
 
-def measured(config: Config, place: Path) -> Generator[dict[str, float]]:
+def measure_rounds(config: Config, place: Path) -> Generator[dict[str, float]]:
     """The figures of each round, after one that warms up; of several stages under names of their own."""
-    for stage, rounds in subjects(config).items():
+    for stage, rounds in benchmarked_stages(config).items():
         with rounds(config, place) as once:
             once()
             for _ in range(config.bench.repeats):
-                yield once() if config.bench.what != "stages" else of_stage(stage, once())
+                yield once() if config.bench.what != "stages" else prefix_with_stage(stage, once())
 
 
-def subjects(config: Config) -> dict[str, Rounds]:
+def benchmarked_stages(config: Config) -> dict[str, Rounds]:
     """What is measured, one after another: PPO, or all three stages."""
     stages: dict[str, Rounds] = {"sft": sft_rounds, "reward": reward_rounds, "ppo": ppo_rounds}
     return stages if config.bench.what == "stages" else {"ppo": ppo_rounds}
 
 
-def of_stage(stage: str, figures: dict[str, float]) -> dict[str, float]:
+def prefix_with_stage(stage: str, figures: dict[str, float]) -> dict[str, float]:
     """A step's figures with the name of its stage in theirs."""
     named = {"time/step_s": f"time/{stage}_s"} | {
         f"throughput/{name}": f"throughput/{stage}_{name}"
@@ -81,41 +84,41 @@ def ppo_rounds(config: Config, place: Path) -> Iterator[Round]:
 def sft_rounds(config: Config, place: Path) -> Iterator[Round]:
     """Steps of supervised fine-tuning."""
     start(config)
-    step, plan, tokenizer = config.sft, batches(config, "sft"), toy_tokenizer(config)
+    step, plan, tokenizer = config.sft, batches(config, "sft"), build_tokenizer(config)
     items = demonstrations(config, step.batch_size)
-    learning = Learning(
+    learning = TrainingSpec(
         step, plan, config.zero, config.lora, step.learning_rate, step.weight_decay, step.gradient_checkpointing
     )
-    with learner(new_policy(config.model, config, tokenizer, config.zero, step.dropout), config, learning) as engine:
+    with built_engine(new_policy(config.model, config, tokenizer, config.zero, step.dropout), config, learning) as engine:
 
         def once() -> tuple[list[int], int]:
             sft.train_step(engine, items, plan, config, tokenizer.pad_token_id)
             return sft.work(config, items)
 
-        yield timed(config, once)
+        yield time_rounds(config, once)
 
 
 @contextmanager
 def reward_rounds(config: Config, place: Path) -> Iterator[Round]:
     """Steps of reward modelling, each record a prompt with two answers."""
     start(config)
-    step, plan, tokenizer = config.reward, batches(config, "reward"), toy_tokenizer(config)
+    step, plan, tokenizer = config.reward, batches(config, "reward"), build_tokenizer(config)
     items, zero = comparisons(config, step.batch_size), config.reward_zero
-    learning = Learning(
+    learning = TrainingSpec(
         step, plan, zero, config.reward_lora, step.learning_rate, step.weight_decay, step.gradient_checkpointing,
         "reward_lora",
     )  # fmt: skip
-    with learner(new_scorer(config.reward_model, config, tokenizer, zero, step.dropout), config, learning) as engine:
+    with built_engine(new_scorer(config.reward_model, config, tokenizer, zero, step.dropout), config, learning) as engine:
 
         def once() -> tuple[list[int], int]:
             _, lengths = reward.train_step(engine, items, plan.ranks, answers_per_pass(config), tokenizer.pad_token_id)
             return lengths, reward.work(config, lengths)
 
-        yield timed(config, once)
+        yield time_rounds(config, once)
 
 
 @contextmanager
-def learner(model: Any, config: Config, learning: Learning) -> Iterator[Any]:
+def built_engine(model: Any, config: Config, learning: TrainingSpec) -> Iterator[Any]:
     """An engine that trains a model, and is freed."""
     reset_peak()
     engine = training_engine(model, config, learning)
@@ -127,7 +130,7 @@ def learner(model: Any, config: Config, learning: Learning) -> Iterator[Any]:
         free()
 
 
-def timed(config: Config, step: Callable[[], tuple[list[int], int]]) -> Round:
+def time_rounds(config: Config, step: Callable[[], tuple[list[int], int]]) -> Round:
     """A round of a training step, which returns the lengths of its sequences and its operations."""
 
     def once() -> dict[str, float]:

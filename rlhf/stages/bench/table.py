@@ -26,11 +26,11 @@ def spread(variant: dict[str, Any], main: str) -> str:
     return f"{variant['median'][main]:.3g} ({min(rounds):.3g} to {max(rounds):.3g})"
 
 
-def show(found: dict[str, Any]) -> Table:
+def build_table(found: dict[str, Any]) -> Table:
     """A row per figure, a column per variant; beside times, how often they go into the baseline's."""
     recipe, variants = found["recipe"], found["variants"]
     main, base = MAIN[recipe["what"]], variants.get(BASELINE, {}).get("median") or {}
-    title = f"{recipe['what']}: {described(recipe)}, micro-batches of {recipe['micro_batch']}, seed {recipe['seed']}"
+    title = f"{recipe['what']}: {describe_row(recipe)}, micro-batches of {recipe['micro_batch']}, seed {recipe['seed']}"
     shown = Table(title=title, title_justify="left", caption=found["memory"], caption_justify="left")
     shown.add_column(f"median of {recipe['repeats']}")
     for name, variant in variants.items():
@@ -72,9 +72,9 @@ def row(found: dict[str, Any], name: str) -> str:
     what = f"{recipe['what']}: {name}" if recipe["what"] == "stages" else f"{recipe['what']}, {own['how']}"
     known = base is not None and base["problem"] is None and own["problem"] is None
     cells = [
-        found["gpus"][0] if found["gpus"] else f"{found['processor']}, {counted(recipe['threads'], 'thread')}",
+        found["gpus"][0] if found["gpus"] else f"{found['processor']}, {plural(recipe['threads'], 'thread')}",
         what,
-        described(recipe),
+        describe_row(recipe),
         own["problem"] or f"{spread(own, main)} s",
         "–" if base is None else base["problem"] or f"{spread(base, main)} s",
         f"{base['median'][main] / figures[main]:.1f}" if known and base is not None else "–",
@@ -85,12 +85,12 @@ def row(found: dict[str, Any], name: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def counted(number: int, noun: str) -> str:
+def plural(number: int, noun: str) -> str:
     """A number with its noun."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def described(recipe: dict[str, Any]) -> str:
+def describe_row(recipe: dict[str, Any]) -> str:
     """A recipe in a few words."""
     lora = f", LoRA {recipe['lora']}" if recipe["lora"] else ""
     offload = " with offload" if recipe["offload"] else ""

@@ -14,11 +14,11 @@ from rlhf.engine.save import save_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.ppo.evaluate import Answer, Evaluation, compare, heldout_prompts
 from rlhf.ppo.report import describe_speed
-from rlhf.rollout import forget
+from rlhf.rollout import release_cache
 from rlhf.runtime.device import peak_memory_gib
 from rlhf.runtime.distributed import is_main, maximum, world
-from rlhf.stages.card import card
-from rlhf.stages.context import Context, due
+from rlhf.stages.card import write_model_card
+from rlhf.stages.context import Context, should_evaluate
 from rlhf.stages.saver import Saver
 from rlhf.tracking.progress import Bar, rate
 
@@ -43,8 +43,8 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     if start.step or start.tensors:
         trainer.load_state_dict(start.numbers["trainer"], start.tensors)
         start.tensors.clear()
-    before = [Answer(**kept) for kept in start.numbers.get("before", [])] or answers_of_start(evaluation)
-    forget(engine.ref)  # it answers no more
+    before = [Answer(**kept) for kept in start.numbers.get("before", [])] or answer_with_start(evaluation)
+    release_cache(engine.ref)  # it answers no more
     final: dict[str, float] = start.numbers.get("final", {})
 
     def numbers() -> dict[str, Any]:
@@ -57,14 +57,14 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             trainer.train_rlhf(out)
             metrics = trainer.metrics | describe_speed(config, out, trainer.clock)
             metrics["memory/peak_gib"] = maximum(peak_memory_gib())
-            if due(number, len(loader), ppo.eval_every):
+            if should_evaluate(number, len(loader), ppo.eval_every):
                 after = evaluation.answers(engine.actor, lambda done, of: bar.say(f"evaluating {done}/{of}"))
                 final = compare(before, after)
                 metrics |= final
                 context.tracker.samples(number, evaluation.samples(before, after, number == len(loader)))
             context.tracker.log(number, metrics)
             context.tracker.status(number, len(loader))
-            bar.update(number, figures(metrics, final))
+            bar.update(number, final_metrics(metrics, final))
             saver.boundary(number, None, numbers, trainer.tensors)
 
     if trainer.update.texts is not None:
@@ -74,7 +74,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     return final
 
 
-def answers_of_start(evaluation: Evaluation) -> list[Answer]:
+def answer_with_start(evaluation: Evaluation) -> list[Answer]:
     """The answers of the policy that training starts from, which is the reference."""
     with Bar("eval", -(-len(evaluation.prompts) // world()), is_main()) as bar:
         return evaluation.answers(
@@ -91,16 +91,16 @@ def save(trainer: DeepSpeedPPOTrainer, context: Context, final: dict[str, float]
         ("ppo", engine.actor, config.lora, context.directory.model),
     ]
     for kind, model, lora, directory in models:
-        text = card(context.spec, kind, model, final)
+        text = write_model_card(context.spec, kind, model, final)
         context.directory.check_lock()
         save_model(model, engine.tokenizer, lora, directory, text)
     if average is not None:
-        text = card(context.spec, "ema", engine.actor, {})
+        text = write_model_card(context.spec, "ema", engine.actor, {})
         context.directory.check_lock()
         save_model(engine.actor, engine.tokenizer, config.lora, place / "ema", text, average.read)
 
 
-def figures(metrics: dict[str, float], final: dict[str, float]) -> dict[str, str]:
+def final_metrics(metrics: dict[str, float], final: dict[str, float]) -> dict[str, str]:
     """What the progress bar shows."""
     shown = {
         "reward": f"{metrics.get('reward/mean', math.nan):.2f}",

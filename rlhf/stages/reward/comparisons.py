@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlhf.algo.losses import preference_loss
 from rlhf.data.tokens import ComparisonBatch, Encoded, SequenceBatch, comparison_batch, right_mask
-from rlhf.engine.step import advance
+from rlhf.engine.step import accumulate
 from rlhf.engine.zero import backward
 from rlhf.models.heads import last_token, model_inputs
 from rlhf.runtime.distributed import maximum, world
@@ -41,7 +41,7 @@ class Pass:
     seed: int | None = None
 
 
-def learn(engine: Any, elements: list[Element], answers: int, count: float, pad: int) -> Reading:
+def train_on_comparisons(engine: Any, elements: list[Element], answers: int, count: float, pad: int) -> Reading:
     """Accumulate the gradient of this rank's share of a step, `count` comparisons over all ranks, in forward passes of at
     most `answers` answers. All ranks make equally many passes, since under ZeRO they make each of them together."""
     batches = [comparison_batch(part, pad, engine.device) for part in parts(elements, answers)]
@@ -56,7 +56,7 @@ def learn(engine: Any, elements: list[Element], answers: int, count: float, pad:
         else:
             slopes = derivative(batch, scores, results).split([len(rows.lengths) for rows in found])
             for number, (rows, slope) in enumerate(zip(found, slopes, strict=True)):
-                passes.append(Pass(rows, carrying(slope), None if seed is None else seed + number))
+                passes.append(Pass(rows, backward_carrying(slope), None if seed is None else seed + number))
     idle = int(maximum(len(passes))) - len(passes) if world() > 1 else 0
     passes += [Pass(split(batches[0].rows, 1)[0], lambda scores: 0.0 * scores.sum())] * idle
     for number, made in enumerate(passes, start=1):
@@ -64,7 +64,7 @@ def learn(engine: Any, elements: list[Element], answers: int, count: float, pad:
         if made.seed is not None:
             torch.manual_seed(made.seed)
         backward(engine, made.loss(read_scores(engine, made.rows)), count)
-        advance(engine)
+        accumulate(engine)
     lengths = [length for batch in batches for length in batch.rows.lengths.tolist()]
     return Reading(sum(float(loss) for loss, _ in results), torch.cat([margins for _, margins in results]), lengths)
 
@@ -149,7 +149,7 @@ def whole_loss(batch: ComparisonBatch, results: list[tuple[Tensor, Tensor]]) -> 
     return loss
 
 
-def carrying(slope: Tensor) -> Callable[[Tensor], Tensor]:
+def backward_carrying(slope: Tensor) -> Callable[[Tensor], Tensor]:
     """A loss whose derivative with respect to the scores [B] is `slope`."""
     return lambda scores: (scores * slope).sum()
 

@@ -11,32 +11,32 @@ from torch import Tensor
 from rlhf.algo.errors import ratio_with_error
 from rlhf.algo.losses import preference_loss
 from rlhf.algo.schedule import learning_rate
-from rlhf.config.derive import Batches, answers_per_pass, batches, shown_rate
+from rlhf.config.derive import Batches, answers_per_pass, batches, logged_learning_rate
 from rlhf.config.schema import Config
 from rlhf.data.dataset import Comparison, Dataset
-from rlhf.data.loaders import all_batches, even_shares, from_shares, share, steps_per_epoch, total_steps
-from rlhf.data.records import load_dataset, require
+from rlhf.data.loaders import all_batches, evenly, from_shares, local_share, steps_per_epoch, total_steps
+from rlhf.data.records import load_dataset, require_records
 from rlhf.data.tokens import (
     SequenceBatch,
     Tokenizer,
     comparison_batch,
-    count_cut,
+    count_truncated,
     encode_comparisons,
     encode_demonstrations,
     sequence_batch,
 )
 from rlhf.engine.save import save_model
-from rlhf.engine.step import finish
-from rlhf.engine.zero import Learning, release, set_rates, training_engine
+from rlhf.engine.step import optimizer_step
+from rlhf.engine.zero import TrainingSpec, release, set_rates, training_engine
 from rlhf.models.heads import BIAS, SCALE
 from rlhf.models.load import new_scorer
 from rlhf.models.tokenizer import build_tokenizer
 from rlhf.planner.flops import training_flops
 from rlhf.runtime.distributed import is_main, rank, total
 from rlhf.runtime.seeds import torch_seed
-from rlhf.stages.card import card
-from rlhf.stages.context import Context, due, keep_finite, of_start
-from rlhf.stages.reward.comparisons import Element, learn, pair_margins, read_scores
+from rlhf.stages.card import write_model_card
+from rlhf.stages.context import Context, initial_metrics, keep_finite, should_evaluate
+from rlhf.stages.reward.comparisons import Element, pair_margins, read_scores, train_on_comparisons
 from rlhf.stages.saver import Saver
 from rlhf.stages.speed import step_speed
 from rlhf.tracking.nonfinite import Nonfinite
@@ -57,7 +57,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     counts = describe_pairs(train, [element for element, _ in heldout])
     plan = batches(config, "reward")
     scorer = new_scorer(config.reward_model, config, tokenizer, config.reward_zero, reward.dropout)
-    learning = Learning(
+    learning = TrainingSpec(
         reward, plan, config.reward_zero, config.reward_lora, reward.learning_rate, reward.weight_decay,
         reward.gradient_checkpointing, "reward_lora",
     )  # fmt: skip
@@ -76,22 +76,24 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         if not initial:
             bar.say("evaluating the model it starts from")
             found = evaluate(engine, heldout, dataset.agreement, plan, tokenizer.pad_token_id)
-            initial = of_start(found, "eval/accuracy")
+            initial = initial_metrics(found, "eval/accuracy")
         for number, chosen in islice(every_batch, start.step, None):
             factor = learning_rate(number, steps, 1.0, reward.warmup_steps, reward.schedule)
             set_rates(engine, factor)
             torch.manual_seed(torch_seed(config.seed, "reward dropout", number, rank()))
             clock = Clock()
             with clock.phase("step"):
-                own = [train[i] for i in share(chosen, rank(), plan.ranks)]
+                own = [train[i] for i in local_share(chosen, rank(), plan.ranks)]
                 measured, lengths = train_step(engine, own, plan.ranks, answers_per_pass(config), tokenizer.pad_token_id)
             metrics = {
-                "lr/model": factor * shown_rate(config.reward_lora, reward.learning_rate),
+                "lr/model": factor * logged_learning_rate(config.reward_lora, reward.learning_rate),
                 "train/epoch": (number + 1) / per_epoch,
             }
-            metrics |= keep_finite(nonfinite, number + 1, measured, partial(read, own, tokenizer.pad_token_id), config)
+            metrics |= keep_finite(
+                nonfinite, number + 1, measured, partial(score_pairs, own, tokenizer.pad_token_id), config
+            )
             metrics |= step_speed(config, lengths, work(config, lengths), clock)
-            if due(number + 1, steps, reward.eval_every):
+            if should_evaluate(number + 1, steps, reward.eval_every):
                 bar.say("evaluating")
                 final = evaluate(engine, heldout, dataset.agreement, plan, tokenizer.pad_token_id) | initial
                 metrics |= final
@@ -101,8 +103,8 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             bar.update(number + 1, figures | {"samples/s": rate(metrics["throughput/samples_per_s"])})
             saver.boundary(number + 1, None, partial(dict, final=final, nonfinite=nonfinite.row, initial=initial))
 
-    final |= counts | normalize(engine, dataset, plan, config, tokenizer)
-    text = card(context.spec, "reward", engine, final)
+    final |= counts | normalize_scores(engine, dataset, plan, config, tokenizer)
+    text = write_model_card(context.spec, "reward", engine, final)
     context.directory.check_lock()
     save_model(engine, tokenizer, config.reward_lora, context.directory.model, text)
     release(engine)
@@ -116,18 +118,18 @@ def train_step(
     the lengths of what was read."""
     engine.train()
     count = float(len(elements) * ranks)
-    found = learn(engine, elements, answers, count, pad)
-    (norm,) = finish(engine)
-    loss, right, pairs = total(found.loss, float(correct(found.margins).sum()), found.margins.numel())
+    found = train_on_comparisons(engine, elements, answers, count, pad)
+    (norm,) = optimizer_step(engine)
+    loss, right, pairs = total(found.loss, float(fraction_correct(found.margins).sum()), found.margins.numel())
     return {"train/loss": loss / count, "train/accuracy": right / pairs, "train/grad_norm": norm}, found.lengths
 
 
-def correct(margins: Tensor) -> Tensor:
+def fraction_correct(margins: Tensor) -> Tensor:
     """1 for each pair whose preferred answer scores higher, 1/2 for a tie, else 0; [P]."""
     return (margins > 0).float() + 0.5 * (margins == 0).float()
 
 
-def read(elements: list[Element], pad: int) -> SequenceBatch:
+def score_pairs(elements: list[Element], pad: int) -> SequenceBatch:
     """The answers that a step reads."""
     return comparison_batch(elements, pad).rows
 
@@ -136,7 +138,7 @@ def describe_pairs(train: list[Element], heldout: list[Element]) -> dict[str, fl
     """Metrics of the data: how many different responses, how many of them were cut, how many pairs are ties."""
     ties = count_ties(train, "training") + count_ties(heldout, "held-out")
     answers = (answer for element in train + heldout for pair in element for answer in pair)
-    return count_cut(answers) | {"data/ties": float(ties)}
+    return count_truncated(answers) | {"data/ties": float(ties)}
 
 
 def count_ties(elements: list[Element], where: str) -> int:
@@ -156,7 +158,7 @@ def heldout_pairs(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> lis
     """Held-out comparisons that fit data.max_prompt_tokens, each with its difference of gold rewards."""
     pairs = [(encode_comparisons([c], tokenizer, config.data, False), c) for c in dataset.heldout.comparisons]
     found = [(elements[0], gold_gap(dataset, comparison)) for elements, comparison in pairs if elements]
-    return require(found, "comparisons", config)
+    return require_records(found, "comparisons", config)
 
 
 @torch.no_grad()
@@ -167,7 +169,7 @@ def evaluate(
     standard errors over prompts."""
     engine.eval()
     own: list[tuple[float, float]] = []  # loss and margin of each pair
-    for part, _ in even_shares(pairs, plan, rank()):
+    for part, _ in evenly(pairs, plan, rank()):
         batch = comparison_batch([element for element, _ in part], pad, engine.device)
         margins = pair_margins(read_scores(engine, batch.rows), batch)
         losses = [float(preference_loss(m, torch.zeros_like(m), w)) for m, w in zip(margins, batch.weights, strict=True)]
@@ -176,11 +178,11 @@ def evaluate(
     margins, gaps = torch.tensor([margin for _, margin in every]), torch.tensor([gap for _, gap in pairs])
     prompts, ones = [tuple(element[0][0].prompt) for element, _ in pairs], [1.0] * len(pairs)
     figures = ratio_with_error("eval/loss", prompts, [loss for loss, _ in every], ones)
-    figures |= ratio_with_error("eval/accuracy", prompts, correct(margins).tolist(), ones)
+    figures |= ratio_with_error("eval/accuracy", prompts, fraction_correct(margins).tolist(), ones)
     figures |= ratio_with_error("eval/margin", prompts, margins.tolist(), ones)
     if ceiling is not None:
         judged = (gaps != 0).float()
-        agreed = correct(margins * gaps.sign()) * judged
+        agreed = fraction_correct(margins * gaps.sign()) * judged
         figures |= {"eval/accuracy_ceiling": ceiling}
         if judged.any():
             figures |= ratio_with_error("eval/accuracy_gold", prompts, agreed.tolist(), judged.tolist())
@@ -194,11 +196,13 @@ def gold_gap(dataset: Dataset, comparison: Comparison) -> float:
     return dataset.gold(comparison.prompt, comparison.chosen) - dataset.gold(comparison.prompt, comparison.rejected)
 
 
-def normalize(engine: Any, dataset: Dataset, plan: Batches, config: Config, tokenizer: Tokenizer) -> dict[str, float]:
+def normalize_scores(
+    engine: Any, dataset: Dataset, plan: Batches, config: Config, tokenizer: Tokenizer
+) -> dict[str, float]:
     """Note in the model's configuration what its scores are shifted and divided by (`reward.normalize`); metrics of it."""
     if config.reward.normalize == "none":
         return {}
-    mean, deviation = moments(engine, dataset, plan, config, tokenizer)
+    mean, deviation = score_moments(engine, dataset, plan, config, tokenizer)
     setattr(engine.module.config, BIAS, mean)
     if config.reward.normalize == "bias":
         return {"eval/reward_bias": mean}
@@ -207,13 +211,15 @@ def normalize(engine: Any, dataset: Dataset, plan: Batches, config: Config, toke
 
 
 @torch.no_grad()
-def moments(engine: Any, dataset: Dataset, plan: Batches, config: Config, tokenizer: Tokenizer) -> tuple[float, float]:
+def score_moments(
+    engine: Any, dataset: Dataset, plan: Batches, config: Config, tokenizer: Tokenizer
+) -> tuple[float, float]:
     """Mean and standard deviation of the raw scores of training demonstrations: with them as bias and scale, these score 0
     on average, with deviation 1."""
     engine.eval()
     items = encode_demonstrations(dataset.train.demonstrations[:BIAS_DEMONSTRATIONS], tokenizer, config.data)
     score_sum = square_sum = count = 0.0
-    shares = even_shares(items, plan, rank())
+    shares = evenly(items, plan, rank())
     with Bar("bias", len(shares), is_main()) as bar:
         for number, (own, on_host) in enumerate(shares, start=1):
             batch, weights = sequence_batch(own, tokenizer.pad_token_id, engine.device), on_host.to(engine.device)

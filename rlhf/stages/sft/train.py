@@ -12,30 +12,30 @@ from rlhf.algo.errors import ratio_with_error
 from rlhf.algo.logprobs import token_logprobs
 from rlhf.algo.masked import zero_padding
 from rlhf.algo.schedule import learning_rate
-from rlhf.config.derive import Batches, batches, shown_rate
+from rlhf.config.derive import Batches, batches, logged_learning_rate
 from rlhf.config.schema import Config
-from rlhf.data.loaders import all_batches, even_shares, from_shares, share, steps_per_epoch, total_steps
-from rlhf.data.records import load_dataset, require
+from rlhf.data.loaders import all_batches, evenly, from_shares, local_share, steps_per_epoch, total_steps
+from rlhf.data.records import load_dataset, require_records
 from rlhf.data.tokens import (
     Encoded,
     SequenceBatch,
-    count_cut,
+    count_truncated,
     encode_demonstrations,
     response_mask,
     right_mask,
     sequence_batch,
 )
 from rlhf.engine.save import save_model
-from rlhf.engine.step import advance, finish
-from rlhf.engine.zero import Learning, backward, release, set_rates, training_engine
+from rlhf.engine.step import accumulate, optimizer_step
+from rlhf.engine.zero import TrainingSpec, backward, release, set_rates, training_engine
 from rlhf.models.heads import model_inputs
 from rlhf.models.load import new_policy
 from rlhf.models.tokenizer import build_tokenizer
 from rlhf.planner.flops import training_flops
 from rlhf.runtime.distributed import is_main, rank, total
 from rlhf.runtime.seeds import torch_seed
-from rlhf.stages.card import card
-from rlhf.stages.context import Context, due, keep_finite, of_start
+from rlhf.stages.card import write_model_card
+from rlhf.stages.context import Context, initial_metrics, keep_finite, should_evaluate
 from rlhf.stages.saver import Saver
 from rlhf.stages.speed import step_speed
 from rlhf.tracking.nonfinite import Nonfinite
@@ -50,10 +50,10 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     tokenizer = build_tokenizer(config.model, "model", config, dataset)
     train = encode_demonstrations(dataset.train.demonstrations, tokenizer, config.data)
     heldout = encode_demonstrations(dataset.heldout.demonstrations, tokenizer, config.data)
-    require(heldout, "demonstrations", config)
+    require_records(heldout, "demonstrations", config)
     plan = batches(config, "sft")
     policy = new_policy(config.model, config, tokenizer, config.zero, sft.dropout)
-    learning = Learning(
+    learning = TrainingSpec(
         sft, plan, config.zero, config.lora, sft.learning_rate, sft.weight_decay, sft.gradient_checkpointing
     )
     engine = training_engine(policy, config, learning)
@@ -70,23 +70,23 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     with Bar("sft", steps, is_main(), start.step) as bar:
         if not initial:
             bar.say("evaluating the model it starts from")
-            initial = of_start(evaluate(engine, heldout, plan, tokenizer.pad_token_id), "eval/perplexity")
+            initial = initial_metrics(evaluate(engine, heldout, plan, tokenizer.pad_token_id), "eval/perplexity")
         for number, chosen in islice(every_batch, start.step, None):
             factor = learning_rate(number, steps, 1.0, sft.warmup_steps, sft.schedule)
             set_rates(engine, factor)
             torch.manual_seed(torch_seed(config.seed, "sft dropout", number, rank()))
             clock = Clock()
             with clock.phase("step"):
-                own = [train[i] for i in share(chosen, rank(), plan.ranks)]
+                own = [train[i] for i in local_share(chosen, rank(), plan.ranks)]
                 measured = train_step(engine, own, plan, config, tokenizer.pad_token_id)
             metrics = {
-                "lr/model": factor * shown_rate(config.lora, sft.learning_rate),
+                "lr/model": factor * logged_learning_rate(config.lora, sft.learning_rate),
                 "train/epoch": (number + 1) / per_epoch,
             }
             batch = partial(sequence_batch, own, tokenizer.pad_token_id)
             metrics |= keep_finite(nonfinite, number + 1, measured, batch, config)
             metrics |= step_speed(config, *work(config, own), clock)
-            if due(number + 1, steps, sft.eval_every):
+            if should_evaluate(number + 1, steps, sft.eval_every):
                 bar.say("evaluating")
                 final = evaluate(engine, heldout, plan, tokenizer.pad_token_id) | initial
                 metrics |= final
@@ -96,8 +96,8 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             bar.update(number + 1, figures)
             saver.boundary(number + 1, None, partial(dict, final=final, nonfinite=nonfinite.row, initial=initial))
 
-    final |= count_cut(train + heldout)
-    text = card(context.spec, "sft", engine, final)
+    final |= count_truncated(train + heldout)
+    text = write_model_card(context.spec, "sft", engine, final)
     context.directory.check_lock()
     save_model(engine, tokenizer, config.lora, context.directory.model, text)
     release(engine)
@@ -113,9 +113,9 @@ def train_step(engine: Any, items: list[Encoded], plan: Batches, config: Config,
     for part in parts:
         loss = loss_of(engine, part, config)
         backward(engine, loss, count)
-        advance(engine)
+        accumulate(engine)
         loss_sum += float(loss.detach())
-    (norm,) = finish(engine)
+    (norm,) = optimizer_step(engine)
     (loss_total,) = total(loss_sum)
     return {"train/loss": loss_total / count, "train/grad_norm": norm}
 
@@ -145,7 +145,7 @@ def evaluate(engine: Any, items: list[Encoded], plan: Batches, pad: int) -> dict
     error over prompts: by the delta method perplexity times that of the loss."""
     engine.eval()
     own: list[tuple[float, float]] = []
-    for part, _ in even_shares(items, plan, rank()):
+    for part, _ in evenly(items, plan, rank()):
         batch = sequence_batch(part, pad, engine.device)
         mask = response_mask(batch)[:, 1:]
         own += zip(row_losses(engine, batch, mask).tolist(), mask.sum(1).tolist(), strict=True)
