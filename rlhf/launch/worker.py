@@ -68,12 +68,18 @@ def note_error(spec: Spec, error: Exception) -> None:
 
 def run_rank(spec: Spec) -> None:
     """Import what trains, and train."""
-    from rlhf.engine.distributed import leave, start
+    from rlhf.engine.distributed import start
 
     start(spec.config)  # before anything imports deepspeed: it looks for its device then
     from rlhf.stages import run_stage
 
     run_stage(spec)
+
+
+def leave_group() -> None:
+    """Leave the process group as the process ends; not between stages of one process, since DeepSpeed keeps its groups."""
+    from rlhf.engine.distributed import leave
+
     leave()
 
 
@@ -97,6 +103,7 @@ def main() -> int:
             spec = thaw(Path(sys.argv[1]))
             adopt_lock(spec)
             run_rank(spec)
+            leave_group()
         except Stopped:
             return SAVED
         except LockLost as lost:
