@@ -1,6 +1,7 @@
 """One rank of a stage. `python -m rlhf.launch.worker <spec.json>`, or called in the launching process."""
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -73,6 +74,8 @@ def run_rank(spec: Spec) -> None:
     start(spec.config)  # before anything imports deepspeed: it looks for its device then
     from rlhf.stages import run_stage
 
+    if not gc.get_freeze_count():
+        gc.freeze()  # the libraries stay: whoever looks for garbage, as each stage does at its end, need not look at them
     run_stage(spec)
 
 
