@@ -1,11 +1,13 @@
 """Shared fixtures: the real configuration as Hydra composes it, the demo data, its tokenizer, ragged batches."""
 
 import copy
+import gc
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,10 +24,31 @@ hypothesis.settings.register_profile("rlhf", deadline=None, database=None, deran
 hypothesis.settings.load_profile("rlhf")
 
 
+# The files that take longest, begun first: else one process of the two would have nothing to do at the end.
+LONGEST = (
+    "stages/test_resume.py", "stages/test_options.py", "test_sweep.py", "test_search.py", "test_families.py",
+    "launch/test_here.py", "launch/test_ranks.py", "test_bench.py", "engine/test_step.py", "test_pipeline.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Order the files, and keep the order of the tests in each."""
+    ranked = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranked.get(item.path, len(LONGEST)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def caches(tmp_path_factory):
     """Keep what the datasets library caches out of the home directory."""
     os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects():
+    """Let the garbage collector, which every stage calls, look at the objects of this module alone: the libraries have
+    millions, and looking at them takes half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

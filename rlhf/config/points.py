@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
@@ -130,7 +131,15 @@ class Composer:
 
     def get_group_options(self, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG) -> list[str]:
         """The options of a group, as a glob asks for them; presets included, which Hydra's own answer lacks."""
-        return self.loader.get_group_options(group_name, results_filter, self.command.config_name, [])
+        return self.files.get_group_options(group_name, results_filter)
+
+    @cached_property
+    def files(self) -> CachingConfigRepository:
+        """All files of the configuration as Hydra finds them, which it would do anew for each group, in 50 ms."""
+        found: tuple[Any, CachingConfigRepository] = cast(
+            ConfigLoaderImpl, self.loader
+        )._parse_overrides_and_create_caching_repo(self.command.config_name, [])
+        return found[1]
 
     def group(self, name: str) -> list[str]:
         """The options of a group, and the groups in it; empty if there is no such group."""

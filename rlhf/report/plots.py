@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 
 from rlhf.report.groups import Group
@@ -92,9 +93,11 @@ def curves(groups: list[Group]) -> str | None:
             axis.set_visible(False)
         for axis, panel in zip(axes, panels, strict=False):
             kind, metric, title, label = panel
+            axis.set_autoscale_on(False)  # else each band finds the limits of all before it anew
             for group, colour in zip(groups, colours(len(groups)), strict=True):
                 draw_curve(axis, *series(group.stages(kind), metric), colour)
             axis.set(title=title, xlabel=STEPS.get(kind, f"{kind} step"), ylabel=label)
+            axis.autoscale()
             axis.margins(x=0.02)
 
     return draw_page("curves", (9.6, 3.2 * rows), paint)
@@ -190,11 +193,11 @@ def draw_frontier(axis: Axes, groups: list[Group], metric: str) -> None:
     for number, (group, colour) in enumerate(zip(groups, colours(len(groups)), strict=True)):
         dots = score_pairs(group, metric)
         if len(dots):
-            mark = MARKERS[number % len(MARKERS)]
-            axis.scatter(dots[:, 0], dots[:, 1], s=22, color=colour, alpha=0.55, marker=mark, linewidths=0, zorder=3)
+            mark: Any = {"linestyle": "", "marker": MARKERS[number % len(MARKERS)], "color": colour}
+            # Lines of markers alone: `scatter` takes five times as long.
+            axis.plot(*dots.T, **mark, markersize=4.7, alpha=0.55, markeredgewidth=0, zorder=3)
             means.append(dots.mean(axis=0))
-            x, y = means[-1].tolist()
-            axis.scatter(x, y, s=95, color=colour, marker=mark, edgecolors="white", linewidths=1.2, zorder=4)
+            axis.plot(*means[-1][:, None], **mark, markersize=9.7, markeredgecolor="white", markeredgewidth=1.2, zorder=4)
     start = estimate([value for group in groups for value in group.values("ppo", f"{metric}_sft")])
     if start is not None:
         axis.scatter(0.0, start.mean, s=60, facecolors="white", edgecolors="#555555", linewidths=1.4, zorder=4)
@@ -214,7 +217,8 @@ def draw_page(name: str, size: tuple[float, float], paint: Callable[[Canvas], No
         layout.execute(canvas)
         canvas.set_layout_engine("none")  # else everything is drawn twice, the first time for the layout alone
         stream = io.StringIO()
-        canvas.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        # Not savefig, which would draw everything twice, the first time for nothing.
+        FigureCanvasSVG(canvas).print_svg(stream, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", svg)

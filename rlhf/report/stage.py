@@ -168,8 +168,9 @@ def read_samples(place: Path, state: str, notes: list[str]) -> list[dict[str, An
         step = as_int(row.get("step"))
         if step is None or step < last:
             continue
-        kept = [*kept, row] if step == last else [row]
-        last = step
+        if step > last:
+            kept, last = [], step
+        kept.append(row)
     return kept
 
 

@@ -53,7 +53,8 @@ def bands(values: Array) -> tuple[Array, Array, Array, NDArray[np.int64]]:
         least, most = known[0], known[-1]
         mean[here] = np.clip(known.mean(axis=0), least, most)  # rounding must not leave the range of equal values
         if count > 1:
-            means = np.sort(known.T @ shares(count), axis=1)  # [columns, RESAMPLES]
+            means = known.T @ shares(count)  # [columns, RESAMPLES]
+            means.sort(axis=1)
             low[here] = np.clip(quantile(means, 0.5 - LEVEL / 2), least, mean[here])
             high[here] = np.clip(quantile(means, 0.5 + LEVEL / 2), mean[here], most)
     return mean, low, high, n
@@ -73,6 +74,5 @@ def quantile(ordered: Array, share: float) -> Array:
 def shares(count: int) -> Array:
     """Resamples of `count` values, [count, RESAMPLES]: the share of each value in each."""
     drawn = np.random.default_rng(SEED).integers(0, count, (RESAMPLES, count))
-    counted = np.zeros((RESAMPLES, count))
-    np.add.at(counted, (np.arange(RESAMPLES)[:, None], drawn), 1.0)
-    return np.ascontiguousarray(counted.T / count)
+    counted = np.bincount((drawn * RESAMPLES + np.arange(RESAMPLES)[:, None]).ravel(), minlength=count * RESAMPLES)
+    return counted.reshape(count, RESAMPLES) / count

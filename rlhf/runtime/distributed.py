@@ -1,8 +1,11 @@
 """Processes: starting them as one group, and what they tell each other."""
 
+import contextlib
+import importlib
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -57,6 +60,7 @@ def join(config: Config) -> None:
     if config.precision.dtype == "fp16" and not get_accelerator().is_fp16_supported():
         raise ConfigError("precision.dtype", "fp16", "this device does not train in fp16", "try precision=fp32")
     share_partition_groups()
+    import_muon()
     backend = "nccl" if config.hardware.device == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(minutes=30), verbose=False)
 
@@ -78,6 +82,26 @@ def share_partition_groups() -> None:
             create(size)
 
     groups._create_zero_param_parallel_group = create_once
+
+
+def import_muon() -> None:
+    """Import DeepSpeed's optimiser Muon without compiling its kernels, which nothing here uses. DeepSpeed asks of every
+    optimiser whether it is a Muon, and would import torch's compiler for these kernels, which takes a second."""
+    from deepspeed.runtime import compiler
+
+    with contextlib.suppress(ImportError), patched(compiler, "compile", lambda: lambda kernel: kernel):
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+
+
+@contextlib.contextmanager
+def patched(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Give a module's function another meaning meanwhile."""
+    original = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
 
 
 def silence_libraries() -> None:

@@ -116,8 +116,8 @@ def test_null_alone_is_missing_and_what_is_left_out_is_counted(load, tmp_path):
         ("array.json", json.dumps(ROWS, indent=1), 4),
         ("lines.json", LINES, 4),
         ("CAPITALS.JSONL", LINES, 4),
-        ("packed.jsonl.gz", gzip.compress(LINES.encode()), 4),
-        ("packed.CSV.GZ", gzip.compress(b"prompt,response\nq,a\n"), 1),
+        ("packed.jsonl.gz", gzip.compress(LINES.encode(), mtime=0), 4),
+        ("packed.CSV.GZ", gzip.compress(b"prompt,response\nq,a\n", mtime=0), 1),
     ],
 )
 def test_every_usual_way_to_write_a_file_is_read(load, tmp_path, name, content, prompts):
@@ -154,7 +154,7 @@ def test_every_character_is_kept(load, tmp_path, text):
         ("twice.csv", "prompt,prompt\nq,a\n", "two columns have one name"),
         ("empty.jsonl", "", "it is empty"),
         ("header.csv", "prompt,response\n", "it is empty"),
-        ("broken.jsonl.gz", gzip.compress(LINES.encode())[:-20], "it cannot be read"),
+        ("broken.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-20], "it cannot be read"),
         ("plain.jsonl.gz", LINES, "it is not compressed with gzip"),
         ("zip.jsonl", b"PK\x03\x04....", "it is compressed (zip), and its name does not say so; unpack it"),
     ],
@@ -164,11 +164,11 @@ def test_what_cannot_be_read_is_named_by_its_row(refused, tmp_path, name, conten
 
 
 def test_an_archive_under_a_plain_name_is_not_unpacked_until_it_is_renamed(load, refused, tmp_path):
-    path = write(tmp_path / "a.jsonl", gzip.compress(LINES.encode()))
+    path = write(tmp_path / "a.jsonl", gzip.compress(LINES.encode(), mtime=0))
     assert "rename it to a.jsonl.gz" in refused(path)
     assert len(load(shutil.move(path, tmp_path / "a.jsonl.gz")).prompts) == 4
 
 
 def test_an_archive_that_unpacks_without_end_is_left_at_the_first_record(refused, tmp_path):
-    path = write(tmp_path / "bomb.jsonl.gz", gzip.compress(b'{"prompt": "' + bytes(80 * 2**20)))
+    path = write(tmp_path / "bomb.jsonl.gz", gzip.compress(b'{"prompt": "' + bytes(80 * 2**20), mtime=0))
     assert "row 1 is longer than 64 MiB" in refused(path)

@@ -90,7 +90,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
                 "train/epoch": (number + 1) / per_epoch,
             }
             metrics |= keep_finite(
-                nonfinite, number + 1, measured, partial(score_pairs, own, tokenizer.pad_token_id), config
+                nonfinite, number + 1, measured, partial(join_pairs, own, tokenizer.pad_token_id), config
             )
             metrics |= step_speed(config, lengths, work(config, lengths), clock)
             if should_evaluate(number + 1, steps, reward.eval_every):
@@ -129,7 +129,7 @@ def fraction_correct(margins: Tensor) -> Tensor:
     return (margins > 0).float() + 0.5 * (margins == 0).float()
 
 
-def score_pairs(elements: list[Element], pad: int) -> SequenceBatch:
+def join_pairs(elements: list[Element], pad: int) -> SequenceBatch:
     """The answers that a step reads."""
     return comparison_batch(elements, pad).rows
 
