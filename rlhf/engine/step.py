@@ -59,18 +59,18 @@ def with_cached_grad_norm(engine: Any, found: Gradient, left_out: bool) -> Itera
     with ExitStack() as stack:
         if hasattr(optimizer, "scaled_global_norm"):
             norm = found.raw * math.nan if left_out else found.raw
-            stack.enter_context(patched(optimizer, "scaled_global_norm", norm))
+            stack.enter_context(patched_method(optimizer, "scaled_global_norm", norm))
         elif hasattr(optimizer, "_get_norm_groups"):
             groups = [norm * math.nan for norm in found.raw] if left_out else found.raw
-            stack.enter_context(patched(optimizer, "_get_norm_groups", groups))
+            stack.enter_context(patched_method(optimizer, "_get_norm_groups", groups))
         elif left_out:
             engine.module.zero_grad(set_to_none=True)  # AdamW passes over what has no gradient
-            stack.enter_context(patched(engine, "clip_fp32_gradients", None))
+            stack.enter_context(patched_method(engine, "clip_fp32_gradients", None))
         yield
 
 
 @contextmanager
-def patched(owner: Any, method: str, result: Any) -> Iterator[None]:
+def patched_method(owner: Any, method: str, result: Any) -> Iterator[None]:
     """A method that returns a known result."""
     setattr(owner, method, lambda *args, **kwargs: result)
     try:

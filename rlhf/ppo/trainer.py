@@ -68,7 +68,7 @@ class DeepSpeedPPOTrainer:
             random = uniforms(self.args.seed, "rollout", self.iteration, prompt_batch.samples, rollout.max_new_tokens)
             responses = generate(self.engine.actor, prompt_batch, random, self.engine.tokenizer, rollout)
         with self.clock.phase("score"), self.engine.models_on_device("critic", "ref", "reward"):
-            experience, shaped = self.score_rollout(prompt_batch, responses)
+            experience, shaped = self.make_experience(prompt_batch, responses)
         self.metrics = describe_rollout(experience, responses, shaped, self.kl.coef)
         self.metrics["reward/raised"] = self.count_raised(experience.scores, responses.ended)
         gap, largest = self.metrics["policy/sampler_gap"], self.metrics["policy/sampler_gap_max"]
@@ -77,8 +77,8 @@ class DeepSpeedPPOTrainer:
         self.pending = experience
         return experience
 
-    def score_rollout(self, prompts: PromptBatch, responses: Responses) -> tuple[Experience, Tensor]:
-        """What the models make of the responses; and the shaped scores [B]."""
+    def make_experience(self, prompts: PromptBatch, responses: Responses) -> tuple[Experience, Tensor]:
+        """Score the responses by all models, and turn that into advantages and returns; also the shaped scores [B]."""
         ppo = self.ppo
         prompt_mask = left_mask(prompts.lengths, prompts.ids.size(1))
         mask = right_mask(responses.lengths, responses.tokens.size(1))
@@ -86,7 +86,7 @@ class DeepSpeedPPOTrainer:
         # 2. Log-probabilities of policy and reference, values, scores.
         ids = torch.cat([prompts.ids, responses.tokens], dim=1)
         whole = torch.cat([prompt_mask, mask], dim=1)
-        logprobs, reference, values, scores = self.judge(ids, whole, mask, responses.ended)
+        logprobs, reference, values, scores = self.score_rollout(ids, whole, mask, responses.ended)
         # 3. Rewards: the KL penalty on every action, the score on the last one.
         shaped = shape_scores(scores, responses.ended, ppo.reward_clip, ppo.eos_penalty, self.eos_penalty_mode)
         shaped = shaped - ppo.length_penalty * mask.sum(dim=1)
@@ -110,7 +110,9 @@ class DeepSpeedPPOTrainer:
         penalised = shape_scores(scores, ended, ppo.reward_clip, ppo.eos_penalty, self.eos_penalty_mode)
         return total(float((penalised > clipped).sum()))[0]
 
-    def judge(self, ids: Tensor, mask: Tensor, actions: Tensor, ended: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def score_rollout(
+        self, ids: Tensor, mask: Tensor, actions: Tensor, ended: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log-probabilities of policy and reference and values [B, R], 0 on padding, and scores [B], in micro-batches."""
         engine, width, packing = self.engine, actions.size(1), self.ppo.packing
         engine.critic.eval()
@@ -131,9 +133,13 @@ class DeepSpeedPPOTrainer:
             )
             for column, values in zip(columns, found, strict=True):
                 column[rows] = torch.where(actions[rows].bool(), values, 0.0)
-            scores[rows] = engine.score_responses(*sequence, ended[rows])
+            scores[rows] = self.score_responses(*sequence, ended[rows])
         logprobs, reference, values = columns
         return logprobs, reference, values, scores
+
+    def score_responses(self, ids: Tensor, mask: Tensor, responses: int, ended: Tensor) -> Tensor:
+        """Return the reward model's scores [B] of sequences [B, T] whose last `responses` columns are responses."""
+        return self.engine.score_responses(ids, mask, responses, ended)
 
     def train_rlhf(self, experience: Experience) -> tuple[float, float]:
         """Update actor and critic on a rollout; returns their mean losses per token.

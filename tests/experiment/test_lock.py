@@ -68,11 +68,11 @@ from pathlib import Path
 host = sys.argv[2]
 if host != "here":
     socket.gethostname = lambda: host
-from rlhf.experiment.lock import LockLost, locked
+from rlhf.experiment.lock import LockLost, hold
 from rlhf.experiment.store import Result, StageDirectory
 stage = StageDirectory(Path(sys.argv[1]))
 try:
-    with locked(stage.path, float(sys.argv[3]), lambda text: print("waiting", flush=True)):
+    with hold(stage.path, float(sys.argv[3]), lambda text: print("waiting", flush=True)):
         print("holding", flush=True)
         for line in sys.stdin:
             if line == "die\\n":

@@ -235,7 +235,7 @@ import sys, time
 from pathlib import Path
 from rich.console import Console
 import rlhf.launch.scheduler as here
-from rlhf.experiment.graph import nodes
+from rlhf.experiment.graph import build_graph
 from rlhf.experiment.store import Result
 from rlhf.experiment.sweep import Outcome, Task
 from rlhf.cli.prepare import load_config
@@ -249,7 +249,7 @@ def train(task, console, devices):
 
 here.run_locked = train
 config = load_config("stage=sft", f"output_root={sys.argv[1]}")
-(node,) = nodes(config)
+(node,) = build_graph(config)
 (outcome,) = here.run_here([Task(node, config)], Console(soft_wrap=True)).values()
 print(outcome.state)
 """

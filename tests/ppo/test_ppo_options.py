@@ -64,7 +64,7 @@ def test_length_and_end_of_text_penalties(make_config, tokenizer, models, option
     )
     _, _, trainer = built(config, models, tokenizer)
     given = responses(tokenizer)
-    experience, shaped = trainer.score_rollout(prompts(config, tokenizer), given)
+    experience, shaped = trainer.make_experience(prompts(config, tokenizer), given)
     scores = experience.scores.tolist()
     assert min(map(abs, scores)) > 0.01  # the clip cuts them all
     expected = [
@@ -269,7 +269,7 @@ def test_dropout_is_off_when_a_rollout_is_scored(make_config, tokenizer, models)
         trainer.train_rlhf(trainer.generate_experience(batch))
         generate(engine.actor, batch, random_numbers(config, 8), tokenizer, config.rollout)  # as every rollout begins
         with torch.no_grad():
-            values = trainer.score_rollout(prompts(config, tokenizer), given)[0].values
+            values = trainer.make_experience(prompts(config, tokenizer), given)[0].values
         assert torch.allclose(values, scored(engine, config, tokenizer, given), atol=1e-5)
 
 
@@ -279,5 +279,5 @@ def test_scores_that_a_penalty_raises_are_counted(make_config, tokenizer, models
     """Of responses without end, of which there are two; where scores are not normalised, by default it is none."""
     config = make_config(*SMALL, f"ppo.eos_penalty={penalty}", *([f"ppo.eos_penalty_mode={mode}"] if mode else []))
     _, _, trainer = built(config, models, tokenizer)
-    experience, _ = trainer.score_rollout(prompts(config, tokenizer), responses(tokenizer))
+    experience, _ = trainer.make_experience(prompts(config, tokenizer), responses(tokenizer))
     assert trainer.count_raised(experience.scores, torch.tensor(ENDED)) == raised

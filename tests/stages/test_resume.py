@@ -321,7 +321,7 @@ def test_a_line_that_was_cut_off_is_removed(lab):
 SPOILED = {
     "sft": "rlhf.stages.sft.train:loss_of",
     "reward": "rlhf.stages.reward.comparisons:pair_margins",
-    "ppo": "rlhf.rewards.model:ModelReward.__call__",
+    "ppo": "rlhf.ppo.trainer:DeepSpeedPPOTrainer.score_responses",
 }
 
 
