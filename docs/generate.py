@@ -183,7 +183,7 @@ def show_values(key: str) -> str:
         name = f"list of {words}" if str(plain).startswith("list") else words
     parts = [name]
     if key in RANGES:
-        parts.append(str(RANGES[key]))
+        parts.append(str(RANGES[key]).partition(" and at most 1e")[0])
     unit = next((unit for pattern, unit in UNITS if re.search(pattern, key)), None)
     parts += [unit] if unit else []
     return ", ".join(parts) + (", or null" if NoneType in get_args(kind) else "")
@@ -214,6 +214,8 @@ def configuration_page() -> str:
         "*Fingerprint* names the stages for which another value makes another stage. A key with *none* changes no result",
         "beyond rounding. *By content* means that the hash of the file or model counts, not its path. A benchmark measures",
         "speed, so its fingerprint holds nearly all keys; *bench* marks a key that only it holds.",
+        "",
+        "Upper limits of a million and more are left out. `null` takes away a limit or leaves the choice to the program.",
         "",
     ]
     group: str | None = None

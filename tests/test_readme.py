@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 RESULTS = ROOT / "experiments" / "results" / "demo-families-cpu.json"
+# Paths of files that the pages tell the reader to write.
+EXAMPLES = ("conf/data/rm-static.yaml",)
 HEAD = (
     "| family | sizes in `conf/model` | tests, all weights | tests, LoRA, two ranks | demo, gold: SFT → PPO | KL, nats |\n"
     "|---|---|---|---|---|---|"
@@ -97,6 +99,26 @@ def test_commands_compose(words):
             assert space
         else:
             assert composer.job(composer.points[0]).config
+
+
+def test_paths_that_are_named_exist():
+    named = {
+        (page.name, path.rstrip("."))
+        for page in [*PAGES, ROOT / "CHANGELOG.md"]
+        for path in re.findall(r"(?<![\w/.-])(?:rlhf|tests|conf|experiments|sweeps|docs)/[\w./-]*\w", page.read_text())
+    }
+    assert len(named) > 60
+    assert [(page, path) for page, path in named if not (ROOT / path).exists() and path not in EXAMPLES] == []
+
+
+def test_the_example_of_a_data_set_composes(tmp_path):
+    text = (ROOT / "docs" / "extending.md").read_text()
+    example = re.search(r"`conf/data/(rm-static)\.yaml`:\n\n```yaml\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / f"{example[1]}.yaml").write_text(example[2])
+    with Composer(read_command(["--config-dir", str(tmp_path), f"data={example[1]}"])) as composer:
+        data = composer.job(composer.points[0]).config.data
+    assert (data.source, data.hub.name, data.prompt_format) == ("hub", "Dahoas/rm-static", "{prompt}")
 
 
 @pytest.fixture(scope="module")
