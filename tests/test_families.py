@@ -1,5 +1,5 @@
 """Every model family runs the three stages, and leaves models that plain transformers loads. `FAMILIES` is the list that
-README's table of families is made from (test_readme.py)."""
+the table of docs/models.md is made from (test_readme.py)."""
 
 import json
 from pathlib import Path

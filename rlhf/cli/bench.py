@@ -4,7 +4,7 @@
     python -m rlhf bench bench.what=rollout model=opt-125m      # rollouts alone, engine by engine (bench.engines=[...])
     python -m rlhf bench bench.what=train bench.lengths=real    # one phase alone (or score); answers of many lengths
     python -m rlhf bench bench.what=stages hardware=a100-80g    # a training step of each of the three stages
-    python -m rlhf bench --table                                # the stored results as README's table
+    python -m rlhf bench --table                                # the stored results as the table of docs/performance.md
 
 Every key and group of `python -m rlhf --help` can be given; they join the recipe, DeepSpeed-Chat's benchmark, which is in
 experiments/bench.yaml. Models have random weights of the shapes in conf/model: nothing is downloaded. The baseline samples

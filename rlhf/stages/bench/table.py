@@ -1,4 +1,4 @@
-"""What was measured, as tables: one for the terminal, one for README.md. Pure: no torch."""
+"""What was measured, as tables: one for the terminal, one for docs/performance.md. Pure: no torch."""
 
 import json
 from pathlib import Path

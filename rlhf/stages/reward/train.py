@@ -52,6 +52,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     reward = config.reward
     dataset = load_dataset(config)
     tokenizer = build_tokenizer(config.reward_model, "reward_model", config, dataset)
+    pad = tokenizer.pad_token_id
     train = encode_comparisons(dataset.train.comparisons, tokenizer, config.data, reward.grouped)
     heldout = heldout_pairs(dataset, tokenizer, config)
     counts = describe_pairs(train, [element for element, _ in heldout])
@@ -75,7 +76,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     with Bar("reward", steps, is_main(), start.step) as bar:
         if not initial:
             bar.say("evaluating the model it starts from")
-            found = evaluate(engine, heldout, dataset.agreement, plan, tokenizer.pad_token_id)
+            found = evaluate(engine, heldout, dataset.agreement, plan, pad)
             initial = initial_metrics(found, "eval/accuracy")
         for number, chosen in islice(every_batch, start.step, None):
             factor = learning_rate(number, steps, 1.0, reward.warmup_steps, reward.schedule)
@@ -84,18 +85,16 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             clock = Clock()
             with clock.phase("step"):
                 own = [train[i] for i in local_share(chosen, rank(), plan.ranks)]
-                measured, lengths = train_step(engine, own, plan.ranks, answers_per_pass(config), tokenizer.pad_token_id)
+                measured, lengths = train_step(engine, own, plan.ranks, answers_per_pass(config), pad)
             metrics = {
                 "lr/model": factor * logged_learning_rate(config.reward_lora, reward.learning_rate),
                 "train/epoch": (number + 1) / per_epoch,
             }
-            metrics |= keep_finite(
-                nonfinite, number + 1, measured, partial(join_pairs, own, tokenizer.pad_token_id), config
-            )
+            metrics |= keep_finite(nonfinite, number + 1, measured, partial(join_pairs, own, pad), config)
             metrics |= step_speed(config, lengths, work(config, lengths), clock)
             if should_evaluate(number + 1, steps, reward.eval_every):
                 bar.say("evaluating")
-                final = evaluate(engine, heldout, dataset.agreement, plan, tokenizer.pad_token_id) | initial
+                final = evaluate(engine, heldout, dataset.agreement, plan, pad) | initial
                 metrics |= final
             context.tracker.log(number + 1, metrics)
             context.tracker.status(number + 1, steps)

@@ -1,0 +1,262 @@
+"""Make the reference pages of the documentation: every configuration key, and every metric.
+
+mkdocs calls `on_files` (mkdocs.yml, `hooks`) when it builds the site, so the pages are never out of date and not committed.
+The keys come from the schema, their defaults and meanings from the values and comments of conf/.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
+
+import yaml
+
+from rlhf.catalog.metric import MACHINE_GROUPS, METRICS
+from rlhf.config.keys import LEAF_TYPES, without_none
+from rlhf.config.ranges import CHOICES, RANGES
+from rlhf.experiment.fingerprint import DATA_FILES, result_keys
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+# The file of each group that holds all its keys, with a comment for each.
+BASES = {
+    "model": "local", "hardware": "cpu", "precision": "auto", "zero": "0", "lora": "none", "data": "demo", "sft": "demo",
+    "reward": "demo", "ppo": "demo", "rollout": "hybrid", "tracking": "jsonl", "launcher": "auto", "stage": "all",
+}  # fmt: skip
+# Groups that have the keys of another group.
+ROLES = {
+    "reward_model": "model", "critic_zero": "zero", "reference_zero": "zero", "reward_zero": "zero", "critic_lora": "lora",
+    "reward_lora": "lora",
+}  # fmt: skip
+# Units by the end of a key; the first that fits.
+UNITS = (
+    (r"gib$", "GiB"), (r"gb_s$", "GB/s"), (r"peak_tflops\.", "TFLOP/s"), (r"price_per_gpu_hour$", "US dollars"),
+    (r"minutes$", "minutes"), (r"(delay|grace|timeout)_s$", "seconds"), (r"tokens$", "tokens"), (r"positions$", "tokens"),
+    (r"kl_target$", "nats per response"), (r"(ratio|sampler)_tolerance$|log_ratio_clip$", "nats"),
+    (r"kl_horizon$", "sequences"), (r"^reward\.(micro_)?batch_size$", "comparisons"), (r"batch_size$", "sequences"),
+    (r"warmup_steps$|max_steps$|every_steps$", "steps"), (r"epochs$", "passes"), (r"elements$", "elements"),
+    (r"^(reward_)?model\.(width|head_width|ffn|embedding)$", "elements"),
+)  # fmt: skip
+# Keys that enter a fingerprint by the content of what they name.
+BY_CONTENT = {"ppo.actor": "ppo", "ppo.reward": "ppo", "ppo.critic": "ppo"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A key of a YAML file: its value as it stands there, and the comment above it."""
+
+    value: Any
+    comment: str
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the generated pages to the files of the site (mkdocs calls this)."""
+    from mkdocs.structure.files import File
+
+    for name, text in pages().items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def pages() -> dict[str, str]:
+    """Return the generated pages by their path in docs/."""
+    return {
+        "reference/configuration.md": configuration_page(),
+        "reference/metrics.md": metrics_page(),
+        "changes.md": (CONF.parent / "CHANGELOG.md").read_text(),
+        "contributing.md": (CONF.parent / "CONTRIBUTING.md").read_text(),
+    }
+
+
+@cache
+def read_entries(file: Path) -> dict[str, Entry]:
+    """Return the keys of a YAML file with their comments, by dotted key; a group is an entry too, for its comment."""
+    text = file.read_text()
+    lines = text.splitlines()
+    root = yaml.compose(text)
+    return dict(walk(root, lines, "")) if isinstance(root, yaml.MappingNode) else {}
+
+
+def walk(node: yaml.MappingNode, lines: list[str], prefix: str) -> Iterator[tuple[str, Entry]]:
+    """Yield every key below a node."""
+    for key_node, value_node in node.value:
+        key = prefix + key_node.value
+        comment = comment_above(lines, key_node.start_mark.line, key_node.start_mark.column)
+        if isinstance(value_node, yaml.MappingNode) and value_node.value:
+            yield key, Entry(None, comment)
+            yield from walk(value_node, lines, key + ".")
+        else:
+            yield key, Entry(yaml.safe_load(yaml.serialize(value_node)), comment)
+
+
+def comment_above(lines: list[str], line: int, column: int) -> str:
+    """Return the comment that stands directly above a line, in one line of text."""
+    found: list[str] = []
+    for text in reversed(lines[:line]):
+        if not text.startswith(" " * column + "#"):
+            break
+        found.insert(0, text.strip().removeprefix("#").strip())
+    return " ".join(found)
+
+
+def option(group: str, name: str) -> dict[str, Entry]:
+    """Return the keys of an option of a group, with the keys of the options that it builds on."""
+    file = CONF / group / f"{name}.yaml"
+    entries = read_entries(file)
+    bases = entries["defaults"].value if "defaults" in entries else []
+    merged: dict[str, Entry] = {}
+    for base in bases:
+        if base != "_self_":
+            merged |= option(group, str(base))
+    for key, entry in entries.items():
+        if key != "defaults":
+            known = merged.get(key)
+            merged[key] = Entry(entry.value, known.comment if known else entry.comment)
+    return merged
+
+
+def chosen_options() -> dict[str, str]:
+    """Return the option of each group that conf/config.yaml chooses; `zero@critic_zero: same` is `critic_zero: same`."""
+    chosen: dict[str, str] = {}
+    for item in yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]:
+        if isinstance(item, dict):
+            ((group, name),) = item.items()
+            if not group.startswith("override "):
+                chosen[group.rpartition("@")[2]] = str(name)
+    return chosen
+
+
+@cache
+def all_entries() -> dict[str, Entry]:
+    """Return the default and the meaning of every key, by dotted key, and the comments of groups."""
+    found = dict(read_entries(CONF / "config.yaml"))
+    found |= option("stage", "all")
+    for group, name in chosen_options().items():
+        base = ROLES.get(group, group)
+        if base == "stage":
+            continue
+        meanings = option(base, BASES[base])
+        values = meanings if name == "${model}" else meanings | option(base, name)
+        for key, entry in values.items():
+            comment = meanings[key].comment
+            value = f"${{model.{key}}}" if name == "${model}" else entry.value
+            found[f"{group}.{key}"] = Entry(value, f"As `{base}.{key}`." if group in ROLES else comment)
+    return found
+
+
+def meaning(key: str) -> str:
+    """Return what a key means: its comment, or that of the same key of `sft`, which the stages that train share."""
+    entries = all_entries()
+    comment = entries[key].comment if key in entries else ""
+    group, _, name = key.partition(".")
+    if not comment and group in ("reward", "ppo"):
+        shared = entries.get(f"sft.{name}")
+        comment = shared.comment if shared else ""
+    return comment
+
+
+def show_default(key: str) -> str:
+    """Return a key's default as it is typed on the command line."""
+    value = all_entries()[key].value
+    if isinstance(value, str) and (match := re.fullmatch(r"\$\{(\.?)([\w.]+)\}", value)):
+        group = key.rpartition(".")[0] + "." if match[1] else ""
+        return f"as `{group}{match[2]}`"
+    if value is None or isinstance(value, bool):
+        return f"`{ {None: 'null', True: 'true', False: 'false'}[value] }`"
+    text = f"{value:g}" if isinstance(value, float) else str(value).replace("'", "").replace("\n", "\\n")
+    return f"`{text}`" if text else "empty"
+
+
+def show_values(key: str) -> str:
+    """Return the type of a key, its unit, and the values that it may hold."""
+    kind = LEAF_TYPES[key]
+    plain = without_none(kind)
+    name = {bool: "true or false", int: "whole number", float: "number", str: "text"}.get(plain)
+    name = name or ("list of text" if str(plain).startswith("list[str") else str(plain).replace("typing.", ""))
+    name = {"list[float]": "list of two numbers", "dict[str, Any]": "mapping", "Any": "`auto` or a list of text"}.get(
+        name, name
+    )
+    if key in CHOICES:
+        words = ", ".join(f"`{word}`" for word in CHOICES[key])
+        name = f"list of {words}" if str(plain).startswith("list") else words
+    parts = [name]
+    if key in RANGES:
+        parts.append(str(RANGES[key]).partition(" and at most 1e")[0])
+    unit = next((unit for pattern, unit in UNITS if re.search(pattern, key)), None)
+    parts += [unit] if unit else []
+    return ", ".join(parts) + (", or null" if NoneType in get_args(kind) else "")
+
+
+def show_effect(key: str) -> str:
+    """Return the stages whose fingerprint a key enters."""
+    if key in BY_CONTENT:
+        return f"{BY_CONTENT[key]}, by content"
+    stages = [stage for stage in ("sft", "reward", "ppo") if key in result_keys(stage)]
+    if not stages:
+        return "bench" if key in result_keys("bench") else "none"
+    return ", ".join(stages) + (", by content" if key.endswith(".path") or key in DATA_FILES else "")
+
+
+def cell(text: str) -> str:
+    """Return a text that a cell of a Markdown table holds."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def configuration_page() -> str:
+    """Return the page of all keys, a section for each group."""
+    lines = [
+        "# All keys",
+        "",
+        "This page is generated from `rlhf/config/schema.py` and from the values and comments of `conf/`.",
+        "",
+        "*Fingerprint* names the stages for which another value makes another stage. A key with *none* changes no result",
+        "beyond rounding. *By content* means that the hash of the file or model counts, not its path. A benchmark measures",
+        "speed, so its fingerprint holds nearly all keys; *bench* marks a key that only it holds.",
+        "",
+        "Upper limits of a million and more are left out. `null` takes away a limit or leaves the choice to the program.",
+        "",
+    ]
+    group: str | None = None
+    for key in LEAF_TYPES:
+        name = key.split(".")[0] if "." in key else "top level"
+        if name != group:
+            group = name
+            title = "Top level" if name == "top level" else f"`{name}`"
+            lines += ["", f"## {title}", "", *group_text(name), "| key | default | values | fingerprint | meaning |"]
+            lines.append("|---|---|---|---|---|")
+        cells = (f"`{key}`", show_default(key), show_values(key), show_effect(key), meaning(key))
+        lines.append("| " + " | ".join(cell(text) for text in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def group_text(group: str) -> list[str]:
+    """Return what stands above a group's table: its options, and its comment in conf/config.yaml."""
+    base = ROLES.get(group, group)
+    lines: list[str] = []
+    entry = all_entries().get(group)
+    if entry and entry.comment:
+        lines += [entry.comment, ""]
+    if base in BASES:
+        names = sorted(file.stem for file in (CONF / base).glob("*.yaml"))
+        flag = group if group in ("reward_model", base) else f"{base}@{group}"
+        lines += [f"Options of `{flag}=`: " + ", ".join(f"`{name}`" for name in names) + ".", ""]
+    return lines
+
+
+def metrics_page() -> str:
+    """Return the page of all metrics, a section for each group."""
+    lines = [
+        "# All metrics",
+        "",
+        "This page is generated from `rlhf/catalog/metric.py`. Only the groups "
+        + ", ".join(f"`{name}/`" for name in MACHINE_GROUPS)
+        + " depend on the machine. A metric ending in `_se` is a standard error over held-out prompts.",
+    ]
+    for group in dict.fromkeys(name.split("/")[0] for name in METRICS):
+        lines += ["", f"## `{group}/`", "", "| metric | unit | meaning |", "|---|---|---|"]
+        for name, (unit, text) in METRICS.items():
+            if name.startswith(group + "/"):
+                lines.append(f"| `{name}` | {cell(unit)} | {cell(text)} |")
+    return "\n".join(lines) + "\n"
