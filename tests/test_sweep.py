@@ -367,6 +367,18 @@ def test_one_run_is_planned_too_and_the_working_directory_stays(cli, stages, tmp
     assert tmp_path.is_dir() and left(tmp_path) == []
 
 
+def test_a_plan_needs_no_gpu_and_no_cluster(cli, stages, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    large = ("hardware=dgx8x2", "zero=3", "launcher=slurm", "sft.batch_size=16", "reward.batch_size=16")
+    for words in (large, ("hardware=h100",)):
+        code, out, err = cli(*words, "dry_run=true")
+        assert (code, err) == (0, "") and "1 sft, 1 reward, 1 ppo to run" in out
+        code, out, err = cli(*words)
+        assert (code, out) == (2, "") and ("no SLURM" in err or "shows 0 GPUs" in err)
+    assert stages.ran == []
+
+
 def test_bad_points_are_reported_together_and_nothing_runs(cli, stages, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     code, out, err = cli("-m", *SMALL, "ppo.gamma=1.5,0.9,high")

@@ -248,14 +248,15 @@ def run_one(composer: Composer, job: Job) -> tuple[int, Point]:
 
 
 def check_tasks(tasks: list[Task], waiting: list[Task]) -> None:
-    """Look at what stages start from, and at the devices they want, before the first one starts. Raises Invalid."""
+    """Look at what stages start from, and, unless nothing is to run, at the devices they want. Raises Invalid."""
     problems: list[tuple[str, ConfigError]] = []
     needed = {parent for task in waiting for parent in task.parents}
     known = {task.key for task in tasks}
     for task in tasks:
         try:
             if task in waiting:
-                check_devices(task.config)
+                if not task.config.dry_run:
+                    check_devices(task.config)
                 check_records(task.config, task.node)
                 check_sources(task.config, task.node)
                 if task.config.checkpoint.resume:

@@ -69,8 +69,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     every_batch = enumerate(all_batches(len(train), reward.batch_size, config.seed, "reward.batch_size", steps))
     saver = Saver(context, {"model": engine})
     start = saver.resume()
-    final: dict[str, float] = start.numbers.get("final", {})
-    nonfinite.row = start.numbers.get("nonfinite", 0)
+    nonfinite.row, final = start.numbers.get("nonfinite", 0), start.numbers.get("final", {})
     initial: dict[str, float] = start.numbers.get("initial", {})
 
     with Bar("reward", steps, is_main(), start.step) as bar:
