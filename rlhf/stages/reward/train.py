@@ -69,8 +69,8 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     every_batch = enumerate(all_batches(len(train), reward.batch_size, config.seed, "reward.batch_size", steps))
     saver = Saver(context, {"model": engine})
     start = saver.resume()
-    nonfinite.row, final = start.numbers.get("nonfinite", 0), start.numbers.get("final", {})
-    initial: dict[str, float] = start.numbers.get("initial", {})
+    nonfinite.row, initial = start.numbers.get("nonfinite", 0), start.numbers.get("initial", {})
+    final: dict[str, float] = start.numbers.get("final", {})
 
     with Bar("reward", steps, is_main(), start.step) as bar:
         if not initial:
