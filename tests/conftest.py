@@ -20,6 +20,7 @@ from rlhf.config.command import command_of
 from rlhf.config.compose import quote_digits, to_config
 from rlhf.config.points import Composer, drop_hydra_words
 from rlhf.config.schema import Config
+from rlhf.experiment.stopping import aborted, asked, received
 
 hypothesis.settings.register_profile("rlhf", deadline=None, database=None, derandomize=True, max_examples=30)
 hypothesis.settings.load_profile("rlhf")
@@ -60,6 +61,15 @@ def torch_linear():
         import torch
 
         torch.nn.functional.linear = torch._C._nn.linear
+
+
+@pytest.fixture(autouse=True)
+def not_asked_to_stop():
+    """Leave no request to stop to the tests that follow in this process: their stages would save and end."""
+    yield
+    asked.clear()
+    aborted.clear()
+    received.clear()
 
 
 @cache
