@@ -14,19 +14,19 @@ from rlhf.experiment.stopping import Stopped
 from rlhf.experiment.store import Result
 from rlhf.runtime.device import free, on_gpu
 from rlhf.runtime.distributed import barrier, is_main
-from rlhf.stages.bench import run as bench
+from rlhf.stages.bench.run import run as run_bench
 from rlhf.stages.context import Context
 from rlhf.stages.inputs import verify_inputs
-from rlhf.stages.ppo import train as ppo
-from rlhf.stages.reward import train as reward
-from rlhf.stages.sft import train as sft
+from rlhf.stages.ppo.train import run as run_ppo
+from rlhf.stages.reward.train import run as run_reward
+from rlhf.stages.sft.train import run as run_sft
 from rlhf.tracking.tracker import Tracker
 
 RUN: dict[str, Callable[[Config, dict[str, str], Context], dict[str, float]]] = {
-    "sft": sft.run,
-    "reward": reward.run,
-    "ppo": ppo.run,
-    "bench": bench.run,
+    "sft": run_sft,
+    "reward": run_reward,
+    "ppo": run_ppo,
+    "bench": run_bench,
 }
 
 

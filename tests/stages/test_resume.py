@@ -92,7 +92,7 @@ DONE = {  # the last moments of a stage that is done: its checkpoints are still 
 
 def of_training(stage):
     """Deaths around the step and the evaluation of a supervised stage."""
-    step, evaluate = f"rlhf.stages.{stage}:train_step", f"rlhf.stages.{stage}:evaluate"
+    step, evaluate = f"rlhf.stages.{stage}.train:train_step", f"rlhf.stages.{stage}.train:evaluate"
     return (Death(step), Death(step, when="after", nth=2), Death(evaluate), Death(evaluate, when="after"))
 
 
@@ -368,9 +368,9 @@ TWO = "hardware.gpus_per_node=2"
 def on_both(stage):
     """Deaths of either rank."""
     if stage != "ppo":
-        step, evaluate = f"rlhf.stages.{stage}:train_step", f"rlhf.stages.{stage}:evaluate"
+        step, evaluate = f"rlhf.stages.{stage}.train:train_step", f"rlhf.stages.{stage}.train:evaluate"
         saving = replace(SAVING[0], nth=2, rank=1)
-        return (Death(step, nth=2, rank=1), Death(evaluate), saving, Death(f"rlhf.stages.{stage}:save_model"))
+        return (Death(step, nth=2, rank=1), Death(evaluate), saving, Death(f"rlhf.stages.{stage}.train:save_model"))
     return (
         Death(f"{TRAINER}.generate_experience", when="after", rank=1),
         Death(f"{UPDATE}.minibatch", nth=3, rank=0),
@@ -495,7 +495,7 @@ def stopped(lab, stage, at, name, *changes, **details):
 
 @pytest.mark.parametrize(("stage", "steps"), [("sft", 2), ("reward", 4)])
 def test_asked_to_stop_in_a_step(lab, stage, steps):
-    node, config = stopped(lab, stage, f"rlhf.stages.{stage}:train_step", f"step-{steps:06}", nth=steps)
+    node, config = stopped(lab, stage, f"rlhf.stages.{stage}.train:train_step", f"step-{steps:06}", nth=steps)
     lab.survive(node, config, (), lab.base(stage))
 
 
@@ -836,7 +836,7 @@ def test_a_checkpoint_that_cannot_be_saved(make_saver, monkeypatch, capsys, plac
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"{SAVER}.describe" if place == "write" else f"{SAVER}.commit", fail)
+        patch.setattr(f"{SAVER}.file_digest" if place == "write" else f"{SAVER}.publish", fail)
         if on_error == "stop":
             with pytest.raises(RuntimeError, match=r"^step-000002 could not be saved: No space .*\.on_error=stop"):
                 saver.boundary(2, None, dict)
@@ -855,7 +855,7 @@ def test_a_stage_that_cannot_be_saved_when_it_is_asked_to_stop_says_so(make_save
     def fail(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"{SAVER}.describe", fail)
+    monkeypatch.setattr(f"{SAVER}.file_digest", fail)
     monkeypatch.setattr(stopping.stop_requested, "is_set", lambda: True)
     with pytest.raises(stopping.Stopped, match="step-000002 could not be saved: No space left on device"):
         make_saver().boundary(2, None, dict)
@@ -882,7 +882,7 @@ def test_a_checkpoint_that_cannot_be_read_is_damaged(make_saver, monkeypatch, ca
             raise OSError(5, "Input/output error")
         return file_digest(file)
 
-    monkeypatch.setattr(f"{KEEPER}.describe", fail)
+    monkeypatch.setattr(f"{KEEPER}.file_digest", fail)
     assert make_saver().resume().step == 1
     assert "step-000002 is damaged ([Errno 5] Input/output error)" in capsys.readouterr().out
 
