@@ -20,7 +20,7 @@ from rlhf.config.command import command_of
 from rlhf.config.compose import quote_digits, to_config
 from rlhf.config.points import Composer, drop_hydra_words
 from rlhf.config.schema import Config
-from rlhf.experiment.stopping import aborted, asked, received
+from rlhf.experiment.stopping import abort_requested, received_signals, stop_requested
 
 hypothesis.settings.register_profile("rlhf", deadline=None, database=None, derandomize=True, max_examples=30)
 hypothesis.settings.load_profile("rlhf")
@@ -67,9 +67,9 @@ def torch_linear():
 def not_asked_to_stop():
     """Leave no request to stop to the tests that follow in this process: their stages would save and end."""
     yield
-    asked.clear()
-    aborted.clear()
-    received.clear()
+    stop_requested.clear()
+    abort_requested.clear()
+    received_signals.clear()
 
 
 @cache
