@@ -16,7 +16,8 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from rlhf.cli.run import Invalid, main, run
+from rlhf.cli import main
+from rlhf.cli.run import Invalid, run
 from rlhf.config.errors import ConfigError
 from rlhf.experiment.graph import build_graph
 from rlhf.experiment.store import Result

@@ -87,7 +87,7 @@ def test_a_frozen_engine_is_copied_once(make_engine, zero, precision, monkeypatc
 
     engine, copied, plain = make_engine(zero, precision, frozen=True), [], module.copy_to_host
     monkeypatch.setattr(
-        module, "host_copy", lambda storage, former: copied.append(storage.nbytes()) or plain(storage, former)
+        module, "copy_to_host", lambda storage, former: copied.append(storage.nbytes()) or plain(storage, former)
     )
     before = [local_shard(parameter).clone() for parameter in engine.module.parameters()]
     with torch.no_grad():
