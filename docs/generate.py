@@ -255,8 +255,10 @@ def metrics_page() -> str:
         + " depend on the machine. A metric ending in `_se` is a standard error over held-out prompts.",
     ]
     for group in dict.fromkeys(name.split("/")[0] for name in METRICS):
-        lines += ["", f"## `{group}/`", "", "| metric | unit | meaning |", "|---|---|---|"]
-        for name, (unit, text) in METRICS.items():
-            if name.startswith(group + "/"):
-                lines.append(f"| `{name}` | {cell(unit)} | {cell(text)} |")
+        lines += ["", f"## `{group}/`", "", "| metric | unit | label | meaning |", "|---|---|---|---|"]
+        lines += [
+            f"| `{metric.name}` | {cell(metric.unit)} | {cell(metric.label)} | {cell(metric.description)} |"
+            for metric in METRICS.values()
+            if metric.name.startswith(group + "/")
+        ]
     return "\n".join(lines) + "\n"

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlhf.catalog.metric import TIME_OF
 from rlhf.cli.bench import describe_recipe, file_name, list_variants, measure_stages, read_configuration
 from rlhf.config.errors import ConfigError
-from rlhf.stages.bench.table import MAIN, table
+from rlhf.stages.bench.table import table
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
@@ -40,12 +41,12 @@ def test_a_result_holds_figures_recipe_versions_and_device(tmp_path, what):
     assert set(found["variants"]) == VARIANTS[what]
     for variant in found["variants"].values():
         assert variant["problem"] is None
-        assert variant["rounds"] == [variant["median"][MAIN[what]]]
+        assert variant["rounds"] == [variant["median"][TIME_OF[what]]]
         assert variant["median"]["memory/peak_gib"] > 0
     assert found["recipe"]["response_tokens"] == 12 and found["recipe"]["threads"] == 1
     assert found["packages"]["torch"] and "git" in found and found["date"]
     assert found["command"].startswith("python -m rlhf bench data.max_prompt_tokens=20 ")
-    assert MAIN[what] in done.stdout and "memory/peak_gib: of the whole process" in done.stdout
+    assert TIME_OF[what] in done.stdout and "memory/peak_gib: of the whole process" in done.stdout
     rows = table(file.parent).splitlines()
     assert len(rows) == 2 + len(VARIANTS[what] - {"baseline"})
     assert "opt-tiny with opt-tiny" in rows[2] and rows[0].count("|") == rows[2].count("|")

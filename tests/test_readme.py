@@ -147,7 +147,7 @@ def test_every_key_has_a_row_and_every_cell_of_it_is_filled(generated):
 def test_every_metric_has_a_row(generated):
     found = rows(generated["reference/metrics.md"])
     assert sorted(found) == sorted(METRICS)
-    assert [name for name, (_, meaning) in found.items() if not meaning.strip()] == []
+    assert [name for name, (_, _, meaning) in found.items() if not meaning.strip()] == []
 
 
 def test_every_page_is_in_the_navigation(generated):

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rlhf.catalog.metric import METRICS
+from rlhf.catalog.metric import METRICS, NEWS
 from rlhf.cli import status
-from rlhf.cli.status import FIGURES, STATES, Watch, duration, main, render, steps_per_second
+from rlhf.cli.status import STATES, Watch, duration, main, render, steps_per_second
 
 SFT, REWARD, PPO, PPO_2 = ("sft-" + "0" * 12, "reward-" + "1" * 12, "ppo-" + "2" * 12, "ppo-" + "3" * 12)
 
@@ -98,7 +98,7 @@ def shown(capsys, *arguments):
 
 
 def test_figures_are_metrics_and_every_written_state_has_a_style():
-    assert set(FIGURES) | {"kl/sequence"} <= set(METRICS)
+    assert set(NEWS) | {"kl/sequence"} <= set(METRICS)
     assert set(status.WRITTEN) | set(status.SETTLED) <= set(STATES)
 
 

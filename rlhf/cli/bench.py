@@ -28,6 +28,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from rlhf.catalog.metric import TIME_OF
 from rlhf.cli.prepare import load_config
 from rlhf.config.checks import check, check_devices
 from rlhf.config.compose import config_root
@@ -38,7 +39,7 @@ from rlhf.config.schema import Config
 from rlhf.config.secrets import mask
 from rlhf.config.terminal import Terminal
 from rlhf.experiment.store import write_json
-from rlhf.stages.bench.table import BASELINE, MAIN, build_table, table
+from rlhf.stages.bench.table import BASELINE, build_table, table
 
 if TYPE_CHECKING:
     from rlhf.stages.bench.compare import Measured
@@ -197,7 +198,7 @@ def variant_entry(name: str, own: Config, measured: "Measured") -> dict[str, Any
     padding = {"none": "padded", "length": "by length", "packed": "packed"}[own.ppo.packing]
     how = {"rollout": engine, "score": padding, "train": padding}.get(own.bench.what, f"{engine}, {padding}")
     how = "" if name in ("sft", "reward") else how
-    rounds = [figures[MAIN[own.bench.what]] for figures in measured.rounds]
+    rounds = [figures[TIME_OF[own.bench.what]] for figures in measured.rounds]
     return {"how": how, "problem": measured.problem, "median": measured.median, "rounds": rounds}
 
 

@@ -6,23 +6,13 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from rlhf.catalog.metric import RATES
+from rlhf.catalog.metric import MEANS, MEMORY
 from rlhf.config.terminal import Terminal, one_line
-from rlhf.experiment.summary import BENCH_COLUMNS
 from rlhf.report.collect import ReportError, collect
 from rlhf.report.figures import collect_metrics, compared_metrics, format_short
 from rlhf.report.groups import Group, group_points
 from rlhf.report.page import overview, page
 from rlhf.report.tables import save, write_tables
-
-# What the terminal shows of the final figures; the tables have the rest. The first of these that any point has.
-SHOWN = (
-    {"eval/gold": "gold reward", "eval/reward": "score", "eval/kl_sequence": "KL, nats", "eval/length": "tokens"},
-    {"eval/perplexity": "SFT perplexity", "eval/accuracy": "reward model accuracy"},
-    {"throughput/samples_per_s": "seq/s", "throughput/mfu": "MFU"},  # a benchmark's whole steps; or its phases, or stages
-    {metric: label for metric, label, _ in BENCH_COLUMNS if metric in RATES or metric == "throughput/decode_share"},
-)
-MEMORY = {"memory/peak_gib": "peak GiB"}
 
 
 def main(arguments: list[str]) -> int:
@@ -73,11 +63,11 @@ def summary(groups: list[Group]) -> Table:
     table = Table(title="Means over seeds (n); intervals are in table.md", title_justify="left")
     table.add_column("group", overflow="fold")
     figures = collect_metrics(groups)
-    labels = next((labels for labels in SHOWN if any(figure.metric in labels for figure in figures)), {})
-    shown = {figure: (labels | MEMORY).get(figure.metric) for figure in figures}
-    columns = [[cell.estimate for cell in compared_metrics(groups, figure)] for figure, label in shown.items() if label]
-    for label in filter(None, shown.values()):
-        table.add_column(label, justify="right")
+    names = next((names for names in MEANS if any(figure.metric in names for figure in figures)), ())
+    shown = [figure for figure in figures if figure.metric in (*names, MEMORY.name)]
+    columns = [[cell.estimate for cell in compared_metrics(groups, figure)] for figure in shown]
+    for figure in shown:
+        table.add_column(figure.label, justify="right")
     for number, group in enumerate(groups):
         means = [known[number] for known in columns]
         cells = ["–" if mean is None else f"{format_short(mean.mean)} ({mean.n})" for mean in means]

@@ -25,7 +25,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rlhf.catalog.metric import RATES
+from rlhf.catalog.metric import METRICS, NEWS
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.ranges import STAGES
 from rlhf.config.terminal import Terminal, one_line
@@ -44,8 +44,6 @@ STATES = {
 }  # fmt: skip
 WRITTEN = ("queued", "starting", "running", "stopped", "failed", "done")
 SETTLED = ("done", "failed", "skipped")
-# The figure that says most about a stage now: the first of these that it has.
-FIGURES = ("reward/mean", "eval/accuracy", "train/accuracy", "eval/perplexity", "train/loss", *RATES)
 RIGHT = ("points", "step", "rate", "left", "KL", "try", "heard")
 # What a narrow terminal does without.
 LEAST = ("try", "points", "job", "rate", "node", "heard")
@@ -192,7 +190,7 @@ def describe_stage(stage: Stage, status: dict[str, Any], result: dict[str, Any],
     left = (total - step) / rate if state == "running" and rate and step is not None and total is not None else None
     finals = result.get("metrics")
     seen = [finals if isinstance(finals, dict) else {}, *rows]
-    figure = next((name for name in FIGURES if latest_metrics(seen, name) is not None), None)
+    figure = next((name for name in NEWS if latest_metrics(seen, name) is not None), None)
     texts: dict[str, Any] = {key: as_text(status[key]) for key in ("reason", "host", "job") if status.get(key) is not None}
     return replace(
         stage, stage=as_text(status.get("stage")) or stage.stage, state=state, step=step, total=total, rate=rate,
@@ -312,7 +310,6 @@ def duration(seconds: float) -> str:
 def format_row(stage: Stage) -> dict[str, str]:
     """A row of the table, by column."""
     done, rate, age = stage.state == "done", stage.rate, stage.heartbeat_age_s
-    group, _, name = (stage.figure or "").partition("/")
     left = f"took {duration(stage.seconds)}" if stage.seconds is not None else ""
     speed = "" if rate is None or done else f"{rate:.1f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s/step"
     row = {
@@ -322,7 +319,9 @@ def format_row(stage: Stage) -> dict[str, str]:
         "step": "" if stage.step is None else f"{stage.step}/{'?' if stage.total is None else stage.total}",
         "rate": speed,
         "left": left if stage.left_s is None else duration(stage.left_s),
-        "figure": "" if stage.value is None else f"{group if group == 'reward' else name} {stage.value:.3g}",
+        "figure": ""
+        if stage.value is None or stage.figure is None
+        else f"{METRICS[stage.figure].heading} {stage.value:.3g}",
         "KL": "" if stage.kl is None else f"{stage.kl:.2f}",
         "node": stage.host or "",
         "job": stage.job or "",

@@ -6,58 +6,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf.config.ranges import TRAINED
+from rlhf.catalog.metric import Metric, final_metrics
 from rlhf.config.terminal import make_printable
 from rlhf.experiment.checkpoints import checkpoint_dirs
 from rlhf.experiment.files import as_float, as_text, read_lines
 from rlhf.experiment.graph import Node
 from rlhf.experiment.sweep import Outcome, Point, Task, metrics_of, read_summary_metrics
 from rlhf.planner.work import Work
-
-# A benchmark's figures: metric, label, format. Those of whole steps, of phases or of stages, as it has them.
-BENCH_COLUMNS = (
-    ("throughput/samples_per_s", "seq/s", "{:.3g}"),
-    ("throughput/mfu", "MFU", "{:.1%}"),
-    ("throughput/rollout_samples_per_s", "rollout seq/s", "{:.3g}"),
-    ("throughput/decode_share", "of bandwidth", "{:.1%}"),
-    ("throughput/score_samples_per_s", "scoring seq/s", "{:.3g}"),
-    ("throughput/train_samples_per_s", "training seq/s", "{:.3g}"),
-    *(
-        (f"throughput/{stage}_{name}", f"{stage} {label}", form)
-        for stage in TRAINED
-        for name, label, form in (("samples_per_s", "seq/s", "{:.3g}"), ("mfu", "MFU", "{:.1%}"))
-    ),
-    ("memory/peak_gib", "peak GiB", "{:.3g}"),
-)
-
-# Final figures in the order of the table: stage, metric, label, format.
-ROWS = (
-    ("sft", "eval/perplexity_initial", "perplexity before SFT, held-out", "{:.4g}"),
-    ("sft", "eval/perplexity", "SFT perplexity, held-out", "{:.2f}"),
-    ("reward", "eval/accuracy", "reward model accuracy, held-out pairs", "{:.3f}"),
-    ("reward", "eval/accuracy_ceiling", "  … the label noise permits", "{:.3f}"),
-    ("ppo", "eval/gold_sft", "gold reward of SFT, held-out prompts", "{:.2f}"),
-    ("ppo", "eval/gold", "gold reward of PPO", "{:.2f}"),
-    ("ppo", "eval/gold_sft_std", "  … SFT's standard deviation over prompts", "{:.2f}"),
-    ("ppo", "eval/reward_sft", "reward model's score of SFT", "{:.2f}"),
-    ("ppo", "eval/reward", "reward model's score of PPO", "{:.2f}"),
-    ("ppo", "eval/kl_sequence", "KL to the reference, nats per response", "{:.2f}"),
-    ("ppo", "eval/length_sft", "mean length of SFT, tokens", "{:.1f}"),
-    ("ppo", "eval/length", "mean length of PPO, tokens", "{:.1f}"),
-    *(("bench", *column) for column in BENCH_COLUMNS),
-)
-
-# Those of a sweep's table: metric, heading, format.
-SWEEP_COLUMNS = (
-    ("eval/perplexity", "perplexity", "{:.2f}"),
-    ("eval/accuracy", "accuracy", "{:.3f}"),
-    ("eval/gold_sft", "gold, SFT", "{:.2f}"),
-    ("eval/gold", "gold, PPO", "{:.2f}"),
-    ("eval/reward", "reward", "{:.2f}"),
-    ("eval/kl_sequence", "KL", "{:.2f}"),
-    ("eval/length", "length", "{:.1f}"),
-    *BENCH_COLUMNS,
-)
 
 
 def print_plan(points: list[Point], tasks: list[Task], works: dict[str, Work | None], console: Console) -> None:
@@ -108,9 +63,9 @@ def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Con
         table = Table(title="Result", title_justify="left")
         table.add_column("figure")
         table.add_column("value", justify="right")
-        for stage, metric, label, form in ROWS:
-            if stage in results and metric in results[stage].metrics:
-                table.add_row(label, with_error(results[stage].metrics, metric, form))
+        for metric in final_metrics():
+            if metric.final in results and metric.name in results[metric.final].metrics:
+                table.add_row(metric.with_unit(metric.label), with_error(results[metric.final].metrics, metric))
         for stage, result in results.items():
             for label, found in count_losses(stage, result.metrics).items():
                 table.add_row(label, found)
@@ -124,10 +79,10 @@ def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Con
         console.print(Text(f"{node.stage}: {node.directory.path}"), soft_wrap=True)
 
 
-def with_error(metrics: dict[str, float], metric: str, form: str) -> str:
+def with_error(metrics: dict[str, float], metric: Metric) -> str:
     """A figure and, where it has one, its standard error over held-out prompts."""
-    error = metrics.get(f"{metric}_se")
-    return form.format(metrics[metric]) + (f" ± {form.format(error)}" if error is not None else "")
+    error = metrics.get(f"{metric.name}_se")
+    return metric.write(metrics[metric.name]) + (f" ± {metric.write(error)}" if error is not None else "")
 
 
 def count_losses(stage: str, metrics: dict[str, float]) -> dict[str, str]:
@@ -153,15 +108,15 @@ def print_sweep(points: list[Point], outcomes: dict[str, Outcome], console: Cons
         metrics[point.name] = metrics_of(point, outcomes)
     if not any(metrics.values()) and not any(outcome.state in ("failed", "stopped") for outcome in outcomes.values()):
         return  # all submitted
-    columns = [row for row in SWEEP_COLUMNS if any(row[0] in found for found in metrics.values())]
+    columns = [metric for metric in final_metrics(detail=0) if any(metric.name in found for found in metrics.values())]
     table = Table(title="Result", title_justify="left")
     table.add_column("point", no_wrap=True)
-    for _, label, _ in columns:
-        table.add_column(label, justify="right")
+    for metric in columns:
+        table.add_column(metric.heading, justify="right")
     if any(states.values()):
         table.add_column("")
     for name, found in metrics.items():
-        cells = [form.format(found[metric]) if metric in found else "" for metric, _, form in columns]
+        cells = [metric.write(found[metric.name]) if metric.name in found else "" for metric in columns]
         table.add_row(Text(name), *cells, *([states[name]] if any(states.values()) else []))
     console.print(table)
     nodes = {node.fingerprint: node for point in points for node in point.stages if outcomes[node.fingerprint].good}

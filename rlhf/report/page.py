@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from rlhf.catalog.metric import Metric
 from rlhf.experiment.files import as_float
 from rlhf.report import plots, statistics, throughput
 from rlhf.report.collect import Collection, Point, rank
@@ -71,6 +72,7 @@ def build_context(collection: Collection, groups: list[Group]) -> dict[str, Any]
             zip(groups, zip(*[compared_metrics(groups, figure) for figure in figures], strict=True), strict=False)
         ),
         "speed_columns": used_columns(by_stage),
+        "speed": throughput.format_speed,
         "by_kind": by_kind,
         "by_stage": by_stage,
         "seed": seed,
@@ -149,6 +151,6 @@ def build_legend(groups: list[Group], shown: list[int]) -> list[Legend]:
     ]
 
 
-def used_columns(speeds: list[throughput.Speed]) -> list[tuple[str, str]]:
-    """The speed figures that any stage has."""
-    return [column for column in throughput.COLUMNS if any(column[0] in speed.figures for speed in speeds)]
+def used_columns(speeds: list[throughput.Speed]) -> list[Metric]:
+    """The metrics of speed that any stage has."""
+    return [column for column in throughput.COLUMNS if any(column.name in speed.figures for speed in speeds)]

@@ -4,6 +4,7 @@ import io
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 
+from rlhf.catalog.metric import METRICS
 from rlhf.report.groups import Group
 from rlhf.report.stage import Stage
 from rlhf.report.statistics import Array, bands, estimate
@@ -49,27 +51,30 @@ PLACES = 200
 # Curves of so few places show them.
 DOTTED = 25
 
-# Panels: stage, metric, title, label of the y axis.
-Panel = tuple[str, str, str, str]
-PANELS: tuple[Panel, ...] = (
-    ("ppo", "reward/mean", "Reward model's score, rollouts", "mean score"),
-    ("ppo", "eval/gold", "Gold reward, held-out prompts", "mean gold reward"),
-    ("ppo", "kl/sequence", "KL to the reference, rollouts", "nats per response"),
-    ("ppo", "length/response", "Response length, rollouts", "tokens"),
-)
-# Where no point has a PPO stage under way.
-EARLIER_PANELS: tuple[Panel, ...] = (
-    ("sft", "train/loss", "SFT, training loss", "nats per token"),
-    ("reward", "train/loss", "Reward model, training loss", "nats per comparison"),
-    ("reward", "train/accuracy", "Reward model, training accuracy", "share of pairs"),
-)
-# Of benchmarks alone.
-BENCH_PANELS: tuple[Panel, ...] = (
-    ("bench", "throughput/samples_per_s", "Benchmark, whole steps", "sequences per second"),
-    ("bench", "throughput/rollout_tokens_per_s", "Benchmark, rollouts", "tokens per second"),
-    ("bench", "throughput/score_tokens_per_s", "Benchmark, scoring", "tokens per second"),
-    ("bench", "throughput/train_tokens_per_s", "Benchmark, updates", "tokens per second"),
-)
+# The stages whose curves stand together: those of the first of these sets of which any has logged anything.
+SHOWN = (("ppo",), ("sft", "reward"), ("bench",))
+# Metrics at the end of PPO, over that of the KL.
+FRONTIER, KL = (METRICS["eval/reward"], METRICS["eval/gold"]), METRICS["eval/kl_sequence"]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A plot over the steps of one kind of stage."""
+
+    stage: str
+    metric: str
+    title: str
+    axis: str
+
+
+def build_curves(stage: str) -> list[Curve]:
+    """The plots of a stage; where several stages log a metric, the title names the stage."""
+    return [
+        Curve(stage, metric.name, metric.title + (f", {stage}" if len(metric.panels) > 1 else ""), panel.axis)
+        for metric in METRICS.values()
+        for panel in metric.panels
+        if panel.stage == stage
+    ]
 
 
 def colours(count: int) -> list[str]:
@@ -92,35 +97,35 @@ def curves(groups: list[Group]) -> str | None:
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
         for axis, panel in zip(axes, panels, strict=False):
-            kind, metric, title, label = panel
             axis.set_autoscale_on(False)  # else each band finds the limits of all before it anew
             for group, colour in zip(groups, colours(len(groups)), strict=True):
-                draw_curve(axis, *series(group.stages(kind), metric), colour)
-            axis.set(title=title, xlabel=STEPS.get(kind, f"{kind} step"), ylabel=label)
+                draw_curve(axis, *series(group.stages(panel.stage), panel.metric), colour)
+            axis.set(title=panel.title, xlabel=STEPS.get(panel.stage, f"{panel.stage} step"), ylabel=panel.axis)
             axis.autoscale()
             axis.margins(x=0.02)
 
     return draw_page("curves", (9.6, 3.2 * rows), paint)
 
 
-def used_panels(groups: list[Group]) -> list[Panel]:
-    """The panels of the last part of the pipeline that any point has come to."""
-    return next((panels for kind in (PANELS, EARLIER_PANELS, BENCH_PANELS) if (panels := with_data(groups, kind))), [])
+def used_panels(groups: list[Group]) -> list[Curve]:
+    """The plots of the last part of the pipeline that any point has come to."""
+    return next((panels for stages in SHOWN if (panels := with_data(groups, stages))), [])
 
 
-def with_data(groups: list[Group], panels: tuple[Panel, ...]) -> list[Panel]:
-    """The panels for which any stage has logged anything."""
+def with_data(groups: list[Group], stages: tuple[str, ...]) -> list[Curve]:
+    """The plots for which any stage has logged anything."""
     return [
         panel
-        for panel in panels
-        if any(np.isfinite(stage.series.get(panel[1])).any() for g in groups for stage in g.stages(panel[0]))
+        for kind in stages
+        for panel in build_curves(kind)
+        if any(np.isfinite(stage.series.get(panel.metric)).any() for g in groups for stage in g.stages(kind))
     ]
 
 
 def under_way(groups: list[Group]) -> list[int]:
     """How many stages each group's curves are of: the most of any panel."""
     panels = used_panels(groups)
-    kinds = {panel[0] for panel in panels}
+    kinds = {panel.stage for panel in panels}
     return [max((sum(len(s.series.steps) > 0 for s in g.stages(kind)) for kind in kinds), default=0) for g in groups]
 
 
@@ -165,15 +170,14 @@ def draw_curve(axis: Axes, steps: Array, values: Array, colour: str) -> None:
 
 def frontier(groups: list[Group]) -> str | None:
     """Final score and final gold reward against final KL: a dot per seed, a large one per group's mean; None without."""
-    wanted = (("eval/reward", "Reward model's score", "mean score"), ("eval/gold", "Gold reward", "mean gold reward"))
-    panels = [panel for panel in wanted if any(len(score_pairs(group, panel[0])) for group in groups)]
+    panels = [metric for metric in FRONTIER if any(len(score_pairs(group, metric.name)) for group in groups)]
     if not panels:
         return None
 
     def paint(canvas: Canvas) -> None:
-        for axis, (metric, title, label) in zip(canvas.subplots(1, 2, squeeze=False)[0], panels, strict=False):
-            draw_frontier(axis, groups, metric)
-            axis.set(title=title, xlabel="KL to the reference, nats per response", ylabel=f"{label}, held-out prompts")
+        for axis, metric in zip(canvas.subplots(1, 2, squeeze=False)[0], panels, strict=False):
+            draw_frontier(axis, groups, metric.name)
+            axis.set(title=metric.title, xlabel=KL.with_unit(KL.label), ylabel="mean over held-out prompts")
             axis.margins(0.08)
         if len(panels) == 1:
             canvas.axes[1].set_visible(False)
@@ -181,7 +185,7 @@ def frontier(groups: list[Group]) -> str | None:
     return draw_page("frontier", (9.6, 3.9), paint)
 
 
-def score_pairs(group: Group, metric: str, horizontal: str = "eval/kl_sequence") -> Array:
+def score_pairs(group: Group, metric: str, horizontal: str = KL.name) -> Array:
     """KL and the metric of each finished PPO stage, [stages, 2]."""
     known = [stage.figures for stage in group.stages("ppo") if metric in stage.figures and horizontal in stage.figures]
     return np.array([[figures[horizontal], figures[metric]] for figures in known]).reshape(len(known), 2)

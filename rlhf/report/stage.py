@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.catalog.metric import METRICS
 from rlhf.experiment.files import Unreadable, as_float, as_floats, as_int, as_mapping, as_text, read_lines, read_object
 from rlhf.report.statistics import Array
 
@@ -16,11 +17,9 @@ ALIVE = ("queued", "starting", "running")
 ENDED = ("failed", "skipped", "stopped")
 # The metrics whose course a report shows or averages; a stage logs some sixty, over maybe many thousands of steps.
 FOLLOWED = (
-    "time", "train/loss", "train/accuracy", "reward/mean", "eval/gold", "kl/sequence", "length/response",
-    "time/step_s", "time/rollout_s", "time/score_s", "time/train_s", "throughput/samples_per_s",
-    "throughput/tokens_per_s", "throughput/rollout_tokens_per_s", "throughput/score_tokens_per_s",
-    "throughput/train_tokens_per_s", "throughput/tflops_per_gpu", "throughput/mfu", "memory/peak_gib",
-)  # fmt: skip
+    "time",
+    *(name for metric in METRICS.values() if metric.panels or metric.speed for name in (metric.name, metric.per) if name),
+)
 
 
 @dataclass(frozen=True, eq=False)

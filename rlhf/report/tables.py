@@ -12,7 +12,7 @@ from typing import Any
 from rlhf.config.terminal import make_printable
 from rlhf.experiment.store import write_atomic
 from rlhf.report.collect import Collection, Point
-from rlhf.report.figures import FIGURES, Cell, Metric, collect_metrics, compared_metrics, format_short
+from rlhf.report.figures import FIGURES, Cell, Figure, collect_metrics, compared_metrics, format_short
 from rlhf.report.groups import Group, differing_keys, to_yaml_text
 
 Rows = list[dict[str, Any]]
@@ -40,7 +40,7 @@ def save(file: Path, content: str) -> None:
     write_atomic(file, make_printable(content))
 
 
-def point_rows(collection: Collection, groups: list[Group], figures: list[Metric]) -> Rows:
+def point_rows(collection: Collection, groups: list[Group], figures: list[Figure]) -> Rows:
     """A row per point: what sets it apart, its state, and its final figures (none where there is none yet)."""
     labels = {point.place: group.label for group in groups for point in group.points}
     keys = differing_keys([point.config for point in collection.points])
@@ -52,17 +52,17 @@ def point_rows(collection: Collection, groups: list[Group], figures: list[Metric
     ]
 
 
-def metric_value(point: Point, figure: Metric) -> float | None:
+def metric_value(point: Point, figure: Figure) -> float | None:
     """A point's final figure."""
     stage = point.stages.get(figure.kind)
     return None if stage is None else stage.figures.get(figure.metric)
 
 
-def group_rows(groups: list[Group], figures: list[Metric]) -> Rows:
+def group_rows(groups: list[Group], figures: list[Figure]) -> Rows:
     """A row per group and figure: over how many seeds, the mean and its interval."""
     cells = {figure: compared_metrics(groups, figure) for figure in figures}
     return [
-        {"group": group.label, "stage": figure.kind, "metric": figure.metric, "unit": figure.unit}
+        {"group": group.label, "stage": figure.kind, "metric": figure.metric, "unit": figure.known.unit}
         | {"n": known.n, "mean": known.mean, "low": known.low, "high": known.high, "best": cells[figure][number].best}
         for number, group in enumerate(groups)
         for figure in figures
@@ -72,7 +72,7 @@ def group_rows(groups: list[Group], figures: list[Metric]) -> Rows:
 
 def format_points(rows: Rows) -> Rows:
     """The points with the figures that people compare."""
-    names = {figure.key: heading(figure) for figure in FIGURES}
+    names = {figure.key: figure.label for figure in FIGURES}
     others = [key for key in rows[0] if " " not in key]
     return [
         {key: row[key] for key in others} | {names[key]: format_short(row[key]) for key in names if key in row}
@@ -80,19 +80,14 @@ def format_points(rows: Rows) -> Rows:
     ]
 
 
-def format_groups(groups: list[Group], figures: list[Metric]) -> Rows:
+def format_groups(groups: list[Group], figures: list[Figure]) -> Rows:
     """A row per group, a column per figure that people compare."""
     columns = {figure: compared_metrics(groups, figure) for figure in figures if figure in FIGURES}
     return [
         {"group": group.label, "points": len(group.points)}
-        | {heading(figure): format_words(cells[number]) for figure, cells in columns.items()}
+        | {figure.label: format_words(cells[number]) for figure, cells in columns.items()}
         for number, group in enumerate(groups)
     ]
-
-
-def heading(figure: Metric) -> str:
-    """A column's heading with its unit, where the unit is not in its name."""
-    return figure.label + (f", {figure.unit}" if figure.unit in ("nats", "tokens") else "")
 
 
 def format_words(cell: Cell) -> str:

@@ -4,30 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlhf.catalog.metric import METRICS, Metric
 from rlhf.report.collect import Collection
+from rlhf.report.figures import format_short
 from rlhf.report.stage import Series, Stage
 
-# Rates by the time that each is per: of a whole step, or of one of PPO's phases.
-RATES = {
-    "throughput/samples_per_s": "time/step_s",
-    "throughput/tokens_per_s": "time/step_s",
-    "throughput/rollout_tokens_per_s": "time/rollout_s",
-    "throughput/score_tokens_per_s": "time/score_s",
-    "throughput/train_tokens_per_s": "time/train_s",
-    "throughput/mfu": "time/step_s",
-}
+# The columns of the table; rates are averaged over the time that they are per.
+COLUMNS = tuple(metric for metric in METRICS.values() if metric.speed)
 MEAN, PEAK = "time/step_s", "memory/peak_gib"
-COLUMNS = (
-    ("steps", "steps"),
-    ("throughput/samples_per_s", "samples/s"),
-    ("throughput/tokens_per_s", "tokens/s"),
-    ("throughput/rollout_tokens_per_s", "… rollout"),
-    ("throughput/score_tokens_per_s", "… score"),
-    ("throughput/train_tokens_per_s", "… train"),
-    (MEAN, "step, s"),
-    ("throughput/mfu", "MFU, %"),
-    (PEAK, "peak memory, GiB"),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,16 +39,14 @@ def speeds(collection: Collection) -> tuple[list[Speed], list[Speed]]:
 def speed(series: Series) -> dict[str, float]:
     """One stage's figures over its steps, for those that were logged."""
     found = {"steps": float(len(series.steps))}
-    for rate, seconds in RATES.items():
-        rates, weights = series.get(rate), series.get(seconds)
+    for metric in COLUMNS:
+        rates, weights = series.get(metric.name), series.get(metric.per)
         known = np.isfinite(rates) & np.isfinite(weights) & (weights > 0)
         if known.any():
-            found[rate] = float(np.average(rates[known], weights=weights[known]))
+            found[metric.name] = float(np.average(rates[known], weights=weights[known]))
     for name, reduce in ((MEAN, np.nanmean), (PEAK, np.nanmax)):
         if np.isfinite(series.get(name)).any():
             found[name] = float(reduce(series.get(name)))
-    if "throughput/mfu" in found:
-        found["throughput/mfu"] *= 100
     return found
 
 
@@ -85,3 +67,8 @@ def device(stage: Stage) -> str:
         return "unknown"
     counts = [hardware.get("nodes", 1), hardware.get("gpus_per_node", 1)]
     return " × ".join([str(count) for count in counts if count != 1] + [str(hardware.get("gpu", "unknown"))])
+
+
+def format_speed(metric: Metric, value: float | None) -> str:
+    """A cell of the table."""
+    return metric.write(value) if metric.unit == "share" and value is not None else format_short(value)

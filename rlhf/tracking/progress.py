@@ -1,10 +1,12 @@
 """A live bar on a terminal, a line now and then elsewhere."""
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rlhf.catalog.metric import METRICS, RATES
 from rlhf.config.terminal import Terminal
 
 QUIET_PERIOD_S = 5.0
@@ -13,6 +15,12 @@ QUIET_PERIOD_S = 5.0
 def rate(per_second: float) -> str:
     """A speed for people: two significant digits at least, so that a slow model does not stand still."""
     return f"{per_second:.0f}" if per_second >= 10 else f"{per_second:#.2g}"
+
+
+def describe_progress(metrics: dict[str, float], names: Sequence[str]) -> dict[str, str]:
+    """Those of the metrics that there are, by their headings, as a bar shows them."""
+    known = [METRICS[name] for name in names if name in metrics]
+    return {m.heading: (rate if m.name in RATES else m.write)(metrics[m.name]) for m in known}
 
 
 class Bar:

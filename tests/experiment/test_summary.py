@@ -28,7 +28,7 @@ def printed(show, make_config, tmp_path, metrics):
 
 def test_a_figure_stands_with_its_standard_error(make_config, tmp_path):
     text = printed(print_summary, make_config, tmp_path, SFT)
-    assert "SFT perplexity, held-out 2.50 ± 0.12" in text and "perplexity before SFT, held-out 900" in text
+    assert "SFT perplexity 2.50 ± 0.12" in text and "perplexity before SFT 900" in text
 
 
 def test_responses_that_were_cut_are_told(make_config, tmp_path):

@@ -54,7 +54,7 @@ def test_a_row_per_group_and_figure_with_mean_interval_and_n(report):
 
 def test_markdown_is_for_reading(report):
     lines = (report / "table.md").read_text().splitlines()
-    assert lines[0].startswith("| group | points | SFT perplexity |")
+    assert lines[0].startswith("| group | points | perplexity |")
     assert "| 1.50 [1.00, 2.00], n=2 |" in lines[2]
     assert "| **3.25** [3.00, 3.50], n=2 |" in lines[3]
     assert len({line.count("|") for line in lines}) == 1
@@ -129,6 +129,6 @@ def test_rates_are_totals_over_totals(tmp_path):
     assert [speed.label[:3] for speed in each] == ["ppo"] * 4
     assert each[0].figures["throughput/samples_per_s"] == pytest.approx(32 / 6)
     assert each[0].figures["time/step_s"] == 1.5
-    assert each[0].figures["throughput/mfu"] == 25.0
+    assert each[0].figures["throughput/mfu"] == 0.25
     assert each[0].figures["memory/peak_gib"] == 5.0
     assert each[0].device == "2 × a100"

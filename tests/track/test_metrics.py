@@ -1,11 +1,12 @@
 import ast
 import re
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 import rlhf
-from rlhf.catalog.metric import MACHINE_GROUPS, METRICS, check_names
+from rlhf.catalog.metric import MACHINE_GROUPS, MEANS, METRICS, NEWS, check_names, final_metrics
 from rlhf.tracking.throughput import throughput_metrics
 
 ROOT = Path(rlhf.__file__).parent
@@ -26,9 +27,36 @@ def test_known_names_pass_and_unknown_ones_are_named():
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_has_a_group_a_unit_and_a_meaning(name):
     assert re.fullmatch(r"[a-z]+/[a-z0-9_]+", name)
-    unit, meaning = METRICS[name]
-    assert isinstance(unit, str)
-    assert len(meaning.split()) >= 2
+    metric = METRICS[name]
+    assert metric.name == name and isinstance(metric.unit, str)
+    assert len(metric.description.split()) >= 2
+
+
+def test_a_metric_that_people_are_shown_has_a_label_of_its_own_and_a_better_direction_that_is_one():
+    shown = [m for m in METRICS.values() if m.final or m.panels or m.speed or m.name in (*NEWS, *chain(*MEANS))]
+    assert [metric.name for metric in shown if not metric.label] == []
+    labels = [metric.label for metric in METRICS.values() if metric.label]
+    assert sorted(labels) == sorted(set(labels))
+    for columns in [final_metrics(detail) for detail in range(3)]:
+        assert len({metric.heading for metric in columns}) == len(columns)
+    assert {metric.better for metric in METRICS.values()} == {-1, 0, 1}
+    assert {metric.per for metric in METRICS.values() if metric.per} <= set(METRICS)
+
+
+def test_no_other_file_has_a_label_of_the_table():
+    labels = {text for metric in METRICS.values() for text in (metric.label, metric.short) if len(text.split()) > 1}
+    found = {
+        (str(path), node.value)
+        for path, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in labels and path.name != "metric.py"
+    }
+    assert found == set()
+
+
+def test_tables_with_less_room_show_some_of_what_those_with_more_show():
+    sweep, report, run = (final_metrics(detail) for detail in range(3))
+    assert set(sweep) < set(report) < set(run)
 
 
 def test_every_name_written_in_the_package_is_in_the_table():

@@ -24,7 +24,7 @@ from rlhf.stages.context import Context
 from rlhf.stages.reward import train as reward
 from rlhf.stages.sft import train as sft
 from rlhf.stages.speed import step_speed
-from rlhf.tracking.progress import Bar
+from rlhf.tracking.progress import Bar, describe_progress
 from rlhf.tracking.throughput import Clock
 
 Rounds = Callable[[Config, Path], AbstractContextManager[Round]]
@@ -43,7 +43,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             told.append(figures | {"memory/peak_gib": maximum(peak_memory_gib())})
             context.tracker.log(number, told[-1])
             context.tracker.status(number, count)
-            bar.update(number, {"samples/s": f"{next(figures[name] for name in RATES if name in figures):.3g}"})
+            bar.update(number, describe_progress(figures, [name for name in RATES if name in figures][:1]))
             if total(stopping.stop_requested.is_set())[0]:
                 raise Stopped(f"asked to stop after {number} of {count} rounds")
     return medians(told) | {"memory/peak_gib": max(figures["memory/peak_gib"] for figures in told)}

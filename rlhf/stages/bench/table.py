@@ -6,13 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-from rlhf.catalog.metric import METRICS
+from rlhf.catalog.metric import METRICS, TIME_OF
 
-# The figure that variants are compared by.
-MAIN = {
-    "rollout": "time/rollout_s", "score": "time/score_s", "train": "time/train_s", "step3": "time/step_s",
-    "stages": "time/step_s",
-}  # fmt: skip
 BASELINE = "baseline"
 HEAD = (
     "| device | what | recipe | ours | baseline | times faster | seq/s | how near the limit | date, versions |\n"
@@ -29,7 +24,7 @@ def spread(variant: dict[str, Any], main: str) -> str:
 def build_table(found: dict[str, Any]) -> Table:
     """A row per figure, a column per variant; beside times, how often they go into the baseline's."""
     recipe, variants = found["recipe"], found["variants"]
-    main, base = MAIN[recipe["what"]], variants.get(BASELINE, {}).get("median") or {}
+    main, base = TIME_OF[recipe["what"]], variants.get(BASELINE, {}).get("median") or {}
     title = f"{recipe['what']}: {describe_row(recipe)}, micro-batches of {recipe['micro_batch']}, seed {recipe['seed']}"
     shown = Table(title=title, title_justify="left", caption=found["memory"], caption_justify="left")
     shown.add_column(f"median of {recipe['repeats']}")
@@ -51,7 +46,7 @@ def cell(variant: dict[str, Any], name: str, main: str, base: dict[str, float]) 
     median = variant["median"]
     if name not in median:
         return ""
-    percent = METRICS[name][0] == "share"
+    percent = METRICS[name].unit == "share"
     text = spread(variant, name) if name == main else f"{100 * median[name]:.1f} %" if percent else f"{median[name]:.4g}"
     timed = name.startswith("time/") and name != "time/decode_limit_ms" and name in base and median is not base
     return text + (f"  {base[name] / median[name]:.1f}x" if timed else "")
@@ -67,7 +62,7 @@ def table(place: Path) -> str:
 def row(found: dict[str, Any], name: str) -> str:
     """A variant beside the baseline of its run."""
     recipe, own, base = found["recipe"], found["variants"][name], found["variants"].get(BASELINE)
-    main = MAIN[recipe["what"]]
+    main = TIME_OF[recipe["what"]]
     figures = own["median"]
     what = f"{recipe['what']}: {name}" if recipe["what"] == "stages" else f"{recipe['what']}, {own['how']}"
     known = base is not None and base["problem"] is None and own["problem"] is None

@@ -1,6 +1,5 @@
 """Stage 3, PPO: raise the reward model's score while staying near the policy that supervised fine-tuning left."""
 
-import math
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -20,7 +19,10 @@ from rlhf.runtime.distributed import is_main, maximum, world
 from rlhf.stages.card import write_model_card
 from rlhf.stages.context import Context, should_evaluate
 from rlhf.stages.saver import Saver
-from rlhf.tracking.progress import Bar, rate
+from rlhf.tracking.progress import Bar, describe_progress
+
+# What the progress bar shows.
+SHOWN = ("reward/mean", "kl/sequence", "length/response", "throughput/samples_per_s", "eval/gold")
 
 
 def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, float]:
@@ -64,7 +66,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
                 context.tracker.samples(number, evaluation.samples(before, after, number == len(loader)))
             context.tracker.log(number, metrics)
             context.tracker.status(number, len(loader))
-            bar.update(number, final_metrics(metrics, final))
+            bar.update(number, describe_progress(final | metrics, SHOWN))
             saver.boundary(number, None, numbers, trainer.tensors)
 
     if trainer.update.texts is not None:
@@ -98,14 +100,3 @@ def save(trainer: DeepSpeedPPOTrainer, context: Context, final: dict[str, float]
         text = write_model_card(context.spec, "ema", engine.actor, {})
         context.directory.check_lock()
         save_model(engine.actor, engine.tokenizer, config.lora, place / "ema", text, average.read)
-
-
-def final_metrics(metrics: dict[str, float], final: dict[str, float]) -> dict[str, str]:
-    """What the progress bar shows."""
-    shown = {
-        "reward": f"{metrics.get('reward/mean', math.nan):.2f}",
-        "kl": f"{metrics.get('kl/sequence', math.nan):.1f}",
-        "length": f"{metrics['length/response']:.0f}",
-        "samples/s": rate(metrics["throughput/samples_per_s"]),
-    }
-    return shown | ({"gold": f"{final['eval/gold']:.2f}"} if "eval/gold" in final else {})

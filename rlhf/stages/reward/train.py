@@ -40,7 +40,7 @@ from rlhf.stages.reward.comparisons import Element, pair_margins, read_scores, t
 from rlhf.stages.saver import Saver
 from rlhf.stages.speed import step_speed
 from rlhf.tracking.nonfinite import Nonfinite
-from rlhf.tracking.progress import Bar, rate
+from rlhf.tracking.progress import Bar, describe_progress
 from rlhf.tracking.throughput import Clock
 
 # Demonstrations whose scores become bias and scale; the least scale, for scores that do not differ.
@@ -97,8 +97,8 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
                 metrics |= final
             context.tracker.log(number + 1, metrics)
             context.tracker.status(number + 1, steps)
-            figures = {"loss": f"{measured['train/loss']:.3f}", "accuracy": f"{measured['train/accuracy']:.2f}"}
-            bar.update(number + 1, figures | {"samples/s": rate(metrics["throughput/samples_per_s"])})
+            shown = ("train/loss", "train/accuracy", "throughput/samples_per_s")
+            bar.update(number + 1, describe_progress(metrics | measured, shown))
             saver.boundary(number + 1, None, partial(dict, final=final, nonfinite=nonfinite.row, initial=initial))
 
     final |= counts | normalize_scores(engine, dataset, plan, config, tokenizer)

@@ -39,7 +39,7 @@ from rlhf.stages.context import Context, initial_metrics, keep_finite, should_ev
 from rlhf.stages.saver import Saver
 from rlhf.stages.speed import step_speed
 from rlhf.tracking.nonfinite import Nonfinite
-from rlhf.tracking.progress import Bar, rate
+from rlhf.tracking.progress import Bar, describe_progress
 from rlhf.tracking.throughput import Clock
 
 
@@ -92,8 +92,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
                 metrics |= final
             context.tracker.log(number + 1, metrics)
             context.tracker.status(number + 1, steps)
-            figures = {"loss": f"{measured['train/loss']:.3f}", "samples/s": rate(metrics["throughput/samples_per_s"])}
-            bar.update(number + 1, figures)
+            bar.update(number + 1, describe_progress(metrics | measured, ("train/loss", "throughput/samples_per_s")))
             saver.boundary(number + 1, None, partial(dict, final=final, nonfinite=nonfinite.row, initial=initial))
 
     final |= count_truncated(train + heldout)
