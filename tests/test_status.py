@@ -349,7 +349,7 @@ def test_json_round_trip(root, stage, point, capsys):
 def test_the_table_in_words(root, stage, capsys):
     stage(PPO, state="running", step=10, total=40, host="n1", metrics=rows(range(1, 11), **{"reward/mean": 1.256}))
     line = next(line for line in shown(capsys, root).splitlines() if PPO in line)
-    assert line.split() == [PPO, "running", "10/40", "2.0", "s/step", "1", "m", "00", "s", "reward", "1.26", "n1", "1",
+    assert line.split() == [PPO, "running", "10/40", "2.0", "s/step", "1", "m", "00", "s", "score", "1.26", "n1", "1",
                             "1", "s", "ago"]  # fmt: skip
     heads = [line.split() for line in shown(capsys, root).splitlines() if "state" in line]
     assert heads == [["stage", "state", "step", "rate", "left", "figure", "node", "try", "heard"]]

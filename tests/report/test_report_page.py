@@ -161,7 +161,7 @@ def test_a_sweep_of_sft_alone_shows_its_loss(tmp_path):
         lines = [{"step": n, "time": 1.0, "train/loss": 1 / n} for n in (1, 2)]
         sweep.point([sweep.stage("sft", seed, {"eval/perplexity": 2.0}, lines=lines)], settings=config(seed=seed))
     page = page_of(sweep)
-    assert "SFT, training loss" in page
+    assert "Training loss, sft" in page
     assert "No PPO stage is done yet." in page
 
 
