@@ -57,7 +57,7 @@ def run(config, models, tokenizer, monkeypatch):
         monkeypatch.setattr(owner, name, noted)
 
     noting(trainer_module, "generate", "rollout")
-    noting(trainer, "judge", "score")
+    noting(trainer, "score_rollout", "score")
     noting(trainer.update, "micro_batch", "update")
     evaluation = Evaluation(engine, config, None, heldout_prompts(config, dataset(config), tokenizer))
     noting(evaluation, "part", "evaluation")
