@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf.catalog.metric import METRICS, NEWS
+from rlhf.catalog.state import SETTLED, STATES, WRITTEN, most_urgent
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.ranges import STAGES
 from rlhf.config.terminal import Terminal, one_line
@@ -37,13 +38,6 @@ TAIL_BYTES, TAIL_LINES = 2**16, 20
 LARGEST = 1e18
 NAME = re.compile(rf"({'|'.join(STAGES)})-[0-9a-f]{{12}}")
 
-# Every state, what needs a look first: a sweep's point is in the first one that any of its stages is in.
-STATES = {
-    "failed": "bold red", "damaged": "bold red", "lost": "red", "skipped": "red", "silent": "yellow",
-    "running": "bold cyan", "starting": "cyan", "stopped": "yellow", "queued": "blue", "planned": "dim", "done": "green",
-}  # fmt: skip
-WRITTEN = ("queued", "starting", "running", "stopped", "failed", "done")
-SETTLED = ("done", "failed", "skipped")
 RIGHT = ("points", "step", "rate", "left", "KL", "try", "heard")
 # What a narrow terminal does without.
 LEAST = ("try", "points", "job", "rate", "node", "heard")
@@ -292,7 +286,7 @@ def sort_key(stage: Stage) -> tuple[int, bool, bool, str]:
 def heading(sweep: str, points: dict[str, list[str]], stages: list[Stage]) -> str:
     """A sweep in a line: its points by state."""
     order, states = list(STATES), {stage.name: stage.state for stage in stages}
-    worst = Counter(min((states[name] for name in names), key=order.index, default="planned") for names in points.values())
+    worst = Counter(most_urgent(states[name] for name in names) for names in points.values())
     counts = [f"{worst[state]} {state}" for state in ("done", *order[:-1]) if worst[state]]
     return f"sweep {sweep}: {len(points)} point{'s' * (len(points) != 1)}, {', '.join(counts)}"
 
@@ -344,10 +338,10 @@ def render(view: View, width: int) -> Group:
         table.add_column(title, no_wrap=True)
         table.columns[-1].justify = "right" if title in RIGHT else "left"
     for stage, row in zip(view.stages, rows, strict=True):
-        table.add_row(*(Text(row[title], STATES[stage.state] if title == "state" else "") for title in widths))
+        table.add_row(*(Text(row[title], STATES[stage.state].style if title == "state" else "") for title in widths))
     lines = [Text(one_line(heading(sweep, points, view.stages))) for sweep, points in view.sweeps.items()]
     told = [stage for stage in view.stages if stage.reason and stage.state != "queued"]
-    reasons = [Text(one_line(f"{s.name}: {' '.join(str(s.reason).split())}"), STATES[s.state]) for s in told]
+    reasons = [Text(one_line(f"{s.name}: {' '.join(str(s.reason).split())}"), STATES[s.state].style) for s in told]
     return Group(*lines, *([table] if rows else []), *reasons)
 
 

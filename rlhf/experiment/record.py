@@ -4,21 +4,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rlhf.catalog.state import most_urgent
 from rlhf.config.secrets import mask_text
 from rlhf.experiment.graph import Node
 from rlhf.experiment.spec import to_yaml
 from rlhf.experiment.store import write_atomic, write_json
 from rlhf.experiment.sweep import Outcome, Point, read_summary_metrics
 
-# From worst to best: a point is as its worst stage is.
-STATES = ("failed", "skipped", "stopped", "queued", "planned")
-
 
 def write_record(point: Point, outcomes: dict[str, Outcome]) -> None:
     """Write a point's summary.json and config.yaml, and link its stages; stages without an outcome are planned."""
     stages = {node.stage: summary_entry(node, outcomes.get(node.fingerprint, Outcome("planned"))) for node in point.stages}
-    states = [stage["state"] for stage in stages.values()]
-    state = next((state for state in STATES if state in states), "done")
+    state = most_urgent((stage["state"] for stage in stages.values()), default="done")
     point.directory.mkdir(parents=True, exist_ok=True)
     # The same command writes them again: a thousand points need not wait for the disk.
     write_atomic(point.directory / "config.yaml", to_yaml(point.config), durable=False)

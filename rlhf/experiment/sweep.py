@@ -46,7 +46,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended: `state` is done, reused, queued, failed, skipped or stopped."""
+    """How a stage ended: `state` is one of rlhf/catalog/state.py, or `reused` if it was done before."""
 
     state: str
     reason: str | None = None

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf.catalog.state import ALIVE, ENDED, STATES, most_urgent
 from rlhf.config.directories import LATEST
 from rlhf.config.ranges import STAGES
 from rlhf.experiment.files import as_mapping, as_text, flatten, read_object, read_yaml
-from rlhf.report.stage import ALIVE, ENDED, Stage, SummaryEntry, attempt, parse_entry, read_stage
+from rlhf.report.stage import Stage, SummaryEntry, attempt, parse_entry, read_stage
 
 # A stage directory's name.
 NAME = re.compile(r"[\w.-]{1,200}")
@@ -184,5 +185,5 @@ def point_state(told: str | None, stages: list[str]) -> str:
         return "done"
     if told in ENDED and not set(stages) & set(ALIVE):
         return str(told)
-    worst = ("failed", "damaged", "stopped", "stalled", "running", "starting", "queued", "skipped", "planned")
-    return next((state for state in worst if state in stages), told or "planned")
+    unfinished = [state for state in stages if state in STATES and state != "done"]
+    return most_urgent(unfinished, default=told or "planned")

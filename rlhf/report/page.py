@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rlhf.catalog.metric import Metric
+from rlhf.catalog.state import STATES
 from rlhf.experiment.files import as_float
 from rlhf.report import plots, statistics, throughput
 from rlhf.report.collect import Collection, Point, rank
@@ -83,6 +84,7 @@ def build_context(collection: Collection, groups: list[Group]) -> dict[str, Any]
         "failures": failures(collection),
         "missing": missing(collection),
         "versions": versions(collection),
+        "tones": {name: state.tone for name, state in STATES.items()},
     }
 
 

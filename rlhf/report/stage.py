@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from rlhf.catalog.metric import METRICS
+from rlhf.catalog.state import ALIVE, ENDED
 from rlhf.experiment.files import Unreadable, as_float, as_floats, as_int, as_mapping, as_text, read_lines, read_object
 from rlhf.report.statistics import Array
 
 # A running stage renews its heartbeat every few seconds; one that is silent for longer is dead or hangs.
 SILENCE_S = 60.0
-ALIVE = ("queued", "starting", "running")
-ENDED = ("failed", "skipped", "stopped")
 # The metrics whose course a report shows or averages; a stage logs some sixty, over maybe many thousands of steps.
 FOLLOWED = (
     "time",
@@ -47,7 +46,7 @@ class SummaryEntry:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A stage's directory. `state` is that of status.json, or `stalled` if it went silent, `damaged` if files are."""
+    """A stage's directory. `state` is that of status.json, or `silent` without a heartbeat, or `damaged` if files are."""
 
     place: Path
     kind: str
@@ -132,7 +131,7 @@ def is_unfinished(status: dict[str, Any], told: SummaryEntry) -> tuple[str, str 
         return str(told.state), told.reason
     silent = time.time() - beat
     if state == "running" and silent > SILENCE_S:
-        return "stalled", f"no heartbeat for {duration(silent)}: its process is dead or hangs" if beat else "no heartbeat"
+        return "silent", f"no heartbeat for {duration(silent)}: its process is dead or hangs" if beat else "no heartbeat"
     return state, as_text(status.get("reason")) or (told.reason if told.state == state else None)
 
 

@@ -90,7 +90,7 @@ def test_running_and_dead_processes(tmp_path):
         sweep.point([stage], state="queued", settings=config(seed=number))
     with (alive / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 2, "rew')
-    assert [point.state for point in collect(sweep.place).points] == ["running", "stalled", "queued"]
+    assert [point.state for point in collect(sweep.place).points] == ["running", "silent", "queued"]
     assert set(found(sweep)) == {silent.name, "ppo.kl_coef=0.05,seed=1"}
     assert found(sweep)[silent.name][1] == "no heartbeat for 10 min: its process is dead or hangs"
     assert f"{alive.name}: running at step 1 of 4" in missing(collect(sweep.place))
