@@ -10,6 +10,7 @@ import importlib
 import json
 import math
 import os
+import pkgutil
 import random
 import signal
 import subprocess
@@ -86,7 +87,11 @@ def serve() -> None:
     import peft  # noqa: F401
     import transformers.models.opt.modeling_opt  # noqa: F401
 
-    import rlhf.stages  # noqa: F401
+    import rlhf.stages.run  # noqa: F401
+    from rlhf.catalog.stage import stage_kinds
+
+    for kind in stage_kinds().values():
+        pkgutil.resolve_name(kind.run)
 
     warm()
     assert threading.active_count() == 1

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from rich.progress import track
 from rich.text import Text
 
+from rlhf.catalog.stage import kind_of
 from rlhf.cli.prepare import check_records, check_sources, estimate_tasks, resolve_config
 from rlhf.cli.search import search, wants_search
 from rlhf.config.checks import check_devices
@@ -273,9 +274,8 @@ def check_tasks(tasks: list[Task], waiting: list[Task]) -> None:
 
 def input_paths(task: Task, known: set[str]) -> list[StageDirectory]:
     """The finished stages that a stage found by fingerprint, in the order of its parents, but for those of the graph."""
-    names = [
-        name for name, given in (("actor", task.config.ppo.actor), ("reward", task.config.ppo.reward)) if given is None
-    ]
+    made = [given for given in kind_of(task.node.stage).inputs if given.stage is not None]
+    names = [given.name for given in made if get_key(task.config, given.key) is None]
     found = zip(names, task.parents, strict=True) if task.parents else ()
     return [StageDirectory(Path(task.node.inputs[name]).parent) for name, parent in found if parent not in known]
 

@@ -26,9 +26,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf.catalog.metric import METRICS, NEWS
+from rlhf.catalog.stage import stage_kinds
 from rlhf.catalog.state import SETTLED, STATES, WRITTEN, most_urgent
 from rlhf.config.errors import ConfigError, first_line
-from rlhf.config.ranges import STAGES
 from rlhf.config.terminal import Terminal, one_line
 from rlhf.experiment.files import Unreadable, as_text, line_object, read_object
 
@@ -36,7 +36,8 @@ PERIOD_S, SILENT_S = 2.0, 60.0
 SQUEUE_PERIOD_S, SQUEUE_TIMEOUT_S = 10.0, 10.0
 TAIL_BYTES, TAIL_LINES = 2**16, 20
 LARGEST = 1e18
-NAME = re.compile(rf"({'|'.join(STAGES)})-[0-9a-f]{{12}}")
+# The directory of a stage of this package, or of one that is named by a dotted path.
+NAME = re.compile(rf"({'|'.join(stage_kinds())}|\w+(\.\w+)+)-[0-9a-f]{{12}}")
 
 RIGHT = ("points", "step", "rate", "left", "KL", "try", "heard")
 # What a narrow terminal does without.
@@ -278,9 +279,10 @@ def join_job(stage: Stage, jobs: dict[str, tuple[str, ...]] | None) -> Stage:
     return stage if stage.host else replace(stage, host=nodes or None)
 
 
-def sort_key(stage: Stage) -> tuple[int, bool, bool, str]:
+def sort_key(stage: Stage) -> tuple[int, int, str]:
     """The order of rows: what goes on or went wrong above what is done, then along the graph."""
-    return list(STATES).index(stage.state), stage.stage == "ppo", stage.stage == "reward", stage.name
+    known = list(stage_kinds())
+    return list(STATES).index(stage.state), known.index(stage.stage) if stage.stage in known else len(known), stage.name
 
 
 def heading(sweep: str, points: dict[str, list[str]], stages: list[Stage]) -> str:

@@ -9,7 +9,8 @@ from copy import deepcopy
 from pathlib import Path
 from string import Formatter
 
-from rlhf.config.derive import batches, max_sequence, ranks, trained_stages, used_models
+from rlhf.catalog.stage import is_benchmark, stage_kinds
+from rlhf.config.derive import batches, max_sequence, ranks, samples_responses, trained_stages, used_models
 from rlhf.config.directories import find_name_problem
 from rlhf.config.errors import ConfigError, raise_problems
 from rlhf.config.inputs import check_inputs, check_writable
@@ -77,13 +78,14 @@ def check_names(config: Config) -> Iterator[ConfigError]:
         yield wrong
     stages = config.stages
     if not stages:
-        yield ConfigError("stages", stages, "there is nothing to run", "choose stage=all, sft, reward, ppo or bench")
+        yield ConfigError("stages", stages, "there is nothing to run", f"choose stage=all, {join_or(list(stage_kinds()))}")
     if len(set(stages)) < len(stages):
         fix = f"name each once: stages=[{','.join(dict.fromkeys(stages))}]"
         yield ConfigError("stages", stages, "a stage is named twice", fix)
-    if "bench" in stages and len(set(stages)) > 1:
+    alone = next((stage for stage in stages if is_benchmark(stage)), None)
+    if alone is not None and len(set(stages)) > 1:
         problem = "a benchmark has random weights and runs alone"
-        yield ConfigError("stages", stages, problem, "measure with stage=bench, train without")
+        yield ConfigError("stages", stages, problem, f"measure with stage={alone}, train without")
     if config.bench.engines and config.bench.what != "rollout":
         problem = f"bench.what={config.bench.what} measures the configuration's own engine"
         yield ConfigError("bench.engines", config.bench.engines, problem, "set bench.what=rollout, or choose with rollout=")
@@ -91,6 +93,11 @@ def check_names(config: Config) -> Iterator[ConfigError]:
         problem = "the adaptive controller multiplies the coefficient, and 0 stays 0"
         yield ConfigError("ppo.kl_coef", config.ppo.kl_coef, problem, "start above 0, or set ppo.kl_controller=fixed")
     yield from check_prompt_format(config)
+
+
+def join_or(words: list[str]) -> str:
+    """Join words as a sentence lists choices."""
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def check_prompt_format(config: Config) -> Iterator[ConfigError]:
@@ -137,10 +144,10 @@ def check_hardware(config: Config) -> Iterator[ConfigError]:
     if len(partitions) > 1:
         problem = "DeepSpeed has one size of secondary partitions for all models"
         yield ConfigError("zero.secondary_partition", config.zero.secondary_partition, problem, "give all the same")
-    if config.ppo.dropout > 0 and config.ppo.ratio_tolerance is None and "ppo" in trained_stages(config):
+    if config.ppo.dropout > 0 and config.ppo.ratio_tolerance is None and samples_responses(config):
         problem = "with dropout the first mini-batch cannot reproduce the rollout's log-probabilities"
         yield ConfigError("ppo.dropout", config.ppo.dropout, problem, "set ppo.ratio_tolerance too, as 1.0")
-    if "ppo" in trained_stages(config):
+    if samples_responses(config):
         yield from check_phases(config)
     if config.launcher.kind == "inline" and ranks(config) > 1:
         yield ConfigError(
@@ -233,7 +240,7 @@ def check_lengths(config: Config) -> Iterator[ConfigError]:
             "set ppo.eos_penalty=null",
         )
     for key, model in used_models(config):
-        unlimited = model.family == "bloom" or "bench" in config.stages  # ALiBi; models that are made to measure
+        unlimited = model.family == "bloom" or any(map(is_benchmark, config.stages))  # ALiBi; models made to measure
         if max_sequence(config) > model.positions and not unlimited:
             yield ConfigError(
                 f"{key}.positions", model.positions, f"prompt and response together reach {max_sequence(config)} tokens",
@@ -255,7 +262,7 @@ def check_batches(config: Config) -> Iterator[ConfigError]:
             batches(config, stage)
         except ConfigError as error:
             yield error
-    ppo, world, uses_ppo = config.ppo, ranks(config), "ppo" in trained_stages(config)
+    ppo, world, uses_ppo = config.ppo, ranks(config), samples_responses(config)
     if uses_ppo and ppo.rollout_batch_size % ppo.batch_size:
         near = max(1, round(ppo.rollout_batch_size / ppo.batch_size)) * ppo.batch_size
         yield ConfigError(

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, replace
 
+from rlhf.catalog.stage import is_stage, kind_of
 from rlhf.config.errors import ConfigError
-from rlhf.config.memory import Role, count_fitting_sequences, divisors, largest_micro_batch, state_gib
+from rlhf.config.memory import Role, divisors, largest_micro_batch, state_gib
 from rlhf.config.schema import Config, Lora, Model, Training
 
 # The families that can be built with random weights (transformers' names); at a path, anything that it can load.
@@ -33,17 +34,27 @@ def shard_layout(config: Config, stage: str) -> dict[str, str | int]:
         "hardware.nodes": config.hardware.nodes,
         "hardware.gpus_per_node": config.hardware.gpus_per_node,
     }
-    trained = {"sft": ("zero",), "reward": ("reward_zero",), "ppo": ("zero", "critic_zero"), "bench": ()}[stage]
     return keys | {
-        f"{zero}.{key}": getattr(getattr(config, zero), key) for zero in trained for key in ("stage", "bucket_elements")
+        f"{zero}.{key}": getattr(getattr(config, zero), key)
+        for zero in kind_of(stage).trained
+        for key in ("stage", "bucket_elements")
     }
 
 
 def trained_stages(config: Config) -> list[str]:
     """The stages whose training settings are used: those that run, or those of which a benchmark measures steps."""
-    if "bench" not in config.stages:
-        return config.stages
-    return ["sft", "reward", "ppo"] if config.bench.what == "stages" else ["ppo"]
+    kinds = [kind_of(stage) for stage in config.stages if is_stage(stage)]
+    return [stage for kind in kinds for stage in ([kind.name] if kind.measures is None else kind.measures(config))]
+
+
+def samples_responses(config: Config) -> bool:
+    """Whether a stage whose training settings are used samples responses, and so reads `ppo` and `rollout`."""
+    return any(kind_of(stage).section == "ppo" for stage in trained_stages(config))
+
+
+def roles(config: Config, stage: str) -> list[Role]:
+    """The models that a stage holds."""
+    return kind_of(stage).roles(config)
 
 
 def benchmark_config(config: Config) -> Config:
@@ -68,10 +79,12 @@ def max_sequence(config: Config) -> int:
 
 
 def batches(config: Config, stage: str) -> Batches:
-    """The shares of `<stage>.batch_size`; raises ConfigError where they do not come out even."""
-    training: Training = getattr(config, stage)
+    """The shares of the `batch_size` of the stage's section; raises ConfigError where they do not come out even."""
+    section = kind_of(stage).section
+    assert section is not None, f"{stage} does not train"
+    training: Training = getattr(config, section)
     world = ranks(config)
-    even = f"{stage}.batch_size"
+    even = f"{section}.batch_size"
     if training.batch_size < world or training.batch_size % world:
         near = max(1, round(training.batch_size / world)) * world
         raise ConfigError(even, training.batch_size, f"{world} ranks cannot share it evenly", f"try {near}")
@@ -81,7 +94,7 @@ def batches(config: Config, stage: str) -> Batches:
         micro = derived_micro_batch(config, stage, per_rank)
     if micro < 1 or per_rank % micro:
         raise ConfigError(
-            f"{stage}.micro_batch_size",
+            f"{section}.micro_batch_size",
             micro,
             f"it does not divide the {per_rank} sequences of a rank",
             f"try one of {divisors(per_rank)}",
@@ -93,33 +106,12 @@ def derived_micro_batch(config: Config, stage: str, per_rank: int) -> int:
     """The largest micro-batch that surely fits beside the stage's weights and optimiser state."""
     held = roles(config, stage)
     state = sum(state_gib(role, config) for role in held)
-    tokens = max_sequence(config) * (2 if stage == "reward" else 1)  # a pair has two answers
-    checkpointing = [getattr(config, stage).gradient_checkpointing]
-    if stage == "ppo":
-        checkpointing.append(config.ppo.critic_gradient_checkpointing)
-    trained = [role.model for role in held if role.lora is not None]
+    tokens = max_sequence(config) * kind_of(stage).sequences
     return min(
-        largest_micro_batch(model, config, per_rank, tokens, state, recomputed)
-        for model, recomputed in zip(trained, checkpointing, strict=True)
+        largest_micro_batch(role.model, config, per_rank, tokens, state, role.recomputed)
+        for role in held
+        if role.lora is not None
     )
-
-
-def roles(config: Config, stage: str) -> list[Role]:
-    """The models that a stage holds; with adapters alone, a frozen model shares the weights of the one that learns."""
-    if stage == "sft":
-        return [Role(config.model, config.zero, config.lora)]
-    if stage == "reward":
-        return [Role(config.reward_model, config.reward_zero, config.reward_lora)]
-    critic = config.model if config.ppo.critic == "actor" else config.reward_model
-    held = [
-        Role(config.model, config.zero, config.lora, config.ppo.ema),
-        Role(critic, config.critic_zero, config.critic_lora),
-    ]
-    if not is_reference_shared(config):
-        held.append(Role(config.model, config.reference_zero, None))
-    if not is_reward_shared(config):
-        held.append(Role(config.reward_model, config.reward_zero, None))
-    return held
 
 
 def trains_adapters_only(lora: Lora) -> bool:
@@ -142,19 +134,7 @@ def is_reward_shared(config: Config) -> bool:
     return config.ppo.critic == "reward" and trains_adapters_only(config.critic_lora)
 
 
-def answers_per_pass(config: Config) -> int:
-    """The most answers that a forward pass of the reward stage's training reads: two for each comparison of
-    `reward.micro_batch_size`, or, where that is null, as many as fit beside the stage's weights and optimiser state. One
-    prompt's answers beyond that, if `reward.grouped` puts many together, take several passes (stages/reward/)."""
-    if config.reward.micro_batch_size is not None:
-        return 2 * config.reward.micro_batch_size
-    state = sum(state_gib(role, config) for role in roles(config, "reward"))
-    return count_fitting_sequences(
-        config.reward_model, config, max_sequence(config), state, config.reward.gradient_checkpointing
-    )
-
-
 def used_models(config: Config) -> list[tuple[str, Model]]:
     """The models that the stages which run start from, with their keys."""
-    users = (("model", config.model, {"sft", "ppo"}), ("reward_model", config.reward_model, {"reward", "ppo"}))
-    return [(key, model) for key, model, stages in users if stages & set(trained_stages(config))]
+    used = {key for stage in trained_stages(config) for key in kind_of(stage).model_keys}
+    return [(key, model) for key, model in (("model", config.model), ("reward_model", config.reward_model)) if key in used]

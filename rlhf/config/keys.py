@@ -1,4 +1,5 @@
-"""Which keys decide a stage's result, and which only where and how fast it is made: every key is one or the other.
+"""Which keys decide where and how fast a stage's result is made, and never what it is. All others decide the result of the
+stages that read them (StageKind.result_keys).
 
 A benchmark's result is how fast it is: of the second kind only names are left out of its fingerprint."""
 
@@ -7,6 +8,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, get_args, get_type_hints
 
+from rlhf.catalog.stage import is_benchmark
 from rlhf.config.schema import LORAS, ZEROS, Config, Launcher, Zero
 
 # Of ZeRO's keys those that change numbers by more than rounding.
@@ -14,23 +16,6 @@ QUANTIZED = ("quantized_weights", "quantized_gradients")
 
 # Raised when the meaning of a stage's result changes, so that older results are not taken for it.
 SCHEMA_VERSION = 3
-
-# The keys that decide each stage's result, by prefix. `ppo.actor`, `ppo.reward` and `ppo.critic` enter as the identity of
-# what they name (experiment/fingerprint.py), and so do paths of models and files.
-RESULT_KEYS: dict[str, tuple[str, ...]] = {
-    "sft": ("seed", "model", "precision", "lora", "data", "sft", *(f"zero.{key}" for key in QUANTIZED)),
-    "reward": (
-        "seed", "reward_model", "precision", "reward_lora", "data", "reward", *(f"reward_zero.{key}" for key in QUANTIZED),
-    ),
-    "ppo": (
-        "seed", "precision", "lora", "critic_lora", "data", "ppo", "rollout",
-        *(f"{zero}.{key}" for zero in ZEROS for key in QUANTIZED),
-    ),
-    "bench": (
-        "seed", "bench", "model", "reward_model", "hardware", "precision", *ZEROS, *LORAS, "data", "sft", "reward", "ppo",
-        "rollout", "launcher.threads",
-    ),
-}  # fmt: skip
 
 # The keys that change nothing at all: names, places, what is kept of a result, and when a run gives up.
 NAME_KEYS: tuple[str, ...] = (
@@ -91,7 +76,7 @@ def leaf_keys() -> list[str]:
 
 def excluded_keys(stage: str) -> tuple[str, ...]:
     """The keys that are never in a stage's fingerprint."""
-    return NAME_KEYS if stage == "bench" else PLACE_KEYS
+    return NAME_KEYS if is_benchmark(stage) else PLACE_KEYS
 
 
 def matches_prefix(key: str, prefixes: tuple[str, ...]) -> bool:

@@ -1,7 +1,7 @@
 """How much memory training takes, by formula. Pure: no torch, no GPU, no weights."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rlhf.config.schema import Config, Lora, Model, Zero
 
@@ -10,13 +10,14 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Role:
-    """A model that a stage holds: how it is sharded, how it is trained (None: not at all), and whether a moving average of
-    it is kept."""
+    """A model that a stage holds: how it is sharded, how it is trained (None: not at all), whether a moving average of it
+    is kept, and whether its activations are recomputed (gradient checkpointing)."""
 
     model: Model
     zero: Zero
     lora: Lora | None
     average: bool = False
+    recomputed: bool = field(default=False, compare=False)
 
 
 def bytes_per_element(dtype: str) -> int:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
+from rlhf.catalog.stage import is_stage, stage_kinds
 from rlhf.config.errors import ConfigError
-from rlhf.config.keys import LEAF_TYPES, without_none
-from rlhf.config.schema import LORAS, ZEROS, Config
+from rlhf.config.keys import LEAF_TYPES, types_of, without_none
+from rlhf.config.schema import LORAS, ZEROS, Config, Training
 
-# The stages that train, in the order they run, and the one that measures them.
-TRAINED = ("sft", "reward", "ppo")
-STAGES = (*TRAINED, "bench")
+# The groups of training keys.
+TRAINED = tuple(name for name, kind in types_of(Config).items() if isinstance(kind, type) and issubclass(kind, Training))
 DTYPES = ("fp32", "bf16", "fp16")
 
 
@@ -153,7 +153,6 @@ RANGES: dict[str, Range] = {
 }
 
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "stages": STAGES,
     "precision.dtype": DTYPES,
     "hardware.dtype": DTYPES,
     "hardware.device": ("cpu", "cuda"),
@@ -185,7 +184,10 @@ def check_values(values: Mapping[str, Any]) -> Iterator[tuple[ConfigError, Any]]
     hold instead."""
     for key, value in values.items():
         kind = without_none(LEAF_TYPES[key])
-        if key in CHOICES:
+        if key == "stages":
+            outside = [name for name in value or () if "." in name and is_stage(name)]
+            yield from check_choice(key, value, (*stage_kinds(), *outside))
+        elif key in CHOICES:
             yield from check_choice(key, value, CHOICES[key])
         elif key.endswith(".betas"):
             yield from check_betas(key, value)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from importlib.metadata import version
 
-from rlhf.config.derive import ranks, trained_stages
+from rlhf.config.derive import ranks, samples_responses
 from rlhf.config.errors import ConfigError
 from rlhf.config.memory import GIB, cache_bytes_per_token, weights_gib
 from rlhf.config.schema import Config
@@ -41,7 +41,7 @@ def check_sampling(config: Config) -> Iterator[ConfigError]:
 def check_tensor_parallel(config: Config) -> Iterator[ConfigError]:
     """Groups of ranks can share the actor's layers while they sample."""
     count, model, key = config.rollout.tensor_parallel, config.model, "rollout.tensor_parallel"
-    if count == 1 or "ppo" not in trained_stages(config):
+    if count == 1 or not samples_responses(config):
         return
     if config.rollout.engine != "hybrid":
         yield ConfigError(key, count, f"rollout={config.rollout.engine} samples on whole models", "try rollout=hybrid")
@@ -60,9 +60,9 @@ def check_tensor_parallel(config: Config) -> Iterator[ConfigError]:
 
 def check_engine(config: Config) -> Iterator[ConfigError]:
     """The rollout engine serves the actor."""
-    if "ppo" in trained_stages(config) and config.rollout.engine == "paged":
+    if samples_responses(config) and config.rollout.engine == "paged":
         yield from check_paged(config)
-    if "ppo" in trained_stages(config) and config.rollout.engine == "deepspeed":
+    if samples_responses(config) and config.rollout.engine == "deepspeed":
         yield from check_deepspeed(config)
 
 
@@ -112,7 +112,7 @@ def check_cache(config: Config) -> Iterator[ConfigError]:
     tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     per_row = tokens * cache_bytes_per_token(config.model, config.precision.dtype) / GIB
     room = config.hardware.memory_gib - weights_gib(config.model, config.precision.dtype, 1)
-    if "ppo" in trained_stages(config) and rows * per_row > room and config.zero.stage < 3:
+    if samples_responses(config) and rows * per_row > room and config.zero.stage < 3:
         fits = max(0, int(room / per_row))
         problem = (
             f"the key-value cache of {rows} rows of {tokens} tokens takes {rows * per_row:.1f} GiB, and the actor leaves "

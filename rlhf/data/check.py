@@ -1,8 +1,8 @@
 """Whether a data set has what the stages need, told before the first of them starts."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from rlhf.catalog.stage import Counts, kind_of
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Training
 from rlhf.data.dataset import Split
@@ -10,21 +10,13 @@ from rlhf.data.records import file_split, hub_split
 from rlhf.experiment.fingerprint import content_id
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Records of a file, before any is left out for its length, and how many of a kind have been left out."""
-
-    demonstrations: int
-    comparisons: int
-    compared_prompts: int
-    prompts: int
-    left_out: dict[str, int]
-
-
 def count_records(split: Split) -> Counts:
     """Count the records of a split."""
-    compared = len({comparison.prompt for comparison in split.comparisons})
-    return Counts(len(split.demonstrations), len(split.comparisons), compared, len(split.prompts), split.left_out)
+    answers: dict[str, set[str]] = {}
+    for comparison in split.comparisons:
+        answers.setdefault(comparison.prompt, set()).update((comparison.chosen, comparison.rejected))
+    most = max((len(found) for found in answers.values()), default=2)
+    return Counts(len(split.demonstrations), len(split.comparisons), len(answers), len(split.prompts), most, split.left_out)
 
 
 # What is known of data sets, by their origins, contents and columns: the points of a sweep read the same ones.
@@ -38,8 +30,8 @@ def count_part(config: Config, part: str) -> Counts:
         from rlhf.data.demo import demo_counts
 
         made, kept = demo_counts(data.demo), data.demo.heldout_prompts
-        train = Counts(made.demonstrations, made.comparisons, made.prompts, made.prompts, {})
-        return train if part == "train" else Counts(kept, kept, kept, kept, {})
+        train = Counts(made.demonstrations, made.comparisons, made.prompts, made.prompts, made.answers)
+        return train if part == "train" else Counts(kept, kept, kept, kept)
     read = file_split if data.source == "files" else hub_split
     path = getattr(data.files, part)
     about = f"{part} {path} {content_id(path, f'data.files.{part}')} {data.hub} {data.columns}"
@@ -64,31 +56,26 @@ def record_notes(config: Config) -> Iterator[str]:
 
 def record_problems(config: Config, stage: str) -> Iterator[ConfigError]:
     """Find what the data lacks for a stage: a batch of training records, steps beyond the warm-up, any held-out record."""
-    train, heldout = count_part(config, "train"), count_part(config, "heldout")
-    kind, found, evaluated = {
-        "sft": ("demonstrations", train.demonstrations, heldout.demonstrations),
-        "reward": ("pairs", train.comparisons, heldout.comparisons),
-        "ppo": ("prompts", train.prompts, heldout.prompts),
-    }[stage]
-    if stage == "reward" and config.reward.grouped:
-        kind, found = "prompts with pairs", train.compared_prompts
-    key = "rollout_batch_size" if stage == "ppo" else "batch_size"
-    training: Training = getattr(config, stage)
-    size, copies = getattr(training, key), config.rollout.samples_per_prompt if stage == "ppo" else 1
+    kind = kind_of(stage)
+    if kind.records is None or kind.section is None:
+        return
+    train, heldout = (kind.records(config, count_part(config, part)) for part in ("train", "heldout"))
+    training: Training = getattr(config, kind.section)
+    size, copies, found = getattr(training, kind.batch_key), kind.copies(config), train.number
     if found < size // copies:
-        problem = f"a batch takes {size // copies} {kind}, and {resolve_part(config, 'train')[1]} has {found}"
+        problem = f"a batch takes {size // copies} {train.name}, and {resolve_part(config, 'train')[1]} has {found}"
         fix = f"give at most {found * copies}, or more records" if found else "add some, or check data.columns"
-        yield ConfigError(f"{stage}.{key}", size, problem, fix)
+        yield ConfigError(f"{kind.section}.{kind.batch_key}", size, problem, fix)
     elif training.max_steps is None:
-        updates = config.ppo.update_epochs * (size // config.ppo.batch_size) if stage == "ppo" else 1
-        yield from warmup_problems(stage, training, training.epochs * (found * copies // size) * updates)
-    if evaluated == 0:
-        problem = f"it has no {kind.partition(' with ')[2] or kind}, which the {stage} stage is measured on"
+        steps = training.epochs * (found * copies // size) * kind.updates(config)
+        yield from warmup_problems(stage, kind.section, training, steps)
+    if heldout.number == 0:
+        problem = f"it has no {heldout.evaluated}, which the {stage} stage is measured on"
         yield ConfigError(*resolve_part(config, "heldout"), problem, "add some, or check data.columns")
 
 
-def warmup_problems(stage: str, training: Training, steps: int) -> Iterator[ConfigError]:
+def warmup_problems(stage: str, section: str, training: Training, steps: int) -> Iterator[ConfigError]:
     """Find a warm-up that takes all of so many steps, so that the learning rate never reaches its peak."""
     if training.warmup_steps >= steps > 0:
         problem = f"all {steps} steps of the {stage} stage are within it, so that the learning rate never reaches its peak"
-        yield ConfigError(f"{stage}.warmup_steps", training.warmup_steps, problem, f"give at most {steps - 1}")
+        yield ConfigError(f"{section}.warmup_steps", training.warmup_steps, problem, f"give at most {steps - 1}")

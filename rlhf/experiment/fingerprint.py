@@ -8,8 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rlhf.catalog.stage import kind_of
 from rlhf.config.errors import ConfigError
-from rlhf.config.keys import RESULT_KEYS, SCHEMA_VERSION, excluded_keys, leaf_keys, matches_prefix
+from rlhf.config.keys import SCHEMA_VERSION, excluded_keys, leaf_keys, matches_prefix
 from rlhf.config.ranges import get_key
 from rlhf.config.schema import Config
 from rlhf.experiment.files import parse_json
@@ -39,9 +40,8 @@ def result_config(config: Config, stage: str) -> dict[str, Any]:
 @cache
 def result_keys(stage: str) -> tuple[str, ...]:
     """The dotted keys that decide the stage's result."""
-    return tuple(
-        k for k in leaf_keys() if matches_prefix(k, RESULT_KEYS[stage]) and not matches_prefix(k, excluded_keys(stage))
-    )
+    read, excluded = kind_of(stage).result_keys, excluded_keys(stage)
+    return tuple(key for key in leaf_keys() if matches_prefix(key, read) and not matches_prefix(key, excluded))
 
 
 def content_id(path: str | None, key: str = "path") -> str | None:
@@ -84,9 +84,9 @@ def file_digest(file: Path, size: int, modified_ns: int, inode: int) -> bytes:
 
 def data_files(config: Config, stage: str) -> dict[str, str]:
     """The files of records and texts that decide a stage's result, by their keys, with the hashes in its fingerprint."""
-    named = {
-        key: get_key(config, key) for key in DATA_FILES if matches_prefix(key, RESULT_KEYS[stage]) and stage != "bench"
-    }
+    kind = kind_of(stage)
+    read = () if kind.is_benchmark else kind.result_keys
+    named = {key: get_key(config, key) for key in DATA_FILES if matches_prefix(key, read)}
     return {key: str(content_id(path, key)) for key, path in named.items() if path is not None}
 
 

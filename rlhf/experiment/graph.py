@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rlhf.catalog.stage import Input, kind_of, order_stages
 from rlhf.config.errors import ConfigError
-from rlhf.config.ranges import STAGES
+from rlhf.config.ranges import get_key
 from rlhf.config.schema import Config
 from rlhf.experiment.fingerprint import content_id, data_files, fingerprint
 from rlhf.experiment.resolve import resolve_for_stage
@@ -29,38 +30,38 @@ def build_graph(config: Config) -> list[Node]:
 
     Raises ConfigError where a stage needs another one that is neither asked for nor done.
     """
-    sft = build_node(config, "sft", {}, {})
-    reward = build_node(config, "reward", {}, {})
-    asked = {"sft": sft, "reward": reward, "bench": build_node(config, "bench", {}, {})}
-    if "ppo" in config.stages:
-        asked["ppo"] = build_ppo_node(config, sft, reward)
-    return [asked[stage] for stage in STAGES if stage in config.stages]
+    return [find_node(config, stage) for stage in order_stages(config.stages)]
 
 
-def build_ppo_node(config: Config, sft: Node, reward: Node) -> Node:
-    """The PPO stage with its inputs: given by path, or found by fingerprint."""
+def find_node(config: Config, stage: str) -> Node:
+    """A stage with its inputs: each given by path, or found by the fingerprint of the stage that makes it."""
     identities: dict[str, str] = {}
     places: dict[str, str] = {}
     parents: list[str] = []
-    for name, given, parent in (("actor", config.ppo.actor, sft), ("reward", config.ppo.reward, reward)):
-        if given is not None:
-            identities[name], places[name] = str(content_id(given, f"ppo.{name}")), model_path(given)
-            continue
-        if parent.stage not in config.stages and not parent.directory.done:
-            raise ConfigError(
-                f"ppo.{name}",
-                "null",
-                f"this configuration's {parent.stage} stage ({parent.directory.path.name}) is not done",
-                f"run stage={parent.stage} or stage=all first, or give ppo.{name}=<directory or hub id>",
-            )
-        identities[name], places[name] = parent.fingerprint, str(parent.directory.model)
-        parents.append(parent.fingerprint)
-    start = config.ppo.critic
-    if start not in ("reward", "actor"):
-        identities["critic"], places["critic"] = str(content_id(start, "ppo.critic")), model_path(start)
-    else:
-        identities["critic"] = f"{start} {identities[start]}"
-    return replace(build_node(config, "ppo", identities, places), parents=tuple(parents))
+    for given in kind_of(stage).inputs:
+        name, value = given.name, get_key(config, given.key)
+        if value is None and given.stage is not None:
+            parent = find_parent(config, given, given.stage)
+            identities[name], places[name] = parent.fingerprint, str(parent.directory.model)
+            parents.append(parent.fingerprint)
+        elif given.stage is None and value in identities:
+            identities[name] = f"{value} {identities[value]}"
+        else:
+            identities[name], places[name] = str(content_id(value, given.key)), model_path(value)
+    return replace(build_node(config, stage, identities, places), parents=tuple(parents))
+
+
+def find_parent(config: Config, given: Input, stage: str) -> Node:
+    """The stage that makes an input. Raises ConfigError where it is neither asked for nor done."""
+    parent = find_node(config, stage)
+    if stage not in config.stages and not parent.directory.done:
+        raise ConfigError(
+            given.key,
+            "null",
+            f"this configuration's {stage} stage ({parent.directory.path.name}) is not done",
+            f"run stage={stage} or stage=all first, or give {given.key}=<directory or hub id>",
+        )
+    return parent
 
 
 def model_path(given: str) -> str:

@@ -1,23 +1,16 @@
 """What a stage's configuration leaves to the models that it starts from, filled in before its spec is written: spec.json
 says what runs."""
 
-from dataclasses import replace
 from pathlib import Path
 
+from rlhf.catalog.stage import kind_of
 from rlhf.config.schema import Config
 from rlhf.experiment.files import parse_json
 
 
 def resolve_for_stage(config: Config, stage: str, inputs: dict[str, str]) -> Config:
-    """The configuration as the stage runs it on these input models (name: directory or hub id): of PPO the critic by its
-    directory, and `ppo.eos_penalty_mode` by what the reward model's scores are."""
-    if stage != "ppo":
-        return config
-    ppo = replace(config.ppo, critic=inputs.get("critic", config.ppo.critic))
-    if ppo.eos_penalty_mode is None:
-        normalized = config.reward.normalize == "standard" if ppo.reward is None else are_scores_normalized(ppo.reward)
-        ppo = replace(ppo, eos_penalty_mode=default_eos_penalty_mode(normalized))
-    return replace(config, ppo=ppo)
+    """The configuration as the stage runs it on these input models (name: directory or hub id)."""
+    return kind_of(stage).resolve(config, inputs)
 
 
 def default_eos_penalty_mode(normalized: bool) -> str:

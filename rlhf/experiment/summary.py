@@ -7,12 +7,12 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf.catalog.metric import Metric, final_metrics
+from rlhf.catalog.stage import Work
 from rlhf.config.terminal import make_printable
 from rlhf.experiment.checkpoints import checkpoint_dirs
 from rlhf.experiment.files import as_float, as_text, read_lines
 from rlhf.experiment.graph import Node
 from rlhf.experiment.sweep import Outcome, Point, Task, metrics_of, read_summary_metrics
-from rlhf.planner.work import Work
 
 
 def print_plan(points: list[Point], tasks: list[Task], works: dict[str, Work | None], console: Console) -> None:

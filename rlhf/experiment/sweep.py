@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rlhf.config.ranges import STAGES
+from rlhf.catalog.stage import order_stages
 from rlhf.config.schema import Config
 from rlhf.experiment.graph import Node
 
@@ -75,7 +75,7 @@ def metrics_of(point: Point, outcomes: dict[str, Outcome]) -> dict[str, float]:
 def build_task_graph(points: list[Point]) -> list[Task]:
     """The distinct stages of all points, those that others need first: all of a kind together, in the points' order."""
     tasks: dict[str, Task] = {}
-    for stage in STAGES:
+    for stage in order_stages(node.stage for point in points for node in point.stages):
         for point in points:
             for node in point.stages:
                 if node.stage == stage:

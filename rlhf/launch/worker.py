@@ -73,7 +73,7 @@ def run_rank(spec: Spec) -> None:
     from rlhf.runtime.distributed import start
 
     start(spec.config)  # before anything imports deepspeed: it looks for its device then
-    from rlhf.stages import run_stage
+    from rlhf.stages.run import run_stage
 
     keep_libraries()
     run_stage(spec)

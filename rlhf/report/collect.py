@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf.catalog.stage import stage_kinds
 from rlhf.catalog.state import ALIVE, ENDED, STATES, most_urgent
 from rlhf.config.directories import LATEST
-from rlhf.config.ranges import STAGES
 from rlhf.experiment.files import as_mapping, as_text, flatten, read_object, read_yaml
 from rlhf.report.stage import Stage, SummaryEntry, attempt, parse_entry, read_stage
 
@@ -94,7 +94,8 @@ def read_or_damaged(place: Path, kind: str, told: SummaryEntry) -> Stage:
 
 def rank(kind: str) -> int:
     """The place of a stage in the pipeline, others last."""
-    return STAGES.index(kind) if kind in STAGES else len(STAGES)
+    known = list(stage_kinds())
+    return known.index(kind) if kind in known else len(known)
 
 
 def point_directories(directory: Path) -> list[Path]:

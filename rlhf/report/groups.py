@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from rlhf.catalog.stage import is_benchmark
 from rlhf.config.keys import NAME_KEYS, PLACE_KEYS, matches_prefix
 from rlhf.report.collect import Collection, Point, natural_key
 from rlhf.report.stage import Stage
@@ -73,7 +74,7 @@ def makes_no_group(key: str, left_out: tuple[str, ...]) -> bool:
 
 def is_ignored(point: Point) -> tuple[str, ...]:
     """The keys that make no group: of a benchmark only names, since its results are speeds."""
-    return IGNORED_IN_BENCH if "bench" in point.stages else IGNORED
+    return IGNORED_IN_BENCH if any(map(is_benchmark, point.stages)) else IGNORED
 
 
 def sole_label(collection: Collection) -> str:

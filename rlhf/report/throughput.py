@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf.catalog.metric import METRICS, Metric
+from rlhf.catalog.stage import is_benchmark
 from rlhf.report.collect import Collection
 from rlhf.report.figures import format_short
 from rlhf.report.stage import Series, Stage
@@ -31,7 +32,7 @@ def speeds(collection: Collection) -> tuple[list[Speed], list[Speed]]:
     each = [Speed(stage.name, device(stage), 1, speed(stage.series)) for stage in measured]
     kinds: dict[tuple[str, str], list[Speed]] = {}
     for stage, own in zip(measured, each, strict=True):
-        if stage.kind != "bench":
+        if not is_benchmark(stage.kind):
             kinds.setdefault((stage.kind, own.device), []).append(own)
     return [combine(kind, place, members) for (kind, place), members in kinds.items()], each
 

@@ -2,17 +2,12 @@
 
 from typing import Any
 
+from rlhf.catalog.stage import kind_of
+from rlhf.config.schema import Model
 from rlhf.engine.save import plain_module
 from rlhf.experiment.spec import Spec
 from rlhf.models.heads import BIAS, SCALE, is_custom_classifier
 
-KINDS = {
-    "sft": "a language model fine-tuned on demonstrations",
-    "reward": "a reward model trained on comparisons",
-    "ppo": "a language model trained by PPO against a reward model",
-    "critic": "the critic of a PPO run",
-    "ema": "a moving average of the policy of a PPO run",
-}
 LANGUAGE_MODEL = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -37,16 +32,17 @@ model = classifier_class(AutoConfig.from_pretrained(DIR)).from_pretrained(DIR)
 which takes what AutoModelForSequenceClassification takes for other families."""
 
 
-def write_model_card(spec: Spec, kind: str, engine: Any, metrics: dict[str, float]) -> str:
-    """The text for a model of the stage; `kind` is one of KINDS."""
+def write_model_card(spec: Spec, name: str, engine: Any, metrics: dict[str, float]) -> str:
+    """The text for a model of the stage; `name` is one of its kind's `cards`."""
     config, model = spec.config, plain_module(engine)
-    scorer = kind in ("reward", "critic")
+    kind = kind_of(spec.stage)
+    sentence, scorer = kind.cards[name].sentence, kind.cards[name].scorer
     loading = LANGUAGE_MODEL if not scorer else OWN_CLASSIFIER if is_custom_classifier(model) else CLASSIFIER
-    start = config.reward_model if kind == "reward" else config.model
+    start: Model = getattr(config, kind.loads or "model")
     origin = [f"- {name}: `{place}`" for name, place in sorted(spec.inputs.items())] or [
         f"- started from: `{start.path}`" if start.path else f"- started from: random weights in the shape of {start.name}"
     ]
-    lines = ["# " + KINDS[kind][0].upper() + KINDS[kind][1:], "", *origin]
+    lines = ["# " + sentence[0].upper() + sentence[1:], "", *origin]
     lines += [
         f"- family: `{model.config.model_type}`, {config.precision.dtype}",
         f"- stage: `{spec.stage}-{spec.fingerprint[:12]}`",

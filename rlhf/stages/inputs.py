@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rlhf.catalog.stage import kind_of
 from rlhf.config.errors import ConfigError
 from rlhf.experiment.integrity import differing_files, known_files
 from rlhf.experiment.spec import Spec
@@ -13,11 +14,11 @@ from rlhf.runtime.distributed import gather, is_main, rank, world
 def models_of(spec: Spec) -> list[tuple[str, str]]:
     """Return the models that a stage starts from, those that adapters belong to among them, each with the key of the
     configuration that names it or would."""
-    found = [(f"ppo.{name}", path) for name, path in spec.inputs.items()]
-    for stage, key in (("sft", "model"), ("reward", "reward_model")):
-        path = getattr(spec.config, key).path
-        if spec.stage == stage and path is not None:
-            found.append((f"{key}.path", path))
+    kind = kind_of(spec.stage)
+    found = [(given.key, spec.inputs[given.name]) for given in kind.inputs if given.name in spec.inputs]
+    path = None if kind.loads is None else getattr(spec.config, kind.loads).path
+    if path is not None:
+        found.append((f"{kind.loads}.path", path))
     bases = [(key, adapter_base(Source(path, key))) for key, path in found]
     return found + [(key, base.path) for key, base in bases if base is not None]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from rlhf.config.ranges import STAGES
+from rlhf.catalog.stage import stage_kinds
 from rlhf.config.schema import Config
 from rlhf.config.secrets import mask, mask_text
 from rlhf.experiment.spec import Spec
@@ -119,8 +119,8 @@ def log_sweep(points: list[Point], tasks: list[Task], outcomes: dict[str, Outcom
     for point in points:
         runs = {node.stage: run_id(node.fingerprint) for node in point.stages}
         found = metrics_of(point, outcomes)
-        rows.append([point.name, *(runs.get(stage) for stage in STAGES), *(found.get(name) for name in figures)])
-    columns: list[Any] = ["point", *(f"{stage} run" for stage in STAGES), *figures]
+        rows.append([point.name, *(runs.get(stage) for stage in stage_kinds()), *(found.get(name) for name in figures)])
+    columns: list[Any] = ["point", *(f"{stage} run" for stage in stage_kinds()), *figures]
     run.log(
         {
             "plan": wandb.Table(columns=["stage", "run", "state", "points"], data=plan),

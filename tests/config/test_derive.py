@@ -5,10 +5,11 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from rlhf.config.checks import check, check_devices
-from rlhf.config.derive import answers_per_pass, batches, max_sequence, roles
+from rlhf.config.derive import batches, max_sequence, roles
 from rlhf.config.errors import ConfigError
 from rlhf.config.memory import Role, activation_bytes_per_token, adapter_parameters, state_gib
 from rlhf.config.schema import LORAS, ZEROS
+from rlhf.stages.reward import answers_per_pass
 
 STAGES = st.sampled_from(["sft", "reward", "ppo"])
 SIZES = st.integers(1, 16)

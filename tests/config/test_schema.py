@@ -4,9 +4,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from rlhf.catalog.stage import stage_kinds
 from rlhf.config.checks import check
 from rlhf.config.compose import config_root, register
-from rlhf.config.keys import NAME_KEYS, PLACE_KEYS, RESULT_KEYS, excluded_keys, leaf_keys, matches_prefix
+from rlhf.config.keys import NAME_KEYS, PLACE_KEYS, excluded_keys, leaf_keys, matches_prefix
 from rlhf.config.schema import LORAS, ZEROS
 
 CONF = config_root() / "conf"
@@ -47,7 +48,7 @@ def test_every_key_decides_results_or_places_and_never_both():
     for key in leaf_keys():
         prefixes = {key.rsplit(".", parts)[0] for parts in range(key.count(".") + 1)}
         place = bool(prefixes & set(PLACE_KEYS))
-        training = [keys for stage, keys in RESULT_KEYS.items() if stage != "bench"]
+        training = [kind.result_keys for kind in stage_kinds().values() if not kind.is_benchmark]
         result = any(prefixes & set(keys) for keys in training)
         assert place or result, f"{key} is in neither list"
         assert matches_prefix(key, PLACE_KEYS) == place
@@ -56,7 +57,7 @@ def test_every_key_decides_results_or_places_and_never_both():
 
 def test_every_key_is_a_name_or_decides_a_benchmark():
     for key in leaf_keys():
-        assert matches_prefix(key, NAME_KEYS) or matches_prefix(key, RESULT_KEYS["bench"]), key
+        assert matches_prefix(key, NAME_KEYS) or matches_prefix(key, stage_kinds()["bench"].result_keys), key
     assert set(NAME_KEYS) < set(PLACE_KEYS)
     assert (excluded_keys("bench"), excluded_keys("ppo")) == (NAME_KEYS, PLACE_KEYS)
 
@@ -64,7 +65,7 @@ def test_every_key_is_a_name_or_decides_a_benchmark():
 def test_both_lists_name_keys_that_exist_and_name_them_once():
     keys = leaf_keys()
     groups = {key.rsplit(".", parts)[0] for key in keys for parts in range(key.count(".") + 1)}
-    for names in (NAME_KEYS, PLACE_KEYS, *RESULT_KEYS.values()):
+    for names in (NAME_KEYS, PLACE_KEYS, *(kind.result_keys for kind in stage_kinds().values())):
         assert set(names) <= groups
         assert len(names) == len(set(names))
         assert not [name for name in names if any(name.startswith(other + ".") for other in names)]

@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from rlhf.config.keys import NAME_KEYS, PLACE_KEYS, RESULT_KEYS, leaf_keys
+from rlhf.catalog.stage import stage_kinds
+from rlhf.config.keys import NAME_KEYS, PLACE_KEYS, leaf_keys
 from rlhf.experiment.fingerprint import content_id, fingerprint
 
 STAGES = ("sft", "reward", "ppo")  # those that train
@@ -44,7 +45,8 @@ def test_a_key_changes_exactly_the_stages_that_list_it(make_config, set_key, key
     before = prints(config)
     assert before == prints(make_config())
     set_key(config, key, other(value_of(config, key)))
-    stages = set() if listed(key, PLACE_KEYS) else {stage for stage in STAGES if listed(key, RESULT_KEYS[stage])}
+    readers = {stage for stage in STAGES if listed(key, stage_kinds()[stage].result_keys)}
+    stages = set() if listed(key, PLACE_KEYS) else readers
     assert changed(before, prints(config)) == stages
 
 

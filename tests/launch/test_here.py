@@ -378,10 +378,10 @@ def run_stage(spec):
     StageDirectory(directory).set_status(state="stopped", reason="saved as step-000007")
     raise stopping.Stopped("saved as step-000007")
 
-for module in ("rlhf.runtime.distributed", "rlhf.stages"):
+for module in ("rlhf.runtime.distributed", "rlhf.stages.run"):
     sys.modules[module] = types.ModuleType(module)
 sys.modules["rlhf.runtime.distributed"].start = lambda config: None
-sys.modules["rlhf.stages"].run_stage = run_stage
+sys.modules["rlhf.stages.run"].run_stage = run_stage
 """
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rlhf.catalog.stage import Work
 from rlhf.cli.prepare import estimate_tasks
 from rlhf.data.dataset import Comparison, Dataset, Demonstration, Split
 from rlhf.data.demo import demo_counts
@@ -9,7 +10,7 @@ from rlhf.data.records import load_dataset
 from rlhf.experiment.graph import build_graph
 from rlhf.experiment.sweep import Task
 from rlhf.planner.flops import forward_flops, generation_flops, training_flops
-from rlhf.planner.work import Work, estimate_work
+from rlhf.planner.work import estimate_work
 
 STAGES = ("sft", "reward", "ppo")
 

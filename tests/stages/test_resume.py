@@ -84,7 +84,7 @@ ENDING = (
     Death("rlhf.experiment.store:StageDirectory.finish"),
 )
 DONE = {  # the last moments of a stage that is done: its checkpoints are still there, or some of them
-    "sft": Death("rlhf.stages:remove_all"),
+    "sft": Death("rlhf.stages.run:remove_all"),
     "reward": Death("os:unlink", match=MANIFEST, when="after"),
     "ppo": Death("rlhf.experiment.store:StageDirectory.finish", when="after"),
 }

@@ -1,1 +1,43 @@
 """How fast step 3 is, on random weights and random tokens: what `python -m rlhf bench` and stage=bench are made of."""
+
+from collections.abc import Callable
+
+from rlhf.catalog.stage import StageKind, Work, kind_of
+from rlhf.config.derive import benchmark_config
+from rlhf.config.schema import LORAS, ZEROS, Config
+from rlhf.stages.ppo.work import ppo_step, rollout_step, scoring_step, update_step
+
+
+def measured_stages(config: Config) -> list[str]:
+    """The stages whose steps are measured: PPO, or all three."""
+    return ["sft", "reward", "ppo"] if config.bench.what == "stages" else ["ppo"]
+
+
+def work(config: Config) -> Work:
+    """The rounds of a benchmark, and its operations with those that warm up."""
+    phases: dict[str, Callable[[Config], int]] = {
+        "rollout": rollout_step,
+        "score": lambda config: rollout_step(config) + scoring_step(config),
+        "train": update_step,
+        "step3": ppo_step,
+    }
+    if config.bench.what == "stages":
+        measured = [kind_of(stage).step_flops(config, 2) for stage in measured_stages(config)]
+    else:
+        measured = [phases[config.bench.what](config)]
+    once = rollout_step(config) + scoring_step(config) if config.bench.what == "train" else 0
+    return Work(config.bench.repeats * len(measured), once + (config.bench.repeats + 1) * sum(measured))
+
+
+KIND = StageKind(
+    name="bench",
+    run="rlhf.stages.bench.run:run",
+    result_keys=(
+        "seed", "bench", "model", "reward_model", "hardware", "precision", *ZEROS, *LORAS, "data", "sft", "reward", "ppo",
+        "rollout", "launcher.threads",
+    ),
+    work=work,
+    simplify=benchmark_config,
+    measures=measured_stages,
+    is_benchmark=True,
+)  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.catalog.metric import RATES
-from rlhf.config.derive import answers_per_pass, batches
+from rlhf.config.derive import batches
 from rlhf.config.schema import Config
 from rlhf.engine.zero import TrainingSpec, release, training_engine
 from rlhf.experiment import stopping
@@ -17,10 +17,12 @@ from rlhf.experiment.stopping import Stopped
 from rlhf.models.load import new_policy, new_scorer
 from rlhf.runtime.device import free, peak_memory_gib, reset_peak
 from rlhf.runtime.distributed import is_main, maximum, start, total
+from rlhf.stages.bench import measured_stages
 from rlhf.stages.bench.compare import medians
 from rlhf.stages.bench.inputs import comparisons, demonstrations
 from rlhf.stages.bench.rounds import Round, build_tokenizer, random_models, round_of
 from rlhf.stages.context import Context
+from rlhf.stages.reward import answers_per_pass
 from rlhf.stages.reward import train as reward
 from rlhf.stages.sft import train as sft
 from rlhf.stages.speed import step_speed
@@ -61,7 +63,7 @@ def measure_rounds(config: Config, place: Path) -> Generator[dict[str, float]]:
 def benchmarked_stages(config: Config) -> dict[str, Rounds]:
     """What is measured, one after another: PPO, or all three stages."""
     stages: dict[str, Rounds] = {"sft": sft_rounds, "reward": reward_rounds, "ppo": ppo_rounds}
-    return stages if config.bench.what == "stages" else {"ppo": ppo_rounds}
+    return {stage: stages[stage] for stage in measured_stages(config)}
 
 
 def prefix_with_stage(stage: str, figures: dict[str, float]) -> dict[str, float]:

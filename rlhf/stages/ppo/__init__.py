@@ -1,1 +1,92 @@
 """PPO."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from rlhf.catalog.stage import Card, Counts, Input, Records, StageKind
+from rlhf.config.derive import is_reference_shared, is_reward_shared
+from rlhf.config.keys import QUANTIZED
+from rlhf.config.memory import Role
+from rlhf.config.schema import ZEROS, Config
+from rlhf.experiment.resolve import are_scores_normalized, default_eos_penalty_mode
+from rlhf.stages.ppo.work import ppo_step
+
+
+def roles(config: Config) -> list[Role]:
+    """The actor, the critic, the reference and the reward model; with adapters alone, a frozen model shares the weights of
+    the one that learns."""
+    ppo = config.ppo
+    critic = config.model if ppo.critic == "actor" else config.reward_model
+    held = [
+        Role(config.model, config.zero, config.lora, ppo.ema, ppo.gradient_checkpointing),
+        Role(critic, config.critic_zero, config.critic_lora, recomputed=ppo.critic_gradient_checkpointing),
+    ]
+    if not is_reference_shared(config):
+        held.append(Role(config.model, config.reference_zero, None))
+    if not is_reward_shared(config):
+        held.append(Role(config.reward_model, config.reward_zero, None))
+    return held
+
+
+def count_records(config: Config, counts: Counts) -> Records:
+    """Prompts."""
+    return Records("prompts", "prompts", counts.prompts)
+
+
+def resolve(config: Config, inputs: Mapping[str, str]) -> Config:
+    """The configuration with the critic by its directory, and `ppo.eos_penalty_mode` by what the reward model's scores
+    are."""
+    ppo = replace(config.ppo, critic=inputs.get("critic", config.ppo.critic))
+    if ppo.eos_penalty_mode is None:
+        normalized = config.reward.normalize == "standard" if ppo.reward is None else are_scores_normalized(ppo.reward)
+        ppo = replace(ppo, eos_penalty_mode=default_eos_penalty_mode(normalized))
+    return replace(config, ppo=ppo)
+
+
+def check(config: Config, inputs: Mapping[str, str]) -> None:
+    """Look at the texts of the pre-training loss, and at the models that are given by path. Raises ConfigError."""
+    from rlhf.data.text import load_texts
+    from rlhf.models.adapters import check_new_adapters
+    from rlhf.models.preflight import check_source  # which imports torch
+    from rlhf.models.source import Source
+
+    ppo = config.ppo
+    if ppo.ptx_coef > 0 and ppo.ptx.source != "demonstrations":
+        load_texts(ppo.ptx, config.data.prompt_format, [])
+    starts = {"lora": "actor", "critic_lora": ppo.critic if ppo.critic in inputs else "critic"}
+    for lora, start in starts.items():
+        check_new_adapters(config, lora, Source(inputs[start], f"ppo.{start}"))
+    given = {"actor": ppo.actor is not None, "reward": ppo.reward is not None, "critic": True}
+    for key, place in inputs.items():
+        if given[key]:
+            model = config.model if key == "actor" else config.reward_model
+            source = Source(place, f"ppo.{key}", trust_remote_code=model.trust_remote_code)
+            check_source(source, config, scorer=key != "actor")
+
+
+KIND = StageKind(
+    name="ppo",
+    run="rlhf.stages.ppo.train:run",
+    # `ppo.actor`, `ppo.reward` and `ppo.critic` enter as the identity of what they name, as an input's.
+    result_keys=(
+        "seed", "precision", "lora", "critic_lora", "data", "ppo", "rollout",
+        *(f"{zero}.{key}" for zero in ZEROS for key in QUANTIZED),
+    ),
+    section="ppo",
+    inputs=(Input("actor", "ppo.actor", "sft"), Input("reward", "ppo.reward", "reward"), Input("critic", "ppo.critic")),
+    model_keys=("model", "reward_model"),
+    trained=("zero", "critic_zero"),
+    roles=roles,
+    batch_key="rollout_batch_size",
+    copies=lambda config: config.rollout.samples_per_prompt,
+    updates=lambda config: config.ppo.update_epochs * (config.ppo.rollout_batch_size // config.ppo.batch_size),
+    records=count_records,
+    step_flops=lambda config, answers: ppo_step(config),
+    resolve=resolve,
+    check=check,
+    cards={
+        "ppo": Card("a language model trained by PPO against a reward model"),
+        "critic": Card("the critic of a PPO run", scorer=True),
+        "ema": Card("a moving average of the policy of a PPO run"),
+    },
+)  # fmt: skip

@@ -1,1 +1,59 @@
 """Reward modelling."""
+
+from rlhf.catalog.stage import Card, Counts, Records, StageKind
+from rlhf.config.derive import max_sequence
+from rlhf.config.keys import QUANTIZED
+from rlhf.config.memory import Role, count_fitting_sequences, state_gib
+from rlhf.config.schema import Config
+from rlhf.planner.flops import training_flops
+
+
+def roles(config: Config) -> list[Role]:
+    """The model that learns."""
+    recomputed = config.reward.gradient_checkpointing
+    return [Role(config.reward_model, config.reward_zero, config.reward_lora, recomputed=recomputed)]
+
+
+def count_records(config: Config, counts: Counts) -> Records:
+    """Pairs of answers, or all pairs of a prompt together."""
+    if config.reward.grouped:
+        return Records("prompts with pairs", "pairs", counts.compared_prompts, counts.answers)
+    return Records("pairs", "pairs", counts.comparisons, 2)
+
+
+def step_flops(config: Config, answers: int) -> int:
+    """Operations of a step on records of so many answers, at most."""
+    reward = config.reward
+    lengths = [config.data.max_prompt_tokens + config.data.max_response_tokens] * answers * reward.batch_size
+    how = config.reward_lora, reward.gradient_checkpointing, reward.dropout
+    return training_flops(config.reward_model, lengths, 0, *how)
+
+
+def answers_per_pass(config: Config) -> int:
+    """The most answers that a forward pass of the reward stage's training reads: two for each comparison of
+    `reward.micro_batch_size`, or, where that is null, as many as fit beside the stage's weights and optimiser state. One
+    prompt's answers beyond that, if `reward.grouped` puts many together, take several passes."""
+    if config.reward.micro_batch_size is not None:
+        return 2 * config.reward.micro_batch_size
+    state = sum(state_gib(role, config) for role in roles(config))
+    return count_fitting_sequences(
+        config.reward_model, config, max_sequence(config), state, config.reward.gradient_checkpointing
+    )
+
+
+KIND = StageKind(
+    name="reward",
+    run="rlhf.stages.reward.train:run",
+    result_keys=(
+        "seed", "reward_model", "precision", "reward_lora", "data", "reward", *(f"reward_zero.{key}" for key in QUANTIZED),
+    ),
+    section="reward",
+    model_keys=("reward_model",),
+    loads="reward_model",
+    trained=("reward_zero",),
+    roles=roles,
+    sequences=2,  # a pair has two answers
+    records=count_records,
+    step_flops=step_flops,
+    cards={"reward": Card("a reward model trained on comparisons", scorer=True)},
+)  # fmt: skip

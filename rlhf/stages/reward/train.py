@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf.algo.errors import ratio_with_error
 from rlhf.algo.losses import preference_loss
 from rlhf.algo.schedule import learning_rate
-from rlhf.config.derive import Batches, answers_per_pass, batches, logged_learning_rate
+from rlhf.config.derive import Batches, batches, logged_learning_rate
 from rlhf.config.schema import Config
 from rlhf.data.dataset import Comparison, Dataset
 from rlhf.data.loaders import all_batches, evenly, from_shares, local_share, steps_per_epoch, total_steps
@@ -36,6 +36,7 @@ from rlhf.runtime.distributed import is_main, rank, total
 from rlhf.runtime.seeds import torch_seed
 from rlhf.stages.card import write_model_card
 from rlhf.stages.context import Context, initial_metrics, keep_finite, should_evaluate
+from rlhf.stages.reward import answers_per_pass
 from rlhf.stages.reward.comparisons import Element, pair_margins, read_scores, train_on_comparisons
 from rlhf.stages.saver import Saver
 from rlhf.stages.speed import step_speed

@@ -1,0 +1,186 @@
+"""What a stage is to the rest of the program: one record for each kind of stage, which its package in rlhf/stages/ defines.
+
+A room below rlhf/stages/ reads a kind through `kind_of`, which imports the package by its name when it is asked for. No
+other module names a stage, and nothing here or in those packages' `__init__` imports torch.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from rlhf.config.memory import Role
+from rlhf.config.schema import Config
+
+PACKAGE = "rlhf.stages"
+
+
+@dataclass(frozen=True)
+class Input:
+    """A model that a stage starts from: `key` gives it by path. Where the key is null, the stage named `stage` makes it; an
+    input without such a stage may be given as the name of an input before it, which it then shares."""
+
+    name: str
+    key: str
+    stage: str | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """The steps of a stage (optimiser steps, rollouts or measured rounds), and its operations if every sequence were as
+    long as it may be."""
+
+    steps: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Records of a part of a data set, before any is left out for its length; the most answers that one compared prompt
+    has; and how many records of a kind have been left out."""
+
+    demonstrations: int
+    comparisons: int
+    compared_prompts: int
+    prompts: int
+    answers: int = 2
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records that a stage reads: what they are called in its training and in its evaluation, how many there are, and
+    the most answers that one of them has."""
+
+    name: str
+    evaluated: str
+    number: int
+    answers: int = 1
+
+
+@dataclass(frozen=True)
+class Card:
+    """The sentence that says what a saved model is, and whether it is loaded as a scorer."""
+
+    sentence: str
+    scorer: bool = False
+
+
+def keep_config(config: Config, inputs: Mapping[str, str]) -> Config:
+    """The configuration as it is: the default of StageKind.resolve."""
+    return config
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """A kind of stage.
+
+    Attributes:
+        name: The name in `stages`, and the prefix of its directories. A kind outside this package is named by the dotted
+            path of the module that defines it as KIND.
+        run: The function that runs the stage, as "module:function"; the worker alone imports it.
+        result_keys: The keys that decide its result, by prefix; keys that never change a result are left out of its
+            fingerprint all the same.
+        section: The group of its training keys; None where it has none.
+        inputs: The models that it starts from, in the order in which they are found.
+        model_keys: The groups of the models whose shapes it needs.
+        loads: The group among `model_keys` whose `path` it starts from; None where it starts from its inputs.
+        trained: The ZeRO groups on which it depends what each rank saves in a checkpoint.
+        roles: The models that it holds: memory and micro-batches follow from them.
+        sequences: Sequences of a record of its training, where each is a sequence of its own.
+        batch_key: The key of its section that says how many sequences a step takes.
+        copies: How many sequences of a step are made from one record.
+        updates: Optimiser steps within one of its steps.
+        records: The records that it reads of a part of a data set; None where it reads no data.
+        step_flops: Operations of a step on records of so many answers, at most.
+        work: Its work where that is not steps over records.
+        resolve: The configuration as it runs on the given inputs.
+        simplify: The configuration that is checked and run instead of the composed one.
+        check: Looks at what it will load beside its own model and its records; may import torch. Raises ConfigError.
+        measures: The stages whose training settings it uses; by default its own.
+        cards: The models that it saves, by name.
+        is_benchmark: Whether it measures speed on random weights instead of training: it runs alone, saves no checkpoints,
+            and all keys but names enter its fingerprint.
+    """
+
+    name: str
+    run: str
+    result_keys: tuple[str, ...]
+    section: str | None = None
+    inputs: tuple[Input, ...] = ()
+    model_keys: tuple[str, ...] = ()
+    loads: str | None = None
+    trained: tuple[str, ...] = ()
+    roles: Callable[[Config], list[Role]] = lambda config: []
+    sequences: int = 1
+    batch_key: str = "batch_size"
+    copies: Callable[[Config], int] = lambda config: 1
+    updates: Callable[[Config], int] = lambda config: 1
+    records: Callable[[Config, Counts], Records] | None = None
+    step_flops: Callable[[Config, int], int] = lambda config, answers: 0
+    work: Callable[[Config], Work] | None = None
+    resolve: Callable[[Config, Mapping[str, str]], Config] = keep_config
+    simplify: Callable[[Config], Config] = lambda config: config
+    check: Callable[[Config, Mapping[str, str]], None] = lambda config, inputs: None
+    measures: Callable[[Config], list[str]] | None = None
+    cards: dict[str, Card] = field(default_factory=dict)
+    is_benchmark: bool = False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The stages that make its inputs."""
+        return tuple(given.stage for given in self.inputs if given.stage is not None)
+
+
+@cache
+def kind_of(name: str) -> StageKind:
+    """Import the kind of a stage by its name. Raises ImportError or AttributeError where there is none."""
+    if "." not in name and name not in packages():
+        raise ImportError(f"there is no stage {name}")
+    kind = importlib.import_module(name if "." in name else f"{PACKAGE}.{name}").KIND
+    if not isinstance(kind, StageKind) or kind.name != name:
+        raise AttributeError(f"KIND of {name} is no StageKind of that name")
+    return kind
+
+
+def is_stage(name: str) -> bool:
+    """Whether a stage of this name can be found."""
+    try:
+        return bool(kind_of(name))
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return False
+
+
+def is_benchmark(name: str) -> bool:
+    """Whether a stage measures speed; a name that is not known here, as in a report of others' runs, does not."""
+    return is_stage(name) and kind_of(name).is_benchmark
+
+
+@cache
+def stage_kinds() -> dict[str, StageKind]:
+    """The kinds that this package has, in the order of a pipeline: those that others need come first."""
+    return {name: kind_of(name) for name in order_stages(packages())}
+
+
+@cache
+def packages() -> list[str]:
+    """The packages in rlhf/stages/."""
+    place = Path(__file__).resolve().parents[1] / "stages"
+    return [module.name for module in pkgutil.iter_modules([str(place)]) if module.ispkg]
+
+
+def order_stages(names: Iterable[str]) -> list[str]:
+    """Sort stages as a pipeline has them: each after those it needs. Among all stages those that need most come first, with
+    what they need before them, in its order; stages outside this package come last."""
+    wanted, ordered = set(names), dict[str, None]()
+
+    def add(name: str) -> None:
+        for needed in kind_of(name).needs:
+            add(needed)
+        ordered.setdefault(name)
+
+    for name in sorted({*packages(), *wanted}, key=lambda name: ("." in name, -len(kind_of(name).needs), name)):
+        add(name)
+    return [name for name in ordered if name in wanted]
