@@ -95,7 +95,8 @@ def sft_rounds(config: Config, place: Path) -> Iterator[Round]:
 
         def once() -> tuple[list[int], int]:
             sft.train_step(engine, items, plan, config, tokenizer.pad_token_id)
-            return sft.work(config, items)
+            lengths = sft.sequence_lengths(items)
+            return lengths, sft.work(config, lengths)
 
         yield time_rounds(config, once)
 

@@ -1,8 +1,6 @@
 """Stage 2, reward modelling: score the preferred answer above the other one."""
 
 import math
-from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
@@ -10,11 +8,10 @@ from torch import Tensor
 
 from rlhf.algo.errors import ratio_with_error
 from rlhf.algo.losses import preference_loss
-from rlhf.algo.schedule import learning_rate
-from rlhf.config.derive import Batches, batches, logged_learning_rate
+from rlhf.config.derive import Batches, batches
 from rlhf.config.schema import Config
 from rlhf.data.dataset import Comparison, Dataset
-from rlhf.data.loaders import all_batches, evenly, from_shares, local_share, steps_per_epoch, total_steps
+from rlhf.data.loaders import evenly, from_shares
 from rlhf.data.records import load_dataset, require_records
 from rlhf.data.tokens import (
     SequenceBatch,
@@ -27,22 +24,19 @@ from rlhf.data.tokens import (
 )
 from rlhf.engine.save import save_model
 from rlhf.engine.step import optimizer_step
-from rlhf.engine.zero import TrainingSpec, release, set_rates, training_engine
+from rlhf.engine.zero import TrainingSpec, release, training_engine
 from rlhf.models.heads import BIAS, SCALE
 from rlhf.models.load import new_scorer
 from rlhf.models.tokenizer import build_tokenizer
 from rlhf.planner.flops import training_flops
 from rlhf.runtime.distributed import is_main, rank, total
-from rlhf.runtime.seeds import torch_seed
+from rlhf.stages import supervised
 from rlhf.stages.card import write_model_card
-from rlhf.stages.context import Context, initial_metrics, keep_finite, should_evaluate
+from rlhf.stages.context import Context
 from rlhf.stages.reward import answers_per_pass
 from rlhf.stages.reward.comparisons import Element, pair_margins, read_scores, train_on_comparisons
-from rlhf.stages.saver import Saver
-from rlhf.stages.speed import step_speed
-from rlhf.tracking.nonfinite import Nonfinite
-from rlhf.tracking.progress import Bar, describe_progress
-from rlhf.tracking.throughput import Clock
+from rlhf.stages.supervised import Learner
+from rlhf.tracking.progress import Bar
 
 # Demonstrations whose scores become bias and scale; the least scale, for scores that do not differ.
 BIAS_DEMONSTRATIONS, MIN_SCALE = 512, 1e-6
@@ -64,44 +58,16 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         reward.gradient_checkpointing, "reward_lora",
     )  # fmt: skip
     engine = training_engine(scorer, config, learning)
-    nonfinite = Nonfinite(reward.max_nonfinite, context.directory.path / "nonfinite", rank())
-    steps = total_steps(len(train), reward.batch_size, reward.epochs, reward.max_steps, "reward.batch_size")
-    per_epoch = steps_per_epoch(len(train), reward.batch_size, "reward.batch_size")
-    every_batch = enumerate(all_batches(len(train), reward.batch_size, config.seed, "reward.batch_size", steps))
-    saver = Saver(context, {"model": engine})
-    start = saver.resume()
-    nonfinite.row, initial = start.numbers.get("nonfinite", 0), start.numbers.get("initial", {})
-    final: dict[str, float] = start.numbers.get("final", {})
-
-    with Bar("reward", steps, is_main(), start.step) as bar:
-        if not initial:
-            bar.say("evaluating the model it starts from")
-            found = evaluate(engine, heldout, dataset.agreement, plan, pad)
-            initial = initial_metrics(found, "eval/accuracy")
-        for number, chosen in islice(every_batch, start.step, None):
-            factor = learning_rate(number, steps, 1.0, reward.warmup_steps, reward.schedule)
-            set_rates(engine, factor)
-            torch.manual_seed(torch_seed(config.seed, "reward dropout", number, rank()))
-            clock = Clock()
-            with clock.phase("step"):
-                own = [train[i] for i in local_share(chosen, rank(), plan.ranks)]
-                measured, lengths = train_step(engine, own, plan.ranks, answers_per_pass(config), pad)
-            metrics = {
-                "lr/model": factor * logged_learning_rate(config.reward_lora, reward.learning_rate),
-                "train/epoch": (number + 1) / per_epoch,
-            }
-            metrics |= keep_finite(nonfinite, number + 1, measured, partial(join_pairs, own, pad), config)
-            metrics |= step_speed(config, lengths, work(config, lengths), clock)
-            if should_evaluate(number + 1, steps, reward.eval_every):
-                bar.say("evaluating")
-                final = evaluate(engine, heldout, dataset.agreement, plan, pad) | initial
-                metrics |= final
-            context.tracker.log(number + 1, metrics)
-            context.tracker.status(number + 1, steps)
-            shown = ("train/loss", "train/accuracy", "throughput/samples_per_s")
-            bar.update(number + 1, describe_progress(metrics | measured, shown))
-            saver.boundary(number + 1, None, partial(dict, final=final, nonfinite=nonfinite.row, initial=initial))
-
+    learner = Learner(
+        "reward", reward, config.reward_lora, plan, engine, train,
+        step=lambda own: train_step(engine, own, plan.ranks, answers_per_pass(config), pad),
+        flops=lambda lengths: work(config, lengths),
+        batch=lambda own: join_pairs(own, pad),
+        evaluate=lambda: evaluate(engine, heldout, dataset.agreement, plan, pad),
+        judged_by="eval/accuracy",
+        shown=("train/loss", "train/accuracy"),
+    )  # fmt: skip
+    final = supervised.train(config, context, learner)
     final |= counts | normalize_scores(engine, dataset, plan, config, tokenizer)
     text = write_model_card(context.spec, "reward", engine, final)
     context.directory.check_lock()

@@ -1,8 +1,6 @@
 """Stage 1, supervised fine-tuning: imitate the demonstrations."""
 
 import math
-from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
@@ -11,10 +9,9 @@ from torch import Tensor
 from rlhf.algo.errors import ratio_with_error
 from rlhf.algo.logprobs import token_logprobs
 from rlhf.algo.masked import zero_padding
-from rlhf.algo.schedule import learning_rate
-from rlhf.config.derive import Batches, batches, logged_learning_rate
+from rlhf.config.derive import Batches, batches
 from rlhf.config.schema import Config
-from rlhf.data.loaders import all_batches, evenly, from_shares, local_share, steps_per_epoch, total_steps
+from rlhf.data.loaders import evenly, from_shares
 from rlhf.data.records import load_dataset, require_records
 from rlhf.data.tokens import (
     Encoded,
@@ -27,20 +24,16 @@ from rlhf.data.tokens import (
 )
 from rlhf.engine.save import save_model
 from rlhf.engine.step import accumulate, optimizer_step
-from rlhf.engine.zero import TrainingSpec, backward, release, set_rates, training_engine
+from rlhf.engine.zero import TrainingSpec, backward, release, training_engine
 from rlhf.models.heads import model_inputs
 from rlhf.models.load import new_policy
 from rlhf.models.tokenizer import build_tokenizer
 from rlhf.planner.flops import training_flops
-from rlhf.runtime.distributed import is_main, rank, total
-from rlhf.runtime.seeds import torch_seed
+from rlhf.runtime.distributed import rank, total
+from rlhf.stages import supervised
 from rlhf.stages.card import write_model_card
-from rlhf.stages.context import Context, initial_metrics, keep_finite, should_evaluate
-from rlhf.stages.saver import Saver
-from rlhf.stages.speed import step_speed
-from rlhf.tracking.nonfinite import Nonfinite
-from rlhf.tracking.progress import Bar, describe_progress
-from rlhf.tracking.throughput import Clock
+from rlhf.stages.context import Context
+from rlhf.stages.supervised import Learner
 
 
 def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, float]:
@@ -57,44 +50,16 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         sft, plan, config.zero, config.lora, sft.learning_rate, sft.weight_decay, sft.gradient_checkpointing
     )
     engine = training_engine(policy, config, learning)
-    nonfinite = Nonfinite(sft.max_nonfinite, context.directory.path / "nonfinite", rank())
-    steps = total_steps(len(train), sft.batch_size, sft.epochs, sft.max_steps, "sft.batch_size")
-    per_epoch = steps_per_epoch(len(train), sft.batch_size, "sft.batch_size")
-    every_batch = enumerate(all_batches(len(train), sft.batch_size, config.seed, "sft.batch_size", steps))
-    saver = Saver(context, {"model": engine})
-    start = saver.resume()
-    final: dict[str, float] = start.numbers.get("final", {})
-    nonfinite.row = start.numbers.get("nonfinite", 0)
-    initial: dict[str, float] = start.numbers.get("initial", {})
-
-    with Bar("sft", steps, is_main(), start.step) as bar:
-        if not initial:
-            bar.say("evaluating the model it starts from")
-            initial = initial_metrics(evaluate(engine, heldout, plan, tokenizer.pad_token_id), "eval/perplexity")
-        for number, chosen in islice(every_batch, start.step, None):
-            factor = learning_rate(number, steps, 1.0, sft.warmup_steps, sft.schedule)
-            set_rates(engine, factor)
-            torch.manual_seed(torch_seed(config.seed, "sft dropout", number, rank()))
-            clock = Clock()
-            with clock.phase("step"):
-                own = [train[i] for i in local_share(chosen, rank(), plan.ranks)]
-                measured = train_step(engine, own, plan, config, tokenizer.pad_token_id)
-            metrics = {
-                "lr/model": factor * logged_learning_rate(config.lora, sft.learning_rate),
-                "train/epoch": (number + 1) / per_epoch,
-            }
-            batch = partial(sequence_batch, own, tokenizer.pad_token_id)
-            metrics |= keep_finite(nonfinite, number + 1, measured, batch, config)
-            metrics |= step_speed(config, *work(config, own), clock)
-            if should_evaluate(number + 1, steps, sft.eval_every):
-                bar.say("evaluating")
-                final = evaluate(engine, heldout, plan, tokenizer.pad_token_id) | initial
-                metrics |= final
-            context.tracker.log(number + 1, metrics)
-            context.tracker.status(number + 1, steps)
-            bar.update(number + 1, describe_progress(metrics | measured, ("train/loss", "throughput/samples_per_s")))
-            saver.boundary(number + 1, None, partial(dict, final=final, nonfinite=nonfinite.row, initial=initial))
-
+    learner = Learner(
+        "sft", sft, config.lora, plan, engine, train,
+        step=lambda own: (train_step(engine, own, plan, config, tokenizer.pad_token_id), sequence_lengths(own)),
+        flops=lambda lengths: work(config, lengths),
+        batch=lambda own: sequence_batch(own, tokenizer.pad_token_id),
+        evaluate=lambda: evaluate(engine, heldout, plan, tokenizer.pad_token_id),
+        judged_by="eval/perplexity",
+        shown=("train/loss",),
+    )  # fmt: skip
+    final = supervised.train(config, context, learner)
     final |= count_truncated(train + heldout)
     text = write_model_card(context.spec, "sft", engine, final)
     context.directory.check_lock()
@@ -155,8 +120,12 @@ def evaluate(engine: Any, items: list[Encoded], plan: Batches, pad: int) -> dict
     return figures | ({"eval/perplexity_se": perplexity * figures["eval/loss_se"]} if "eval/loss_se" in figures else {})
 
 
-def work(config: Config, items: list[Encoded]) -> tuple[list[int], int]:
-    """Lengths of the sequences of a step, and its operations."""
-    lengths = [len(item.prompt) + len(item.response) for item in items]
+def sequence_lengths(items: list[Encoded]) -> list[int]:
+    """Lengths of prompts with their responses, in tokens."""
+    return [len(item.prompt) + len(item.response) for item in items]
+
+
+def work(config: Config, lengths: list[int]) -> int:
+    """Operations of a step on sequences of these lengths."""
     how = config.lora, config.sft.gradient_checkpointing, config.sft.dropout
-    return lengths, training_flops(config.model, lengths, sum(lengths), *how)
+    return training_flops(config.model, lengths, sum(lengths), *how)

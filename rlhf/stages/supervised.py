@@ -1,0 +1,102 @@
+"""The loop that supervised fine-tuning and reward modelling share: steps over a data set, evaluation, checkpoints."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+
+from rlhf.algo.schedule import learning_rate
+from rlhf.config.derive import Batches, logged_learning_rate
+from rlhf.config.schema import Config, Lora, Training
+from rlhf.data.loaders import all_batches, local_share, steps_per_epoch, total_steps
+from rlhf.data.tokens import SequenceBatch
+from rlhf.engine.zero import set_rates
+from rlhf.runtime.distributed import is_main, rank
+from rlhf.runtime.seeds import torch_seed
+from rlhf.stages.context import Context, initial_metrics, keep_finite, should_evaluate
+from rlhf.stages.saver import Saver
+from rlhf.stages.speed import step_speed
+from rlhf.tracking.nonfinite import Nonfinite
+from rlhf.tracking.progress import Bar, describe_progress
+from rlhf.tracking.throughput import Clock
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What a supervised stage brings to the loop.
+
+    Attributes:
+        section: The group of its training keys, which names its bar and its random streams.
+        training: The values of that group.
+        lora: The adapters that it trains.
+        plan: How a batch is shared by the ranks.
+        engine: The engine that trains its model.
+        records: The encoded training records of all ranks.
+        step: Takes an optimiser step on this rank's records; returns its metrics and the lengths of the sequences read.
+        flops: Operations of a step on sequences of these lengths.
+        batch: Joins the records of a step that is not finite, to be kept.
+        evaluate: Measures the model on held-out records.
+        judged_by: The metric that is noted of the model that training starts from.
+        shown: The metrics of a step that the bar shows, beside its speed.
+    """
+
+    section: str
+    training: Training
+    lora: Lora
+    plan: Batches
+    engine: Any
+    records: Sequence[Any]
+    step: Callable[[list[Any]], tuple[Metrics, list[int]]]
+    flops: Callable[[list[int]], int]
+    batch: Callable[[list[Any]], SequenceBatch]
+    evaluate: Callable[[], Metrics]
+    judged_by: str
+    shown: tuple[str, ...]
+
+
+def train(config: Config, context: Context, learner: Learner) -> Metrics:
+    """Train to the last step, from the newest checkpoint on; returns the last evaluation's metrics."""
+    section, training, engine = learner.section, learner.training, learner.engine
+    nonfinite = Nonfinite(training.max_nonfinite, context.directory.path / "nonfinite", rank())
+    count, size, key = len(learner.records), training.batch_size, f"{section}.batch_size"
+    steps = total_steps(count, size, training.epochs, training.max_steps, key)
+    per_epoch = steps_per_epoch(count, size, key)
+    every_batch = enumerate(all_batches(count, size, config.seed, key, steps))
+    saver = Saver(context, {"model": engine})
+    start = saver.resume()
+    nonfinite.row = start.numbers.get("nonfinite", 0)
+    initial: Metrics = start.numbers.get("initial", {})
+    final: Metrics = start.numbers.get("final", {})
+
+    with Bar(section, steps, is_main(), start.step) as bar:
+        if not initial:
+            bar.say("evaluating the model it starts from")
+            initial = initial_metrics(learner.evaluate(), learner.judged_by)
+        for number, chosen in islice(every_batch, start.step, None):
+            factor = learning_rate(number, steps, 1.0, training.warmup_steps, training.schedule)
+            set_rates(engine, factor)
+            torch.manual_seed(torch_seed(config.seed, f"{section} dropout", number, rank()))
+            clock = Clock()
+            with clock.phase("step"):
+                own = [learner.records[i] for i in local_share(chosen, rank(), learner.plan.ranks)]
+                measured, lengths = learner.step(own)
+            metrics = {
+                "lr/model": factor * logged_learning_rate(learner.lora, training.learning_rate),
+                "train/epoch": (number + 1) / per_epoch,
+            }
+            metrics |= keep_finite(nonfinite, number + 1, measured, partial(learner.batch, own), config)
+            metrics |= step_speed(config, lengths, learner.flops(lengths), clock)
+            if should_evaluate(number + 1, steps, training.eval_every):
+                bar.say("evaluating")
+                final = learner.evaluate() | initial
+                metrics |= final
+            context.tracker.log(number + 1, metrics)
+            context.tracker.status(number + 1, steps)
+            bar.update(number + 1, describe_progress(metrics | measured, (*learner.shown, "throughput/samples_per_s")))
+            saver.boundary(number + 1, None, partial(dict, final=final, nonfinite=nonfinite.row, initial=initial))
+    return final
