@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from test_families import FAMILIES
 
+from rlhf.catalog.families import FAMILIES
 from rlhf.catalog.metric import METRICS
 from rlhf.cli import VERBS
 from rlhf.cli.bench import compose_benchmark
@@ -34,11 +34,11 @@ def table():
     """One line per family, in the order of the list."""
     results = json.loads(RESULTS.read_text())["results"]
     lines = [HEAD]
-    for number, (family, sizes) in enumerate(FAMILIES.items()):
+    for number, (family, facts) in enumerate(FAMILIES.items()):
         demo = results[family]
         gold = f"{demo['eval/gold_sft']:.2f} ± {demo['eval/gold_sft_std']:.2f} → {demo['eval/gold']:.2f}"
         tested = f"SFT, reward, PPO | SFT, reward, PPO, ZeRO {number % 4}"
-        lines.append(f"| {family} | {sizes} | {tested} | {gold} | {demo['eval/kl_sequence']:.1f} |")
+        lines.append(f"| {family} | {facts.sizes} | {tested} | {gold} | {demo['eval/kl_sequence']:.1f} |")
     return "\n".join(lines)
 
 

@@ -11,13 +11,13 @@ from rounding import assert_same_gradients, assert_same_step
 from torch import Tensor
 
 from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
+from rlhf.catalog.families import FAMILIES
 from rlhf.config.derive import batches
 from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.data.records import load_dataset
 from rlhf.data.tokens import encode_prompt, prompt_batch
 from rlhf.engine.state import engine_state, local_shard
 from rlhf.engine.zero import TrainingSpec, frozen_engine, training_engine
-from rlhf.models.families import ARGUMENTS
 from rlhf.models.load import new_policy, new_scorer
 from rlhf.ppo.experience import Experience
 from rlhf.runtime.distributed import start
@@ -91,9 +91,10 @@ def built(config, models, tokenizer):
 @contextmanager
 def smooth_opt() -> Iterator[None]:
     """Make OPT models with GELU in place of ReLU meanwhile (rounding.py says why)."""
-    plain = ARGUMENTS["opt"]
+    plain = FAMILIES["opt"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARGUMENTS, "opt", lambda model: plain(model) | {"activation_function": "gelu"})
+        smooth = replace(plain, arguments=lambda shape: plain.arguments(shape) | {"activation_function": "gelu"})
+        patch.setitem(FAMILIES, "opt", smooth)
         yield
 
 

@@ -9,6 +9,7 @@ from copy import deepcopy
 from pathlib import Path
 from string import Formatter
 
+from rlhf.catalog.families import is_limited
 from rlhf.catalog.stage import is_benchmark, stage_kinds
 from rlhf.config.derive import batches, max_sequence, ranks, samples_responses, trained_stages, used_models
 from rlhf.config.directories import find_name_problem
@@ -240,7 +241,8 @@ def check_lengths(config: Config) -> Iterator[ConfigError]:
             "set ppo.eos_penalty=null",
         )
     for key, model in used_models(config):
-        unlimited = model.family == "bloom" or any(map(is_benchmark, config.stages))  # ALiBi; models made to measure
+        made_to_measure = any(map(is_benchmark, config.stages))
+        unlimited = not is_limited(model.family) or made_to_measure
         if max_sequence(config) > model.positions and not unlimited:
             yield ConfigError(
                 f"{key}.positions", model.positions, f"prompt and response together reach {max_sequence(config)} tokens",

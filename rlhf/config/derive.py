@@ -7,11 +7,6 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.memory import Role, divisors, largest_micro_batch, state_gib
 from rlhf.config.schema import Config, Lora, Model, Training
 
-# The families that can be built with random weights (transformers' names); at a path, anything that it can load.
-FAMILIES = (
-    "opt", "bloom", "gpt_neox", "gptj", "gpt_neo", "gpt2", "codegen", "llama", "qwen2", "qwen3", "mistral", "gemma2",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Batches:

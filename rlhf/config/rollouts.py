@@ -3,20 +3,14 @@
 from collections.abc import Iterator
 from importlib.metadata import version
 
+from rlhf.catalog.families import FAMILIES
 from rlhf.config.derive import ranks, samples_responses
 from rlhf.config.errors import ConfigError
 from rlhf.config.memory import GIB, cache_bytes_per_token, weights_gib
 from rlhf.config.schema import Config
 
-# The families that continuous batching answers as generate does (tests/rollout/test_paged.py; measured on transformers
-# 5.17, 5.23 and 5.24): with every release, with those before 5.24, and from it on.
-PAGED = ("opt", "gpt2", "llama", "qwen2", "qwen3", "mistral")
-PAGED_BEFORE, PAGED_SINCE = ("gpt_neox",), ("gptj", "codegen", "gemma2")
 # The last release of DeepSpeed that is known not to serve OPT with transformers 5.
 NO_CACHE = (0, 19)
-# The families whose layers ranks can share: not BLOOM, whose heads have slopes of their own, nor CodeGen, which mixes the
-# queries, keys and values of its heads.
-SHARED = ("opt", "gpt_neox", "gptj", "gpt_neo", "gpt2", "llama", "qwen2", "qwen3", "mistral", "gemma2")
 
 
 def check_sampling(config: Config) -> Iterator[ConfigError]:
@@ -50,8 +44,9 @@ def check_tensor_parallel(config: Config) -> Iterator[ConfigError]:
     if config.hardware.gpus_per_node % count:
         fix = "give a divisor"
         yield ConfigError(key, count, f"it does not divide the {config.hardware.gpus_per_node} devices of a node", fix)
-    if model.family not in SHARED:
-        problem = f"the layers of a {model.family} cannot be shared (but {', '.join(SHARED)})"
+    shareable = [name for name, family in FAMILIES.items() if family.shareable]
+    if model.family not in shareable:
+        problem = f"the layers of a {model.family} cannot be shared (but {', '.join(shareable)})"
         yield ConfigError(key, count, problem, "set it to 1")
     for name in ("heads", "kv_heads", "ffn"):
         if getattr(model, name) % count:
@@ -79,16 +74,18 @@ def check_paged(config: Config) -> Iterator[ConfigError]:
 
 def paged_families() -> tuple[str, ...]:
     """The families that continuous batching serves here."""
-    return PAGED + (PAGED_SINCE if parse_release("transformers") >= (5, 24) else PAGED_BEFORE)
+    release = parse_release("transformers")
+    return tuple(name for name, family in FAMILIES.items() if family.is_paged(release))
 
 
 def check_deepspeed(config: Config) -> Iterator[ConfigError]:
     """DeepSpeed's hybrid engine has kernels for this actor here."""
     problem, family = None, config.model.family
+    served = [name for name, known in FAMILIES.items() if known.has_deepspeed_kernels]
     if config.hardware.device == "cpu":
         problem = "DeepSpeed's hybrid engine has kernels for GPUs only"
-    elif family != "opt":
-        problem = f"DeepSpeed's hybrid engine does not serve a {family} (but opt)"
+    elif family not in served:
+        problem = f"DeepSpeed's hybrid engine does not serve a {family} (but {', '.join(served)})"
     elif config.lora.rank > 0:
         problem = "DeepSpeed's hybrid engine adds adapters to the weights and subtracts them, which does not give them back"
     elif parse_release("deepspeed") <= NO_CACHE and parse_release("transformers") >= (5, 0):

@@ -2,23 +2,11 @@
 
 from collections.abc import Iterator
 
-from rlhf.config.derive import FAMILIES, used_models
+from rlhf.catalog.families import FAMILIES
+from rlhf.config.derive import used_models
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import LORAS, ZEROS, Config, Lora, Model
 
-# The linear layers of each family's blocks (transformers' names), which adapters can be put on.
-GATED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-FUSED = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
-LINEAR_LAYERS: dict[str, tuple[str, ...]] = {
-    "opt": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
-    "bloom": FUSED,
-    "gpt_neox": FUSED,
-    "gptj": ("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out"),
-    "gpt_neo": ("q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj"),
-    "gpt2": ("c_attn", "c_proj", "c_fc"),
-    "codegen": ("qkv_proj", "out_proj", "fc_in", "fc_out"),
-    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma2"), GATED),
-}
 HEAD = "lm_head"
 
 
@@ -60,7 +48,8 @@ def check_shape(key: str, model: Model) -> Iterator[ConfigError]:
     for name in ("layers", "width", "head_width", "ffn", "embedding", "vocabulary", "positions"):
         if getattr(model, name) < 1:
             yield ConfigError(f"{key}.{name}", getattr(model, name), "there is no such model", "give a number above 0")
-    if model.head_width % 2 and model.family not in ("opt", "bloom", "gpt_neo", "gpt2"):
+    family = FAMILIES[model.family]
+    if model.head_width % 2 and family.rotates_pairs:
         problem = f"a {model.family} rotates pairs of elements"
         yield ConfigError(f"{key}.head_width", model.head_width, problem, "give an even number")
     if model.width < 1:
@@ -70,14 +59,11 @@ def check_shape(key: str, model: Model) -> Iterator[ConfigError]:
         return
     if model.kv_heads < 1 or model.heads % model.kv_heads:
         yield ConfigError(f"{key}.kv_heads", model.kv_heads, f"it does not divide the {model.heads} heads", "change one")
-    free = model.family in ("llama", "qwen3", "mistral", "gemma2")
-    if not free and model.head_width != model.width // model.heads:
+    if not family.free_head_width and model.head_width != model.width // model.heads:
         fix = f"set {key}.head_width={model.width // model.heads}"
         yield ConfigError(f"{key}.head_width", model.head_width, f"a {model.family} has width / heads", fix)
-    if model.family == "gpt_neo" and model.layers % 2:
-        yield ConfigError(f"{key}.layers", model.layers, "a gpt_neo has pairs of layers", "give an even number")
-    if model.family == "codegen" and model.heads % 4:
-        yield ConfigError(f"{key}.heads", model.heads, "a codegen has a multiple of 4", "change it")
+    for name, problem, fix in family.problems(model):
+        yield ConfigError(f"{key}.{name}", getattr(model, name), problem, fix)
 
 
 def check_lora(config: Config, key: str) -> Iterator[ConfigError]:
@@ -126,9 +112,10 @@ def check_targets(config: Config, key: str) -> Iterator[ConfigError]:
     if lora.rank > model.width:
         problem = f"adapters of a rank above the model's width, {model.width}, are larger than its weights"
         yield ConfigError(f"{key}.rank", lora.rank, problem, f"give at most {model.width}")
-    if not isinstance(lora.target_modules, list) or model.family not in LINEAR_LAYERS:
+    if not isinstance(lora.target_modules, list) or model.family not in FAMILIES:
         return
-    names = [*LINEAR_LAYERS[model.family], *(["project_in", "project_out"] if model.embedding != model.width else [])]
+    names = [*FAMILIES[model.family].layer_names.leaves]
+    names += ["project_in", "project_out"] if model.embedding != model.width else []
     for target in map(str, lora.target_modules):
         if target.rpartition(".")[2] == HEAD and key == "lora" and not model.tied:
             continue

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from rlhf.catalog.families import FAMILIES
+from rlhf.catalog.family import LayerNames
 from rlhf.models.lora import adapter_names, base_model, is_adapter, merge_lora_weight, plain_name
-from rlhf.planner.flops import LAYOUTS, LayerNames
 
 # What attention modules call the numbers of their heads, and GPT-2 the width of its queries.
 COUNTS = ("num_heads", "num_attention_heads", "num_key_value_heads", "split_size")
@@ -46,7 +47,7 @@ class SharedModel:
 
     def __init__(self, model: Any, share: Share, device: torch.device) -> None:
         plain = base_model(model)
-        self.share, self.layout = share, LAYOUTS[plain.config.model_type]
+        self.share, self.layout = share, FAMILIES[plain.config.model_type].layer_names
         with torch.device("meta"):
             self.module: Any = type(plain)(copy.deepcopy(plain.config)).to(plain.dtype)
         for name, layer in list(self.module.named_modules()):

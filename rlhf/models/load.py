@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from rlhf.catalog.families import FAMILIES
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config, Lora, Model, Zero
 from rlhf.data.tokens import Tokenizer
@@ -165,7 +166,7 @@ def random_model(kind: Callable[[Any], Any], settings: Any, config: Config, zero
     0, norms 1 (or their equal)."""
     model: nn.Module = build_on_meta(kind(settings), settings, config, trust_remote_code=False)
     deviation = getattr(settings, "init_std", None) or settings.initializer_range
-    norm = 0.0 if settings.model_type == "gemma2" else 1.0  # Gemma's norms multiply by 1 + weight
+    norm = FAMILIES[settings.model_type].initial_norm
 
     def value(name: str, empty: Tensor) -> Tensor:
         if name == "score.weight":

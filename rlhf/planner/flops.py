@@ -13,20 +13,9 @@ tests/plan/test_flops.py compares with PyTorch's own count (torch.utils.flop_cou
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rlhf.catalog.families import FAMILIES
+from rlhf.catalog.family import GATED, PLAIN, LayerNames
 from rlhf.config.schema import Lora, Model
-
-
-@dataclass(frozen=True)
-class LayerNames:
-    """What transformers calls the linear layers of a block: those that make queries, keys and values (or all in one), the
-    attention's output, the feed-forward layer's input (two if gated) and output. `parallel`: the feed-forward layer reads
-    what the attention reads, not what it wrote."""
-
-    attended: tuple[str, ...]
-    mixed: str
-    wide: tuple[str, ...]
-    narrow: str
-    parallel: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,30 +29,11 @@ class Matrix:
     after: tuple[str, ...]
 
 
-def separate_projections(module: str) -> tuple[str, ...]:
-    """Names of three projections inside a module."""
-    return tuple(f"{module}.{letter}_proj" for letter in "qkv")
-
-
-GATED = LayerNames(separate_projections("self_attn"), "self_attn.o_proj", ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
-PLAIN = LayerNames(separate_projections("self_attn"), "self_attn.out_proj", ("fc1",), "fc2")
-MEGATRON = ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"
-LAYOUTS = {
-    "opt": PLAIN,
-    "bloom": LayerNames(("self_attention.query_key_value",), "self_attention.dense", *MEGATRON),
-    "gpt_neox": LayerNames(("attention.query_key_value",), "attention.dense", *MEGATRON, parallel=True),
-    "gptj": LayerNames(separate_projections("attn"), "attn.out_proj", ("mlp.fc_in",), "mlp.fc_out", parallel=True),
-    "gpt_neo": LayerNames(separate_projections("attn.attention"), "attn.attention.out_proj", ("mlp.c_fc",), "mlp.c_proj"),
-    "gpt2": LayerNames(("attn.c_attn",), "attn.c_proj", ("mlp.c_fc",), "mlp.c_proj"),
-    "codegen": LayerNames(("attn.qkv_proj",), "attn.out_proj", ("mlp.fc_in",), "mlp.fc_out", parallel=True),
-} | dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma2"), GATED)
-# Families with a layer norm after the feed-forward layer too.
-NORM_LAST = ("gemma2",)
-
-
 def layer_names(model: Model) -> LayerNames:
     """The family's; for a family that we do not know, Llama's if gated and OPT's if not."""
-    return LAYOUTS.get(model.family, GATED if model.gated else PLAIN)
+    if model.family in FAMILIES:
+        return FAMILIES[model.family].layer_names
+    return GATED if model.gated else PLAIN
 
 
 def matrices(model: Model) -> list[Matrix]:
@@ -196,6 +166,7 @@ def kept(model: Model, lora: Lora | None, dropout: float) -> int:
     norm or dropout follows. With the linear function that DeepSpeed sets at ZeRO stage 3 it is not: there this product is
     made again and not counted, some 5 % of the work if all weights train."""
     last = matrices(model)[-1]
-    if model.family in NORM_LAST or not model.norm_first or (dropout > 0 and not model.gated):
+    norm_last = model.family in FAMILIES and FAMILIES[model.family].norm_last
+    if norm_last or not model.norm_first or (dropout > 0 and not model.gated):
         return 0
     return 2 * (rank_on(last, lora) or last.inputs) * last.outputs

@@ -8,6 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from rlhf.catalog.families import FAMILIES
 from rlhf.cli.prepare import load_config
 from rlhf.cli.run import Invalid
 from rlhf.config.checks import check
@@ -16,8 +17,6 @@ from rlhf.config.errors import ConfigError, ConfigErrors
 from rlhf.config.keys import LEAF_TYPES, without_none
 from rlhf.config.ranges import CHOICES, RANGES, get_key
 from rlhf.config.schema import Config
-from rlhf.config.shapes import LINEAR_LAYERS
-from rlhf.models.families import ARGUMENTS
 
 PLAIN = {key: without_none(kind) for key, kind in LEAF_TYPES.items()}
 FLOATS = [key for key, kind in PLAIN.items() if kind is float]
@@ -212,7 +211,7 @@ def test_the_default_keeps_every_rule(default):
     assert isinstance(config, Config) and all(get_key(config, key) is not ... for key in LEAF_TYPES)
 
 
-@pytest.mark.parametrize("family", ARGUMENTS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_linear_layers_of_a_family_are_those_of_its_model(make_config, family):
     """On PyTorch's meta device, without memory."""
     import torch
@@ -224,4 +223,4 @@ def test_the_linear_layers_of_a_family_are_those_of_its_model(make_config, famil
     model = make_config(f"model={family.replace('_', '-')}-tiny").model
     with torch.device("meta"):
         names = linear_names(AutoModelForCausalLM.from_config(build_hf_config(model)))
-    assert {name.rpartition(".")[2] for name in names} == {*LINEAR_LAYERS[family], "lm_head"}
+    assert {name.rpartition(".")[2] for name in names} == {*FAMILIES[family].layer_names.leaves, "lm_head"}

@@ -8,9 +8,10 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
+from rlhf.catalog.families import FAMILIES
 from rlhf.config.compose import config_root
 from rlhf.config.schema import Model
-from rlhf.models.families import ARGUMENTS, build_hf_config, shape_of
+from rlhf.models.families import build_hf_config, shape_of
 
 FILES = {file.stem: file for file in sorted((config_root() / "conf" / "model").glob("*.yaml"))}
 LOCAL = FILES.pop("local")
@@ -54,7 +55,7 @@ def shape(name):
 
 def test_the_catalogue_holds_these_models_and_no_others():
     assert sorted(FILES) == sorted(FAMILY)
-    assert set(FAMILY.values()) == set(ARGUMENTS)
+    assert set(FAMILY.values()) == set(FAMILIES)
 
 
 @every_model

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from rlhf.catalog import families
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.engine.zero import frozen_engine, release
-from rlhf.models.families import ARGUMENTS
 from rlhf.models.heads import ScalarHeadModel, model_inputs
 from rlhf.models.load import load_policy, load_scorer, new_policy, new_scorer, scorer_with_new_head
 from rlhf.models.lora import add_adapters
@@ -15,7 +15,7 @@ from rlhf.models.source import Source
 from rlhf.models.tokenizer import have_same_vocabulary, load_tokenizer, train_tokenizer
 from rlhf.runtime.distributed import start
 
-FAMILIES = [family.replace("_", "-") for family in ARGUMENTS]
+FAMILIES = [family.replace("_", "-") for family in families.FAMILIES]
 IDS = torch.arange(2, 20)[None]
 
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from tiny import policy_engine, scorer_engine
 
-from rlhf.models.families import ARGUMENTS
+from rlhf.catalog.families import FAMILIES
 from rlhf.models.forward import response_logprobs, response_scores, response_values
 
 pytestmark = pytest.mark.rounding
 
 # Every family; and OPT as OPT-350M has it: narrow embedding, layer norm after each block.
-SHAPES = {family: (f"model={family.replace('_', '-')}-tiny",) for family in ARGUMENTS} | {
+SHAPES = {family: (f"model={family.replace('_', '-')}-tiny",) for family in FAMILIES} | {
     "opt-350m's": tuple(
         f"{key}.{change}" for key in ("model", "reward_model") for change in ("embedding=32", "norm_first=false")
     ),

@@ -16,12 +16,13 @@ import torch
 from gguf_files import write_gguf
 from tiny import save_models
 
+from rlhf.catalog.families import FAMILIES
 from rlhf.cli.prepare import check_sources, load_config
 from rlhf.config.errors import ConfigError
 from rlhf.experiment.graph import build_graph
 from rlhf.experiment.store import Result
 from rlhf.models import source as module
-from rlhf.models.families import ARGUMENTS, build_hf_config
+from rlhf.models.families import build_hf_config
 from rlhf.models.load import load_policy, new_policy
 from rlhf.models.preflight import check_source
 from rlhf.models.source import REACH_S, Source, fill_shape, fill_shapes, load_hf_config
@@ -308,7 +309,7 @@ def test_adapters_that_name_no_model_are_refused(make_config, tmp_path):
 # --- reading shapes
 
 
-@pytest.mark.parametrize("family", ARGUMENTS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_of_your_own_gets_the_shape_of_its_configuration(make_config, tmp_path, family):
     tiny = make_config(f"model={family.replace('_', '-')}-tiny").model
     build_hf_config(tiny).save_pretrained(tmp_path)

@@ -10,15 +10,15 @@ from ranks import run_script
 from rounding import assert_same_gradients, assert_same_step
 from tiny import assert_same_update, built, first_step, gradients, save_models, smooth_opt, weights
 
+from rlhf.catalog import families
 from rlhf.models.attention import takes_packed
-from rlhf.models.families import ARGUMENTS
 from rlhf.models.forward import micro_batches, pack_inputs, response_logprobs, response_scores, response_values
 from rlhf.models.load import new_policy, new_scorer, prepare_for_training
 from rlhf.runtime.distributed import start
 
 pytestmark = pytest.mark.rounding
 
-FAMILIES = [family.replace("_", "-") for family in ARGUMENTS]
+FAMILIES = [family.replace("_", "-") for family in families.FAMILIES]
 LENGTHS = ((7, 5), (4, 3), (1, 9), (12, 1), (4, 4))  # of prompts and responses
 QUERY, RESPONSE = max(q for q, _ in LENGTHS), max(r for _, r in LENGTHS)
 SMALL = (

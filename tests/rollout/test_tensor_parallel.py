@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 from ranks import run_script
 
+from rlhf.catalog.families import FAMILIES
 from rlhf.config.checks import check
 from rlhf.config.errors import ConfigError
-from rlhf.config.rollouts import SHARED
 
 pytestmark = pytest.mark.rounding
 
@@ -37,6 +37,7 @@ def test_what_cannot_be_shared_is_refused(make_config, options, key):
     assert str(error.value).startswith(key)
 
 
+SHAREABLE = [name for name, family in FAMILIES.items() if family.shareable]
 ALL_TRUE = {"greedy": True, "sampled": True, "gap": True, "weights": True, "half": True}
 
 
@@ -48,8 +49,8 @@ def test_two_ranks_sample_what_one_does_with_adapters():
 
 @pytest.mark.slow
 def test_two_ranks_sample_what_one_does():
-    for told in run_script(__file__, 2, "none", *SHARED):
-        assert json.loads(told.splitlines()[-1]) == dict.fromkeys(SHARED, ALL_TRUE)
+    for told in run_script(__file__, 2, "none", *SHAREABLE):
+        assert json.loads(told.splitlines()[-1]) == dict.fromkeys(SHAREABLE, ALL_TRUE)
 
 
 def in_blocks(model):

@@ -1,0 +1,28 @@
+"""GPT-Neo, whose layers attend globally and locally in turn."""
+
+from collections.abc import Iterator
+
+from rlhf.catalog.family import Family, LayerNames, Problem, Shape, separate_projections
+
+# Tokens that a layer of local attention sees.
+WINDOW = 256
+
+
+def find_problems(shape: Shape) -> Iterator[Problem]:
+    """A layer of each kind in turn."""
+    if shape.layers % 2:
+        yield "layers", "a gpt_neo has pairs of layers", "give an even number"
+
+
+FAMILY = Family(
+    name="gpt_neo",
+    sizes="GPT-Neo 125M to 2.7B",
+    layer_names=LayerNames(separate_projections("attn.attention"), "attn.attention.out_proj", ("mlp.c_fc",), "mlp.c_proj"),
+    arguments=lambda m: {
+        "intermediate_size": m.ffn,
+        "window_size": WINDOW,
+        "attention_types": [[["global", "local"], m.layers // 2]],
+    },
+    rotates_pairs=False,
+    problems=find_problems,
+)
