@@ -1,10 +1,10 @@
 """Attention over rows in which sequences lie one after another, without padding: each token sees its own sequence alone.
 
-transformers' `sdpa` is extended, not replaced: it is what it was, but for a mask that is a whole-number tensor
-[1, 1, 1, S] (which would be an error): the lengths of the S sequences that fill the row [1, N]; and but for one query per
-row, whose heads share keys without copies of them (models/cached.py). Every family passes a mask
-of four dimensions on as it is, so nothing has to be remembered between a forward pass and what recomputes it. Lengths stay
-on the host, where attention needs them. The name stays too: transformers' own code asks for it.
+transformers' tables hold it under a name of its own, so that other models of the process stay as they are. It is the `sdpa`
+of transformers with two additions. A mask may be a whole-number tensor: [1, 1, 1, S] in int64 holds the lengths of the S
+sequences that fill the row [1, N], int32 holds runs of a cache (models/cached.py). And the heads of a single query share
+keys without copies of them. Every family passes a mask of four dimensions on as it is, so nothing has to be remembered
+between a forward pass and its recomputation. Lengths stay on the host, where attention needs them.
 """
 
 from collections.abc import Iterator
@@ -13,15 +13,17 @@ from itertools import groupby
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import parse
 from torch import Tensor
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-from transformers.modeling_utils import AttentionInterface
+from transformers.modeling_utils import AttentionInterface, PreTrainedModel
 
 from rlhf.models.cached import attend_folded, attend_runs, kernel_agrees
 from rlhf.models.families import ARGUMENTS
 from rlhf.models.heads import plain_model
-from rlhf.models.neo import replace_attention, within_window
+from rlhf.models.neo import NAME, replace_attention, within_window
 
 Attended = tuple[Tensor, Tensor | None]
 
@@ -30,7 +32,7 @@ def takes_packed(model: Any) -> bool:
     """Whether a model reads rows of sequences: its family is known to keep tokens apart in attention alone, and leaves
     attention to transformers' interface (BLOOM does not; GPT-Neo does with models/neo.py)."""
     plain = plain_model(model)
-    return goes_through_interface(plain) and plain.config._attn_implementation == "sdpa"
+    return goes_through_interface(plain) and plain.config._attn_implementation == NAME
 
 
 def reads_runs(model: Any) -> bool:
@@ -49,17 +51,22 @@ def reads_runs(model: Any) -> bool:
 
 def goes_through_interface(model: Any) -> bool:
     """Whether the attention of a model of one of our families is looked up in transformers' table."""
-    return model.config.model_type in ARGUMENTS and bool(getattr(model, "_supports_attention_backend", False))
+    kind = model.config.model_type
+    return kind in ARGUMENTS and (kind == "gpt_neo" or bool(getattr(model, "_supports_attention_backend", False)))
 
 
 def extend_attention(model: Any) -> None:
-    """Let a model's attention know where sequences begin, if its family can."""
-    AttentionInterface.register("sdpa", attention)
-    AttentionMaskInterface.register("eager", additive_mask)
+    """Give a model this attention, if its family looks its attention up. transformers before 5.24 needs another mask for
+    the other families' too, of the same values."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    if parse(transformers.__version__) < parse("5.24"):
+        AttentionMaskInterface.register("eager", additive_mask)
     if goes_through_interface(model):
-        family: Any = next(kind for kind in type(model).__mro__ if "_supports_attention_backend" in vars(kind))
-        family._supports_sdpa = True  # Gemma 2's does not, for want of `softcap`, which ours has
-        model.config._attn_implementation = "sdpa"
+        for part in model.modules():
+            if isinstance(part, PreTrainedModel):
+                part._supports_sdpa = True  # of this one alone; Gemma 2 has none, for want of `softcap`, which this has
+        model.config._attn_implementation = NAME
         replace_attention(model)
 
 

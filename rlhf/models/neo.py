@@ -2,8 +2,7 @@
 
 transformers takes the causal mask of a local layer from a table of its own, by the number of keys: right where the last
 query is the last key, wrong where a cache has slots beyond it. Here a local layer sees the last `window_size` keys up to
-each query, wherever that is. Building a GPT-Neo with `sdpa` attention, transformers' default where a family has it, builds
-this class.
+each query, wherever that is.
 """
 
 from typing import Any
@@ -13,6 +12,9 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt_neo import modeling_gpt_neo
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
+
+# This package's attention in transformers' tables (models/attention.py).
+NAME = "rlhf"
 
 
 class NeoAttention(GPTNeoSelfAttention):
@@ -38,7 +40,7 @@ class NeoAttention(GPTNeoSelfAttention):
         window = self.config.window_size if self.attention_type == "local" else None
         if window is not None and (attention_mask is None or attention_mask.dtype == torch.bool):
             attention_mask = within_window(attention_mask, query.size(2), key.size(2), window, query.device)
-        attended, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](
+        attended, _ = ALL_ATTENTION_FUNCTIONS[NAME](
             self, query, key, value, attention_mask, scaling=1.0, sliding_window=window,
             dropout=self.attn_dropout.p if self.training else 0.0,
         )  # fmt: skip
@@ -68,5 +70,4 @@ def replace_attention(model: Any) -> None:
 
 
 family: Any = modeling_gpt_neo
-family.GPT_NEO_ATTENTION_CLASSES["sdpa"] = NeoAttention
-family.GPTNeoPreTrainedModel._supports_sdpa = family.GPTNeoPreTrainedModel._supports_attention_backend = True
+family.GPT_NEO_ATTENTION_CLASSES[NAME] = NeoAttention

@@ -15,9 +15,12 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessor,
     ContinuousBatchingLogitsProcessorList,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import AttentionInterface
 
 from rlhf.config.schema import Rollout
 from rlhf.data.tokens import PromptBatch, Tokenizer, left_mask
+from rlhf.models.attention import attention
 from rlhf.models.families import shape_of
 from rlhf.models.lora import base_model
 from rlhf.rollout.base import Part, Responses, generate_in_parts
@@ -172,9 +175,11 @@ def known_attention(model: Any) -> Iterator[Any]:
     logger.setLevel(logging.CRITICAL)
     if former not in ("sdpa", "eager"):
         model.set_attn_implementation("sdpa")
+    AttentionInterface.register("sdpa", attention)  # with the `softcap` that Gemma 2 asks for
     try:
         yield model
     finally:
+        AttentionInterface.register("sdpa", sdpa_attention_forward)
         if model.config._attn_implementation != former:
             model.set_attn_implementation(former)
         logger.setLevel(level)

@@ -2,6 +2,8 @@
 
 import copy
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -181,3 +183,35 @@ def test_what_is_saved_says_nothing_of_it_and_is_loaded_again(tmp_path):
         assert takes_packed(again)
     assert "sdpa" not in (tmp_path / "config.json").read_text()
     assert sorted(os.listdir(tmp_path)) == ["config.json", "generation_config.json", "model.safetensors"]
+
+
+def test_other_models_of_the_process_are_as_they_were(tmp_path):
+    """Building and extending a model of ours leaves transformers' tables and classes alone."""
+    code = """
+import torch, transformers
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.models.gpt_neo import modeling_gpt_neo as neo
+from transformers.models.gemma2 import modeling_gemma2 as gemma
+
+def state():
+    flags = [(kind.__name__, kind._supports_sdpa, kind._supports_attention_backend)
+             for kind in (neo.GPTNeoPreTrainedModel, gemma.Gemma2PreTrainedModel)]
+    named = [dict(table._global_mapping) for table in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS)]
+    return flags, named, dict(neo.GPT_NEO_ATTENTION_CLASSES), torch.nn.functional.scaled_dot_product_attention
+
+before = state()
+from rlhf.models.attention import extend_attention
+small = dict(hidden_size=8, num_layers=2, num_heads=2, vocab_size=9, attention_types=[[["global", "local"], 1]])
+model = transformers.AutoModelForCausalLM.from_config(transformers.GPTNeoConfig(**small))
+plain = transformers.AutoModelForCausalLM.from_config(transformers.GPTNeoConfig(**small))
+extend_attention(model)
+after = state()
+assert after[0] == before[0] and after[3] is before[3]
+for old, new in zip(before[1] + [before[2]], after[1] + [after[2]]):
+    changed = {name for name in new if old.get(name) is not new[name]}
+    assert changed <= {"rlhf"} | ({"eager"} if transformers.__version__ < "5.24" else set()), changed
+assert type(plain.transformer.h[0].attn.attention) is neo.GPTNeoSelfAttention
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
