@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf.catalog.metric import Metric, final_metrics
-from rlhf.catalog.stage import Work
+from rlhf.catalog.stage import Work, stage_kinds
 from rlhf.config.terminal import make_printable
 from rlhf.experiment.checkpoints import checkpoint_dirs
 from rlhf.experiment.files import as_float, as_text, read_lines
@@ -66,6 +66,9 @@ def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Con
         for metric in final_metrics():
             if metric.final in results and metric.name in results[metric.final].metrics:
                 table.add_row(metric.with_unit(metric.label), with_error(results[metric.final].metrics, metric))
+        for stage in (stage for stage in results if stage not in stage_kinds()):  # whose figures have no label of their own
+            for metric in (metric for metric in final_metrics() if metric.name in results[stage].metrics):
+                table.add_row(f"{metric.with_unit(metric.heading)}, {stage}", with_error(results[stage].metrics, metric))
         for stage, result in results.items():
             for label, found in count_losses(stage, result.metrics).items():
                 table.add_row(label, found)
