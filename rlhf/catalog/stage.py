@@ -154,8 +154,8 @@ def is_stage(name: str) -> bool:
 
 
 def is_benchmark(name: str) -> bool:
-    """Whether a stage measures speed; a name that is not known here, as in a report of others' runs, does not."""
-    return is_stage(name) and kind_of(name).is_benchmark
+    """Whether a stage of this package measures speed. Nothing else is imported: a report may be of others' runs."""
+    return name in packages() and kind_of(name).is_benchmark
 
 
 @cache

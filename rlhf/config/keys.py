@@ -8,7 +8,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, get_args, get_type_hints
 
-from rlhf.catalog.stage import is_benchmark
+from rlhf.catalog.stage import kind_of
 from rlhf.config.schema import LORAS, ZEROS, Config, Launcher, Zero
 
 # Of ZeRO's keys those that change numbers by more than rounding.
@@ -76,7 +76,7 @@ def leaf_keys() -> list[str]:
 
 def excluded_keys(stage: str) -> tuple[str, ...]:
     """The keys that are never in a stage's fingerprint."""
-    return NAME_KEYS if is_benchmark(stage) else PLACE_KEYS
+    return NAME_KEYS if kind_of(stage).is_benchmark else PLACE_KEYS
 
 
 def matches_prefix(key: str, prefixes: tuple[str, ...]) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rlhf.catalog.stage import Input, kind_of, order_stages
+from rlhf.catalog.stage import kind_of, order_stages
 from rlhf.config.errors import ConfigError
 from rlhf.config.ranges import get_key
 from rlhf.config.schema import Config
@@ -30,36 +30,41 @@ def build_graph(config: Config) -> list[Node]:
 
     Raises ConfigError where a stage needs another one that is neither asked for nor done.
     """
-    return [find_node(config, stage) for stage in order_stages(config.stages)]
+    known: dict[str, Node] = {}
+    return [find_node(config, stage, known) for stage in order_stages(config.stages)]
 
 
-def find_node(config: Config, stage: str) -> Node:
-    """A stage with its inputs: each given by path, or found by the fingerprint of the stage that makes it."""
+def find_node(config: Config, stage: str, known: dict[str, Node]) -> Node:
+    """A stage with its inputs: each given by path, or found by the fingerprint of the stage that makes it. Nodes that are
+    found are kept in `known`, by their stages."""
+    if stage in known:
+        return known[stage]
     identities: dict[str, str] = {}
     places: dict[str, str] = {}
     parents: list[str] = []
     for given in kind_of(stage).inputs:
         name, value = given.name, get_key(config, given.key)
         if value is None and given.stage is not None:
-            parent = find_parent(config, given, given.stage)
+            parent = find_parent(config, given.key, given.stage, known)
             identities[name], places[name] = parent.fingerprint, str(parent.directory.model)
             parents.append(parent.fingerprint)
         elif given.stage is None and value in identities:
             identities[name] = f"{value} {identities[value]}"
         else:
             identities[name], places[name] = str(content_id(value, given.key)), model_path(value)
-    return replace(build_node(config, stage, identities, places), parents=tuple(parents))
+    known[stage] = replace(build_node(config, stage, identities, places), parents=tuple(parents))
+    return known[stage]
 
 
-def find_parent(config: Config, given: Input, stage: str) -> Node:
-    """The stage that makes an input. Raises ConfigError where it is neither asked for nor done."""
-    parent = find_node(config, stage)
+def find_parent(config: Config, key: str, stage: str, known: dict[str, Node]) -> Node:
+    """The stage that makes an input whose `key` is null. Raises ConfigError where it is neither asked for nor done."""
+    parent = find_node(config, stage, known)
     if stage not in config.stages and not parent.directory.done:
         raise ConfigError(
-            given.key,
+            key,
             "null",
             f"this configuration's {stage} stage ({parent.directory.path.name}) is not done",
-            f"run stage={stage} or stage=all first, or give {given.key}=<directory or hub id>",
+            f"run stage={stage} or stage=all first, or give {key}=<directory or hub id>",
         )
     return parent
 

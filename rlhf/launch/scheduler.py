@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from rlhf.catalog.stage import is_benchmark
+from rlhf.catalog.stage import kind_of
 from rlhf.config.derive import ranks
 from rlhf.config.disk import disk_problem
 from rlhf.config.errors import ConfigError, first_line
@@ -146,7 +146,7 @@ def run_locked(task: Task, console: Console, devices: Devices | None) -> Outcome
 
             run_inline(spec)
     except Stopped as stopped:
-        again = "begins anew" if is_benchmark(node.stage) else "goes on from there"
+        again = "begins anew" if kind_of(node.stage).is_benchmark else "goes on from there"
         told = f" {node.stage}: {stopped}; the same command {again}"
         console.print(Text.assemble(("stopped", "yellow"), told), soft_wrap=True)
         node.directory.set_status(state="stopped", reason=str(stopped))
