@@ -1,6 +1,7 @@
 """Every model family runs the three stages, and leaves models that plain transformers loads."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from halves import fp16_case
 from ranks import run_specs, specs
 
 from rlhf.catalog.families import FAMILIES
+from rlhf.config.compose import config_root
 from rlhf.experiment.graph import build_graph
 from rlhf.experiment.sweep import Task
 from rlhf.launch.scheduler import run_stage_here
@@ -66,6 +68,11 @@ def load_classifier(place):
 
 def test_each_family_has_its_own_name():
     assert [family.name for family in FAMILIES.values()] == list(FAMILIES)
+
+
+def test_the_comment_on_a_model_of_ones_own_names_each_family():
+    comment = (config_root() / "conf" / "model" / "local.yaml").read_text()
+    assert [family for family in FAMILIES if not re.search(rf"#.*\b{family}\b", comment)] == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)

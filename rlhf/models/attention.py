@@ -20,8 +20,8 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface, PreTrainedModel
 
+from rlhf.catalog.families import FAMILIES
 from rlhf.models.cached import attend_folded, attend_runs, kernel_agrees
-from rlhf.models.families import ARGUMENTS
 from rlhf.models.heads import plain_model
 from rlhf.models.neo import NAME, replace_attention, within_window
 
@@ -52,7 +52,7 @@ def reads_runs(model: Any) -> bool:
 def goes_through_interface(model: Any) -> bool:
     """Whether the attention of a model of one of our families is looked up in transformers' table."""
     kind = model.config.model_type
-    return kind in ARGUMENTS and (kind == "gpt_neo" or bool(getattr(model, "_supports_attention_backend", False)))
+    return kind in FAMILIES and (kind == "gpt_neo" or bool(getattr(model, "_supports_attention_backend", False)))
 
 
 def extend_attention(model: Any) -> None:

@@ -13,8 +13,6 @@ from rlhf.config.schema import Model
 # model drawn that small learns to copy from the prompt ten times later, or never.
 INIT_SCALE = 0.55
 NO_LIMIT = 2**31 - 1
-# The families whose attention this program knows (models/attention.py).
-ARGUMENTS = FAMILIES
 
 
 def build_hf_config(model: Model, **special_tokens: int | None) -> Any:

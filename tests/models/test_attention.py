@@ -12,9 +12,10 @@ from tiny import policy_engine
 from transformers import AutoModelForCausalLM, Gemma2Config, GPTNeoConfig, MistralConfig, Qwen2Config
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from rlhf.catalog.families import FAMILIES
 from rlhf.models import attention as attention_module
 from rlhf.models.attention import attention, extend_attention, takes_packed
-from rlhf.models.families import ARGUMENTS, build_hf_config
+from rlhf.models.families import build_hf_config
 from rlhf.models.load import build_on_meta
 
 pytestmark = pytest.mark.rounding
@@ -154,7 +155,7 @@ def test_the_kernels_names_are_torchs():
     assert {"scale", "window_size"} <= set(names)
 
 
-@pytest.mark.parametrize("family", ARGUMENTS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_lengths_stay_on_the_host(make_config, family):
     """A mask on another device than the model's would be moved or refused by what looks at it: nothing does."""
     config = make_config(f"model={family.replace('_', '-')}-tiny")
