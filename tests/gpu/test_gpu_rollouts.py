@@ -8,8 +8,8 @@ import torch
 from agreement import disagreements
 from tiny import policy_engine
 
+from rlhf.catalog.families import gemma2, gpt_neo
 from rlhf.data.tokens import left_mask, prompt_batch, right_mask
-from rlhf.models import families
 from rlhf.models.forward import response_logprobs
 from rlhf.rollout import generate
 from rlhf.rollout.hybrid import DECODERS
@@ -55,8 +55,8 @@ def test_graphs_give_the_tokens_of_plain_calls_and_of_transformers(gpu_config, t
 @pytest.mark.parametrize("family", ["gpt-neo", "gemma2"])
 def test_graphs_go_on_beyond_a_window(gpu_config, tokenizer, family, monkeypatch):
     """From one end of the cache that is read to the next."""
-    monkeypatch.setattr(families, "NEO_WINDOW", 32)
-    monkeypatch.setattr(families, "WINDOW", 32)
+    monkeypatch.setattr(gpt_neo, "WINDOW", 32)
+    monkeypatch.setattr(gemma2, "WINDOW", 32)
     config = gpu_config(f"model={family}-tiny", "precision=fp32", "rollout.max_new_tokens=100")
     engine = sharpened(policy_engine(config, tokenizer), 3.0)
     batch, numbers = ragged(engine, config, 12)
@@ -92,8 +92,8 @@ def test_penalties_and_stop_texts_work_inside_graphs(gpu_config, tokenizer):
 @pytest.mark.parametrize("model", ["opt-125m", *(f"{family}-tiny" for family in FAMILIES)])
 def test_half_precision_is_near_the_trainers_log_probabilities(gpu_config, tokenizer, sizes, monkeypatch, model):
     """The kernel that reads what rows of the cache hold, where a family has it, beyond windows and as rows end."""
-    monkeypatch.setattr(families, "NEO_WINDOW", 32)
-    monkeypatch.setattr(families, "WINDOW", 32)
+    monkeypatch.setattr(gpt_neo, "WINDOW", 32)
+    monkeypatch.setattr(gemma2, "WINDOW", 32)
     name = sizes(model, "opt-tiny") if model == "opt-125m" else model
     config = gpu_config(f"model={name}", "model.path=null", "precision=bf16", "rollout.max_new_tokens=32")
     engine = policy_engine(config, tokenizer)
