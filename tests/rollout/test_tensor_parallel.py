@@ -70,10 +70,10 @@ def main(lora, *families):
     from agreement import distances
     from tiny import learning_engine, prompts
 
+    from rlhf.catalog.families import gemma2, gpt_neo
     from rlhf.config.points import compose_config
     from rlhf.data.records import load_dataset
     from rlhf.engine.state import local_shard
-    from rlhf.models import families as shapes
     from rlhf.models.lora import base_model
     from rlhf.models.tokenizer import build_tokenizer
     from rlhf.rollout import generate
@@ -81,7 +81,7 @@ def main(lora, *families):
     from rlhf.runtime.distributed import rank, start
 
     found = {}
-    shapes.NEO_WINDOW = shapes.WINDOW = 8
+    gpt_neo.WINDOW = gemma2.WINDOW = 8
     for family in families:
         config = compose_config(
             *PAIR, f"model={family.replace('_', '-')}-tiny", "zero.persistence_elements=0", f"lora={lora}",
