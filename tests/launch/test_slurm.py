@@ -158,10 +158,11 @@ def test_a_time_limit_saves_and_queues_again(cluster, place, unbroken):
 
 
 def test_the_limit_of_requeues_ends_a_job_that_can_be_resumed(cluster, place):
-    limits = ("launcher.time_minutes=1", "launcher.signal_delay_s=50", "launcher.max_requeues=0", "sft.epochs=5000")
-    directory = submitted(place, *LONG, *limits)
+    limits = ("launcher.time_minutes=1", "launcher.signal_delay_s=40", "launcher.max_requeues=0", "sft.epochs=5000")
+    rlhf(*LONG, *limits, "launcher=slurm", cwd=place)
+    (directory,) = stages(place)  # the signal may come before many steps are done
     job = job_of(directory)
-    assert cluster.wait_job(job, "FAILED", timeout_s=120)
+    assert cluster.wait_job(job, "FAILED", timeout_s=180)
     assert status(directory)["state"] == "stopped" and "launcher.max_requeues=0" in status(directory)["reason"]
     assert list((directory / "checkpoints").glob("step-*"))
 
