@@ -67,7 +67,7 @@ def rows(logits: Tensor, part: slice, at: Tensor | None) -> Tensor:
 
 
 def chunk_logprobs(scaled: Tensor, tokens: Tensor, entropies: bool) -> tuple[Tensor, Tensor | float]:
-    """Of float32 logits [N, V], over the temperature: log-probabilities of [N] tokens, and entropies or 0."""
+    """Compute log-probabilities of [N] tokens, and entropies or 0, from float32 logits [N, V] over the temperature."""
     log_softmax = torch.log_softmax(scaled, dim=-1)
     logprobs = log_softmax.gather(-1, tokens[:, None]).squeeze(-1)
     return logprobs, -(log_softmax.exp() * log_softmax).sum(-1) if entropies else 0.0

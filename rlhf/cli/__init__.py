@@ -4,7 +4,6 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 
 # A verb: its module, which has `main(arguments)`.
 VERBS = {
@@ -25,13 +24,10 @@ def main() -> int:
         return call("run", arguments)
     verb = arguments.pop(0)
     if verb not in VERBS:
-        from rlhf.config.errors import ConfigError
+        from rlhf.config.hydra_errors import unknown_option
         from rlhf.config.terminal import Terminal
 
-        near = get_close_matches(verb, VERBS, n=1)
-        fix = f"did you mean {near[0]}?" if near else "an override is written key=value; python -m rlhf --help lists them"
-        problem = f"there is no such verb; the verbs are {', '.join(VERBS)}"
-        Terminal(stderr=True, soft_wrap=True).print(f"error: {ConfigError('verb', verb, problem, fix)}")
+        Terminal(stderr=True, soft_wrap=True).print(f"error: {unknown_option('verb', verb, list(VERBS))}")
         return 2
     sys.argv[1:] = arguments
     return call(verb, arguments)

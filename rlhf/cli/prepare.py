@@ -5,8 +5,7 @@ from rlhf.config.checks import check, check_without_shapes
 from rlhf.config.errors import raise_problems
 from rlhf.config.points import compose_config
 from rlhf.config.schema import Config, Model
-from rlhf.data.check import count_part, count_records, record_problems
-from rlhf.data.records import load_dataset
+from rlhf.data.check import count_part, record_problems
 from rlhf.experiment.graph import Node
 from rlhf.experiment.sweep import Task
 from rlhf.models.source import fill_shapes, source_of
@@ -32,11 +31,11 @@ def resolve_config(config: Config) -> Config:
 def check_sources(config: Config, node: Node) -> None:
     """Look at what a stage that is not done will load beside the data set, before anything starts: models (within seconds,
     without reading weights) and further texts."""
-    from rlhf.models.preflight import check_source  # which imports torch
-
     kind = kind_of(node.stage)
     model: Model | None = None if kind.loads is None else getattr(config, kind.loads)
     if model is not None and model.path is not None:
+        from rlhf.models.preflight import check_source  # which imports torch
+
         check_source(source_of(model, str(kind.loads)), config, scorer=False, declared=model)
     kind.check(config, node.inputs)
 
@@ -59,12 +58,7 @@ def estimate_tasks(tasks: list[Task]) -> dict[str, Work | None]:
             continue
         source = str(config.data)
         if source not in known:
-            known[source] = count_training_records(config)
+            known[source] = count_part(config, "train")
         records = kind.records(config, known[source])
         found[task.key] = estimate_work(config, kind.name, records.number, records.answers)
     return found
-
-
-def count_training_records(config: Config) -> Counts:
-    """The training records. Those of the demo are not made to be counted: there are as many for every seed."""
-    return count_part(config, "train") if config.data.source == "demo" else count_records(load_dataset(config).train)

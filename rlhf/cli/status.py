@@ -29,7 +29,7 @@ from rlhf.catalog.metric import METRICS, NEWS
 from rlhf.catalog.stage import stage_kinds
 from rlhf.catalog.state import SETTLED, STATES, WRITTEN, most_urgent
 from rlhf.config.errors import ConfigError, first_line
-from rlhf.config.terminal import Terminal, one_line
+from rlhf.config.terminal import Terminal, one_line, plural
 from rlhf.experiment.files import Unreadable, as_text, line_object, read_object
 
 PERIOD_S, SILENT_S = 2.0, 60.0
@@ -290,7 +290,7 @@ def heading(sweep: str, points: dict[str, list[str]], stages: list[Stage]) -> st
     order, states = list(STATES), {stage.name: stage.state for stage in stages}
     worst = Counter(most_urgent(states[name] for name in names) for names in points.values())
     counts = [f"{worst[state]} {state}" for state in ("done", *order[:-1]) if worst[state]]
-    return f"sweep {sweep}: {len(points)} point{'s' * (len(points) != 1)}, {', '.join(counts)}"
+    return f"sweep {sweep}: {plural(len(points), 'point')}, {', '.join(counts)}"
 
 
 def duration(seconds: float) -> str:

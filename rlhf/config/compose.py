@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from rlhf.config.directories import make_safe_name, name_sweep, unique_names
+from rlhf.config.directories import draw_unique_word, make_safe_name, name_sweep
 from rlhf.config.errors import ConfigError, first_line, raise_problems
 from rlhf.config.hydra_errors import unknown_key
 from rlhf.config.keys import leaf_keys
@@ -39,7 +39,7 @@ def register() -> None:
     """Tell Hydra where the presets are, and that every model can be a reward model too."""
     root = config_root()
     OmegaConf.register_new_resolver("rlhf_root", lambda: str(root), replace=True)
-    OmegaConf.register_new_resolver("rlhf_unique", unique_names, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("rlhf_unique", draw_unique_word, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("rlhf_sweep", lambda name: name_sweep(str(name), sys.argv[1:]), replace=True)
     OmegaConf.register_new_resolver("rlhf_point", lambda overrides: point_name(list(overrides), sys.argv[1:]), replace=True)
     for path in (root / "conf" / "model").glob("*.yaml"):

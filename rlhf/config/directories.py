@@ -83,6 +83,6 @@ def key_of(override: str) -> str:
     return re.split(r"[=@]", override.lstrip("+~"), maxsplit=1)[0].replace("/", ".")
 
 
-def unique_names() -> str:
-    """What tells two runs apart that begin in the same second, on whatever machine."""
+def draw_unique_word() -> str:
+    """Draw a word that tells two runs apart which begin in the same second, on whatever machine."""
     return secrets.token_hex(3)

@@ -36,7 +36,7 @@ from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.hydra_errors import REFUSED, translate_error
 from rlhf.config.overrides import check_groups, expand_ranges, fixed_overrides, parse, without_values
 from rlhf.config.schema import Config
-from rlhf.config.secrets import mask_text
+from rlhf.config.secrets import to_yaml
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,9 @@ class Composer:
         if self.swept:
             directory = self.sweep_directory
             directory.mkdir(parents=True, exist_ok=True)
-            (directory / "multirun.yaml").write_text(to_yaml(self.master), encoding="utf-8")
+            (directory / "multirun.yaml").write_text(
+                to_yaml(OmegaConf.to_container(self.master, resolve=False)), encoding="utf-8"
+            )
         for job in jobs:
             self.save_job(job)
 
@@ -254,18 +256,13 @@ class Composer:
             "config": drop_hydra_words(config),
         }
         for name, values in files.items():
-            (place / f"{name}.yaml").write_text(to_yaml(values), encoding="utf-8")
+            (place / f"{name}.yaml").write_text(to_yaml(OmegaConf.to_container(values, resolve=False)), encoding="utf-8")
 
 
 def compose_config(*overrides: str) -> Config:
     """The configuration that `python -m rlhf <overrides>` composes, typed but not checked. Raises ConfigError."""
     with Composer(command_of(list(overrides))) as composer:
         return to_config(drop_hydra_words(composer.compose(composer.points[0])))
-
-
-def to_yaml(values: Any) -> str:
-    """A configuration, or a list of overrides, as YAML for people: what interpolates does so still, secrets are masked."""
-    return OmegaConf.to_yaml(OmegaConf.create(mask_text(OmegaConf.to_container(values, resolve=False))))
 
 
 def overrides_typed(config: DictConfig, kind: str) -> list[str]:

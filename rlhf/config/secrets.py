@@ -1,5 +1,7 @@
 """What looks like a secret, in one place, and texts and values without it.
 
+from omegaconf import OmegaConf
+
 A configuration may hold a token, in a job's shell lines for instance. Whatever is written to be read by others, uploaded
 or printed goes through `mask` or `masked`; only a stage's spec.json holds the secret, and its owner alone can read that.
 """
@@ -7,6 +9,8 @@ or printed goes through `mask` or `masked`; only a stage's spec.json holds the s
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from omegaconf import OmegaConf
 
 MASK = "<secret>"
 
@@ -80,17 +84,23 @@ def mask(text: str) -> str:
     return "".join([*parts, text[position:]])
 
 
-def mask_text(value: Any, name: str = "") -> Any:
+def mask_values(value: Any, name: str = "") -> Any:
     """A value without the secrets in it, `name` being its key; mappings and lists are gone through. Numbers are none."""
     if isinstance(value, Mapping):
-        return {key: mask_text(entry, str(key)) for key, entry in value.items()}
+        return {key: mask_values(entry, str(key)) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [mask_text(entry, name) for entry in value]
+        return [mask_values(entry, name) for entry in value]
     if not isinstance(value, str):
         return value
     if (override := OVERRIDE.fullmatch(value)) and is_secret_name(override[2]) and not HARMLESS.match(override[3]):
         return f"{override[1]}{override[2]}={MASK}"  # the whole value, which may have blanks in it
     return MASK if is_secret_name(name) and not HARMLESS.match(value) else mask(value)
+
+
+def to_yaml(values: Any) -> str:
+    """Write plain values as YAML for people, without the secrets in them."""
+    text: str = OmegaConf.to_yaml(OmegaConf.create(mask_values(values)))
+    return text
 
 
 def secret_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -99,6 +109,6 @@ def secret_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             found += secret_keys(value, f"{prefix}{key}.")
-        elif mask_text(value, str(key)) != (list(value) if isinstance(value, tuple) else value):
+        elif mask_values(value, str(key)) != (list(value) if isinstance(value, tuple) else value):
             found.append(f"{prefix}{key}")
     return found

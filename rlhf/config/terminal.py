@@ -33,6 +33,11 @@ def strip_colours(text: str) -> str:
     return COLOUR.sub("", text)
 
 
+def plural(number: int, noun: str, form: str = "") -> str:
+    """Write a number with its noun; `form` is its format, as "," for thousands."""
+    return f"{number:{form}} {noun}{'' if number == 1 else 's'}"
+
+
 class Terminal(Console):
     """A rich console for text of any origin: no markup is read in it, and whatever is printed is printable."""
 

@@ -184,7 +184,7 @@ def gold_reward(prompt: str, response: str) -> float:
 
 
 def score_other_sentence(sentence: str, task: str, thing: str) -> float:
-    """What a sentence that is no right step costs: a wrong step or reason, or no sentence of this world at all."""
+    """Score a sentence that is no right step: a wrong step or reason costs, and so does a sentence of no known kind."""
     if sentence in OPENERS + CLOSINGS + DISMISSALS or sentence == REASONS[task]:
         return 0.0
     if sentence in REASONS.values() or any(is_step(sentence, step) for steps in STEPS.values() for step in steps):

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from rlhf.runtime.compat import patched
+
 
 @dataclass(frozen=True)
 class Gradient:
@@ -53,27 +55,17 @@ def measure_gradient(engine: Any) -> Gradient:
 
 @contextmanager
 def with_cached_grad_norm(engine: Any, found: Gradient, left_out: bool) -> Iterator[None]:
-    """Let the optimiser's step find this gradient: it need not look at it again. One that is left out it finds to be NaN,
-    so that it clears it and leaves the weights alone, as at an overflow of its own."""
+    """Let the optimiser's step reuse the norm of this gradient. An update that is left out is told NaN: DeepSpeed then
+    clears the gradient and leaves the weights alone, as at an overflow of its own."""
     optimizer = engine.optimizer
     with ExitStack() as stack:
         if hasattr(optimizer, "scaled_global_norm"):
             norm = found.raw * math.nan if left_out else found.raw
-            stack.enter_context(patched_method(optimizer, "scaled_global_norm", norm))
+            stack.enter_context(patched(optimizer, "scaled_global_norm", lambda: norm))
         elif hasattr(optimizer, "_get_norm_groups"):
             groups = [norm * math.nan for norm in found.raw] if left_out else found.raw
-            stack.enter_context(patched_method(optimizer, "_get_norm_groups", groups))
+            stack.enter_context(patched(optimizer, "_get_norm_groups", lambda: groups))
         elif left_out:
             engine.module.zero_grad(set_to_none=True)  # AdamW passes over what has no gradient
-            stack.enter_context(patched_method(engine, "clip_fp32_gradients", None))
+            stack.enter_context(patched(engine, "clip_fp32_gradients", lambda: None))
         yield
-
-
-@contextmanager
-def patched_method(owner: Any, method: str, result: Any) -> Iterator[None]:
-    """A method that returns a known result."""
-    setattr(owner, method, lambda *args, **kwargs: result)
-    try:
-        yield
-    finally:
-        delattr(owner, method)

@@ -46,7 +46,7 @@ def check_free(point: Point) -> None:
 
 
 def difference(one: list[str], other: list[str]) -> str:
-    """How a point differs from another one."""
+    """Say how a point differs from another point."""
     first, second = result_overrides(one), result_overrides(other)
     sides = [" ".join(sorted(side)) or "the defaults" for side in (first - second, second - first)]
     return f"with {sides[0]} instead of {sides[1]}"

@@ -1,6 +1,6 @@
 """An experiment as a graph of stages: which there are, what each needs, where its result is."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf.catalog.stage import kind_of, order_stages
@@ -52,7 +52,9 @@ def find_node(config: Config, stage: str, known: dict[str, Node]) -> Node:
             identities[name] = f"{value} {identities[value]}"
         else:
             identities[name], places[name] = str(content_id(value, given.key)), model_path(value)
-    known[stage] = replace(build_node(config, stage, identities, places), parents=tuple(parents))
+    digest = fingerprint(resolve_for_stage(config, stage, places), stage, identities)
+    directory = StageDirectory(Path(config.output_root) / "stages" / f"{stage}-{digest[:12]}")
+    known[stage] = Node(stage, digest, directory, places, tuple(parents), data_files(config, stage))
     return known[stage]
 
 
@@ -73,10 +75,3 @@ def model_path(given: str) -> str:
     """The directory that `transformers` loads: of a stage's directory its model/, else what was given."""
     place = Path(given).expanduser()
     return str(place / "model") if (place / "result.json").is_file() else (str(place) if place.exists() else given)
-
-
-def build_node(config: Config, stage: str, identities: dict[str, str], places: dict[str, str]) -> Node:
-    """One stage of the graph."""
-    digest = fingerprint(resolve_for_stage(config, stage, places), stage, identities)
-    directory = StageDirectory(Path(config.output_root) / "stages" / f"{stage}-{digest[:12]}")
-    return Node(stage, digest, directory, places, files=data_files(config, stage))

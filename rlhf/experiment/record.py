@@ -1,13 +1,13 @@
 """What a run or a point of a sweep leaves: its configuration, links to its stages, and summary.json."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rlhf.catalog.state import most_urgent
-from rlhf.config.secrets import mask_text
+from rlhf.config.secrets import mask_values, to_yaml
 from rlhf.experiment.graph import Node
-from rlhf.experiment.spec import to_yaml
 from rlhf.experiment.store import write_atomic, write_json
 from rlhf.experiment.sweep import Outcome, Point, read_summary_metrics
 
@@ -18,7 +18,7 @@ def write_record(point: Point, outcomes: dict[str, Outcome]) -> None:
     state = most_urgent((stage["state"] for stage in stages.values()), default="done")
     point.directory.mkdir(parents=True, exist_ok=True)
     # The same command writes them again: a thousand points need not wait for the disk.
-    write_atomic(point.directory / "config.yaml", to_yaml(point.config), durable=False)
+    write_atomic(point.directory / "config.yaml", to_yaml(asdict(point.config)), durable=False)
     names = {node.directory.path.name for node in point.stages}
     for place in (point.directory / "stages").glob("*"):
         if place.is_symlink() and place.name not in names:
@@ -26,7 +26,7 @@ def write_record(point: Point, outcomes: dict[str, Outcome]) -> None:
     for node in point.stages:
         link_stages(point.directory / "stages" / node.directory.path.name, node.directory.path)
     summary = {"point": point.name, "overrides": point.overrides, "state": state, "stages": stages}
-    write_json(point.directory / "summary.json", mask_text(summary), durable=False)
+    write_json(point.directory / "summary.json", mask_values(summary), durable=False)
 
 
 def summary_entry(node: Node, outcome: Outcome) -> dict[str, Any]:

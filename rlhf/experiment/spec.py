@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
-from rlhf.config.secrets import mask_text
+from rlhf.config.secrets import to_yaml
 from rlhf.experiment.checkpoints import check_layout, remove_all
 from rlhf.experiment.files import parse_json
 from rlhf.experiment.fingerprint import code_hash
@@ -59,17 +59,12 @@ def start_attempt(spec: Spec) -> None:
         remove_all(directory.path)
     directory.clear()
     write_json(spec.file, asdict(spec), private=True)
-    write_atomic(directory.path / "config.yaml", to_yaml(spec.config))
+    write_atomic(directory.path / "config.yaml", to_yaml(asdict(spec.config)))
     attempts = directory.counted("attempts") + 1
     directory.set_status(
         state="starting", stage=spec.stage, fingerprint=spec.fingerprint, attempts=attempts, reason=None,
         host=socket.gethostname(), pid=os.getpid(), job=job_id(),
     )  # fmt: skip
-
-
-def to_yaml(config: Config) -> str:
-    """A configuration as YAML for people, without the secrets in it."""
-    return OmegaConf.to_yaml(OmegaConf.create(mask_text(asdict(config))))
 
 
 def job_id() -> str | None:

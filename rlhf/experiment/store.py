@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.secrets import mask_text
+from rlhf.config.secrets import mask_values
 from rlhf.experiment import lock
 from rlhf.experiment.files import Unreadable, as_int, as_mapping, read_object
 from rlhf.experiment.integrity import MANIFEST, describe_models, integrity_error
@@ -164,7 +164,7 @@ class StageDirectory:
         until it has reached the disk. Raises LockLost."""
         self.check_lock()
         write_json(
-            self.path / "status.json", {**self.status(), **mask_text(changes), "heartbeat": time.time()}, durable=False
+            self.path / "status.json", {**self.status(), **mask_values(changes), "heartbeat": time.time()}, durable=False
         )
 
     def clear(self) -> None:

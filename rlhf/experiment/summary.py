@@ -8,7 +8,7 @@ from rich.text import Text
 
 from rlhf.catalog.metric import Metric, final_metrics
 from rlhf.catalog.stage import Work, stage_kinds
-from rlhf.config.terminal import make_printable
+from rlhf.config.terminal import make_printable, plural
 from rlhf.experiment.checkpoints import checkpoint_dirs
 from rlhf.experiment.files import as_float, as_text, read_lines
 from rlhf.experiment.graph import Node
@@ -39,15 +39,10 @@ def print_plan(points: list[Point], tasks: list[Task], works: dict[str, Work | N
     console.print(f"{run or 'nothing'} to run, {plural(reused, 'stage')} done before")
 
 
-def plural(number: int, what: str) -> str:
-    """A number with its noun."""
-    return f"{number} {what}" + ("" if number == 1 else "s")
-
-
 def kinds(tasks: list[Task]) -> str:
     """How many stages of each kind."""
     found = Counter(task.node.stage for task in tasks)
-    return ", ".join(f"{as_float} {stage}" for stage, as_float in found.items())
+    return ", ".join(f"{number} {stage}" for stage, number in found.items())
 
 
 def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Console) -> None:
@@ -89,7 +84,7 @@ def with_error(metrics: dict[str, float], metric: Metric) -> str:
 
 
 def count_losses(stage: str, metrics: dict[str, float]) -> dict[str, str]:
-    """What a stage's data lost, by label: responses and texts without their end, pairs that are no comparison."""
+    """Count the losses of a stage's data, by label: responses and texts without their end, pairs that are no comparison."""
     rows = {}
     for what in ("responses", "texts"):
         if cut := metrics.get(f"data/{what}_cut", 0.0):

@@ -21,7 +21,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface, PreTrainedModel
 
 from rlhf.catalog.families import FAMILIES
-from rlhf.models.cached import attend_folded, attend_runs, kernel_agrees
+from rlhf.models.cached import attend_capped, attend_folded, attend_runs, kernel_agrees
 from rlhf.models.heads import plain_model
 from rlhf.models.neo import NAME, replace_attention, within_window
 
@@ -120,18 +120,14 @@ def capped_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> Tensor:
-    """Attention whose scores are bent into [-softcap, softcap] by tanh (Gemma 2, arXiv 2408.00118, section 2)."""
-    groups, scale = getattr(module, "num_key_value_groups", 1), query.size(-1) ** -0.5 if scaling is None else scaling
+    """Attention of padded sequences with a `softcap`, [B, H, T, D] to [B, T, H, D]."""
     if mask is None:
         mask = causal_band(query.size(2), None, query.device)
         if query.size(2) > 1:  # the first tokens of an empty static cache
             key, value = key[:, :, : query.size(2)], value[:, :, : query.size(2)]
-    scores = softcap * torch.tanh(query @ repeat_kv(key, groups).transpose(2, 3) * (scale / softcap))
-    lowest = torch.finfo(scores.dtype).min
-    scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = torch.dropout(weights, dropout, train=dropout > 0)
-    return (weights @ repeat_kv(value, groups)).transpose(1, 2).contiguous()
+    groups = getattr(module, "num_key_value_groups", 1)
+    keys, values = repeat_kv(key, groups), repeat_kv(value, groups)
+    return attend_capped(query, keys, values, mask, softcap, scaling, dropout).transpose(1, 2).contiguous()
 
 
 def packed_attention(

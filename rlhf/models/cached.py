@@ -77,8 +77,8 @@ def attend_runs(
 
 @cache
 def kernel_agrees(device: torch.device, dtype: torch.dtype, heads: int, shared: int, width: int) -> bool:
-    """Whether the kernel gives what the mask gives, tried once on this device: torch does not document this use of it.
-    `heads` have `shared` keys and values of `width` elements. A kernel that does not is warned of."""
+    """Try once on this device whether the kernel gives what the mask gives: torch does not document this use of it.
+    `heads` have `shared` keys and values of `width` elements. Warns of a kernel that does not."""
     rows, slots, draw = 3, 24, torch.Generator().manual_seed(0)
     runs = Runs(rows, slots, device)
     runs.begin(torch.tensor([1, 7, 16], device=device), 16, rows)
@@ -87,14 +87,12 @@ def kernel_agrees(device: torch.device, dtype: torch.dtype, heads: int, shared: 
     wanted = attend_folded(query, key, value, runs.of_mask(rows, slots)[:, None, None]).float()
     try:
         gap = float((attend_runs(query, key, value, runs.of_kernel(rows)).float() - wanted).abs().max())
+        problem = None if gap <= KERNEL_GAP else f"the kernel is off by {gap:.3g}"
     except RuntimeError as error:
-        warnings.warn(f"attention over the cache is read through a mask, slower: {error}", stacklevel=2)
-        return False
-    if not gap <= KERNEL_GAP:
-        problem = f"the kernel is off by {gap:.3g}"
+        problem = str(error)
+    if problem is not None:
         warnings.warn(f"attention over the cache is read through a mask, slower: {problem}", stacklevel=2)
-        return False
-    return True
+    return problem is None
 
 
 def flat(cache: Tensor) -> Tensor:
@@ -113,9 +111,25 @@ def attend_folded(
     if softcap is None:
         attended = torch.nn.functional.scaled_dot_product_attention(folded, key, value, mask, scale=scale)
     else:
-        scores = folded @ key.transpose(2, 3) * ((query.size(-1) ** -0.5 if scale is None else scale) / softcap)
-        scores = softcap * torch.tanh(scores)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        attended = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value
+        attended = attend_capped(folded, key, value, mask, softcap, scale)
     return attended.flatten(1, 2)[:, None]
+
+
+def attend_capped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    softcap: float,
+    scale: float | None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention [B, K, T, D] whose scores are bent into [-softcap, softcap] by tanh (Gemma 2, arXiv 2408.00118, section 2).
+    The mask is True where a key is seen, or is added to the scores."""
+    scores = query @ key.transpose(2, 3) * ((query.size(-1) ** -0.5 if scale is None else scale) / softcap)
+    scores = softcap * torch.tanh(scores)
+    if mask is not None:
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.dropout(weights, dropout, train=dropout > 0) @ value

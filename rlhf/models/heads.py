@@ -77,8 +77,8 @@ def is_custom_classifier(model: Any) -> bool:
 
 
 def model_inputs(model: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """What a forward pass takes: ids with padding replaced by a valid id, the mask, and positions that count real tokens
-    where the model takes them. `ids` and `mask` are [B, T], padded on either side or both."""
+    """Build the inputs of a forward pass: ids with padding replaced by a valid id, the mask, and positions that count real
+    tokens where the model takes them. `ids` and `mask` are [B, T], padded on either side or both."""
     inputs = {"input_ids": ids.masked_fill(mask == 0, 0), "attention_mask": mask}
     if takes_positions(model):
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)

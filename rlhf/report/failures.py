@@ -46,7 +46,7 @@ def missing(collection: Collection) -> list[str]:
 
 
 def progress(stage: Stage) -> str:
-    """How far an unfinished stage is, as ` at step 3 of 40`."""
+    """Write how far an unfinished stage is, as ` at step 3 of 40`."""
     if stage.step is None:
         return ""
     return f" at step {stage.step:,}" + (f" of {stage.total:,}" if stage.total else "")

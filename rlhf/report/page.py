@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from rlhf.catalog.metric import Metric
 from rlhf.catalog.state import STATES
+from rlhf.config.terminal import plural
 from rlhf.experiment.files import as_float
 from rlhf.report import plots, statistics, throughput
 from rlhf.report.collect import Collection, Point, rank
@@ -109,17 +110,12 @@ def overview(collection: Collection) -> list[str]:
     kinds = counted([stage.kind for stage in sorted(collection.stages, key=lambda stage: rank(stage.kind))])
     uses = sum(len(point.stages) for point in collection.points)
     lines = [
-        f"{plural(len(collection.points), 'point')}: {points}",
-        f"{plural(len(collection.stages), 'stage')}: {kinds or 'none yet'}",
+        f"{plural(len(collection.points), 'point', ',')}: {points}",
+        f"{plural(len(collection.stages), 'stage', ',')}: {kinds or 'none yet'}",
     ]
     if uses > len(collection.stages):
         lines.append(f"{len(collection.stages)} stages instead of {uses}: one that several points use is run once")
     return lines
-
-
-def plural(number: int, noun: str) -> str:
-    """A number with its noun."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def counted(names: list[str]) -> str:

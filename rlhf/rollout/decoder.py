@@ -31,8 +31,8 @@ SLOTS = {"cpu": 32, "cuda": 128}
 
 @dataclass(frozen=True)
 class GraphKey:
-    """What tells one captured step from another: its rows, the slots of the cache that it reads, and whether it may not end
-    a response."""
+    """Tells one captured step from another: by its rows, the slots of the cache that it reads, and whether it may not end a
+    response."""
 
     rows: int
     slots: int
@@ -275,5 +275,5 @@ def next_size(rows: int) -> int:
 
 
 def weight_addresses(model: Any) -> tuple[int, ...]:
-    """Where the weights are: graphs read them there."""
+    """List the addresses of the weights, which graphs read there."""
     return tuple(parameter.data_ptr() for parameter in model.parameters())

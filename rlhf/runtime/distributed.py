@@ -1,11 +1,8 @@
 """Processes: starting them as one group, and what they tell each other."""
 
-import contextlib
-import importlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +12,7 @@ import torch.distributed as dist
 from rlhf.config.derive import ranks
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
+from rlhf.runtime.compat import import_muon, share_partition_groups
 
 
 def start(config: Config) -> None:
@@ -69,39 +67,6 @@ def leave() -> None:
     """Leave the process group: nccl warns of a process that ends in it."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def share_partition_groups() -> None:
-    """Let all models of ZeRO++ use one set of secondary partition groups; DeepSpeed would refuse a second model."""
-    from deepspeed.utils import groups
-
-    create = groups._create_zero_param_parallel_group
-
-    def create_once(size: int) -> None:
-        if groups._ZERO_PARAM_INTRA_PARALLEL_GROUP is None:
-            create(size)
-
-    groups._create_zero_param_parallel_group = create_once
-
-
-def import_muon() -> None:
-    """Import DeepSpeed's optimiser Muon without compiling its kernels, which nothing here uses. DeepSpeed asks of every
-    optimiser whether it is a Muon, and would import torch's compiler for these kernels, which takes a second."""
-    from deepspeed.runtime import compiler
-
-    with contextlib.suppress(ImportError), patched(compiler, "compile", lambda: lambda kernel: kernel):
-        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
-
-
-@contextlib.contextmanager
-def patched(module: Any, name: str, value: Any) -> Iterator[None]:
-    """Give a module's function another meaning meanwhile."""
-    original = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, original)
 
 
 def silence_libraries() -> None:

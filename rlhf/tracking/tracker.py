@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.catalog.metric import check_names
-from rlhf.config.secrets import mask_text
+from rlhf.config.secrets import mask_values
 from rlhf.experiment.files import read_lines
 from rlhf.experiment.lock import LockLost
 from rlhf.experiment.spec import Spec, stage_directory
@@ -39,7 +39,7 @@ class Tracker:
         if not main:
             return
         self.directory.check_lock()
-        write_json(self.directory.path / "environment.json", mask_text(environment(spec.config)))
+        write_json(self.directory.path / "environment.json", mask_values(environment(spec.config)))
         self.heart = threading.Thread(target=self.beat, daemon=True)
         self.heart.start()
 

@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 
 from rlhf.catalog.stage import stage_kinds
 from rlhf.config.schema import Config
-from rlhf.config.secrets import mask, mask_text
+from rlhf.config.secrets import mask, mask_values
 from rlhf.experiment.spec import Spec
 from rlhf.experiment.sweep import Outcome, Point, Task, metrics_of
 
@@ -32,7 +32,7 @@ class WandbRun:
 
         self.wandb = wandb
         place, name = Path(spec.directory), f"{spec.config.name}-{Path(spec.directory).name}"
-        values = mask_text(asdict(spec.config)) | {"inputs": [run_id(parent) for parent in spec.parents]}
+        values = mask_values(asdict(spec.config)) | {"inputs": [run_id(parent) for parent in spec.parents]}
         self.run = start(spec.config, spec.stage, name, run_id(spec.fingerprint), place, values, resumed)
         self.first = self.run.step if resumed else 0
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf.catalog.stage import stage_kinds
-from rlhf.config.secrets import MASK, is_secret_name, mask, mask_text, secret_keys
+from rlhf.config.secrets import MASK, is_secret_name, mask, mask_values, secret_keys
 
 HF = "hf_" + "aB3dE6gH9jK2mN5pQ8sT"
 WANDB = "0123456789abcdef0123456789abcdef01234567"
@@ -85,7 +85,7 @@ def test_values_are_masked_by_their_keys():
         "a": {"secret": "$X"},
     }
     expected = values | {"password": MASK, "list": [f"HF_TOKEN={MASK}"]}
-    assert mask_text(values) == expected
+    assert mask_values(values) == expected
     assert secret_keys({"launcher": values}) == ["launcher.password", "launcher.list"]
 
 

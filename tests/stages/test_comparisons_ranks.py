@@ -36,7 +36,7 @@ def steps(zero, answers):
     from rlhf.config.points import compose_config
     from rlhf.engine.zero import release, set_rates
     from rlhf.runtime.distributed import rank, start
-    from rlhf.stages.bench.rounds import build_tokenizer
+    from rlhf.stages.bench.rounds import train_toy_tokenizer
     from rlhf.stages.reward.train import train_step
 
     config = compose_config(
@@ -44,7 +44,7 @@ def steps(zero, answers):
     )
     start(config)
     with smooth_opt():
-        engine = learning_scorer(config, build_tokenizer(config))
+        engine = learning_scorer(config, train_toy_tokenizer(config))
     set_rates(engine, 1.0)
     found = [train_step(engine, [element(5, 7 if rank() == 0 else 2)], 2, answers, 0)[0] for _ in range(2)]
     release(engine)

@@ -55,7 +55,8 @@ def run(config, inputs, context):
     from rlhf.models.tokenizer import load_tokenizer
     from rlhf.stages import supervised
     from rlhf.stages.card import write_model_card
-    from rlhf.stages.sft.train import evaluate, sequence_lengths, train_step, work
+    from rlhf.stages.sft import work
+    from rlhf.stages.sft.train import evaluate, sequence_lengths, train_step
 
     sft, dataset = config.sft, load_dataset(config)
     tokenizer = load_tokenizer(inputs["actor"], "ppo.actor")

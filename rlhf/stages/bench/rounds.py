@@ -42,7 +42,7 @@ class Models:
     prompts: PromptBatch
 
 
-def build_tokenizer(config: Config) -> Tokenizer:
+def train_toy_tokenizer(config: Config) -> Tokenizer:
     """A tokenizer; what it makes of text does not matter."""
     return train_tokenizer([f"{number} words to measure with" for number in range(1000)], config.data.tokenizer_vocabulary)
 
@@ -55,7 +55,7 @@ def random_models(config: Config, place: Path) -> Iterator[Models]:
     copy_gb_s(device(config))  # now, while nothing else is in memory
     free()
     reset_peak()
-    tokenizer = build_tokenizer(config)
+    tokenizer = train_toy_tokenizer(config)
     for name, build, model, zero in (
         ("actor", new_policy, config.model, config.zero), ("reward", new_scorer, config.reward_model, config.reward_zero),
     ):  # fmt: skip

@@ -20,11 +20,13 @@ from rlhf.runtime.distributed import is_main, maximum, start, total
 from rlhf.stages.bench import measured_stages
 from rlhf.stages.bench.compare import medians
 from rlhf.stages.bench.inputs import comparisons, demonstrations
-from rlhf.stages.bench.rounds import Round, build_tokenizer, random_models, round_of
+from rlhf.stages.bench.rounds import Round, random_models, round_of, train_toy_tokenizer
 from rlhf.stages.context import Context
 from rlhf.stages.reward import answers_per_pass
 from rlhf.stages.reward import train as reward
+from rlhf.stages.reward import work as reward_work
 from rlhf.stages.sft import train as sft
+from rlhf.stages.sft import work as sft_work
 from rlhf.stages.speed import step_speed
 from rlhf.tracking.progress import Bar, describe_progress
 from rlhf.tracking.throughput import Clock
@@ -86,7 +88,7 @@ def ppo_rounds(config: Config, place: Path) -> Iterator[Round]:
 def sft_rounds(config: Config, place: Path) -> Iterator[Round]:
     """Steps of supervised fine-tuning."""
     start(config)
-    step, plan, tokenizer = config.sft, batches(config, "sft"), build_tokenizer(config)
+    step, plan, tokenizer = config.sft, batches(config, "sft"), train_toy_tokenizer(config)
     items = demonstrations(config, step.batch_size)
     learning = TrainingSpec(
         step, plan, config.zero, config.lora, step.learning_rate, step.weight_decay, step.gradient_checkpointing
@@ -96,7 +98,7 @@ def sft_rounds(config: Config, place: Path) -> Iterator[Round]:
         def once() -> tuple[list[int], int]:
             sft.train_step(engine, items, plan, config, tokenizer.pad_token_id)
             lengths = sft.sequence_lengths(items)
-            return lengths, sft.work(config, lengths)
+            return lengths, sft_work(config, lengths)
 
         yield time_rounds(config, once)
 
@@ -105,7 +107,7 @@ def sft_rounds(config: Config, place: Path) -> Iterator[Round]:
 def reward_rounds(config: Config, place: Path) -> Iterator[Round]:
     """Steps of reward modelling, each record a prompt with two answers."""
     start(config)
-    step, plan, tokenizer = config.reward, batches(config, "reward"), build_tokenizer(config)
+    step, plan, tokenizer = config.reward, batches(config, "reward"), train_toy_tokenizer(config)
     items, zero = comparisons(config, step.batch_size), config.reward_zero
     learning = TrainingSpec(
         step, plan, zero, config.reward_lora, step.learning_rate, step.weight_decay, step.gradient_checkpointing,
@@ -115,7 +117,7 @@ def reward_rounds(config: Config, place: Path) -> Iterator[Round]:
 
         def once() -> tuple[list[int], int]:
             _, lengths = reward.train_step(engine, items, plan.ranks, answers_per_pass(config), tokenizer.pad_token_id)
-            return lengths, reward.work(config, lengths)
+            return lengths, reward_work(config, lengths)
 
         yield time_rounds(config, once)
 

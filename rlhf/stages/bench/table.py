@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from rlhf.catalog.metric import METRICS, TIME_OF
+from rlhf.config.terminal import plural
 
 BASELINE = "baseline"
 HEAD = (
@@ -78,11 +79,6 @@ def row(found: dict[str, Any], name: str) -> str:
         f"{found['date']}, torch {found['packages']['torch']}, transformers {found['packages']['transformers']}",
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def plural(number: int, noun: str) -> str:
-    """A number with its noun."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def describe_row(recipe: dict[str, Any]) -> str:

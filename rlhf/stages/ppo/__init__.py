@@ -47,7 +47,6 @@ def check(config: Config, inputs: Mapping[str, str]) -> None:
     """Look at the texts of the pre-training loss, and at the models that are given by path. Raises ConfigError."""
     from rlhf.data.text import load_texts
     from rlhf.models.adapters import check_new_adapters
-    from rlhf.models.preflight import check_source  # which imports torch
     from rlhf.models.source import Source
 
     ppo = config.ppo
@@ -59,6 +58,8 @@ def check(config: Config, inputs: Mapping[str, str]) -> None:
     given = {"actor": ppo.actor is not None, "reward": ppo.reward is not None, "critic": True}
     for key, place in inputs.items():
         if given[key]:
+            from rlhf.models.preflight import check_source  # which imports torch
+
             model = config.model if key == "actor" else config.reward_model
             source = Source(place, f"ppo.{key}", trust_remote_code=model.trust_remote_code)
             check_source(source, config, scorer=key != "actor")

@@ -21,12 +21,16 @@ def count_records(config: Config, counts: Counts) -> Records:
     return Records("pairs", "pairs", counts.comparisons, 2)
 
 
+def work(config: Config, lengths: list[int]) -> int:
+    """Operations of a step on sequences of these lengths."""
+    how = config.reward_lora, config.reward.gradient_checkpointing, config.reward.dropout
+    return training_flops(config.reward_model, lengths, 0, *how)
+
+
 def step_flops(config: Config, answers: int) -> int:
     """Operations of a step on records of so many answers, at most."""
-    reward = config.reward
-    lengths = [config.data.max_prompt_tokens + config.data.max_response_tokens] * answers * reward.batch_size
-    how = config.reward_lora, reward.gradient_checkpointing, reward.dropout
-    return training_flops(config.reward_model, lengths, 0, *how)
+    longest = config.data.max_prompt_tokens + config.data.max_response_tokens
+    return work(config, [longest] * answers * config.reward.batch_size)
 
 
 def answers_per_pass(config: Config) -> int:

@@ -28,12 +28,11 @@ from rlhf.engine.zero import TrainingSpec, release, training_engine
 from rlhf.models.heads import BIAS, SCALE
 from rlhf.models.load import new_scorer
 from rlhf.models.tokenizer import build_tokenizer
-from rlhf.planner.flops import training_flops
 from rlhf.runtime.distributed import is_main, rank, total
 from rlhf.stages import supervised
 from rlhf.stages.card import write_model_card
 from rlhf.stages.context import Context
-from rlhf.stages.reward import answers_per_pass
+from rlhf.stages.reward import answers_per_pass, work
 from rlhf.stages.reward.comparisons import Element, pair_margins, read_scores, train_on_comparisons
 from rlhf.stages.supervised import Learner
 from rlhf.tracking.progress import Bar
@@ -196,9 +195,3 @@ def score_moments(
     score_sum, square_sum, count = total(score_sum, square_sum, count)
     mean = score_sum / max(1.0, count)
     return mean, max(math.sqrt(max(0.0, square_sum / max(1.0, count) - mean**2)), MIN_SCALE)
-
-
-def work(config: Config, lengths: list[int]) -> int:
-    """Operations of a step on sequences of these lengths."""
-    how = config.reward_lora, config.reward.gradient_checkpointing, config.reward.dropout
-    return training_flops(config.reward_model, lengths, 0, *how)

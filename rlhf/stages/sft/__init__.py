@@ -17,10 +17,15 @@ def count_records(config: Config, counts: Counts) -> Records:
     return Records("demonstrations", "demonstrations", counts.demonstrations)
 
 
+def work(config: Config, lengths: list[int]) -> int:
+    """Operations of a step on sequences of these lengths."""
+    how = config.lora, config.sft.gradient_checkpointing, config.sft.dropout
+    return training_flops(config.model, lengths, sum(lengths), *how)
+
+
 def step_flops(config: Config, answers: int) -> int:
     """Operations of a step, at most."""
-    sft, lengths = config.sft, [config.data.max_prompt_tokens + config.data.max_response_tokens] * config.sft.batch_size
-    return training_flops(config.model, lengths, sum(lengths), config.lora, sft.gradient_checkpointing, sft.dropout)
+    return work(config, [config.data.max_prompt_tokens + config.data.max_response_tokens] * config.sft.batch_size)
 
 
 KIND = StageKind(

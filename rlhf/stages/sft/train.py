@@ -28,11 +28,11 @@ from rlhf.engine.zero import TrainingSpec, backward, release, training_engine
 from rlhf.models.heads import model_inputs
 from rlhf.models.load import new_policy
 from rlhf.models.tokenizer import build_tokenizer
-from rlhf.planner.flops import training_flops
 from rlhf.runtime.distributed import rank, total
 from rlhf.stages import supervised
 from rlhf.stages.card import write_model_card
 from rlhf.stages.context import Context
+from rlhf.stages.sft import work
 from rlhf.stages.supervised import Learner
 
 
@@ -123,9 +123,3 @@ def evaluate(engine: Any, items: list[Encoded], plan: Batches, pad: int) -> dict
 def sequence_lengths(items: list[Encoded]) -> list[int]:
     """Lengths of prompts with their responses, in tokens."""
     return [len(item.prompt) + len(item.response) for item in items]
-
-
-def work(config: Config, lengths: list[int]) -> int:
-    """Operations of a step on sequences of these lengths."""
-    how = config.lora, config.sft.gradient_checkpointing, config.sft.dropout
-    return training_flops(config.model, lengths, sum(lengths), *how)
