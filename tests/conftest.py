@@ -28,8 +28,9 @@ hypothesis.settings.load_profile("rlhf")
 
 # The files that take longest, begun first: else one process of the two would have nothing to do at the end.
 LONGEST = (
-    "stages/test_resume.py", "stages/test_options.py", "test_sweep.py", "test_search.py", "test_families.py",
-    "launch/test_here.py", "launch/test_ranks.py", "test_bench.py", "engine/test_step.py", "test_pipeline.py",
+    "integration/test_resume.py", "integration/test_ranks.py", "integration/test_options.py", "integration/test_sweep.py",
+    "integration/test_search.py", "integration/test_families.py", "integration/test_scheduler_processes.py",
+    "integration/test_bench.py", "unit/engine/test_step.py", "integration/test_pipeline.py",
 )  # fmt: skip
 
 
@@ -127,7 +128,7 @@ def tokenizer(make_config, demo_data):
 @pytest.fixture(scope="session")
 def models(make_config, tokenizer, tmp_path_factory):
     """The directories of a random actor and a random reward model; not to be changed."""
-    from tiny import save_models
+    from support.tiny_models import save_models
 
     return save_models(make_config(), tokenizer, tmp_path_factory.mktemp("models"))
 
@@ -135,7 +136,7 @@ def models(make_config, tokenizer, tmp_path_factory):
 @pytest.fixture(scope="session")
 def smooth_models(make_config, tokenizer, tmp_path_factory):
     """As `models`, of smooth activation, for tests that compare gradients (rounding.py says why); not to be changed."""
-    from tiny import save_models, smooth_opt
+    from support.tiny_models import save_models, smooth_opt
 
     with smooth_opt():
         return save_models(make_config(), tokenizer, tmp_path_factory.mktemp("smooth"))

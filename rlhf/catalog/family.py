@@ -76,7 +76,7 @@ class Family:
         problems: what else is wrong with a shape.
         shareable: whether ranks can share its layers while they sample.
         paged_since: the first release of transformers whose continuous batching answers as `generate` does; None: there is
-            none (tests/rollout/test_paged.py; measured on transformers 5.17, 5.23 and 5.24).
+            none (tests/unit/rollout/test_paged.py; measured on transformers 5.17, 5.23 and 5.24).
         paged_before: the release since when it no longer does; None: there is none.
         has_deepspeed_kernels: whether DeepSpeed's hybrid engine serves it.
     """

@@ -7,7 +7,7 @@ counts have it (arXiv 2104.04473, appendix) and transformers' eager attention do
 weights, not scores. In the backward pass a product costs as much again for the gradient of either factor that needs one. An
 adapter of rank R (arXiv 2106.09685) is two more matrices, R x I and O x R.
 
-tests/plan/test_flops.py compares with PyTorch's own count (torch.utils.flop_counter) of every family's model.
+tests/unit/planner/test_flops.py compares with PyTorch's own count (torch.utils.flop_counter) of every family's model.
 """
 
 from collections.abc import Iterable

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import built, policy_engine, save_models
+from support.tiny_models import built, policy_engine, save_models
 from torch import nn
 
 from rlhf.engine.zero import release
@@ -53,7 +53,7 @@ def test_rows_without_padding_are_read_as_padded_ones(gpu_config, tokenizer, fam
 @pytest.mark.parametrize("option", ["offload_idle", "compile"])
 def test_a_step_is_the_same_with_idle_models_put_aside_and_with_compiled_layers(gpu_config, tokenizer, tmp_path, option):
     if option == "offload_idle" and not torch.cuda.is_available():
-        pytest.skip("the host's memory is all there is; tests/ppo/test_idle.py tries it there")
+        pytest.skip("the host's memory is all there is; tests/unit/ppo/test_idle.py tries it there")
     usual = "precision=fp32", "rollout.max_new_tokens=24", "ppo.rollout_batch_size=16", "ppo.batch_size=16"
     models, found = None, []
     for value in ("false", "true"):

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from agreement import disagreements
-from tiny import policy_engine
+from support.rollout_compare import disagreements
+from support.tiny_models import policy_engine
 
 from rlhf.catalog.families import gemma2, gpt_neo
 from rlhf.data.tokens import left_mask, prompt_batch, right_mask

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny import built, save_models
+from support.tiny_models import built, save_models
 
 from rlhf.engine.zero import release
 from rlhf.rollout.hybrid import DECODERS

@@ -1,0 +1,168 @@
+"""A stage of somebody else's is one file of Python and one of YAML: it is planned, run, resumed, shown and reported without
+a change to this package. It reads the keys that there are; a schema of its own it cannot have yet."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.command import ROOT
+
+# A second pass over the demonstrations, from the fine-tuned model on.
+PYTHON = '''
+"""Go on from the fine-tuned model."""
+
+import os
+import signal
+
+from rlhf.catalog.stage import Card, Counts, Input, Records, StageKind
+from rlhf.config.keys import QUANTIZED
+from rlhf.config.memory import Role
+from rlhf.planner.flops import training_flops
+
+
+def step_flops(config, answers):
+    longest = config.data.max_prompt_tokens + config.data.max_response_tokens
+    return training_flops(config.model, [longest] * config.sft.batch_size, longest * config.sft.batch_size, config.lora)
+
+
+KIND = StageKind(
+    name="lab.relearn",
+    run="lab.relearn:run",
+    result_keys=("seed", "precision", "lora", "data", "sft", *(f"zero.{key}" for key in QUANTIZED)),
+    section="sft",
+    inputs=(Input("actor", "ppo.actor", "sft"),),
+    model_keys=("model",),
+    trained=("zero",),
+    roles=lambda config: [Role(config.model, config.zero, config.lora)],
+    records=lambda config, counts: Records("demonstrations", "demonstrations", counts.demonstrations),
+    step_flops=step_flops,
+    cards={"model": Card("a language model that was taught twice")},
+)
+
+
+def run(config, inputs, context):
+    from rlhf.config.derive import batches
+    from rlhf.data.records import load_dataset
+    from rlhf.data.tokens import encode_demonstrations, sequence_batch
+    from rlhf.engine.save import save_model
+    from rlhf.engine.zero import TrainingSpec, release, training_engine
+    from rlhf.models.load import load_policy
+    from rlhf.models.source import Source
+    from rlhf.models.tokenizer import load_tokenizer
+    from rlhf.stages import supervised
+    from rlhf.stages.card import write_model_card
+    from rlhf.stages.sft import work
+    from rlhf.stages.sft.train import evaluate, sequence_lengths, train_step
+
+    sft, dataset = config.sft, load_dataset(config)
+    tokenizer = load_tokenizer(inputs["actor"], "ppo.actor")
+    train, heldout = (
+        encode_demonstrations(part.demonstrations, tokenizer, config.data) for part in (dataset.train, dataset.heldout)
+    )
+    plan, pad = batches(config, context.spec.stage), tokenizer.pad_token_id
+    policy = load_policy(Source(inputs["actor"], "ppo.actor"), config, config.zero, sft.dropout)
+    learning = TrainingSpec(sft, plan, config.zero, config.lora, sft.learning_rate, sft.weight_decay, False)
+    engine = training_engine(policy, config, learning)
+    steps = []
+
+    def step(own):
+        steps.append(own)
+        if os.environ.get("DIE_AT") == str(len(steps)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return train_step(engine, own, plan, config, pad), sequence_lengths(own)
+
+    learner = supervised.Learner(
+        "sft", sft, config.lora, plan, engine, train, step, lambda lengths: work(config, lengths),
+        lambda own: sequence_batch(own, pad), lambda: evaluate(engine, heldout, plan, pad), "eval/perplexity",
+        ("train/loss",),
+    )
+    final = supervised.train(config, context, learner)
+    text = write_model_card(context.spec, "model", engine, final)
+    save_model(engine, tokenizer, config.lora, context.directory.model, text)
+    release(engine)
+    return final
+'''
+YAML = """# @package _global_
+stages: [sft, lab.relearn]
+"""
+SMALL = (
+    "--config-dir=conf", "stage=relearn", "data.demo.demonstrations=60", "data.demo.rounds=1",
+    "data.demo.heldout_prompts=8", "sft.max_steps=4", "sft.batch_size=16", "checkpoint.every_steps=1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    found = tmp_path_factory.mktemp("new")
+    (found / "lab").mkdir()
+    (found / "lab" / "relearn.py").write_text(PYTHON)
+    (found / "conf" / "stage").mkdir(parents=True)
+    (found / "conf" / "stage" / "relearn.yaml").write_text(YAML)
+    return found
+
+
+@pytest.fixture(scope="module")
+def command(place):
+    def call(*arguments, **environment):
+        """What the command line says, and its exit code."""
+        known = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+        known |= {"HOME": str(place), "PYTHONPATH": f"{place}:{ROOT}", "COLUMNS": "200", **environment}
+        words = [sys.executable, "-m", "rlhf", *arguments]
+        done = subprocess.run(words, cwd=place, env=known, capture_output=True, text=True, timeout=200, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    return call
+
+
+def directory(place) -> Path:
+    (found,) = (place / "outputs" / "stages").glob("lab.relearn-*")
+    return found
+
+
+def test_a_plan_counts_its_steps_and_its_work(command, place):
+    code, said = command(*SMALL, "dry_run=true")
+    assert code == 0, said
+    sft, own = (next(line for line in said.splitlines() if f" {name}-" in line) for name in ("sft", "lab.relearn"))
+    assert sft.split()[-2:] == own.split()[-2:]  # as many steps of the same work
+    assert "1 sft, 1 lab.relearn to run" in said
+    assert not (place / "outputs" / "stages").exists()
+
+
+def test_a_stage_that_cannot_be_found_is_refused_in_a_line(command):
+    code, said = command("stages=[sft,lab.unlearn]", "dry_run=true")
+    assert code == 2 and "there is no such choice" in said and "Traceback" not in said, said
+
+
+def test_it_goes_on_where_it_was_killed(command, place):
+    code, said = command(*SMALL, DIE_AT="3")
+    assert code == -signal.SIGKILL, said
+    assert [found.name for found in sorted(directory(place).glob("checkpoints/step-*"))][-1] == "step-000002"
+    code, said = command(*SMALL)
+    assert code == 0 and "perplexity, lab.relearn" in said, said
+    lines = [json.loads(line) for line in (directory(place) / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    result = json.loads((directory(place) / "result.json").read_text())
+    assert result["stage"] == "lab.relearn" and result["metrics"]["eval/perplexity"] > 1
+    assert "# A language model that was taught twice" in (directory(place) / "model" / "README.md").read_text()
+
+
+def test_another_value_of_a_key_that_it_reads_is_another_stage(command):
+    code, said = command(*SMALL, "sft.learning_rate=0.01", "dry_run=true")
+    assert code == 0 and "1 sft, 1 lab.relearn to run" in said, said
+    code, said = command(*SMALL, "ppo.gamma=0.9", "dry_run=true")
+    assert code == 0 and "nothing to run" in said, said
+
+
+def test_status_and_report_show_it(command, place):
+    code, said = command("status", "outputs")
+    assert code == 0 and directory(place).name in said, said
+    code, said = command("report", "outputs/runs/latest")
+    assert code == 0, said
+    (report,) = (place / "outputs").rglob("report.html")
+    assert directory(place).name in report.read_text()
+    (table,) = (place / "outputs").rglob("table.json")
+    assert ("lab.relearn", "eval/perplexity") in {(row["stage"], row["metric"]) for row in json.loads(table.read_text())}

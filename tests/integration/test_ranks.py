@@ -1,0 +1,147 @@
+"""Two ranks at every ZeRO stage do what one rank does."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+from support.ranks import run_specs, specs
+from support.rollout_compare import distances
+
+from rlhf.catalog.metric import MACHINE_GROUPS
+from rlhf.experiment.graph import build_graph
+from rlhf.experiment.spec import read_spec
+from rlhf.launch.worker import run_rank
+
+pytestmark = pytest.mark.rounding
+
+SMALL = (
+    "seed=1",  # of the numbers drawn none lies within 1e-6 of a boundary between tokens, for none of the models
+    "sft.max_steps=4",
+    "reward.max_steps=3",
+    "ppo.max_steps=3",
+    "ppo.rollout_batch_size=16",
+    "ppo.batch_size=8",
+    "ppo.update_epochs=2",
+    "ppo.eval_every=null",
+    "rollout.max_new_tokens=6",
+    "sft.micro_batch_size=4",
+    "ppo.micro_batch_size=4",
+    "data.demo.demonstrations=300",
+    "data.demo.rounds=1",
+    "data.demo.heldout_prompts=7",  # ranks cannot share them evenly
+    "zero.persistence_elements=0",  # shard even this small model
+)
+PAIRS = [("opt-tiny", zero) for zero in ("1", "3")]
+MORE = [("opt-tiny", zero) for zero in ("2", "2-offload", "3-offload", "plusplus")]
+MORE += [(model, zero) for model in ("gpt2-tiny", "llama-tiny") for zero in ("1", "2", "3")]
+# Policy losses (of whitened advantages) and the biases of keys are near zero by construction, so compared absolutely.
+ABSOLUTE = 1e-4
+
+
+def history(config) -> dict[str, list[dict[str, float]]]:
+    """The metrics of each stage that do not depend on the machine."""
+    stages = {}
+    for node in build_graph(config):
+        lines = [json.loads(line) for line in node.directory.metrics.read_text().splitlines()]
+        stages[node.stage] = [
+            {name: value for name, value in line.items() if name != "time" and name.split("/")[0] not in MACHINE_GROUPS}
+            for line in lines
+        ]
+    return stages
+
+
+def weights(config) -> dict[str, dict]:
+    """The weights of every model that the stages left."""
+    places = {node.stage: node.directory.model for node in build_graph(config)}
+    places["critic"] = places["ppo"].with_name("critic")
+    return {name: load_file(place / "model.safetensors") for name, place in places.items()}
+
+
+@pytest.fixture(scope="module")
+def one_rank(make_config, tmp_path_factory):
+    """In this process. Rounding must decide none of its tokens, or two ranks may rightly draw others: it moves boundaries
+    between tokens by 1e-7."""
+    config = make_config(*SMALL, f"output_root={tmp_path_factory.mktemp('one')}")
+    with distances() as apart:
+        for file in specs(config):
+            run_rank(read_spec(file))
+    assert min(apart) > 1e-6, "take another seed, or fewer tokens"
+    return config
+
+
+@pytest.fixture(scope="module")
+def run_pairs(make_config, tmp_path_factory):
+    """`run_pairs([(model, zero), ...])`: their configurations, whose stages two ranks have run."""
+
+    def run(pairs):
+        configs = {
+            (model, zero): make_config(
+                *SMALL, f"model={model}", f"output_root={tmp_path_factory.mktemp(f'zero{zero}')}",
+                "hardware.gpus_per_node=2", f"zero='{zero}'",
+            )
+            for model, zero in pairs
+        }  # fmt: skip
+        run_specs([file for config in configs.values() for file in specs(config)], world=2)
+        return configs
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def two_ranks(run_pairs):
+    return run_pairs([("opt-tiny", "0"), *PAIRS])
+
+
+@pytest.fixture(scope="module")
+def more(run_pairs):
+    return run_pairs([("gpt2-tiny", "0"), ("llama-tiny", "0"), *MORE])
+
+
+def compare(expected, found) -> None:
+    """Every metric of every step, and every weight."""
+    for stage, lines in history(expected).items():
+        for line, other in zip(lines, history(found)[stage], strict=True):
+            assert other == pytest.approx(line, rel=1e-3, abs=ABSOLUTE), (stage, line["step"])
+    before, after, others = weights(expected)["sft"], weights(expected), weights(found)
+    for name, tensors in after.items():
+        for key, tensor in tensors.items():
+            error = (tensor - others[name][key]).norm()
+            assert error <= ABSOLUTE * (1 + tensor.norm()), (name, key)
+            if name == "ppo":  # nor is the error much of what PPO changed (AdamW magnifies the rounding of small gradients)
+                assert error <= ABSOLUTE + 1e-2 * (tensor - before[key]).norm(), (name, key)
+
+
+def test_two_ranks_give_the_losses_and_rewards_of_one(one_rank, two_ranks):
+    assert {stage: len(lines) for stage, lines in history(one_rank).items()} == {"sft": 4, "reward": 3, "ppo": 3}
+    compare(one_rank, two_ranks["opt-tiny", "0"])
+
+
+@pytest.mark.parametrize(("model", "zero"), PAIRS)
+def test_a_zero_stage_gives_the_losses_and_weights_of_stage_0(two_ranks, model, zero):
+    compare(two_ranks[model, "0"], two_ranks[model, zero])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "zero"), MORE)
+def test_other_zero_stages_and_models_too(two_ranks, more, model, zero):
+    both = two_ranks | more
+    compare(both[model, "0"], both[model, zero])
+
+
+def test_the_first_mini_batch_reproduces_the_rollout(two_ranks):  # row 24
+    assert_ratios_begin_at_one(two_ranks)
+
+
+@pytest.mark.slow
+def test_the_first_mini_batch_of_others_does_too(more):
+    assert_ratios_begin_at_one(more)
+
+
+def assert_ratios_begin_at_one(configs):
+    for config in configs.values():
+        assert all(line["policy/ratio_first"] < 1e-3 for line in history(config)["ppo"])
+
+
+def test_fingerprints_do_not_depend_on_ranks_or_zero(make_config):
+    one, two = make_config(*SMALL), make_config(*SMALL, "hardware.gpus_per_node=2", "zero='3'", "zero@critic_zero='2'")
+    assert [n.fingerprint for n in build_graph(one)] == [n.fingerprint for n in build_graph(two)]

@@ -1,0 +1,57 @@
+"""Ranks whose prompts have unlike numbers of answers make equally many passes, and come to the gradient of whole batches.
+Started as a script this file is one rank."""
+
+import json
+import os
+import sys
+
+import pytest
+from support.ranks import run_script
+
+pytestmark = pytest.mark.rounding
+
+ZEROS = ("0", "2", "3")
+WHOLE, SPLIT = "100", "2"
+
+
+@pytest.fixture(scope="module")
+def printed():
+    return [json.loads(output.splitlines()[-1]) for output in run_script(__file__, 2)]
+
+
+@pytest.mark.parametrize("zero", ZEROS)
+def test_unlike_prompts_on_two_ranks(printed, zero):
+    assert printed[0] == printed[1]
+    whole, split = printed[0][zero][WHOLE], printed[0][zero][SPLIT]
+    assert len(whole) == 2
+    for step, other in zip(whole, split, strict=True):
+        assert other == pytest.approx(step, rel=1e-4)
+
+
+def steps(zero, answers):
+    """The metrics of two steps that read so many answers at a time: rank 0 has one prompt with 7, rank 1 one with 2."""
+    from support.tiny_models import learning_scorer, smooth_opt
+    from test_comparisons import element
+
+    from rlhf.config.points import compose_config
+    from rlhf.engine.zero import release, set_rates
+    from rlhf.runtime.distributed import rank, start
+    from rlhf.stages.bench.rounds import train_toy_tokenizer
+    from rlhf.stages.reward.train import train_step
+
+    config = compose_config(
+        f"zero='{zero}'", "zero.persistence_elements=0", "hardware.gpus_per_node=2", "reward.batch_size=2"
+    )
+    start(config)
+    with smooth_opt():
+        engine = learning_scorer(config, train_toy_tokenizer(config))
+    set_rates(engine, 1.0)
+    found = [train_step(engine, [element(5, 7 if rank() == 0 else 2)], 2, answers, 0)[0] for _ in range(2)]
+    release(engine)
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps({zero: {answers: steps(zero, int(answers)) for answers in (WHOLE, SPLIT)} for zero in ZEROS}))
+    sys.stdout.flush()
+    os._exit(0)
