@@ -6,14 +6,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlhf.runtime.compat.torch import allow_programs
+
 # Programs per piece of code: a layer is compiled for the actor and the critic, with gradients and without, with adapters
-# and without, and where layers differ for each kind. torch gives up after 8.
+# and without, and where layers differ for each kind.
 PROGRAMS = 64
 
 
 def compile_layers(model: nn.Module) -> None:
     """Let a model's decoder layers be compiled when they are first used."""
-    torch._dynamo.config.recompile_limit = max(PROGRAMS, torch._dynamo.config.recompile_limit)
+    allow_programs(PROGRAMS)
     for layer in max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len):
         layer.compile(dynamic=True)
 

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import deepspeed
 from torch import Tensor, nn
 
+from rlhf.runtime.compat.deepspeed import held_whole, whole_size
 from rlhf.runtime.device import free_bytes
 from rlhf.runtime.distributed import gather
 
@@ -25,7 +26,7 @@ def is_sharded(engine: Any) -> bool:
 def fits_whole(engine: Any) -> bool:
     """Whether every rank has twice the memory left that the whole model takes, or has the buffers for it; all ranks must
     ask together."""
-    size = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in engine.module.parameters())
+    size = sum(whole_size(p) * p.element_size() for p in engine.module.parameters())
     return engine.module in KEPT or all(free >= 2 * size for free in gather(free_bytes(engine.device)))
 
 
@@ -34,24 +35,13 @@ def gathered(engine: Any, keep: bool) -> Iterator[None]:
     """A context in which every rank holds the whole model, and a forward pass talks to no other rank. Changes made to the
     weights inside it are lost. All ranks must enter it. `keep` the buffers for the next time: the weights are then where
     they were, as captured graphs need it."""
-    offload = getattr(engine.optimizer, "parameter_offload", engine.optimizer)
     parameters: list[Any] = list(engine.module.parameters())
     buffers = KEPT.pop(engine.module, [])
     fill(buffers, parameters)
     if keep:
         KEPT[engine.module] = buffers
-    shards = [(parameter.data, parameter.ds_status) for parameter in parameters]
-    # DeepSpeed's hooks would gather before each layer, and let go of it after.
-    offload._remove_module_hooks()
-    offload.forward_hooks, offload.backward_hooks = [], []
-    for parameter, buffer in zip(parameters, buffers, strict=True):
-        parameter.data, parameter.ds_status = buffer, type(parameter.ds_status).AVAILABLE
-    try:
+    with held_whole(engine, buffers):
         yield
-    finally:
-        for parameter, (shard, status) in zip(parameters, shards, strict=True):
-            parameter.data, parameter.ds_status = shard, status
-        offload.setup_zero_stage3_hooks()
 
 
 def fill(buffers: list[Tensor], parameters: list[nn.Parameter]) -> None:
@@ -73,7 +63,7 @@ def portions(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     elements = 0
     for parameter in parameters:
         part.append(parameter)
-        elements += int(getattr(parameter, "ds_numel", parameter.numel()))
+        elements += whole_size(parameter)
         if elements >= PORTION:
             yield part
             part, elements = [], 0

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.engine.state import local_shard, master_weights, optimizer_moments
+from rlhf.runtime.compat.deepspeed import local_shard, master_weights, optimizer_moments
+from rlhf.runtime.compat.torch import storage_key
 from rlhf.runtime.device import synchronize
 
 
@@ -32,9 +33,9 @@ class OffloadedEngine:
             return
         self.away = True
         if not (self.frozen and self.copies):
-            former = {storage._cdata: copy for storage, copy in self.copies}
+            former = {storage_key(storage): copy for storage, copy in self.copies}
             kept = storages(self.engine, self.frozen)
-            self.copies = [(storage, copy_to_host(storage, former.get(storage._cdata))) for storage in kept]
+            self.copies = [(storage, copy_to_host(storage, former.get(storage_key(storage)))) for storage in kept]
             synchronize()
         for storage, _ in self.copies:
             storage.resize_(0)
@@ -58,9 +59,8 @@ def storages(engine: Any, frozen: bool) -> list[torch.UntypedStorage]:
         tensors += [
             value for state in optimizer_moments(engine).values() for value in state.values() if torch.is_tensor(value)
         ]
-    found = {
-        tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors if is_on_device(tensor, engine)
-    }
+    kept = [tensor.untyped_storage() for tensor in tensors if is_on_device(tensor, engine)]
+    found = {storage_key(storage): storage for storage in kept}
     return [storage for storage in found.values() if storage.nbytes() > 0]
 
 

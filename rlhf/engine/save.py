@@ -22,6 +22,8 @@ from rlhf.data.tokens import Tokenizer
 from rlhf.models.adapters import record_base
 from rlhf.models.heads import ScalarHeadModel
 from rlhf.models.lora import adapter_names, base_model, is_adapter, merge_lora_weight, plain_name
+from rlhf.runtime.compat.deepspeed import is_partitioned, whole_shape
+from rlhf.runtime.compat.transformers import commit_of
 from rlhf.runtime.distributed import barrier, is_main
 
 # Of one file; weights are gathered one at a time, so that no process holds a model to save it.
@@ -40,7 +42,7 @@ Writable = tuple[str, torch.dtype, Sequence[int], Callable[[], Tensor]]
 def whole_weight(parameter: Any) -> Tensor:
     """A weight on the host, gathered if it is sharded; its value counts on rank 0 alone. Where it is on the host and whole
     already, that very tensor."""
-    sharded = hasattr(parameter, "ds_id")
+    sharded = is_partitioned(parameter)
     with deepspeed.zero.GatheredParameters([parameter] if sharded else [], enabled=sharded):
         weight: Tensor = parameter.detach()
         if not is_main():
@@ -114,7 +116,7 @@ class Entry:
     @property
     def shape(self) -> list[int]:
         """The whole weight's."""
-        return list(getattr(self.parameter, "ds_shape", self.parameter.shape))
+        return list(whole_shape(self.parameter))
 
     @property
     def bytes(self) -> int:
@@ -207,7 +209,7 @@ def write_adapter(engine: Any, directory: Path, read: Read) -> None:
         state = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
         save_file(state, directory / "adapter_model.safetensors", {"format": "pt"})
         settings = model.peft_config["default"]
-        record_base(settings, getattr(plain_module(engine).config, "_commit_hash", None), directory)
+        record_base(settings, commit_of(plain_module(engine).config), directory)
         settings.inference_mode = True
         if not isinstance(settings.target_modules, str):
             settings.target_modules = sorted(settings.target_modules or ())  # a set, whose order differs between processes

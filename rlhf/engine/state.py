@@ -12,18 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf.runtime.compat.deepspeed import (
+    LOSS_SCALE,
+    drop_gathered,
+    is_partitioned,
+    local_shard,
+    loss_scale_state,
+    master_weights,
+    optimizer_moments,
+    restore_loss_scale,
+    steps_on_copies,
+)
 from rlhf.runtime.device import on_gpu
 from rlhf.runtime.distributed import is_main
 
 Find = Callable[[str], Tensor | None]
-# What fp16's dynamic loss scale is made of (deepspeed/runtime/fp16/loss_scaler.py).
-LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-
-
-def local_shard(parameter: Any) -> Tensor:
-    """What this rank holds of a parameter: its shard at ZeRO stage 3, or all of it."""
-    weight: Tensor = parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter
-    return weight
 
 
 def trainable_parameters(engine: Any) -> Iterator[tuple[str, Any]]:
@@ -31,44 +34,22 @@ def trainable_parameters(engine: Any) -> Iterator[tuple[str, Any]]:
     return ((name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad)
 
 
-def master_weights(engine: Any) -> list[Tensor]:
-    """The tensors that the optimiser steps on: at ZeRO 1 to 3 this rank's flat float32 parts, else the parameters."""
-    for attribute in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):
-        if hasattr(engine.optimizer, attribute):
-            return list(getattr(engine.optimizer, attribute))
-    return [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
-
-
-def optimizer_moments(engine: Any) -> dict[Tensor, dict[str, Any]]:
-    """The state that AdamW keeps of each of `masters`."""
-    wrapped = getattr(engine.optimizer, "optimizer", engine.optimizer)
-    found: dict[Tensor, dict[str, Any]] = wrapped.state
-    return found
-
-
-def is_flat(engine: Any) -> bool:
-    """Whether the optimiser steps on copies of the weights."""
-    return hasattr(engine.optimizer, "optimizer")
-
-
 def engine_state(engine: Any) -> dict[str, Tensor]:
     """What this rank keeps of an engine."""
     state: dict[str, Tensor] = {}
     for name, parameter in trainable_parameters(engine):
-        if is_main() or hasattr(parameter, "ds_id"):
+        if is_main() or is_partitioned(parameter):
             state[f"weight/{name}"] = local_shard(parameter).detach()
-    if not is_flat(engine) and not is_main():
+    if not steps_on_copies(engine) and not is_main():
         return state
     known = optimizer_moments(engine)
     for number, master in enumerate(master_weights(engine)):
-        if is_flat(engine):
+        if steps_on_copies(engine):
             state[f"master/{number}"] = master.detach()
         for key, value in known.get(master, {}).items():
             state[f"moment/{number}/{key}"] = torch.as_tensor(value)
-    scaler = getattr(engine.optimizer, "loss_scaler", None)
-    for key in LOSS_SCALE:
-        if hasattr(scaler, key):
-            state[f"scale/{key}"] = torch.tensor(getattr(scaler, key), dtype=torch.float64)
+    for key, value in loss_scale_state(engine).items():
+        state[f"scale/{key}"] = torch.tensor(value, dtype=torch.float64)
     return state
 
 
@@ -78,19 +59,17 @@ def restore_engine(engine: Any, find: Find) -> None:
     missing."""
     for name, parameter in trainable_parameters(engine):
         copy_tensor(local_shard(parameter), find, f"weight/{name}")
-        if hasattr(parameter, "ds_id"):
+        if is_partitioned(parameter):
             drop_gathered(parameter)
     known = optimizer_moments(engine)
     for number, master in enumerate(master_weights(engine)):
-        if is_flat(engine):
+        if steps_on_copies(engine):
             copy_tensor(master, find, f"master/{number}")
         state = {key: find(f"moment/{number}/{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
         if state["exp_avg"] is not None:
             known[master] = {key: load_into(value, master) for key, value in state.items() if value is not None}
-    scaler = getattr(engine.optimizer, "loss_scaler", None)
-    for key in LOSS_SCALE:
-        if hasattr(scaler, key) and (value := find(f"scale/{key}")) is not None:
-            setattr(scaler, key, float(value) if key == "cur_scale" else int(value))
+    scale = {key: find(f"scale/{key}") for key in LOSS_SCALE}
+    restore_loss_scale(engine, {key: float(value) for key, value in scale.items() if value is not None})
 
 
 def copy_tensor(target: Tensor, find: Find, name: str) -> None:
@@ -104,14 +83,6 @@ def copy_tensor(target: Tensor, find: Find, name: str) -> None:
 def load_into(value: Tensor, master: Tensor) -> Tensor | int:
     """A moment beside the tensor it belongs to; a count of steps stays a number where it was one (DeepSpeed's CPU Adam)."""
     return int(value) if value.dtype == torch.int64 else value.to(master.device, copy=True)
-
-
-def drop_gathered(parameter: Any) -> None:
-    """Drop whole copies of a sharded parameter that were made from its former shards."""
-    if parameter.ds_status.name == "AVAILABLE":
-        parameter.partition()
-    if getattr(parameter, "ds_secondary_tensor", None) is not None:
-        parameter.ds_secondary_tensor = None
 
 
 def generators() -> dict[str, Tensor]:

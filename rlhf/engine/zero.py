@@ -14,10 +14,9 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Lora, Training, Zero
 from rlhf.models.load import prepare_for_training
 from rlhf.models.lora import is_adapter
+from rlhf.runtime.compat.deepspeed import has_inference_kernels, restore_linear, whole_shape
 from rlhf.runtime.distributed import device
 from rlhf.runtime.ds_config import frozen_settings, hybrid_settings, training_settings
-
-LINEAR = torch.nn.functional.linear
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def training_engine(model: nn.Module, config: Config, learning: TrainingSpec) ->
 def check_kernels(engine: Any) -> None:
     """Raise ConfigError where DeepSpeed's hybrid engine has put no kernels in: it would sample by plain generate, and say
     so in a log line only."""
-    if not engine._inference_containers:
+    if not has_inference_kernels(engine):
         problem = f"DeepSpeed {deepspeed.__version__} has no kernels for this model with the installed transformers"
         raise ConfigError("rollout.engine", "deepspeed", problem, "try rollout=hybrid")
 
@@ -64,8 +63,7 @@ def adamw(model: nn.Module, config: Config, learning: TrainingSpec) -> torch.opt
     members: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            shape = getattr(parameter, "ds_shape", parameter.shape)  # a sharded one is flat
-            decay = learning.weight_decay if len(shape) >= 2 else 0.0
+            decay = learning.weight_decay if len(whole_shape(parameter)) >= 2 else 0.0
             rate = adapters_rate if is_adapter(name) else learning.learning_rate
             members.setdefault((rate, decay), []).append(parameter)
     groups = [{"params": parameters, "peak": rate, "weight_decay": decay} for (rate, decay), parameters in members.items()]
@@ -113,4 +111,4 @@ def release(*engines: Any) -> None:
     """Free what DeepSpeed holds for engines that are no longer used, and undo what it does to the process at stage 3."""
     for engine in engines:
         engine.destroy()
-    torch.nn.functional.linear = LINEAR
+    restore_linear()

@@ -18,12 +18,13 @@ from packaging.version import parse
 from torch import Tensor
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-from transformers.modeling_utils import AttentionInterface, PreTrainedModel
+from transformers.modeling_utils import AttentionInterface
 
 from rlhf.catalog.families import FAMILIES
 from rlhf.models.cached import attend_capped, attend_folded, attend_runs, kernel_agrees
 from rlhf.models.heads import plain_model
 from rlhf.models.neo import NAME, replace_attention, within_window
+from rlhf.runtime.compat.transformers import attention_name, looks_attention_up, set_attention_name
 
 Attended = tuple[Tensor, Tensor | None]
 
@@ -32,7 +33,7 @@ def takes_packed(model: Any) -> bool:
     """Whether a model reads rows of sequences: its family is known to keep tokens apart in attention alone, and leaves
     attention to transformers' interface (BLOOM does not; GPT-Neo does with models/neo.py)."""
     plain = plain_model(model)
-    return goes_through_interface(plain) and plain.config._attn_implementation == NAME
+    return goes_through_interface(plain) and attention_name(plain) == NAME
 
 
 def reads_runs(model: Any) -> bool:
@@ -52,7 +53,7 @@ def reads_runs(model: Any) -> bool:
 def goes_through_interface(model: Any) -> bool:
     """Whether the attention of a model of one of our families is looked up in transformers' table."""
     kind = model.config.model_type
-    return kind in FAMILIES and (kind == "gpt_neo" or bool(getattr(model, "_supports_attention_backend", False)))
+    return kind in FAMILIES and (kind == "gpt_neo" or looks_attention_up(model))
 
 
 def extend_attention(model: Any) -> None:
@@ -63,10 +64,7 @@ def extend_attention(model: Any) -> None:
     if parse(transformers.__version__) < parse("5.24"):
         AttentionMaskInterface.register("eager", additive_mask)
     if goes_through_interface(model):
-        for part in model.modules():
-            if isinstance(part, PreTrainedModel):
-                part._supports_sdpa = True  # of this one alone; Gemma 2 has none, for want of `softcap`, which this has
-        model.config._attn_implementation = NAME
+        set_attention_name(model, NAME)
         replace_attention(model)
 
 

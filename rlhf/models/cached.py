@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-kernel: Any = torch.ops.aten._flash_attention_forward
+from rlhf.runtime.compat.torch import cached_attention_kernel
+
+kernel: Any = cached_attention_kernel()
 # Numbers near 1 in bf16, summed in another order: a wrong row or slot is off by 0.1 and more.
 KERNEL_GAP = 0.03
 # The lines of the tensor of runs.

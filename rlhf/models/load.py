@@ -25,6 +25,7 @@ from rlhf.models.lora import add_adapters, merge_adapters
 from rlhf.models.preflight import check_positions
 from rlhf.models.quantization import dequantization_options, remove_quantization_marks
 from rlhf.models.source import Source, load_hf_config, source_of
+from rlhf.runtime.compat.transformers import build_model, is_automatic
 from rlhf.runtime.seeds import torch_seed
 from rlhf.runtime.sharded import materialize
 
@@ -79,7 +80,7 @@ def copy_body(policy: Any, classifier: Any) -> None:
     """Give a classifier the body of a language model of its family, which is on no disk."""
     body = getattr(policy, policy.base_model_prefix)
     getattr(classifier, classifier.base_model_prefix).load_state_dict(body.state_dict())
-    classifier.name_or_path = classifier.config._name_or_path = ""
+    classifier.name_or_path = classifier.config.name_or_path = ""
 
 
 def load_scorer(source: Source, config: Config, zero: Zero, dropout: float) -> ScalarHeadModel:
@@ -184,10 +185,9 @@ def random_model(kind: Callable[[Any], Any], settings: Any, config: Config, zero
 
 def build_on_meta(model_class: Any, settings: Any, config: Config, trust_remote_code: bool) -> Any:
     """A model without memory for its weights."""
-    options = {"trust_remote_code": trust_remote_code} if hasattr(model_class, "from_config") else {}
-    build = getattr(model_class, "from_config", None) or model_class._from_config
+    options = {"trust_remote_code": trust_remote_code} if is_automatic(model_class) else {}
     with torch.device("meta"):
-        return build(settings, dtype=torch_dtype(config), **options)
+        return build_model(model_class, settings, dtype=torch_dtype(config), **options)
 
 
 def draw_head(config: Config, empty: Tensor) -> Tensor:

@@ -107,6 +107,6 @@ def merge_adapters(model: nn.Module, source: Source, zero: Zero) -> nn.Module:
         raise ConfigError(source.key, source.path, problem, "give adapters of such a model, or merge them first") from error
     plain: Any = adapted.merge_and_unload()
     plain.requires_grad_(True)  # PEFT has frozen them
-    plain.name_or_path = plain.config._name_or_path = ""  # it is nowhere on the disk: no adapters may name it
+    plain.name_or_path = plain.config.name_or_path = ""  # it is nowhere on the disk: no adapters may name it
     merged: nn.Module = plain
     return merged

@@ -32,7 +32,7 @@ class NeoAttention(GPTNeoSelfAttention):
         """[B, Q, H] to [B, Q, H]. `attention_mask` is True where a query sees a key, [B, 1, Q, K], or None for all up to
         itself, or what else the interface's function takes (models/attention.py: the lengths of a row's sequences)."""
         query, key, value = (
-            self._split_heads(project(hidden_states), self.num_heads, self.head_dim)
+            project(hidden_states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         if layer_past is not None:

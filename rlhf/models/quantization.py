@@ -7,6 +7,7 @@ the weights beside it for quantized ones.
 from typing import Any
 
 from rlhf.config.errors import ConfigError
+from rlhf.runtime.compat.transformers import drop_stated_quantization
 
 
 def drop_quantization(settings: Any) -> str | None:
@@ -14,13 +15,10 @@ def drop_quantization(settings: Any) -> str | None:
     named, if it named one."""
     method = None
     for part in (settings, settings.get_text_config()):
-        stated = getattr(part, "quantization_config", None)
+        stated = drop_stated_quantization(part)
         if stated is not None:
             named = stated.get("quant_method") if isinstance(stated, dict) else stated.quant_method
             method = str(getattr(named, "value", named))
-        for name in ("quantization_config", "_pre_quantization_dtype"):
-            if hasattr(part, name):
-                delattr(part, name)
     return method
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlhf.config.schema import Ppo
 from rlhf.engine.save import whole_weight
-from rlhf.engine.state import local_shard
+from rlhf.runtime.compat.deepspeed import is_partitioned, local_shard, whole_shape, whole_size
 from rlhf.runtime.distributed import is_main, world
 
 
@@ -27,7 +27,7 @@ class ExponentialMovingAverage:
     def parameters(self) -> list[Any]:
         """The trained parameters of which this rank keeps an average."""
         trained = [parameter for parameter in self.engine.module.parameters() if parameter.requires_grad]
-        return [parameter for parameter in trained if is_main() or hasattr(parameter, "ds_id")]
+        return [parameter for parameter in trained if is_main() or is_partitioned(parameter)]
 
     @torch.no_grad()
     def update(self, updates: int) -> None:
@@ -58,7 +58,7 @@ class ExponentialMovingAverage:
     def read(self, parameter: Any) -> Tensor:
         """A parameter's average, whole and on the host of rank 0, in the parameter's format; its value where there is none.
         All ranks must call this."""
-        if not hasattr(parameter, "ds_id"):
+        if not is_partitioned(parameter):
             shadow = self.shadows.get(id(parameter))
             return whole_weight(parameter) if shadow is None else shadow.to(parameter.dtype).cpu().contiguous()
         if id(parameter) not in self.shadows:
@@ -66,5 +66,5 @@ class ExponentialMovingAverage:
         shard = self.shadows[id(parameter)].flatten().to(self.engine.device)
         shards = [torch.empty_like(shard) for _ in range(world())]
         dist.all_gather(shards, shard)
-        flat = torch.cat(shards)[: parameter.ds_numel]
-        return flat.view(parameter.ds_shape).to(parameter.dtype).cpu()
+        flat = torch.cat(shards)[: whole_size(parameter)]
+        return flat.view(whole_shape(parameter)).to(parameter.dtype).cpu()

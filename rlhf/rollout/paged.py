@@ -1,22 +1,12 @@
 """Rollouts by transformers' continuous batching: a paged key-value cache, requests that join and leave a running batch."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList
-from transformers.generation.continuous_batching.cache import PagedAttentionCache
-from transformers.generation.continuous_batching.cb_logits_processors import (
-    ContinuousBatchingLogitsProcessor,
-    ContinuousBatchingLogitsProcessorList,
-)
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.modeling_utils import AttentionInterface
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from rlhf.config.schema import Rollout
 from rlhf.data.tokens import PromptBatch, Tokenizer, left_mask
@@ -27,21 +17,23 @@ from rlhf.rollout.base import Part, Responses, generate_in_parts
 from rlhf.rollout.cache import check_room
 from rlhf.rollout.sampling import StopTexts, next_tokens, seen_tokens
 from rlhf.rollout.weights import synced_weights
+from rlhf.runtime.compat.continuous_batching import (
+    RequestProcessor,
+    failure_of,
+    managed_attention,
+    use_processor,
+)
 
 # Tokens of a page of the cache, transformers' default, and of a forward pass, at most.
 PAGE, PASS_TOKENS = 256, 2**13
-LOGGER = "ContinuousBatchingLogger"
-if not hasattr(PagedAttentionCache, "get_seq_length"):
-    # OPT asks its cache for it since transformers 5.24, and where it is given positions makes nothing of the answer.
-    setattr(PagedAttentionCache, "get_seq_length", lambda self, layer_idx=0: 0)  # noqa: B010
 
 
-class PresampledLogitsProcessor(ContinuousBatchingLogitsProcessor):
+class PresampledLogitsProcessor(RequestProcessor):
     """Chooses the next token of each request itself, by its row and step, and leaves the manager, which decodes greedily,
     no other. A response that a stop text or a limit ends it shows the manager as ended by end-of-text."""
 
     def __init__(self, prompts: PromptBatch, draws: Tensor, tokenizer: Tokenizer, rollout: Rollout) -> None:
-        self.supported_kwargs, self.ignored_kwargs = {}, ()
+        super().__init__()
         self.rollout, self.eos, self.prompts = rollout, int(tokenizer.eos_token_id), prompts
         rows, self.width = draws.shape
         self.begins: list[int] = prompts.lengths.tolist()
@@ -99,7 +91,8 @@ class PresampledLogitsProcessor(ContinuousBatchingLogitsProcessor):
 def generate(engine: Any, prompts: PromptBatch, uniforms: np.ndarray, tokenizer: Tokenizer, rollout: Rollout) -> Responses:
     """Answer the prompts, part by part."""
     # Managers go at their own pace, so that ranks could not gather layers together.
-    with synced_weights(engine, replace(rollout, gather="all")), known_attention(base_model(engine.module)) as model:
+    whole = synced_weights(engine, replace(rollout, gather="all"))
+    with whole, managed_attention(base_model(engine.module), attention) as model:
 
         def sample(rows: Tensor, draws: Tensor) -> Part:
             chooser = PresampledLogitsProcessor(prompts.rows(rows), draws, tokenizer, rollout)
@@ -123,8 +116,7 @@ def answer(model: Any, chooser: PresampledLogitsProcessor, rollout: Rollout) -> 
         ),
         continuous_batching_config=settings(len(prompts), pages, sum(lengths), rollout),
     )
-    manager.logit_processor = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([chooser]))
-    manager.logit_processor.tensors_required = 1
+    use_processor(manager, chooser)
     manager.start()
     try:
         for row, prompt in enumerate(prompts):
@@ -141,7 +133,7 @@ def answer(model: Any, chooser: PresampledLogitsProcessor, rollout: Rollout) -> 
         manager.stop(block=True, hard_stop=True)
         manager.destroy()
     if problem:
-        raise manager.background_thread_status.fatal_error or RuntimeError(f"continuous batching failed: {problem}")
+        raise failure_of(manager) or RuntimeError(f"continuous batching failed: {problem}")
 
 
 def settings(rows: int, pages: int, tokens: int, rollout: Rollout) -> ContinuousBatchingConfig:
@@ -164,22 +156,3 @@ def bytes_per_token(model: Any) -> int:
     """What one token takes in the cache: a key and a value of every head of every layer."""
     shape = shape_of(model.config)
     return int(2 * shape["layers"] * shape["kv_heads"] * shape["head_width"] * model.dtype.itemsize)
-
-
-@contextmanager
-def known_attention(model: Any) -> Iterator[Any]:
-    """A context in which a model has an attention that the manager knows, and the manager says nothing: what fails is
-    raised."""
-    former, logger = model.config._attn_implementation, logging.getLogger(LOGGER)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    if former not in ("sdpa", "eager"):
-        model.set_attn_implementation("sdpa")
-    AttentionInterface.register("sdpa", attention)  # with the `softcap` that Gemma 2 asks for
-    try:
-        yield model
-    finally:
-        AttentionInterface.register("sdpa", sdpa_attention_forward)
-        if model.config._attn_implementation != former:
-            model.set_attn_implementation(former)
-        logger.setLevel(level)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from rlhf.config.derive import ranks
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
-from rlhf.runtime.compat import import_muon, share_partition_groups
+from rlhf.runtime.compat.deepspeed import import_muon, share_partition_groups, skip_shared_memory_kernel
 
 
 def start(config: Config) -> None:
@@ -51,8 +51,7 @@ def join(config: Config) -> None:
     else:
         if config.launcher.threads is not None:
             torch.set_num_threads(config.launcher.threads)
-        # DeepSpeed would compile a shared-memory all-reduce for the CPU, which takes a minute; gloo does without.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        skip_shared_memory_kernel()
     from deepspeed.accelerator import get_accelerator
 
     if config.precision.dtype == "fp16" and not get_accelerator().is_fp16_supported():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.config.schema import Config, Zero
+from rlhf.runtime.compat.transformers import mark_initialized
 from rlhf.runtime.distributed import is_main
 from rlhf.runtime.ds_config import zero_settings
 
@@ -20,14 +21,13 @@ def materialize(model: Any, config: Config, zero: Zero, value: Callable[[str, Te
     """
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
-        for attribute, parameter in module._parameters.items():
-            if parameter is not None:
-                places.setdefault(id(parameter), []).append((module, attribute))
+        for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            places.setdefault(id(parameter), []).append((module, attribute))
     for name, empty in list(model.named_parameters()):
         asked = zero.stage != 3 or is_main()  # sharding begins with rank 0's value on all ranks
         weight = value(name, empty) if asked else torch.empty_like(empty, device="cpu")
         parameter = nn.Parameter(weight, requires_grad=empty.requires_grad)
-        parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' mark: leave it alone
+        mark_initialized(parameter)
         for module, attribute in places[id(empty)]:
             setattr(module, attribute, parameter)
         if zero.stage == 3:
@@ -47,8 +47,8 @@ def shard(parameter: nn.Parameter, config: Config, zero: Zero) -> None:
 def fill_buffers(model: Any) -> None:
     """The values of what is no weight: rotary frequencies, masks."""
     for module in model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.device.type == "meta":
-                module._buffers[name] = torch.zeros_like(buffer, device="cpu")
+        for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
+            if buffer.device.type == "meta":
+                setattr(module, name, torch.zeros_like(buffer, device="cpu"))
     with torch.no_grad():
         model.initialize_weights()

@@ -15,10 +15,11 @@ from rlhf.config.derive import batches
 from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.data.records import load_dataset
 from rlhf.data.tokens import encode_prompt, prompt_batch
-from rlhf.engine.state import engine_state, local_shard
+from rlhf.engine.state import engine_state
 from rlhf.engine.zero import TrainingSpec, frozen_engine, training_engine
 from rlhf.models.load import new_policy, new_scorer
 from rlhf.ppo.experience import Experience
+from rlhf.runtime.compat.deepspeed import local_shard
 from rlhf.runtime.distributed import start
 from support.rounding import assert_same_gradients, assert_same_step
 

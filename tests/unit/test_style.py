@@ -75,3 +75,52 @@ def test_no_error_is_swallowed():
     handlers = [(path, n) for path, tree in TREES.items() for n in ast.walk(tree) if isinstance(n, ast.ExceptHandler)]
     assert handlers
     assert [f"{path}:{n.lineno}" for path, n in handlers if n.type is None or says_nothing(n)] == []
+
+
+PYTHONS_OWN = {
+    "__init__", "__name__", "__class__", "__mro__", "__dict__", "__file__", "__doc__", "__cause__", "__version__", "_exit",
+}  # fmt: skip
+# Hydra's, in the two files that compose its configurations; runtime lies above them.
+HYDRAS = {Path("config") / "command.py", Path("config") / "points.py"}
+# Of other libraries: names without an underscore that are no part of what they document.
+INTERNAL = {
+    "scaled_global_norm", "single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "clip_fp32_gradients",
+    "parameter_offload", "setup_zero_stage3_hooks", "background_thread_status", "logit_processor", "cb_logits_processors",
+}  # fmt: skip
+
+
+def is_internal(name):
+    return name not in PYTHONS_OWN and (name.startswith(("_", "ds_")) or name in INTERNAL)
+
+
+def named(tree):
+    """(line, name) of what a module asks other objects for: attributes, imports, and names given to getattr and its kin."""
+    own = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    own |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=value, attr=name):
+                of_itself = isinstance(value, ast.Name) and value.id == "self" and name in own
+                of_its_parent = (
+                    isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "super"
+                )
+                if not of_itself and not of_its_parent:
+                    yield node.lineno, name
+            case ast.Call(func=ast.Name(id="getattr" | "hasattr" | "setattr" | "delattr" | "patched"), args=args):
+                yield from ((node.lineno, arg.value) for arg in args if isinstance(arg, ast.Constant) and arg.value)
+            case ast.ImportFrom(module=module, names=names) if not module.startswith("rlhf"):
+                yield from ((node.lineno, part) for part in module.split("."))
+                yield from ((node.lineno, name.name) for name in names)
+
+
+def test_private_names_of_other_libraries_lie_in_one_place():
+    compat = Path("runtime") / "compat"
+    found = [
+        f"{path}:{line} {name}"
+        for path, tree in TREES.items()
+        if compat not in path.parents and path not in HYDRAS
+        for line, name in named(tree)
+        if isinstance(name, str) and is_internal(name)
+    ]
+    assert found == []
+    assert any(is_internal(name) for path in TREES if compat in path.parents for _, name in named(TREES[path]))

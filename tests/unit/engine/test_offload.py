@@ -6,9 +6,10 @@ from torch import nn
 
 from rlhf.config.derive import Batches
 from rlhf.engine.offload import OffloadedEngine, storages
-from rlhf.engine.state import engine_state, local_shard
+from rlhf.engine.state import engine_state
 from rlhf.engine.step import accumulate, optimizer_step
 from rlhf.engine.zero import TrainingSpec, backward, frozen_engine, release, set_rates, training_engine
+from rlhf.runtime.compat.deepspeed import local_shard
 from rlhf.runtime.distributed import start
 
 PLAN = Batches(ranks=1, per_rank=4, micro=2, accumulation=2)

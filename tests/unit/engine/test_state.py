@@ -11,9 +11,10 @@ from torch import nn
 
 from rlhf.config.derive import Batches
 from rlhf.engine.save import whole_weight
-from rlhf.engine.state import LOSS_SCALE, engine_state, generators, restore_engine, restore_generators
+from rlhf.engine.state import engine_state, generators, restore_engine, restore_generators
 from rlhf.engine.step import accumulate, optimizer_step
 from rlhf.engine.zero import TrainingSpec, backward, release, set_rates, training_engine
+from rlhf.runtime.compat.deepspeed import LOSS_SCALE
 from rlhf.runtime.distributed import start
 
 PLAN = Batches(ranks=1, per_rank=4, micro=2, accumulation=2)

@@ -192,8 +192,8 @@ def main(lora, gather):
     from rlhf.config.points import compose_config
     from rlhf.data.records import load_dataset
     from rlhf.engine.gather import KEPT, gathered
-    from rlhf.engine.state import local_shard
     from rlhf.models.tokenizer import build_tokenizer
+    from rlhf.runtime.compat.deepspeed import local_shard
     from rlhf.runtime.distributed import rank, start
 
     config = compose_config(

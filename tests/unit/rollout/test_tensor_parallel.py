@@ -73,11 +73,11 @@ def main(lora, *families):
     from rlhf.catalog.families import gemma2, gpt_neo
     from rlhf.config.points import compose_config
     from rlhf.data.records import load_dataset
-    from rlhf.engine.state import local_shard
     from rlhf.models.lora import base_model
     from rlhf.models.tokenizer import build_tokenizer
     from rlhf.rollout import generate
     from rlhf.rollout.tensor_parallel import SHARED as COPIES
+    from rlhf.runtime.compat.deepspeed import local_shard
     from rlhf.runtime.distributed import rank, start
 
     found = {}
