@@ -37,7 +37,7 @@ UNITS = (
     (r"kl_target$", "nats per response"), (r"(ratio|sampler)_tolerance$|log_ratio_clip$", "nats"),
     (r"kl_horizon$", "sequences"), (r"^reward\.(micro_)?batch_size$", "comparisons"), (r"batch_size$", "sequences"),
     (r"warmup_steps$|max_steps$|every_steps$", "steps"), (r"epochs$", "passes"), (r"elements$", "elements"),
-    (r"^(reward_)?model\.(width|head_width|ffn|embedding)$", "elements"),
+    (r"^(reward_)?model\.(hidden_size|head_dim|intermediate_size|word_embed_proj_dim)$", "elements"),
 )  # fmt: skip
 # Keys that enter a fingerprint by the content of what they name.
 BY_CONTENT = {"ppo.actor": "ppo", "ppo.reward": "ppo", "ppo.critic": "ppo"}

@@ -122,7 +122,7 @@ def tokenizer(make_config, demo_data):
     from rlhf.models.tokenizer import tokenizer_corpus, train_tokenizer
 
     config = make_config()
-    return train_tokenizer(tokenizer_corpus(config, demo_data), config.data.tokenizer_vocabulary)
+    return train_tokenizer(tokenizer_corpus(config, demo_data), config.data.tokenizer_vocab_size)
 
 
 @pytest.fixture(scope="session")

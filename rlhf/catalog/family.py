@@ -14,14 +14,14 @@ Problem = tuple[str, str, str]
 class Shape(Protocol):
     """The shape of a model, as the `model` group of the configuration states it. Widths are in elements."""
 
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    ffn: int
-    embedding: int
-    norm_first: bool
+    num_hidden_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    word_embed_proj_dim: int
+    do_layer_norm_before: bool
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,13 @@ class Family:
 def grouped_query_arguments(shape: Shape) -> dict[str, Any]:
     """Arguments of the families with grouped-query attention and a gated feed-forward layer."""
     return {
-        "intermediate_size": shape.ffn,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_width,
+        "intermediate_size": shape.intermediate_size,
+        "num_key_value_heads": shape.num_key_value_heads,
+        "head_dim": shape.head_dim,
     }
 
 
 def rotary_arguments(shape: Shape) -> dict[str, Any]:
     """Arguments of GPT-J and CodeGen, which rotate 64 elements of each head (CodeGen-350M: 32)."""
-    rotated = min(64, shape.head_width // 2) if shape.width < 2048 else 64
-    return {"n_inner": shape.ffn, "rotary_dim": rotated}
+    rotated = min(64, shape.head_dim // 2) if shape.hidden_size < 2048 else 64
+    return {"n_inner": shape.intermediate_size, "rotary_dim": rotated}

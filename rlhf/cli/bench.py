@@ -79,7 +79,7 @@ def read_configuration(arguments: list[str]) -> Config:
     config = compose_benchmark(arguments)
     chosen = any(re.match(r"\+*reward_model(=|\.path=)", word) for word in arguments)
     same = config.reward_model.name == config.model.name and not chosen
-    if same and config.model.family == "opt" and config.model.parameters > CRITIC_PARAMETERS:
+    if same and config.model.family == "opt" and config.model.num_parameters > CRITIC_PARAMETERS:
         config = compose_benchmark([*arguments, f"reward_model={CRITIC}"])
     if ranks(config) > 1:
         key = "nodes" if config.hardware.nodes > 1 else "gpus_per_node"
@@ -207,7 +207,7 @@ def describe_recipe(config: Config) -> dict[str, Any]:
     return {
         "what": config.bench.what, "lengths": config.bench.lengths, "repeats": config.bench.repeats,
         "model": config.model.name, "reward_model": config.reward_model.name, "dtype": config.precision.dtype,
-        "zero": config.zero.stage, "offload": config.zero.offload_optimizer or config.zero.offload_parameters,
+        "zero": config.zero.stage, "offload": config.zero.offload_optimizer or config.zero.offload_param,
         "lora": config.lora.rank, "batch": config.ppo.rollout_batch_size, "micro_batch": batches(config, "ppo").micro,
         "prompt_tokens": config.data.max_prompt_tokens, "response_tokens": config.rollout.max_new_tokens,
         "update_epochs": config.ppo.update_epochs, "seed": config.seed,

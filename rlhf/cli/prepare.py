@@ -19,7 +19,7 @@ def load_config(*overrides: str) -> Config:
 
 def resolve_config(config: Config) -> Config:
     """The configuration with the shapes of its models, checked. All that needs no shapes is checked before any is read."""
-    if any(model.layers < 1 and model.path is not None for model in (config.model, config.reward_model)):
+    if any(model.num_hidden_layers < 1 and model.path is not None for model in (config.model, config.reward_model)):
         check_without_shapes(config)
     whole = fill_shapes(config)
     for stage in filter(is_stage, config.stages):

@@ -141,10 +141,10 @@ def check_hardware(config: Config) -> Iterator[ConfigError]:
         )
     for key in ZEROS:
         yield from check_zero(key, getattr(config, key), config)
-    partitions = {getattr(config, key).secondary_partition for key in ZEROS} - {None}
+    partitions = {getattr(config, key).zero_hpz_partition_size for key in ZEROS} - {None}
     if len(partitions) > 1:
         problem = "DeepSpeed has one size of secondary partitions for all models"
-        yield ConfigError("zero.secondary_partition", config.zero.secondary_partition, problem, "give all the same")
+        yield ConfigError("zero.zero_hpz_partition_size", config.zero.zero_hpz_partition_size, problem, "give all the same")
     if config.ppo.dropout > 0 and config.ppo.ratio_tolerance is None and samples_responses(config):
         problem = "with dropout the first mini-batch cannot reproduce the rollout's log-probabilities"
         yield ConfigError("ppo.dropout", config.ppo.dropout, problem, "set ppo.ratio_tolerance too, as 1.0")
@@ -164,8 +164,8 @@ def check_phases(config: Config) -> Iterator[ConfigError]:
         yield ConfigError("ppo.offload_idle", True, problem, "set it false, or choose hardware with a GPU")
     for key in ("critic_zero", "reference_zero", "reward_zero"):
         zero = getattr(config, key)
-        if ppo.offload_idle and (zero.offload_parameters or zero.secondary_partition is not None):
-            kept = "offload_parameters" if zero.offload_parameters else "secondary_partition"
+        if ppo.offload_idle and (zero.offload_param or zero.zero_hpz_partition_size is not None):
+            kept = "offload_param" if zero.offload_param else "zero_hpz_partition_size"
             problem = f"{key}.{kept} already says where that model's weights are"
             yield ConfigError("ppo.offload_idle", True, problem, "choose one of the two")
     for key in ("zero", "critic_zero"):
@@ -183,25 +183,25 @@ def check_zero(key: str, zero: Zero, config: Config) -> Iterator[ConfigError]:
         yield ConfigError(
             f"{key}.offload_optimizer", True, "ZeRO stage 0 keeps everything on the device", f"try {option}=2-offload"
         )
-    if zero.offload_parameters and zero.stage != 3:
+    if zero.offload_param and zero.stage != 3:
         yield ConfigError(
-            f"{key}.offload_parameters", True, f"ZeRO stage {zero.stage} does not shard weights", f"try {option}=3-offload"
+            f"{key}.offload_param", True, f"ZeRO stage {zero.stage} does not shard weights", f"try {option}=3-offload"
         )
-    saves = zero.quantized_weights or zero.quantized_gradients or zero.secondary_partition is not None
+    saves = zero.zero_quantized_weights or zero.zero_quantized_gradients or zero.zero_hpz_partition_size is not None
     if saves and zero.stage != 3:
         problem = f"ZeRO++ is a form of stage 3, not of stage {zero.stage}"
         yield ConfigError(f"{key}.stage", zero.stage, problem, f"try {option}=plusplus")
-    if (zero.quantized_weights or zero.quantized_gradients) and config.hardware.device == "cpu":
-        name = "quantized_weights" if zero.quantized_weights else "quantized_gradients"
+    if (zero.zero_quantized_weights or zero.zero_quantized_gradients) and config.hardware.device == "cpu":
+        name = "zero_quantized_weights" if zero.zero_quantized_weights else "zero_quantized_gradients"
         yield ConfigError(f"{key}.{name}", True, "DeepSpeed quantises on GPUs only", f"set {key}.{name}=false")
-    partition, world = zero.secondary_partition, ranks(config)
+    partition, world = zero.zero_hpz_partition_size, ranks(config)
     if partition is not None and (partition < 1 or world % partition):
         problem = f"it does not divide the {world} ranks"
-        yield ConfigError(f"{key}.secondary_partition", partition, problem, "try hardware.gpus_per_node's")
+        yield ConfigError(f"{key}.zero_hpz_partition_size", partition, problem, "try hardware.gpus_per_node's")
     if partition == 1:
         problem = "a second copy of the weights that one rank keeps for itself saves no communication"
         fix = f"set it null, as {option}=3 does" if world == 1 else f"give a divisor of the {world} ranks above 1"
-        yield ConfigError(f"{key}.secondary_partition", partition, problem, fix)
+        yield ConfigError(f"{key}.zero_hpz_partition_size", partition, problem, fix)
 
 
 def check_devices(config: Config) -> None:
@@ -243,17 +243,18 @@ def check_lengths(config: Config) -> Iterator[ConfigError]:
     for key, model in used_models(config):
         made_to_measure = any(map(is_benchmark, config.stages))
         unlimited = not is_limited(model.family) or made_to_measure
-        if max_sequence(config) > model.positions and not unlimited:
+        if max_sequence(config) > model.max_position_embeddings and not unlimited:
             yield ConfigError(
-                f"{key}.positions", model.positions, f"prompt and response together reach {max_sequence(config)} tokens",
+                f"{key}.max_position_embeddings", model.max_position_embeddings,
+                f"prompt and response together reach {max_sequence(config)} tokens",
                 f"lower data.max_prompt_tokens={config.data.max_prompt_tokens} or the response lengths",
             )  # fmt: skip
-        if model.path is None and config.data.tokenizer_vocabulary > model.vocabulary:
+        if model.path is None and config.data.tokenizer_vocab_size > model.vocab_size:
             yield ConfigError(
-                "data.tokenizer_vocabulary",
-                config.data.tokenizer_vocabulary,
-                f"{key} has {model.vocabulary} rows",
-                f"try {model.vocabulary}",
+                "data.tokenizer_vocab_size",
+                config.data.tokenizer_vocab_size,
+                f"{key} has {model.vocab_size} rows",
+                f"try {model.vocab_size}",
             )
 
 

@@ -32,7 +32,7 @@ def shard_layout(config: Config, stage: str) -> dict[str, str | int]:
     return keys | {
         f"{zero}.{key}": getattr(getattr(config, zero), key)
         for zero in kind_of(stage).trained
-        for key in ("stage", "bucket_elements")
+        for key in ("stage", "reduce_bucket_size")
     }
 
 
@@ -58,7 +58,7 @@ def benchmark_config(config: Config) -> Config:
     model, reward_model = (
         replace(
             model, path=None, revision=None, gguf_file=None, trust_remote_code=False,
-            positions=max(model.positions, max_sequence(config)),
+            max_position_embeddings=max(model.max_position_embeddings, max_sequence(config)),
         )
         for model in (config.model, config.reward_model)
     )  # fmt: skip

@@ -9,11 +9,40 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
 from rlhf.config.errors import ConfigError, first_line
-from rlhf.config.keys import leaf_keys
+from rlhf.config.keys import leaf_keys, types_of
+from rlhf.config.schema import Config, Data, Model, Zero
 
 # What Hydra raises for what it cannot compose: its errors, OmegaConf's, and those of Python where a value surprises both.
 REFUSED = (HydraException, OmegaConfBaseException, ValueError, AttributeError, OverflowError, RecursionError)
 Compose = Callable[[list[str]], Any]
+# Names that keys of a group once had, with those they have now.
+RENAMED: dict[type, dict[str, str]] = {
+    Model: {
+        "layers": "num_hidden_layers",
+        "width": "hidden_size",
+        "heads": "num_attention_heads",
+        "kv_heads": "num_key_value_heads",
+        "head_width": "head_dim",
+        "ffn": "intermediate_size",
+        "gated": "gated_mlp",
+        "embedding": "word_embed_proj_dim",
+        "norm_first": "do_layer_norm_before",
+        "vocabulary": "vocab_size",
+        "positions": "max_position_embeddings",
+        "tied": "tie_word_embeddings",
+        "parameters": "num_parameters",
+    },
+    Zero: {
+        "offload_parameters": "offload_param",
+        "bucket_elements": "reduce_bucket_size",
+        "persistence_elements": "stage3_param_persistence_threshold",
+        "live_elements": "stage3_max_live_parameters",
+        "quantized_weights": "zero_quantized_weights",
+        "quantized_gradients": "zero_quantized_gradients",
+        "secondary_partition": "zero_hpz_partition_size",
+    },
+    Data: {"tokenizer_vocabulary": "tokenizer_vocab_size"},
+}
 
 
 def translate_error(error: Exception, overrides: list[str], compose: Compose | None = None) -> ConfigError:
@@ -30,7 +59,8 @@ def translate_error(error: Exception, overrides: list[str], compose: Compose | N
         key = match[1]
         word = next((o for o in overrides if re.match(rf"[+~]*{re.escape(key)}(=|$)", o)), key)
         sign = "~" if word.startswith("~") else ""
-        return unknown_key(key, word.partition("=")[2] or "...", sign)
+        within = re.search(rf"full_key: ({re.escape(key)}\.\S+)", str(cause))  # of a mapping, as model={a: 1}
+        return unknown_key(within[1] if within else key, word.partition("=")[2] or "...", sign)
     if match := re.search(r"An item is already at '([^']+)'", text):
         word = next((o for o in overrides if o.startswith(f"+{match[1]}=")), f"+{match[1]}=...")
         return ConfigError(*split(word), "there is such a key, with a value", f"write {word.lstrip('+')}")
@@ -80,8 +110,18 @@ def unknown_option(group: str, option: str, options: list[str]) -> ConfigError:
     return ConfigError(group, option, "there is no such option", f"{hint}choose one of {', '.join(options) or 'none'}")
 
 
+def current_name(key: str) -> str | None:
+    """The name that a renamed key has now; None for a key that never had another name."""
+    group, _, name = key.rpartition(".")
+    renamed = RENAMED.get(types_of(Config).get(group, Config), {}).get(name)
+    return None if renamed is None else f"{group}.{renamed}"
+
+
 def unknown_key(key: str, value: Any = "...", sign: str = "") -> ConfigError:
-    """An error that names the nearest key there is; `sign` is what was typed before the key, as ~."""
+    """An error that names what the key is called now, or the nearest key there is; `sign` is what was typed before the key,
+    as ~."""
+    if (renamed := current_name(key)) is not None:
+        return ConfigError(f"{sign}{key}", value, "the key has another name", f"did you mean {renamed}?")
     keys = leaf_keys()
     groups = sorted({".".join(k.split(".")[:i]) for k in keys for i in range(1, k.count(".") + 1)})
     near = difflib.get_close_matches(

@@ -12,7 +12,7 @@ from rlhf.catalog.stage import kind_of
 from rlhf.config.schema import LORAS, ZEROS, Config, Launcher, Zero
 
 # Of ZeRO's keys those that change numbers by more than rounding.
-QUANTIZED = ("quantized_weights", "quantized_gradients")
+QUANTIZED = ("zero_quantized_weights", "zero_quantized_gradients")
 
 # Raised when the meaning of a stage's result changes, so that older results are not taken for it.
 SCHEMA_VERSION = 3

@@ -27,18 +27,20 @@ def bytes_per_element(dtype: str) -> int:
 
 def adapter_parameters(model: Model, rank: int) -> int:
     """Weights of adapters of this rank on every matrix of the blocks: rank * (inputs + outputs) each."""
-    attention = 2 * (model.width + model.heads * model.head_width) + 2 * (model.width + model.kv_heads * model.head_width)
-    return rank * model.layers * (attention + (3 if model.gated else 2) * (model.width + model.ffn))
+    width, heads = model.hidden_size, model.num_attention_heads + model.num_key_value_heads
+    attention = 4 * width + 2 * heads * model.head_dim
+    feed_forward = (3 if model.gated_mlp else 2) * (width + model.intermediate_size)
+    return rank * model.num_hidden_layers * (attention + feed_forward)
 
 
 def weights_gib(model: Model, dtype: str, shares: int) -> float:
     """A model's weights, divided into so many shares, in GiB."""
-    return model.parameters * bytes_per_element(dtype) / shares / GIB
+    return model.num_parameters * bytes_per_element(dtype) / shares / GIB
 
 
 def cache_bytes_per_token(model: Model, dtype: str) -> int:
     """What one token takes in a key-value cache: a key and a value of every head of every layer."""
-    return 2 * model.layers * model.kv_heads * model.head_width * bytes_per_element(dtype)
+    return 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * bytes_per_element(dtype)
 
 
 def state_gib(role: Role, config: Config) -> float:
@@ -53,9 +55,9 @@ def state_gib(role: Role, config: Config) -> float:
     half = config.precision.dtype != "fp32"
     optimizer = 12 if half or zero.stage >= 1 else 8
     adapters = adapter_parameters(role.model, role.lora.rank) if role.lora else 0
-    whole = role.model.parameters + adapters
+    whole = role.model.num_parameters + adapters
     trained = 0 if role.lora is None else adapters if role.lora.rank > 0 and role.lora.only else whole
-    weights = 0.0 if zero.offload_parameters else size / (ranks if zero.stage == 3 else 1)
+    weights = 0.0 if zero.offload_param else size / (ranks if zero.stage == 3 else 1)
     gradients = size / (ranks if zero.stage >= 2 else 1)
     moments = 0.0 if zero.offload_optimizer else optimizer / (ranks if half or zero.stage >= 1 else 1)
     average = 4 / (ranks if zero.stage == 3 else 1) if role.average else 0
@@ -70,8 +72,8 @@ def activation_bytes_per_token(model: Model, dtype: str, checkpointing: bool) ->
     model's format, once more in float32, and their gradient.
     """
     size = bytes_per_element(dtype)
-    per_layer = size * model.width if checkpointing else 17 * size * model.width
-    return model.layers * per_layer + (2 * size + 4) * model.vocabulary
+    per_layer = size * model.hidden_size if checkpointing else 17 * size * model.hidden_size
+    return model.num_hidden_layers * per_layer + (2 * size + 4) * model.vocab_size
 
 
 def count_fitting_sequences(model: Model, config: Config, tokens: int, state_gib: float, checkpointing: bool) -> int:

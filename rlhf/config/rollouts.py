@@ -48,7 +48,7 @@ def check_tensor_parallel(config: Config) -> Iterator[ConfigError]:
     if model.family not in shareable:
         problem = f"the layers of a {model.family} cannot be shared (but {', '.join(shareable)})"
         yield ConfigError(key, count, problem, "set it to 1")
-    for name in ("heads", "kv_heads", "ffn"):
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
         if getattr(model, name) % count:
             yield ConfigError(key, count, f"it does not divide model.{name}={getattr(model, name)}", "give a divisor")
 

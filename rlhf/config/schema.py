@@ -11,26 +11,26 @@ from omegaconf import MISSING
 
 @dataclass
 class Model:
-    """A model's origin and shape. Widths are in elements; `parameters` counts the language model, a tied head once."""
+    """A model's origin and shape. Widths are in elements; `num_parameters` counts the language model, a tied head once."""
 
     name: str = MISSING
     family: str = MISSING
     path: str | None = MISSING
     revision: str | None = MISSING
     gguf_file: str | None = MISSING
-    layers: int = MISSING
-    width: int = MISSING
-    heads: int = MISSING
-    kv_heads: int = MISSING
-    head_width: int = MISSING
-    ffn: int = MISSING
-    gated: bool = MISSING
-    embedding: int = MISSING
-    norm_first: bool = MISSING
-    vocabulary: int = MISSING
-    positions: int = MISSING
-    tied: bool = MISSING
-    parameters: int = MISSING
+    num_hidden_layers: int = MISSING
+    hidden_size: int = MISSING
+    num_attention_heads: int = MISSING
+    num_key_value_heads: int = MISSING
+    head_dim: int = MISSING
+    intermediate_size: int = MISSING
+    gated_mlp: bool = MISSING
+    word_embed_proj_dim: int = MISSING
+    do_layer_norm_before: bool = MISSING
+    vocab_size: int = MISSING
+    max_position_embeddings: int = MISSING
+    tie_word_embeddings: bool = MISSING
+    num_parameters: int = MISSING
     trust_remote_code: bool = MISSING
 
 
@@ -66,13 +66,13 @@ class Zero:
 
     stage: int = MISSING
     offload_optimizer: bool = MISSING
-    offload_parameters: bool = MISSING
-    bucket_elements: int = MISSING
-    persistence_elements: int = MISSING
-    live_elements: int = MISSING
-    quantized_weights: bool = MISSING
-    quantized_gradients: bool = MISSING
-    secondary_partition: int | None = MISSING
+    offload_param: bool = MISSING
+    reduce_bucket_size: int = MISSING
+    stage3_param_persistence_threshold: int = MISSING
+    stage3_max_live_parameters: int = MISSING
+    zero_quantized_weights: bool = MISSING
+    zero_quantized_gradients: bool = MISSING
+    zero_hpz_partition_size: int | None = MISSING
 
 
 @dataclass
@@ -144,7 +144,7 @@ class Data:
     max_prompt_tokens: int = MISSING
     max_response_tokens: int = MISSING
     truncation: str = MISSING
-    tokenizer_vocabulary: int = MISSING
+    tokenizer_vocab_size: int = MISSING
     demo: DemoData = MISSING
     files: Files = MISSING
     hub: Hub = MISSING

@@ -8,12 +8,19 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.schema import LORAS, ZEROS, Config, Lora, Model
 
 HEAD = "lm_head"
+# The keys without which memory and batches cannot be counted.
+COUNTED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
+# The keys that are above 0 in a shape that is built here; numbers of heads are looked at by themselves.
+STATED = (
+    "num_hidden_layers", "hidden_size", "head_dim", "intermediate_size", "word_embed_proj_dim", "vocab_size",
+    "max_position_embeddings",
+)  # fmt: skip
 
 
 def check_models(config: Config) -> Iterator[ConfigError]:
     """Shapes that can be built, and an actor and a critic that can share a tokenizer."""
     for key, model in used_models(config):
-        if model.path is None and model.layers < 1:
+        if model.path is None and model.num_hidden_layers < 1:
             problem = f"{key}={model.name} has no shape of its own"
             yield ConfigError(f"{key}.path", "null", problem, "give a directory or hub id")
         elif model.path is None and model.family not in FAMILIES:
@@ -40,28 +47,38 @@ def check_models(config: Config) -> Iterator[ConfigError]:
 
 def is_whole(model: Model) -> bool:
     """Whether the model has a shape, so that memory and batches can be counted."""
-    return min(model.layers, model.width, model.heads, model.kv_heads, model.head_width, model.vocabulary) > 0
+    return all(getattr(model, name) > 0 for name in COUNTED)
 
 
 def check_shape(key: str, model: Model) -> Iterator[ConfigError]:
     """A shape that is built here, with random weights, is one that its family can have."""
-    for name in ("layers", "width", "head_width", "ffn", "embedding", "vocabulary", "positions"):
+    for name in STATED:
         if getattr(model, name) < 1:
             yield ConfigError(f"{key}.{name}", getattr(model, name), "there is no such model", "give a number above 0")
     family = FAMILIES[model.family]
-    if model.head_width % 2 and family.rotates_pairs:
+    if model.head_dim % 2 and family.rotates_pairs:
         problem = f"a {model.family} rotates pairs of elements"
-        yield ConfigError(f"{key}.head_width", model.head_width, problem, "give an even number")
-    if model.width < 1:
+        yield ConfigError(f"{key}.head_dim", model.head_dim, problem, "give an even number")
+    if model.hidden_size < 1:
         return
-    if model.heads < 1 or model.width % model.heads:
-        yield ConfigError(f"{key}.heads", model.heads, f"it does not divide the width {model.width}", "change one")
+    if model.num_attention_heads < 1 or model.hidden_size % model.num_attention_heads:
+        yield ConfigError(
+            f"{key}.num_attention_heads",
+            model.num_attention_heads,
+            f"it does not divide the width {model.hidden_size}",
+            "change one",
+        )
         return
-    if model.kv_heads < 1 or model.heads % model.kv_heads:
-        yield ConfigError(f"{key}.kv_heads", model.kv_heads, f"it does not divide the {model.heads} heads", "change one")
-    if not family.free_head_width and model.head_width != model.width // model.heads:
-        fix = f"set {key}.head_width={model.width // model.heads}"
-        yield ConfigError(f"{key}.head_width", model.head_width, f"a {model.family} has width / heads", fix)
+    if model.num_key_value_heads < 1 or model.num_attention_heads % model.num_key_value_heads:
+        yield ConfigError(
+            f"{key}.num_key_value_heads",
+            model.num_key_value_heads,
+            f"it does not divide the {model.num_attention_heads} heads",
+            "change one",
+        )
+    if not family.free_head_width and model.head_dim != model.hidden_size // model.num_attention_heads:
+        fix = f"set {key}.head_dim={model.hidden_size // model.num_attention_heads}"
+        yield ConfigError(f"{key}.head_dim", model.head_dim, f"a {model.family} has width / heads", fix)
     for name, problem, fix in family.problems(model):
         yield ConfigError(f"{key}.{name}", getattr(model, name), problem, fix)
 
@@ -107,17 +124,17 @@ def check_targets(config: Config, key: str) -> Iterator[ConfigError]:
     """Adapters are no wider than the layers they are put on, and the layers are those of the family."""
     lora: Lora = getattr(config, key)
     model = adapted_model(config, key)
-    if lora.rank == 0 or model is None or model.width < 1:
+    if lora.rank == 0 or model is None or model.hidden_size < 1:
         return
-    if lora.rank > model.width:
-        problem = f"adapters of a rank above the model's width, {model.width}, are larger than its weights"
-        yield ConfigError(f"{key}.rank", lora.rank, problem, f"give at most {model.width}")
+    if lora.rank > model.hidden_size:
+        problem = f"adapters of a rank above the model's width, {model.hidden_size}, are larger than its weights"
+        yield ConfigError(f"{key}.rank", lora.rank, problem, f"give at most {model.hidden_size}")
     if not isinstance(lora.target_modules, list) or model.family not in FAMILIES:
         return
     names = [*FAMILIES[model.family].layer_names.leaves]
-    names += ["project_in", "project_out"] if model.embedding != model.width else []
+    names += ["project_in", "project_out"] if model.word_embed_proj_dim != model.hidden_size else []
     for target in map(str, lora.target_modules):
-        if target.rpartition(".")[2] == HEAD and key == "lora" and not model.tied:
+        if target.rpartition(".")[2] == HEAD and key == "lora" and not model.tie_word_embeddings:
             continue
         if target.rpartition(".")[2] not in names:
             problem = f"a {model.family} has no such linear layer that can be adapted"

@@ -19,16 +19,16 @@ def build_hf_config(model: Model, **special_tokens: int | None) -> Any:
     """transformers' configuration of a model of this shape with random weights."""
     from transformers import CONFIG_MAPPING
 
-    deviation = INIT_SCALE / math.sqrt(model.width)
+    deviation = INIT_SCALE / math.sqrt(model.hidden_size)
     build: Any = CONFIG_MAPPING[model.family]
     family = FAMILIES[model.family]
     return build(
-        vocab_size=model.vocabulary,
-        hidden_size=model.width,
-        num_hidden_layers=model.layers,
-        num_attention_heads=model.heads,
-        max_position_embeddings=model.positions,
-        tie_word_embeddings=model.tied,
+        vocab_size=model.vocab_size,
+        hidden_size=model.hidden_size,
+        num_hidden_layers=model.num_hidden_layers,
+        num_attention_heads=model.num_attention_heads,
+        max_position_embeddings=model.max_position_embeddings,
+        tie_word_embeddings=model.tie_word_embeddings,
         **{family.deviation: deviation},
         **family.arguments(model),
         **special_tokens,
@@ -48,16 +48,16 @@ def shape_of(settings: Any) -> dict[str, Any]:
     ffn = next((n for name in ("ffn_dim", "intermediate_size", "n_inner") if (n := getattr(text, name, None))), 4 * width)
     return {
         "family": text.model_type if text.model_type in FAMILIES else "other",
-        "layers": text.num_hidden_layers,
-        "width": width,
-        "heads": heads,
-        "kv_heads": getattr(text, "num_key_value_heads", None) or heads,
-        "head_width": getattr(text, "head_dim", None) or width // heads,
-        "ffn": ffn,
-        "gated": hasattr(text, "rms_norm_eps"),  # the families with RMSNorm are those with gated feed-forward layers
-        "embedding": getattr(text, "word_embed_proj_dim", width),
-        "norm_first": getattr(text, "do_layer_norm_before", True),
-        "vocabulary": text.vocab_size,
-        "positions": getattr(text, "max_position_embeddings", None) or NO_LIMIT,
-        "tied": bool(settings.tie_word_embeddings),
+        "num_hidden_layers": text.num_hidden_layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "num_key_value_heads": getattr(text, "num_key_value_heads", None) or heads,
+        "head_dim": getattr(text, "head_dim", None) or width // heads,
+        "intermediate_size": ffn,
+        "gated_mlp": hasattr(text, "rms_norm_eps"),  # the families with RMSNorm are those with gated feed-forward layers
+        "word_embed_proj_dim": getattr(text, "word_embed_proj_dim", width),
+        "do_layer_norm_before": getattr(text, "do_layer_norm_before", True),
+        "vocab_size": text.vocab_size,
+        "max_position_embeddings": getattr(text, "max_position_embeddings", None) or NO_LIMIT,
+        "tie_word_embeddings": bool(settings.tie_word_embeddings),
     }

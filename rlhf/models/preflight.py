@@ -28,11 +28,12 @@ def check_source(source: Source, config: Config, scorer: bool, declared: Model |
         raise ConfigError(source.key, source.path, "the directory holds no weights", "give one with model.safetensors")
     check_positions(source, settings, config)
     check_head(source, scorer)
-    check_tokenizer(source, shape["vocabulary"])
+    check_tokenizer(source, shape["vocab_size"])
     if problem := json_problem(place):
         raise ConfigError(source.key, source.path, problem, "copy or download the model again")
     if declared is not None:
-        differing = [key for key in ("layers", "width", "heads") if getattr(declared, key) != shape[key]]
+        told_apart = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+        differing = [key for key in told_apart if getattr(declared, key) != shape[key]]
         if differing:
             found = ", ".join(f"{key}={shape[key]}" for key in differing)
             group = source.key.split(".")[0]

@@ -89,7 +89,7 @@ def check_hub_access(source: Source) -> None:
 
 def fill_shape(model: Model, key: str) -> Model:
     """A model whose shape is left to its configuration (model=local), with that shape."""
-    if model.layers > 0 or model.path is None:
+    if model.num_hidden_layers > 0 or model.path is None:
         return model
     source = source_of(model, key)
     try:
@@ -106,14 +106,14 @@ def with_hf_config(model: Model, settings: Any) -> Model:
 
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(settings, trust_remote_code=model.trust_remote_code)
-    return replace(model, **shape_of(settings), parameters=sum(p.numel() for p in empty.parameters()))
+    return replace(model, **shape_of(settings), num_parameters=sum(p.numel() for p in empty.parameters()))
 
 
 def fill_shapes(config: Config) -> Config:
     """The configuration with the shapes of models that state none. A reward model that is left open altogether
     (model=local sets both) starts from the policy's."""
     model, reward_model = config.model, config.reward_model
-    if reward_model.layers < 1 and reward_model.path is None:
+    if reward_model.num_hidden_layers < 1 and reward_model.path is None:
         same = {key: getattr(model, key) for key in ("path", "revision", "gguf_file", "trust_remote_code")}
         reward_model = replace(reward_model, **same)
     return replace(config, model=fill_shape(model, "model"), reward_model=fill_shape(reward_model, "reward_model"))

@@ -14,7 +14,7 @@ RESERVED = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>")
 def build_tokenizer(model: Model, key: str, config: Config, dataset: Dataset) -> Tokenizer:
     """The tokenizer that a stage starts with; `key` is the group that `model` is of."""
     if model.path is None:
-        return train_tokenizer(tokenizer_corpus(config, dataset), config.data.tokenizer_vocabulary)
+        return train_tokenizer(tokenizer_corpus(config, dataset), config.data.tokenizer_vocab_size)
     return load_tokenizer(model.path, f"{key}.path", model.revision, model.trust_remote_code, model.gguf_file)
 
 

@@ -9,8 +9,8 @@ from rlhf.config.schema import Model
 def weight_bytes(model: Model, dtype: str) -> int:
     """Bytes of the weights that a decode step reads: all of them, but of an embedding that is not the head as well a few
     rows only."""
-    rows_only = 0 if model.tied else model.vocabulary * model.embedding
-    return (model.parameters - rows_only) * bytes_per_element(dtype)
+    rows_only = 0 if model.tie_word_embeddings else model.vocab_size * model.word_embed_proj_dim
+    return (model.num_parameters - rows_only) * bytes_per_element(dtype)
 
 
 def decode_bytes(model: Model, dtype: str, prompts: Iterable[int], responses: Iterable[int]) -> int:

@@ -33,13 +33,13 @@ def layer_names(model: Model) -> LayerNames:
     """The family's; for a family that we do not know, Llama's if gated and OPT's if not."""
     if model.family in FAMILIES:
         return FAMILIES[model.family].layer_names
-    return GATED if model.gated else PLAIN
+    return GATED if model.gated_mlp else PLAIN
 
 
 def matrices(model: Model) -> list[Matrix]:
     """The linear layers of one block, in the order of their use."""
-    names, width, ffn = layer_names(model), model.width, model.ffn
-    queries, keys = model.heads * model.head_width, model.kv_heads * model.head_width
+    names, width, ffn = layer_names(model), model.hidden_size, model.intermediate_size
+    queries, keys = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
     made = (queries, keys, keys) if len(names.attended) == 3 else (queries + 2 * keys,)
     before = () if names.parallel else (*names.attended, names.mixed)
     return [
@@ -77,10 +77,10 @@ def training_flops(
     flows = trains or checkpointing
     total = body_forward(model, lora, tokens, pairs) + (2 + trains) * head(model, logit_tokens)
     total += block_backward(model, lora, tokens, pairs, flows)
-    total += (model.layers - 1) * block_backward(model, lora, tokens, pairs, flows=True)
+    total += (model.num_hidden_layers - 1) * block_backward(model, lora, tokens, pairs, flows=True)
     total += 2 * projection(model) * tokens * (trains + flows + trains + 1)  # the one in, and the one out
     if checkpointing:
-        total += model.layers * (block_forward(model, lora, tokens, pairs) - kept(model, lora, dropout) * tokens)
+        total += model.num_hidden_layers * (block_forward(model, lora, tokens, pairs) - kept(model, lora, dropout) * tokens)
     return total
 
 
@@ -107,23 +107,23 @@ def tokens_and_pairs(lengths: Iterable[int]) -> tuple[int, int]:
 
 def head(model: Model, tokens: int) -> int:
     """Operations of the logits of so many tokens: 2 E V each. A head that is tied to the embedding is no less work."""
-    return 2 * model.embedding * model.vocabulary * tokens
+    return 2 * model.word_embed_proj_dim * model.vocab_size * tokens
 
 
 def projection(model: Model) -> int:
     """Weights of the matrix between a narrower embedding and the blocks; there is one into them and one out of them."""
-    return model.width * model.embedding if model.embedding != model.width else 0
+    return model.hidden_size * model.word_embed_proj_dim if model.word_embed_proj_dim != model.hidden_size else 0
 
 
 def body_forward(model: Model, lora: Lora | None, tokens: int, pairs: int) -> int:
     """Operations of a forward pass without the head."""
-    return model.layers * block_forward(model, lora, tokens, pairs) + 2 * 2 * projection(model) * tokens
+    return model.num_hidden_layers * block_forward(model, lora, tokens, pairs) + 2 * 2 * projection(model) * tokens
 
 
 def block_forward(model: Model, lora: Lora | None, tokens: int, pairs: int) -> int:
     """Operations of one block: 2 I O + 2 R (I + O) per token and matrix, and 4 H D per pair."""
     per_token = sum(2 * m.inputs * m.outputs + 2 * rank_on(m, lora) * (m.inputs + m.outputs) for m in matrices(model))
-    return per_token * tokens + 4 * model.heads * model.head_width * pairs
+    return per_token * tokens + 4 * model.num_attention_heads * model.head_dim * pairs
 
 
 def block_backward(model: Model, lora: Lora | None, tokens: int, pairs: int, flows: bool) -> int:
@@ -142,7 +142,7 @@ def block_backward(model: Model, lora: Lora | None, tokens: int, pairs: int, flo
             per_token += 2 * weights + 2 * rank * m.inputs
     made = [name in live for name in layer_names(model).attended]
     queries, keys, values = made if len(made) == 3 else made * 3
-    per_pair = 2 * model.heads * model.head_width * (queries + keys + values + (queries or keys))
+    per_pair = 2 * model.num_attention_heads * model.head_dim * (queries + keys + values + (queries or keys))
     return per_token * tokens + per_pair * pairs
 
 
@@ -167,6 +167,6 @@ def kept(model: Model, lora: Lora | None, dropout: float) -> int:
     made again and not counted, some 5 % of the work if all weights train."""
     last = matrices(model)[-1]
     norm_last = model.family in FAMILIES and FAMILIES[model.family].norm_last
-    if norm_last or not model.norm_first or (dropout > 0 and not model.gated):
+    if norm_last or not model.do_layer_norm_before or (dropout > 0 and not model.gated_mlp):
         return 0
     return 2 * (rank_on(last, lora) or last.inputs) * last.outputs

@@ -64,7 +64,7 @@ def check_first_ratio(config: Config, rollout: int, mean: float, largest: float)
 
 def rounding_of(config: Config) -> str:
     """The number format that decides how far two right passes may differ: quantised weights count as half precision."""
-    return "bf16" if config.zero.quantized_weights and config.precision.dtype == "fp32" else config.precision.dtype
+    return "bf16" if config.zero.zero_quantized_weights and config.precision.dtype == "fp32" else config.precision.dtype
 
 
 def sharpness(config: Config) -> float:

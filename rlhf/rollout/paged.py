@@ -155,4 +155,4 @@ def settings(rows: int, pages: int, tokens: int, rollout: Rollout) -> Continuous
 def bytes_per_token(model: Any) -> int:
     """What one token takes in the cache: a key and a value of every head of every layer."""
     shape = shape_of(model.config)
-    return int(2 * shape["layers"] * shape["kv_heads"] * shape["head_width"] * model.dtype.itemsize)
+    return int(2 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * shape["head_dim"] * model.dtype.itemsize)

@@ -62,25 +62,25 @@ def zero_settings(zero: Zero, config: Config) -> dict[str, Any]:
     on_gpu = config.hardware.device == "cuda"
     settings: dict[str, Any] = {
         "stage": zero.stage,
-        "stage3_param_persistence_threshold": zero.persistence_elements,
-        "sub_group_size": zero.bucket_elements,
-        "stage3_max_live_parameters": zero.live_elements,
-        "stage3_max_reuse_distance": zero.live_elements,
-        "stage3_prefetch_bucket_size": min(zero.bucket_elements, zero.live_elements),
+        "stage3_param_persistence_threshold": zero.stage3_param_persistence_threshold,
+        "sub_group_size": zero.reduce_bucket_size,
+        "stage3_max_live_parameters": zero.stage3_max_live_parameters,
+        "stage3_max_reuse_distance": zero.stage3_max_live_parameters,
+        "stage3_prefetch_bucket_size": min(zero.reduce_bucket_size, zero.stage3_max_live_parameters),
         "overlap_comm": on_gpu,
         "contiguous_gradients": True,
-        "reduce_bucket_size": zero.bucket_elements,
-        "allgather_bucket_size": zero.bucket_elements,
+        "reduce_bucket_size": zero.reduce_bucket_size,
+        "allgather_bucket_size": zero.reduce_bucket_size,
     }
     if zero.offload_optimizer:
         settings["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
-    if zero.offload_parameters:
+    if zero.offload_param:
         settings["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
-    if zero.secondary_partition is not None:
-        settings["zero_hpz_partition_size"] = zero.secondary_partition
-    if zero.quantized_weights:
+    if zero.zero_hpz_partition_size is not None:
+        settings["zero_hpz_partition_size"] = zero.zero_hpz_partition_size
+    if zero.zero_quantized_weights:
         settings["zero_quantized_weights"] = True
-    if zero.quantized_gradients:
+    if zero.zero_quantized_gradients:
         settings["zero_quantized_gradients"] = True
     return settings
 

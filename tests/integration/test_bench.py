@@ -109,7 +109,7 @@ def test_the_published_critic_is_beside_every_larger_opt(arguments, reward_model
     config = read_configuration(list(arguments))
     assert config.reward_model.name == reward_model
     assert (config.model.path, config.reward_model.path, config.stages) == (None, None, ["bench"])
-    assert config.model.positions >= 512
+    assert config.model.max_position_embeddings >= 512
 
 
 def test_a_preset_of_the_users_joins_the_recipe_and_overrides_win():

@@ -119,7 +119,8 @@ def on_two_ranks(make_config, tmp_path_factory, stages):
     """Families with adapters and gradient checkpointing, each at the ZeRO stage that `stages` says, trained."""
     configs = {
         family: make_config(
-            tiny(family), *SMALL, *LORA, "hardware.gpus_per_node=2", f"zero='{zero}'", "zero.persistence_elements=0",
+            tiny(family), *SMALL, *LORA, "hardware.gpus_per_node=2", f"zero='{zero}'",
+            "zero.stage3_param_persistence_threshold=0",
             f"output_root={tmp_path_factory.mktemp(family)}",
         )
         for family, zero in stages.items()

@@ -34,7 +34,7 @@ SMALL = (
     "data.demo.demonstrations=280",
     "data.demo.rounds=1",
     "data.demo.heldout_prompts=8",
-    "zero.persistence_elements=0",
+    "zero.stage3_param_persistence_threshold=0",
     "data.demo.answers_per_prompt=2",
     "sft.micro_batch_size=8",
     "ppo.micro_batch_size=2",
@@ -77,7 +77,7 @@ OPTIONS = {
         "sft.batch_size=16",
         "rollout.do_sample=false",
     ),
-    "a narrow embedding after layer norm": ("model.embedding=32", "model.norm_first=false"),
+    "a narrow embedding after layer norm": ("model.word_embed_proj_dim=32", "model.do_layer_norm_before=false"),
     "another sharding for each role": (
         "zero='2'", "zero@critic_zero=3-offload", "zero@reference_zero='3'", "zero@reward_zero='1'"
     ),

@@ -29,7 +29,7 @@ SMALL = (
     "data.demo.demonstrations=300",
     "data.demo.rounds=1",
     "data.demo.heldout_prompts=7",  # ranks cannot share them evenly
-    "zero.persistence_elements=0",  # shard even this small model
+    "zero.stage3_param_persistence_threshold=0",  # shard even this small model
 )
 PAIRS = [("opt-tiny", zero) for zero in ("1", "3")]
 MORE = [("opt-tiny", zero) for zero in ("2", "2-offload", "3-offload", "plusplus")]

@@ -54,7 +54,7 @@ SMALL = (
     "ppo.dropout=0.1",
     "ppo.ratio_tolerance=100",
     "rollout.max_new_tokens=8",
-    "zero.persistence_elements=0",  # shard even this small model
+    "zero.stage3_param_persistence_threshold=0",  # shard even this small model
     "checkpoint.every_minutes=null",
 )
 EVERY = "checkpoint.every_steps=1"
@@ -405,7 +405,7 @@ def test_two_ranks_are_killed_at_every_boundary(lab, zero, stage):
     lab.broken(stage, on_both(stage), EVERY, TWO, f"zero='{zero}'")
 
 
-PLUS = ("zero.secondary_partition=2", "zero.quantized_weights=false", "zero.quantized_gradients=false")
+PLUS = ("zero.zero_hpz_partition_size=2", "zero.zero_quantized_weights=false", "zero.zero_quantized_gradients=false")
 
 
 @pytest.mark.slow
@@ -414,7 +414,7 @@ PLUS = ("zero.secondary_partition=2", "zero.quantized_weights=false", "zero.quan
     [
         ("zero=plusplus", *PLUS),
         ("zero='3'", "lora=r8"),
-        ("zero='1'", "zero@critic_zero='3'", "critic_zero.persistence_elements=10000"),
+        ("zero='1'", "zero@critic_zero='3'", "critic_zero.stage3_param_persistence_threshold=10000"),
         ("zero=2-offload", "precision=bf16"),
     ],
     ids=lambda changes: ",".join(changes[:2]),
@@ -729,7 +729,7 @@ def test_a_full_disk_at_the_end_leaves_no_model(lab, two_checkpoints, small_disk
         ("hardware.gpus_per_node=2", r"hardware\.gpus_per_node"),
         ("hardware.nodes=2", r"hardware\.nodes"),
         ("zero='2'", r"zero\.stage"),
-        ("zero.bucket_elements=1000", r"zero\.bucket_elements"),
+        ("zero.reduce_bucket_size=1000", r"zero\.reduce_bucket_size"),
     ],
 )
 def test_other_devices_are_refused(lab, two_checkpoints, change, key):

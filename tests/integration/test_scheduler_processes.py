@@ -538,7 +538,7 @@ def test_workers_follow_a_launcher_that_was_killed_and_its_lock_is_taken_at_once
 # --- a real stage ----------------------------------------------------------------------------------------------------
 
 LONG = (
-    "model.layers=1", "data.demo.demonstrations=120", "data.demo.rounds=1", "data.demo.heldout_prompts=16",
+    "model.num_hidden_layers=1", "data.demo.demonstrations=120", "data.demo.rounds=1", "data.demo.heldout_prompts=16",
     "sft.epochs=100000", "launcher.threads=1",
 )  # fmt: skip
 

@@ -122,7 +122,7 @@ def test_an_interval_with_log_gives_each_order_of_magnitude_its_share():
 
 
 def test_an_interval_of_whole_numbers_gives_whole_numbers():
-    assert set(values("model.layers=int(interval(1,4))")) == {1, 2, 3, 4}
+    assert set(values("model.num_hidden_layers=int(interval(1,4))")) == {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("text", ["model=opt-tiny,gpt2-tiny", "model=choice(opt-tiny,gpt2-tiny)"])

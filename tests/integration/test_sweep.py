@@ -23,7 +23,7 @@ from rlhf.experiment.store import Result
 from rlhf.experiment.sweep import Outcome, Point
 
 SMALL = (
-    "model.layers=1", "reward_model.layers=1", "data.demo.demonstrations=120", "data.demo.rounds=1",
+    "model.num_hidden_layers=1", "reward_model.num_hidden_layers=1", "data.demo.demonstrations=120", "data.demo.rounds=1",
     "data.demo.heldout_prompts=16", "sft.max_steps=4", "reward.max_steps=3", "ppo.max_steps=1", "ppo.rollout_batch_size=8",
     "ppo.batch_size=8", "ppo.update_epochs=1", "rollout.max_new_tokens=8",
 )  # fmt: skip

@@ -7,8 +7,8 @@ from rlhf.catalog.family import Family, LayerNames, Problem, Shape, rotary_argum
 
 def find_problems(shape: Shape) -> Iterator[Problem]:
     """Heads in four groups."""
-    if shape.heads % 4:
-        yield "heads", "a codegen has a multiple of 4", "change it"
+    if shape.num_attention_heads % 4:
+        yield "num_attention_heads", "a codegen has a multiple of 4", "change it"
 
 
 FAMILY = Family(

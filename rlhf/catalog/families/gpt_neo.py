@@ -10,8 +10,8 @@ WINDOW = 256
 
 def find_problems(shape: Shape) -> Iterator[Problem]:
     """A layer of each kind in turn."""
-    if shape.layers % 2:
-        yield "layers", "a gpt_neo has pairs of layers", "give an even number"
+    if shape.num_hidden_layers % 2:
+        yield "num_hidden_layers", "a gpt_neo has pairs of layers", "give an even number"
 
 
 FAMILY = Family(
@@ -19,9 +19,9 @@ FAMILY = Family(
     sizes="GPT-Neo 125M to 2.7B",
     layer_names=LayerNames(separate_projections("attn.attention"), "attn.attention.out_proj", ("mlp.c_fc",), "mlp.c_proj"),
     arguments=lambda m: {
-        "intermediate_size": m.ffn,
+        "intermediate_size": m.intermediate_size,
         "window_size": WINDOW,
-        "attention_types": [[["global", "local"], m.layers // 2]],
+        "attention_types": [[["global", "local"], m.num_hidden_layers // 2]],
     },
     rotates_pairs=False,
     problems=find_problems,

@@ -8,7 +8,7 @@ FAMILY = Family(
     layer_names=LayerNames(
         ("attention.query_key_value",), "attention.dense", ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h", parallel=True
     ),
-    arguments=lambda m: {"intermediate_size": m.ffn, "rotary_pct": 0.25},
+    arguments=lambda m: {"intermediate_size": m.intermediate_size, "rotary_pct": 0.25},
     paged_since=ALWAYS,
     paged_before=(5, 24),
 )

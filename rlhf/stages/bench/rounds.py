@@ -44,7 +44,7 @@ class Models:
 
 def train_toy_tokenizer(config: Config) -> Tokenizer:
     """A tokenizer; what it makes of text does not matter."""
-    return train_tokenizer([f"{number} words to measure with" for number in range(1000)], config.data.tokenizer_vocabulary)
+    return train_tokenizer([f"{number} words to measure with" for number in range(1000)], config.data.tokenizer_vocab_size)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import sys
 from functools import cache
 
@@ -16,7 +17,10 @@ from rlhf.cli.run import Invalid, compose_points
 from rlhf.config.command import read_command
 from rlhf.config.compose import config_root, quote_digits, register, to_config
 from rlhf.config.errors import ConfigError
-from rlhf.config.points import Composer
+from rlhf.config.hydra_errors import RENAMED, current_name
+from rlhf.config.keys import LEAF_TYPES, types_of
+from rlhf.config.points import Composer, compose_config
+from rlhf.config.schema import Config
 
 
 @pytest.fixture
@@ -98,7 +102,7 @@ def test_bad_input_is_one_line_that_names_key_value_and_fix(run, argument, key, 
         ("sft.epochs", None, "None", ""),
         ("seed", True, "True", "give a whole number"),
         ("ppo.gamma", "high", "high", "give a number"),
-        ("model.norm_first", "maybe", "maybe", ""),
+        ("model.do_layer_norm_before", "maybe", "maybe", ""),
         ("tracking.wandb", True, "True", ""),
         ("hardware.peak_tflops", 5, "5", ""),
         ("name", ["a"], "['a']", ""),
@@ -181,10 +185,31 @@ def test_groups_and_keys_mix_and_the_reward_model_has_the_models_names(make_conf
     config = make_config("ppo=tldr", "ppo.kl_coef=0.2", "hardware=dgx8x2", "model=opt-13b", "reward_model=opt-350m")
     assert (config.ppo.kl_coef, config.ppo.rollout_batch_size) == (0.2, 512)
     assert (config.hardware.nodes, config.hardware.gpus_per_node) == (2, 8)
-    assert (config.model.width, config.reward_model.width) == (5120, 1024)
+    assert (config.model.hidden_size, config.reward_model.hidden_size) == (5120, 1024)
 
 
 def test_loading_from_python_checks_too(make_config):
     assert load_config() == make_config()
     with pytest.raises(ConfigError, match=r"^ppo\.gamma=2"):
         load_config("ppo.gamma=2")
+
+
+@pytest.mark.parametrize(
+    ("typed", "new"),
+    [
+        ("model.width=64", "model.hidden_size"),
+        ("+reward_model.ffn=1", "reward_model.intermediate_size"),
+        ("model={layers:1}", "model.num_hidden_layers"),
+        ("critic_zero.bucket_elements=1000", "critic_zero.reduce_bucket_size"),
+        ("data.tokenizer_vocabulary=300", "data.tokenizer_vocab_size"),
+    ],
+)
+def test_a_key_that_was_renamed_is_told_by_its_new_name(typed, new):
+    with pytest.raises(ConfigError, match=rf"the key has another name; did you mean {re.escape(new)}\?$"):
+        compose_config(typed)
+
+
+def test_the_new_name_of_every_renamed_key_is_a_key():
+    for group, kind in types_of(Config).items():
+        for old in RENAMED.get(kind, {}):
+            assert current_name(f"{group}.{old}") in LEAF_TYPES and f"{group}.{old}" not in LEAF_TYPES

@@ -197,7 +197,7 @@ def test_state_memory_of_a_hand_case(make_config):
     """1.3e9 parameters in mixed precision on 8 ranks: 16 bytes each, less what each ZeRO stage shards; 0 is run as 1."""
     config = at_world(make_config(), 8)
     config.precision.dtype = "bf16"
-    config.model.parameters = 1_300_000_000
+    config.model.num_parameters = 1_300_000_000
     learns, reads = Role(config.model, config.zero, config.lora), Role(config.model, config.zero, None)
     expected = {"0": 4 + 12 / 8, "1": 4 + 12 / 8, "2": 2 + 2 / 8 + 12 / 8, "3": 16 / 8}
     for config.zero.stage, size in ((int(stage), size) for stage, size in expected.items()):
@@ -205,11 +205,11 @@ def test_state_memory_of_a_hand_case(make_config):
     config.zero.offload_optimizer = True
     assert state_gib(learns, config) == pytest.approx(1.3e9 * 4 / 8 / 2**30)
     assert state_gib(reads, config) == pytest.approx(1.3e9 * 2 / 8 / 2**30)
-    config.zero.offload_parameters = True
+    config.zero.offload_param = True
     assert state_gib(learns, config) == pytest.approx(1.3e9 * 2 / 8 / 2**30)
     assert state_gib(reads, config) == 0
     # fp32: weight, gradient and two moments; ZeRO keeps a master weight beside them.
-    config.precision.dtype, config.zero.offload_optimizer, config.zero.offload_parameters = "fp32", False, False
+    config.precision.dtype, config.zero.offload_optimizer, config.zero.offload_param = "fp32", False, False
     for config.zero.stage, size in ((0, 16), (1, 8 + 12 / 8), (2, 4 + 4 / 8 + 12 / 8), (3, 20 / 8)):
         assert state_gib(learns, config) == pytest.approx(1.3e9 * size / 2**30)
     config.zero.stage = 0
@@ -222,11 +222,11 @@ def test_state_memory_of_adapters_of_a_hand_case(make_config):
     config = make_config("model=opt-tiny", "lora=r8", "precision=bf16")
     adapters = 8 * 2 * (4 * (64 + 64) + 2 * (64 + 256))
     assert adapter_parameters(config.model, 8) == adapters
-    learns, whole = Role(config.model, config.zero, config.lora), config.model.parameters + adapters
+    learns, whole = Role(config.model, config.zero, config.lora), config.model.num_parameters + adapters
     assert state_gib(learns, config) == pytest.approx((2 * whole + 14 * adapters) / 2**30)
     config.lora.only = False
     assert state_gib(learns, config) == pytest.approx(16 * whole / 2**30)
-    llama = make_config("model=llama-tiny", "model.kv_heads=2", "model.ffn=200").model
+    llama = make_config("model=llama-tiny", "model.num_key_value_heads=2", "model.intermediate_size=200").model
     assert adapter_parameters(llama, 1) == 2 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 200))
 
 
@@ -256,7 +256,7 @@ def test_state_memory_of_adapters_of_a_hand_case(make_config):
         ({"hardware.nodes": 0}, "hardware.nodes"),
         ({"zero.stage": 4}, "zero.stage"),
         ({"zero.offload_optimizer": True}, "zero.offload_optimizer"),  # at stage 0
-        ({"zero.stage": 2, "zero.offload_parameters": True}, "zero.offload_parameters"),
+        ({"zero.stage": 2, "zero.offload_param": True}, "zero.offload_param"),
         ({"launcher.kind": "inline", "hardware.gpus_per_node": 2}, "launcher.kind"),
         # ranges
         ({"seed": -1}, "seed"),
@@ -289,11 +289,11 @@ def test_state_memory_of_adapters_of_a_hand_case(make_config):
         ({"rollout.max_new_tokens": 0}, "rollout.max_new_tokens"),
         ({"rollout.min_new_tokens": 49}, "rollout.min_new_tokens"),
         ({"data.max_prompt_tokens": 0}, "data.max_prompt_tokens"),
-        ({"model.positions": 127}, "model.positions"),  # 64 + 64 are needed
-        ({"reward_model.positions": 127}, "reward_model.positions"),
-        ({"rollout.max_new_tokens": 200}, "model.positions"),
-        ({"data.tokenizer_vocabulary": 200}, "data.tokenizer_vocabulary"),
-        ({"data.tokenizer_vocabulary": 769}, "data.tokenizer_vocabulary"),
+        ({"model.max_position_embeddings": 127}, "model.max_position_embeddings"),  # 64 + 64 are needed
+        ({"reward_model.max_position_embeddings": 127}, "reward_model.max_position_embeddings"),
+        ({"rollout.max_new_tokens": 200}, "model.max_position_embeddings"),
+        ({"data.tokenizer_vocab_size": 200}, "data.tokenizer_vocab_size"),
+        ({"data.tokenizer_vocab_size": 769}, "data.tokenizer_vocab_size"),
         # batches
         ({"hardware.gpus_per_node": 3}, "sft.batch_size"),
         ({"hardware.gpus_per_node": 16}, "reward.batch_size"),  # 8 comparisons
@@ -348,7 +348,7 @@ def per_role(roles, *cases):
         # names
         ({"model.family": "gpt5"}, "model.family", "gpt5", FAMILIES),
         ({"reward_model.family": "other"}, "reward_model.family", "other", FAMILIES),
-        ({"model.layers": 0}, "model.path", "null", "give a directory or hub id"),  # model=local without a path
+        ({"model.num_hidden_layers": 0}, "model.path", "null", "give a directory or hub id"),  # model=local without a path
         ({"reward.normalize": "mean"}, "reward.normalize", "mean", "choose one of bias, standard, none"),
         ({"ppo.ptx.source": "web"}, "ppo.ptx.source", "web", "choose one of demonstrations, file, hub"),
         ({"rollout.engine": "warp"}, "rollout.engine", "warp", "choose one of hf"),
@@ -356,23 +356,26 @@ def per_role(roles, *cases):
         *per_role(
             ZEROS,
             ({"{}.stage": 4}, "{}.stage", "4", "choose one of 0, 1, 2, 3"),
-            ({"{}.bucket_elements": 0}, "{}.bucket_elements", "0", "at least 1"),
-            ({"{}.persistence_elements": -1}, "{}.persistence_elements", "-1", "at least 0"),
-            ({"{}.live_elements": 0}, "{}.live_elements", "0", "at least 1"),
-            ({"{}.stage": 2, "{}.offload_parameters": True}, "{}.offload_parameters", "True", "{}=3-offload"),
+            ({"{}.reduce_bucket_size": 0}, "{}.reduce_bucket_size", "0", "at least 1"),
+            ({"{}.stage3_param_persistence_threshold": -1}, "{}.stage3_param_persistence_threshold", "-1", "at least 0"),
+            ({"{}.stage3_max_live_parameters": 0}, "{}.stage3_max_live_parameters", "0", "at least 1"),
+            ({"{}.stage": 2, "{}.offload_param": True}, "{}.offload_param", "True", "{}=3-offload"),
             ({"{}.offload_optimizer": True}, "{}.offload_optimizer", "True", "{}=2-offload"),  # at stage 0
-            ({"{}.stage": 2, "{}.quantized_weights": True}, "{}.stage", "2", "{}=plusplus"),
-            ({"{}.stage": 1, "{}.quantized_gradients": True}, "{}.stage", "1", "{}=plusplus"),
-            ({"{}.secondary_partition": 2}, "{}.stage", "0", "{}=plusplus"),
-            ({"{}.stage": 3, "{}.quantized_weights": True}, "{}.quantized_weights", "True", "{}.quantized_weights=false"),
-            ({"{}.stage": 3, "{}.quantized_gradients": True}, "{}.quantized_gradients", "True",
-             "{}.quantized_gradients=false"),
-            ({"{}.secondary_partition": 0}, "{}.secondary_partition", "0", "hardware.gpus_per_node"),
-            ({"{}.stage": 3, "{}.secondary_partition": 3, "hardware.gpus_per_node": 8}, "{}.secondary_partition", "3",
+            ({"{}.stage": 2, "{}.zero_quantized_weights": True}, "{}.stage", "2", "{}=plusplus"),
+            ({"{}.stage": 1, "{}.zero_quantized_gradients": True}, "{}.stage", "1", "{}=plusplus"),
+            ({"{}.zero_hpz_partition_size": 2}, "{}.stage", "0", "{}=plusplus"),
+            ({"{}.stage": 3, "{}.zero_quantized_weights": True}, "{}.zero_quantized_weights", "True",
+             "{}.zero_quantized_weights=false"),
+            ({"{}.stage": 3, "{}.zero_quantized_gradients": True}, "{}.zero_quantized_gradients", "True",
+             "{}.zero_quantized_gradients=false"),
+            ({"{}.zero_hpz_partition_size": 0}, "{}.zero_hpz_partition_size", "0", "hardware.gpus_per_node"),
+            ({"{}.stage": 3, "{}.zero_hpz_partition_size": 3, "hardware.gpus_per_node": 8}, "{}.zero_hpz_partition_size",
+             "3",
              "hardware.gpus_per_node"),
         ),
-        ({"zero.stage": 3, "zero.secondary_partition": 2, "critic_zero.stage": 3, "critic_zero.secondary_partition": 4,
-          "hardware.gpus_per_node": 8}, "zero.secondary_partition", "2", "give all the same"),
+        ({"zero.stage": 3, "zero.zero_hpz_partition_size": 2, "critic_zero.stage": 3,
+         "critic_zero.zero_hpz_partition_size": 4,
+          "hardware.gpus_per_node": 8}, "zero.zero_hpz_partition_size", "2", "give all the same"),
         # adapters of each role
         *per_role(
             LORAS,
@@ -401,15 +404,16 @@ def per_role(roles, *cases):
         # shapes with random weights
         *per_role(
             ("model", "reward_model"),
-            ({"{}.heads": 0}, "{}.heads", "0", "change one"),
-            ({"{}.heads": 5}, "{}.heads", "5", "change one"),  # 64 wide
-            ({"{}.kv_heads": 0}, "{}.kv_heads", "0", "change one"),
-            ({"{}.kv_heads": 3}, "{}.kv_heads", "3", "change one"),  # of 4 heads
-            ({"{}.head_width": 32}, "{}.head_width", "32", "set {}.head_width=16"),
-            ({"{}.family": "gpt_neo", "{}.layers": 3}, "{}.layers", "3", "give an even number"),
-            ({"{}.family": "codegen", "{}.heads": 2, "{}.kv_heads": 2, "{}.head_width": 32}, "{}.heads", "2", "change it"),
+            ({"{}.num_attention_heads": 0}, "{}.num_attention_heads", "0", "change one"),
+            ({"{}.num_attention_heads": 5}, "{}.num_attention_heads", "5", "change one"),  # 64 wide
+            ({"{}.num_key_value_heads": 0}, "{}.num_key_value_heads", "0", "change one"),
+            ({"{}.num_key_value_heads": 3}, "{}.num_key_value_heads", "3", "change one"),  # of 4 heads
+            ({"{}.head_dim": 32}, "{}.head_dim", "32", "set {}.head_dim=16"),
+            ({"{}.family": "gpt_neo", "{}.num_hidden_layers": 3}, "{}.num_hidden_layers", "3", "give an even number"),
+            ({"{}.family": "codegen", "{}.num_attention_heads": 2, "{}.num_key_value_heads": 2, "{}.head_dim": 32},
+             "{}.num_attention_heads", "2", "change it"),
             ({"{}.gguf_file": "a.gguf"}, "{}.gguf_file", "a.gguf", "give {}.path too"),
-            ({"{}.positions": 127}, "{}.positions", "127", "lower data.max_prompt_tokens=64"),
+            ({"{}.max_position_embeddings": 127}, "{}.max_position_embeddings", "127", "lower data.max_prompt_tokens=64"),
         ),
         # PPO
         ({"ppo.dropout": 1.5}, "ppo.dropout", "1.5", "below 1"),
@@ -435,10 +439,10 @@ def per_role(roles, *cases):
         ({"ppo.offload_idle": True}, "ppo.offload_idle", "True", "choose hardware with a GPU"),
         *per_role(
             ("critic_zero", "reference_zero", "reward_zero"),
-            ({"ppo.offload_idle": True, "hardware.device": "cuda", "{}.stage": 3, "{}.offload_parameters": True},
+            ({"ppo.offload_idle": True, "hardware.device": "cuda", "{}.stage": 3, "{}.offload_param": True},
              "ppo.offload_idle", "True", "choose one of the two"),
             ({"ppo.offload_idle": True, "hardware.device": "cuda", "hardware.gpus_per_node": 4, "{}.stage": 3,
-              "{}.secondary_partition": 2}, "ppo.offload_idle", "True", "choose one of the two"),
+              "{}.zero_hpz_partition_size": 2}, "ppo.offload_idle", "True", "choose one of the two"),
         ),
         ({"ppo.compile": True, "zero.stage": 3}, "ppo.compile", "True", "try zero=2"),
         ({"ppo.compile": True, "critic_zero.stage": 3}, "ppo.compile", "True", "try zero@critic_zero=2"),
@@ -469,7 +473,7 @@ def test_what_is_suggested_for_a_role_is_an_option_that_works(make_config):
         ("sft.eps", -1.0),
         ("sft.weight_decay", -0.1),
         ("sft.learning_rate", float("inf")),
-        ("model.heads", 5),  # 64 wide
+        ("model.num_attention_heads", 5),  # 64 wide
         ("launcher.threads", -1),
         ("launcher.lock_timeout_s", -1.0),
         ("data.prompt_format", "{prompt} {name}"),
@@ -488,33 +492,38 @@ def test_what_would_fail_minutes_later_is_refused_at_once(make_config, set_key, 
         {"ppo.gamma": 0.0},
         {"ppo.kl_coef": 0.0},
         {"ppo.reward_clip": 5.0},  # row 12
-        {"model.positions": 128, "reward_model.positions": 128},
-        {"data.tokenizer_vocabulary": 768},
+        {"model.max_position_embeddings": 128, "reward_model.max_position_embeddings": 128},
+        {"data.tokenizer_vocab_size": 768},
         {"ppo.rollout_batch_size": 128},
         {"rollout.micro_batch_size": 32},
         {"hardware.gpus_per_node": 4},
-        {"zero.stage": 3, "zero.offload_optimizer": True, "zero.offload_parameters": True},
+        {"zero.stage": 3, "zero.offload_optimizer": True, "zero.offload_param": True},
         {"model.path": "facebook/opt-125m", "reward_model.path": "facebook/opt-125m"},
         {"precision.dtype": "fp16"},  # DeepSpeed knows whether this CPU can
         {"critic_zero.stage": 3, "reference_zero.stage": 2, "reward_zero.stage": 1},
-        {"zero.stage": 3, "zero.secondary_partition": 2, "hardware.gpus_per_node": 4},  # others have none
+        {"zero.stage": 3, "zero.zero_hpz_partition_size": 2, "hardware.gpus_per_node": 4},  # others have none
         {
             "ppo.offload_idle": True,
             "hardware.device": "cuda",
             "critic_zero.stage": 2,
             "critic_zero.offload_optimizer": True,
         },
-        {"ppo.offload_idle": True, "hardware.device": "cuda", "zero.stage": 3, "zero.offload_parameters": True},
+        {"ppo.offload_idle": True, "hardware.device": "cuda", "zero.stage": 3, "zero.offload_param": True},
         {"ppo.compile": True, "zero.stage": 2, "critic_zero.stage": 2},
-        {"zero.stage": 3, "zero.quantized_weights": True, "zero.quantized_gradients": True, "hardware.device": "cuda"},
+        {
+            "zero.stage": 3,
+            "zero.zero_quantized_weights": True,
+            "zero.zero_quantized_gradients": True,
+            "hardware.device": "cuda",
+        },
         {"lora.rank": 8, "lora.alpha": 16, "lora.target_modules": ["q_proj", "v_proj"], "lora.learning_rate": 0.0},
         {"lora.rank": 8, "lora.alpha": 16, "lora.only": False},
         {"lora.rank": 8, "lora.alpha": 16, "lora.save_merged": False, "model.path": "org/m", "stages": ["sft"]},
         {"lora.rank": 8, "lora.alpha": 16, "lora.save_merged": False, "stages": ["ppo"]},  # of whatever the stage finds
         {"critic_lora.rank": 8, "critic_lora.alpha": 16, "critic_lora.save_merged": False},  # its base is a reward stage's
-        {"model.family": "llama", "model.kv_heads": 2, "model.head_width": 32},
-        {"model.family": "bloom", "model.positions": 1},  # ALiBi
-        {"model.path": "org/model", "model.family": "anything", "model.heads": 5, "ppo.critic": "actor"},
+        {"model.family": "llama", "model.num_key_value_heads": 2, "model.head_dim": 32},
+        {"model.family": "bloom", "model.max_position_embeddings": 1},  # ALiBi
+        {"model.path": "org/model", "model.family": "anything", "model.num_attention_heads": 5, "ppo.critic": "actor"},
         {"model.path": "org/model", "model.gguf_file": "a.gguf", "ppo.critic": "actor"},
         {"model.path": "org/model", "ppo.critic": "org/critic"},
         {"model.path": "org/model", "ppo.reward": "org/reward"},  # whose tokenizer is looked at when it is there

@@ -84,9 +84,14 @@ def test_a_sweep_runs_on_the_demo(name):
     for config in points(name).values():
         assert (config.data.source, config.hardware.device, config.model.path) == ("demo", "cpu", None)
         for model in (config.model, config.reward_model):
-            block = 4 * model.width * (model.width + 1) + 2 * model.width * model.ffn + model.ffn + 5 * model.width
-            tables = (model.vocabulary + model.positions + 2) * model.width
-            assert model.parameters == model.layers * block + tables + 2 * model.width  # an OPT's
+            block = (
+                4 * model.hidden_size * (model.hidden_size + 1)
+                + 2 * model.hidden_size * model.intermediate_size
+                + model.intermediate_size
+                + 5 * model.hidden_size
+            )
+            tables = (model.vocab_size + model.max_position_embeddings + 2) * model.hidden_size
+            assert model.num_parameters == model.num_hidden_layers * block + tables + 2 * model.hidden_size  # an OPT's
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -107,7 +112,7 @@ def test_systems_goes_over_zero_adapters_offload_and_engines():
     assert len(found) == 20
     assert {(stage, offload) for stage, offload, *_ in found} == {(0, False), (2, False), (2, True), (3, False), (3, True)}
     for large in points("systems", "model=opt-1.3b", "reward_model=opt-350m", "hardware=a100-80g").values():
-        assert (large.model.path, large.model.layers, large.precision.dtype) == (None, 24, "bf16")
+        assert (large.model.path, large.model.num_hidden_layers, large.precision.dtype) == (None, 24, "bf16")
 
 
 def test_the_recipe_of_benchmarks_is_the_published_one():
@@ -119,15 +124,15 @@ def test_the_recipe_of_benchmarks_is_the_published_one():
 
 
 def test_the_reward_model_grows_with_the_model():
-    assert [(c.model.layers, c.reward_model.layers) for c in points("model-size").values()] == [
+    assert [(c.model.num_hidden_layers, c.reward_model.num_hidden_layers) for c in points("model-size").values()] == [
         (1, 1), (1, 1), (2, 2), (2, 2), (4, 4), (4, 4),
     ]  # fmt: skip
 
 
 def test_over_optimisation_changes_the_reward_model_alone():
     for config in points("overoptimisation").values():
-        assert (config.model.layers, config.ppo.critic) == (2, "actor")
-    assert {config.reward_model.layers for config in points("overoptimisation").values()} == {1, 2, 4}
+        assert (config.model.num_hidden_layers, config.ppo.critic) == (2, "actor")
+    assert {config.reward_model.num_hidden_layers for config in points("overoptimisation").values()} == {1, 2, 4}
 
 
 def test_both_ppos_get_the_same_models_prompts_and_learning_rates():
@@ -188,7 +193,7 @@ def test_deepspeed_chats_adapters_are_the_policys_alone(name):
     assert not trains_adapters_only(config.critic_lora)
     assert not trains_adapters_only(config.reward_lora)
     if trains_adapters_only(config.lora):
-        assert config.lora.alpha == round((config.model.width / config.lora.rank) ** 0.5)
+        assert config.lora.alpha == round((config.model.hidden_size / config.lora.rank) ** 0.5)
         assert config.lora.learning_rate == 5e-4
 
 

@@ -71,7 +71,7 @@ def test_both_lists_name_keys_that_exist_and_name_them_once():
         assert not [name for name in names if any(name.startswith(other + ".") for other in names)]
 
 
-@pytest.mark.parametrize("key", ["ppo.kl_coef", "sft.learning_rate", "model.width", "precision.dtype", "seed"])
+@pytest.mark.parametrize("key", ["ppo.kl_coef", "sft.learning_rate", "model.hidden_size", "precision.dtype", "seed"])
 def test_hyperparameters_are_no_places(key):
     assert not matches_prefix(key, PLACE_KEYS)
 
@@ -107,9 +107,9 @@ def test_each_role_follows_the_policys_option_until_it_has_its_own(make_config, 
 
 def test_a_key_of_the_policy_is_one_of_the_other_roles_until_they_have_their_own(make_config):
     """All but the adapters' learning rate: null is the role's own."""
-    config = make_config("zero='3'", "zero.bucket_elements=1000", "reward_zero.stage=1", "lora=r8", "critic_lora.rank=4",
+    config = make_config("zero='3'", "zero.reduce_bucket_size=1000", "reward_zero.stage=1", "lora=r8", "critic_lora.rank=4",
                          "lora.only=false", "lora.learning_rate=0.1")  # fmt: skip
-    assert [getattr(config, role).bucket_elements for role in ZEROS] == [1000] * 4
+    assert [getattr(config, role).reduce_bucket_size for role in ZEROS] == [1000] * 4
     assert [getattr(config, role).stage for role in ZEROS] == [3, 3, 3, 1]
     assert [getattr(config, role).rank for role in LORAS] == [8, 4, 8]
     assert [getattr(config, role).only for role in LORAS] == [False] * 3

@@ -48,7 +48,7 @@ def test_a_secret_is_masked_and_nothing_else(text, secret):
     [
         "rollout.max_new_tokens=24",
         "data.max_prompt_tokens=64",
-        "data.tokenizer_vocabulary=512",
+        "data.tokenizer_vocab_size=512",
         "tokenizer: gpt2",
         "lora.target_modules=[q_proj,k_proj]",
         "pad_token=<pad>",

@@ -113,7 +113,7 @@ def test_no_text_is_empty_or_holds_what_cannot_be_written(default, key):
         ("ppo.actor=''", "ppo.actor='': it is empty; "),
         ("stages=[sft,sft]", "stages=['sft', 'sft']: a stage is named twice; name each once: stages=[sft]"),
         ("model.revision=main", "model.revision=main: there is no hub model it could be of; give a hub id as model.path"),
-        ("zero=plusplus", "zero.secondary_partition=1: a second copy of the weights"),
+        ("zero=plusplus", "zero.zero_hpz_partition_size=1: a second copy of the weights"),
     ],
 )
 def test_nonsense_is_refused_with_key_value_and_fix(override, line):
@@ -125,7 +125,8 @@ def test_nonsense_is_refused_with_key_value_and_fix(override, line):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (("lora=r64", "model.width=32", "model.heads=2", "model.head_width=16", "model.embedding=32"),
+        (("lora=r64", "model.hidden_size=32", "model.num_attention_heads=2", "model.head_dim=16",
+         "model.word_embed_proj_dim=32"),
          "lora.rank=64: adapters of a rank above the model's width, 32, are larger than its weights; give at most 32"),
         (("lora=r8", "lora.target_modules=[c_attn]"),
          "lora.target_modules=c_attn: a opt has no such linear layer that can be adapted; choose among q_proj, k_proj"),

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.rounding
 def test_one_rank_at_stage_3_has_no_whole_layers_either(tmp_path, gather):
     """Adapters were merged there into weights that were not at hand."""
     config = load_config(
-        "+experiments=bench", "zero=3", "zero.persistence_elements=0", "lora=r8", f"rollout.gather={gather}",
+        "+experiments=bench", "zero=3", "zero.stage3_param_persistence_threshold=0", "lora=r8", f"rollout.gather={gather}",
         "data.max_prompt_tokens=12", "rollout.max_new_tokens=6", "ppo.rollout_batch_size=4", "ppo.batch_size=4",
     )  # fmt: skip
     with random_models(config, tmp_path / "random") as models:

@@ -13,9 +13,11 @@ pytestmark = pytest.mark.slow
 MIB = 2**20
 # 50.9 million parameters in float32, of which no single one is large: 194 MiB.
 SHAPE = (
-    "model=opt-tiny", "model.width=640", "model.heads=10", "model.head_width=64", "model.ffn=2560", "model.layers=10",
-    "model.vocabulary=2048", "data.tokenizer_vocabulary=768",
-    "zero.bucket_elements=1000000", "zero.live_elements=4000000", "zero.persistence_elements=1000",
+    "model=opt-tiny", "model.hidden_size=640", "model.num_attention_heads=10", "model.head_dim=64",
+    "model.intermediate_size=2560", "model.num_hidden_layers=10",
+    "model.vocab_size=2048", "data.tokenizer_vocab_size=768",
+    "zero.reduce_bucket_size=1000000", "zero.stage3_max_live_parameters=4000000",
+    "zero.stage3_param_persistence_threshold=1000",
 )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ def make_engine(make_config):
     """A small model, some of whose shards stay shards at stage 3; it learns or is frozen."""
 
     def make(zero, precision, frozen=False):
-        config = make_config(f"zero={zero!r}", f"precision={precision}", "zero.persistence_elements=8")
+        config = make_config(f"zero={zero!r}", f"precision={precision}", "zero.stage3_param_persistence_threshold=8")
         start(config)
         torch.manual_seed(1)
         model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4), nn.Linear(4, 1)).to(DTYPES[precision])

@@ -31,7 +31,7 @@ from rlhf.stages.card import write_model_card
 
 PLAN = Batches(ranks=1, per_rank=1, micro=1, accumulation=1)
 IDS = torch.arange(2, 26).view(2, 12)
-SHARDED = ("zero='3'", "zero.persistence_elements=0")
+SHARDED = ("zero='3'", "zero.stage3_param_persistence_threshold=0")
 
 
 def randomise(model):

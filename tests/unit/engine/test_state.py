@@ -38,7 +38,8 @@ def make_engine(make_config):
 
     def make(zero, precision, seed=1):
         config = make_config(
-            f"zero={zero!r}", f"precision={precision}", "zero.persistence_elements=8", "zero.bucket_elements=40",
+            f"zero={zero!r}", f"precision={precision}", "zero.stage3_param_persistence_threshold=8",
+            "zero.reduce_bucket_size=40",
             "sft.max_grad_norm=0.3",
         )  # fmt: skip
         start(config)

@@ -34,7 +34,7 @@ def learning(config, plan=PLAN):
 def make_pair(make_config, zero, dtype, clip=CLIP):
     """Two small engines, and models, optimisers of plain torch in float32 that start alike."""
     config = make_config(
-        f"zero={zero!r}", f"precision={dtype}", "zero.persistence_elements=0", f"sft.max_grad_norm={clip}",
+        f"zero={zero!r}", f"precision={dtype}", "zero.stage3_param_persistence_threshold=0", f"sft.max_grad_norm={clip}",
         f"sft.learning_rate={RATE}", "sft.weight_decay=0.1", "sft.betas=[0.8,0.95]", "sft.eps=1.0e-7",
     )  # fmt: skip
     start(config)
@@ -196,7 +196,7 @@ def test_adapters_have_a_learning_rate_of_their_own(make_config, tokenizer, zero
     """AdamW's first step moves the weight with the largest gradient by the learning rate."""
     config = make_config(
         "lora=r8", "lora.only=false", "lora.learning_rate=5.0e-3", "sft.learning_rate=1.0e-3", "sft.eps=1.0e-12",
-        "sft.weight_decay=0.0", "sft.max_grad_norm=1e9", f"zero={zero!r}", "zero.persistence_elements=0",
+        "sft.weight_decay=0.0", "sft.max_grad_norm=1e9", f"zero={zero!r}", "zero.stage3_param_persistence_threshold=0",
     )  # fmt: skip
     start(config)
     plan = Batches(ranks=1, per_rank=1, micro=1, accumulation=1)

@@ -41,7 +41,7 @@ def updates(precision, zero):
     from rlhf.runtime.distributed import rank, start
 
     config = compose_config(
-        f"precision={precision}", f"zero='{zero}'", "zero.persistence_elements=0", "hardware.gpus_per_node=2"
+        f"precision={precision}", f"zero='{zero}'", "zero.stage3_param_persistence_threshold=0", "hardware.gpus_per_node=2"
     )
     start(config)
     plan = Batches(ranks=2, per_rank=1, micro=1, accumulation=1)

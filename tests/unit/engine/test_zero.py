@@ -75,7 +75,11 @@ def test_deepspeed_is_told_what_is_configured(make_config):
     assert settings["zero_optimization"]["stage"] == 3
     assert settings["bf16"] == {"enabled": True, "check_grad_overflow": True}
     assert {"offload_optimizer", "offload_param"} <= set(settings["zero_optimization"])
-    config.zero.bucket_elements, config.zero.live_elements, config.zero.persistence_elements = 300, 200, 100
+    (
+        config.zero.reduce_bucket_size,
+        config.zero.stage3_max_live_parameters,
+        config.zero.stage3_param_persistence_threshold,
+    ) = 300, 200, 100
     told = training_settings(config, config.zero, batches(config, "sft"), 0.5)["zero_optimization"]
     limits = {"reduce_bucket_size": 300, "allgather_bucket_size": 300, "sub_group_size": 300,
               "stage3_max_live_parameters": 200, "stage3_max_reuse_distance": 200, "stage3_prefetch_bucket_size": 200,
@@ -92,7 +96,7 @@ def test_stage_0_is_run_as_stage_1_in_half_precision(make_config, precision, sta
 
 
 def test_each_role_is_sharded_as_its_own_group_says(make_config):
-    config = make_config("zero='2'", "zero@critic_zero=3-offload", "critic_zero.bucket_elements=7", "precision=fp16")
+    config = make_config("zero='2'", "zero@critic_zero=3-offload", "critic_zero.reduce_bucket_size=7", "precision=fp16")
     actor, critic = (training_settings(config, zero, PARTS, 1.0) for zero in (config.zero, config.critic_zero))
     assert (actor["zero_optimization"]["stage"], critic["zero_optimization"]["stage"]) == (2, 3)
     assert critic["zero_optimization"]["reduce_bucket_size"] == 7 != actor["zero_optimization"]["reduce_bucket_size"]
@@ -111,7 +115,7 @@ def test_a_model_that_only_reads_is_sharded_at_stage_3_alone_and_has_no_optimise
 def test_zero_plus_plus_is_passed_on(make_config):
     config = make_config("zero=plusplus", "hardware.gpus_per_node=4")
     assert training_settings(config, config.zero, PARTS, 1.0)["zero_optimization"]["zero_hpz_partition_size"] == 4
-    config.zero.quantized_weights = config.zero.quantized_gradients = True
+    config.zero.zero_quantized_weights = config.zero.zero_quantized_gradients = True
     settings = training_settings(config, config.zero, PARTS, 1.0)["zero_optimization"]
     assert settings["zero_quantized_weights"] and settings["zero_quantized_gradients"]
     plain = training_settings(config, config.critic_zero, PARTS, 1.0)["zero_optimization"]

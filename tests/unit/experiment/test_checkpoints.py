@@ -197,7 +197,7 @@ def test_all_checkpoints_can_be_removed(tmp_path):
         ("sft", "hardware.gpus_per_node=2", "hardware.gpus_per_node"),
         ("ppo", "hardware.nodes=2", "hardware.nodes"),
         ("sft", "zero='3'", "zero.stage"),
-        ("sft", "zero.bucket_elements=7", "zero.bucket_elements"),
+        ("sft", "zero.reduce_bucket_size=7", "zero.reduce_bucket_size"),
         ("reward", "zero@reward_zero='3'", "reward_zero.stage"),
         ("ppo", "zero@critic_zero='1'", "critic_zero.stage"),
     ],

@@ -63,19 +63,19 @@ def test_a_file_is_called_what_it_says_and_its_parts_fit(name):
     model = shape(name)
     assert model.name == name
     assert model.family == FAMILY[name]
-    assert model.heads % model.kv_heads == 0
-    assert model.layers > 0 and model.ffn >= model.width // 2
+    assert model.num_attention_heads % model.num_key_value_heads == 0
+    assert model.num_hidden_layers > 0 and model.intermediate_size >= model.hidden_size // 2
     if model.family not in ("qwen3", "gemma2"):  # the two whose heads together need not be as wide as the model
-        assert model.heads * model.head_width == model.width
+        assert model.num_attention_heads * model.head_dim == model.hidden_size
 
 
 @every_model
 def test_a_file_states_only_what_differs_and_in_the_order_of_local_yaml(name):
-    rest = {key: value for key, value in stated(name).items() if key not in ("kv_heads", "embedding")}
+    rest = {key: value for key, value in stated(name).items() if key not in ("num_key_value_heads", "word_embed_proj_dim")}
     assert [key for key in OmegaConf.load(LOCAL) if key in stated(name)] == list(stated(name))
     assert [key for key, value in rest.items() if value == OmegaConf.load(LOCAL)[key]] == []
-    assert stated(name).get("kv_heads") != stated(name).heads
-    assert stated(name).get("embedding") != stated(name).width
+    assert stated(name).get("num_key_value_heads") != stated(name).num_attention_heads
+    assert stated(name).get("word_embed_proj_dim") != stated(name).hidden_size
 
 
 @every_model
@@ -83,7 +83,7 @@ def test_parameters_are_those_of_the_model_that_transformers_builds(name):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(build_hf_config(shape(name)))
     counted = sum(weight.numel() for weight in model.parameters())  # a shared one once
-    assert shape(name).parameters == pytest.approx(counted, rel=0.005)
+    assert shape(name).num_parameters == pytest.approx(counted, rel=0.005)
 
 
 @every_model
@@ -96,9 +96,9 @@ def test_the_shape_of_the_configuration_that_transformers_builds_is_the_one_of_t
 def test_tiny_models_have_random_weights_and_fit_a_laptop(name):
     model = shape(name)
     assert model.path is None
-    assert model.parameters < 1_000_000
-    assert (model.layers, model.width, model.heads, model.head_width) == (2, 64, 4, 16)
-    assert (model.vocabulary, model.positions) == (768, 256)
+    assert model.num_parameters < 1_000_000
+    assert (model.num_hidden_layers, model.hidden_size, model.num_attention_heads, model.head_dim) == (2, 64, 4, 16)
+    assert (model.vocab_size, model.max_position_embeddings) == (768, 256)
 
 
 def test_only_tiny_models_and_opt_175b_have_no_weights_on_the_hub():

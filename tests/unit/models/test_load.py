@@ -70,7 +70,7 @@ def test_random_weights_are_spread_as_transformers_spreads_them(make_config, tok
     ours = policy(config, tokenizer)
     torch.manual_seed(0)
     theirs = AutoModelForCausalLM.from_config(ours.config)
-    assert ours.lm_head.weight is ours.get_input_embeddings().weight if config.model.tied else True
+    assert ours.lm_head.weight is ours.get_input_embeddings().weight if config.model.tie_word_embeddings else True
     expected = dict(theirs.named_parameters())
     assert dict(ours.named_parameters()).keys() == expected.keys()
     for name, weight in ours.named_parameters():
@@ -122,7 +122,9 @@ def test_what_was_saved_is_loaded_whole_or_sharded(make_config, tokenizer, tmp_p
 
 
 def test_the_head_is_drawn_with_variance_one_over_width_plus_one(make_config, tokenizer):  # row 7
-    config = make_config("reward_model.width=1024", "reward_model.embedding=1024", "reward_model.layers=1")
+    config = make_config(
+        "reward_model.hidden_size=1024", "reward_model.word_embed_proj_dim=1024", "reward_model.num_hidden_layers=1"
+    )
     head = scorer(config, tokenizer).classifier.score
     assert head.bias is None
     assert head.weight.std().item() == pytest.approx(1 / math.sqrt(1025), rel=0.1)
@@ -230,7 +232,7 @@ def test_weights_that_belong_to_another_shape_are_one_clear_line(make_config, to
 
 
 def test_a_model_with_too_few_positions_is_refused(make_config, tokenizer, tmp_path):
-    policy(make_config("model.positions=64"), tokenizer).save_pretrained(tmp_path)
+    policy(make_config("model.max_position_embeddings=64"), tokenizer).save_pretrained(tmp_path)
     config = make_config()
     with pytest.raises(ConfigError, match="64 positions"):
         load_policy(Source(str(tmp_path), "ppo.actor"), config, config.zero, 0.0)

@@ -57,7 +57,7 @@ def adapted_layers(model):
 
 
 def expected_layers(family):
-    prefix = BLOCKS.get(family, "model.layers")
+    prefix = BLOCKS.get(family, "model.num_hidden_layers")
     return {f"{prefix}.{block}.{layer}" for block in (0, 1) for layer in LAYERS[family]}
 
 
@@ -82,7 +82,7 @@ def test_auto_means_the_linear_layers_of_the_blocks(make_config, tokenizer, fami
 
 
 def test_projections_of_a_narrow_embedding_are_left_alone(make_config, tokenizer):
-    config = make_config("model.embedding=32", "model.norm_first=false", "lora=r8")
+    config = make_config("model.word_embed_proj_dim=32", "model.do_layer_norm_before=false", "lora=r8")
     start(config)
     model = new_policy(config.model, config, tokenizer, config.zero, 0.0)
     assert isinstance(model.model.decoder.project_in, nn.Linear) and isinstance(model.model.decoder.project_out, nn.Linear)
@@ -264,7 +264,13 @@ def test_with_nothing_shared_there_are_four_models(make_config, models, tokenize
 
 
 def test_the_shared_reference_is_itself_under_sharding(make_config, models, tokenizer):
-    config = make_config(*SMALL, "lora=r8", "zero='3'", "zero.persistence_elements=0", "critic_zero.persistence_elements=0")
+    config = make_config(
+        *SMALL,
+        "lora=r8",
+        "zero='3'",
+        "zero.stage3_param_persistence_threshold=0",
+        "critic_zero.stage3_param_persistence_threshold=0",
+    )
     loader, engine, trainer = built(config, models, tokenizer)
     assert weights(engine)[0] == 2
     whole = make_config()

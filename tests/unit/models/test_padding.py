@@ -12,7 +12,9 @@ pytestmark = pytest.mark.rounding
 # Every family; and OPT as OPT-350M has it: narrow embedding, layer norm after each block.
 SHAPES = {family: (f"model={family.replace('_', '-')}-tiny",) for family in FAMILIES} | {
     "opt-350m's": tuple(
-        f"{key}.{change}" for key in ("model", "reward_model") for change in ("embedding=32", "norm_first=false")
+        f"{key}.{change}"
+        for key in ("model", "reward_model")
+        for change in ("word_embed_proj_dim=32", "do_layer_norm_before=false")
     ),
 }
 

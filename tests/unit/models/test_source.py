@@ -214,7 +214,7 @@ def test_a_damaged_index_of_weights_is_refused(make_config, actor, index):
 
 def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_refused(make_config, tokenizer, tmp_path):
     rows = len(tokenizer)
-    config = make_config(f"model.vocabulary={rows}", f"data.tokenizer_vocabulary={rows}")
+    config = make_config(f"model.vocab_size={rows}", f"data.tokenizer_vocab_size={rows}")
     save_policy(config, tokenizer, tmp_path)
     check_source(Source(str(tmp_path), "ppo.actor"), config, scorer=False)
     larger = load_tokenizer(str(tmp_path), "ppo.actor")
@@ -226,7 +226,7 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_refused(mak
 def test_a_padding_token_that_was_added_needs_no_row(make_config, tokenizer, tmp_path):
     """Padding is replaced by a valid id before a forward pass."""
     rows = len(tokenizer)
-    config = make_config(f"model.vocabulary={rows}", f"data.tokenizer_vocabulary={rows}")
+    config = make_config(f"model.vocab_size={rows}", f"data.tokenizer_vocab_size={rows}")
     save_policy(config, tokenizer, tmp_path)
     without = load_tokenizer(str(tmp_path), "ppo.actor")
     without.pad_token = without.eos_token
@@ -290,7 +290,7 @@ def test_too_few_positions_are_refused_but_not_of_bloom(make_config, actor, toke
     check_source(Source(str(bloom), "ppo.actor"), config, scorer=False)
 
 
-@pytest.mark.parametrize(("key", "value"), [("layers", 3), ("width", 128), ("heads", 8)])
+@pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", 3), ("hidden_size", 128), ("num_attention_heads", 8)])
 def test_another_shape_than_declared_is_refused(make_config, saved, key, value):
     config = make_config()
     has = getattr(config.model, key)
@@ -328,10 +328,17 @@ def test_a_family_that_is_not_in_the_list_is_read_too(make_config, tmp_path):
     )  # fmt: skip
     settings.save_pretrained(tmp_path)
     read = fill_shape(make_config("model=local", f"model.path={tmp_path}").model, "model")
-    assert (read.family, read.layers, read.width, read.heads, read.kv_heads, read.head_width) == ("other", 3, 32, 4, 2, 8)
-    assert (read.ffn, read.vocabulary, read.positions) == (72, 100, 512)
+    assert (
+        read.family,
+        read.num_hidden_layers,
+        read.hidden_size,
+        read.num_attention_heads,
+        read.num_key_value_heads,
+        read.head_dim,
+    ) == ("other", 3, 32, 4, 2, 8)
+    assert (read.intermediate_size, read.vocab_size, read.max_position_embeddings) == (72, 100, 512)
     counted = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(settings).parameters())
-    assert read.parameters == counted
+    assert read.num_parameters == counted
 
 
 def test_a_stated_shape_is_not_read_and_a_model_without_a_path_has_none(make_config):
@@ -353,8 +360,10 @@ def test_an_unreachable_model_of_your_own_names_the_right_key(make_config):
 def test_loading_a_configuration_reads_shapes_and_checks_them(saved):
     own = "model=local", f"model.path={saved[0]}", f"reward_model.path={saved[1]}"
     config = load_config(*own)
-    assert (config.model.layers, config.model.width, config.reward_model.parameters) == (2, 64, config.model.parameters)
-    with pytest.raises(ConfigError, match=r"^model\.positions=256: prompt and response together reach 364 tokens"):
+    assert (config.model.num_hidden_layers, config.model.hidden_size) == (2, 64)
+    assert config.reward_model.num_parameters == config.model.num_parameters
+    problem = r"^model\.max_position_embeddings=256: prompt and response together reach 364 tokens"
+    with pytest.raises(ConfigError, match=problem):
         load_config(*own, "data.max_response_tokens=300")
     with pytest.raises(ConfigError, match=r"^model\.path=null: model=local has no shape of its own"):
         load_config("model=local")
@@ -362,8 +371,11 @@ def test_loading_a_configuration_reads_shapes_and_checks_them(saved):
 
 def test_a_model_of_your_own_is_enough_for_a_stage_that_needs_no_other(saved):
     """As conf/model/local.yaml has it: model=local model.path=<directory or hub id>."""
-    assert load_config("stage=sft", "model=local", f"model.path={saved[0]}").model.layers == 2
-    assert load_config("stage=reward", "reward_model=local", f"reward_model.path={saved[0]}").reward_model.layers == 2
+    assert load_config("stage=sft", "model=local", f"model.path={saved[0]}").model.num_hidden_layers == 2
+    assert (
+        load_config("stage=reward", "reward_model=local", f"reward_model.path={saved[0]}").reward_model.num_hidden_layers
+        == 2
+    )
 
 
 # --- all sources of a configuration
@@ -405,8 +417,8 @@ def test_models_of_this_configurations_own_stages_are_not_looked_at(point):
 
 
 def test_the_shape_of_a_model_that_is_given_a_path_is_compared(point, saved):
-    point.model.path, point.model.layers = str(saved[0]), 3
-    with pytest.raises(ConfigError, match=r"^model\.path=.*it has layers=2, unlike model=opt-tiny"):
+    point.model.path, point.model.num_hidden_layers = str(saved[0]), 3
+    with pytest.raises(ConfigError, match=r"^model\.path=.*it has num_hidden_layers=2, unlike model=opt-tiny"):
         look(point, build_graph(point))
 
 
@@ -438,8 +450,13 @@ def test_a_gguf_file_is_read_for_its_shape_its_weights_and_its_tokenizer(gguf_mo
     model, place = gguf_model
     options = ("model=local", f"model.path={place}", "model.gguf_file=tiny.gguf")
     config = load_config(*options, "reward_model=opt-tiny", "ppo.critic=actor")
-    assert (config.model.family, config.model.layers, config.model.width, config.model.positions) == ("llama", 2, 64, 256)
-    assert config.model.parameters == sum(weight.numel() for weight in model.parameters())
+    assert (
+        config.model.family,
+        config.model.num_hidden_layers,
+        config.model.hidden_size,
+        config.model.max_position_embeddings,
+    ) == ("llama", 2, 64, 256)
+    assert config.model.num_parameters == sum(weight.numel() for weight in model.parameters())
     look(config, [node for node in build_graph(config) if node.stage == "sft"])
     found = module.source_of(config.model, "model")
     assert (found.key, found.gguf_file) == ("model.path", "tiny.gguf")

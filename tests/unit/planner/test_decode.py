@@ -8,16 +8,16 @@ from rlhf.planner.decode import decode_bytes, weight_bytes
 
 def test_weights_are_read_but_for_an_embedding_that_is_no_head(make_config):
     model = make_config().model
-    assert model.tied
-    assert weight_bytes(model, "fp32") == 4 * model.parameters
-    assert weight_bytes(model, "bf16") == 2 * model.parameters
-    model.tied = False
-    assert weight_bytes(model, "bf16") == 2 * (model.parameters - model.vocabulary * model.embedding)
+    assert model.tie_word_embeddings
+    assert weight_bytes(model, "fp32") == 4 * model.num_parameters
+    assert weight_bytes(model, "bf16") == 2 * model.num_parameters
+    model.tie_word_embeddings = False
+    assert weight_bytes(model, "bf16") == 2 * (model.num_parameters - model.vocab_size * model.word_embed_proj_dim)
 
 
 def test_the_cache_of_grouped_queries_is_smaller(make_config):
     model = make_config("model=llama-3.1-8b").model
-    assert (model.layers, model.kv_heads, model.head_width) == (32, 8, 128)
+    assert (model.num_hidden_layers, model.num_key_value_heads, model.head_dim) == (32, 8, 128)
     assert cache_bytes_per_token(model, "bf16") == 2 * 32 * 8 * 128 * 2 == 131072  # 128 KiB a token
 
 

@@ -16,11 +16,11 @@ GROUPED = ("llama", "qwen2", "qwen3", "mistral", "gemma2")
 UNGROUPED = ("opt", "bloom", "gpt_neox", "gptj", "gpt_neo", "gpt2", "codegen")
 # Every family in small, and shapes that only some can have.
 SHAPES = {family: {} for family in UNGROUPED + GROUPED} | {
-    "opt, narrow embedding and norm last": {"embedding": 32, "norm_first": False},
-    "gpt2, untied": {"tied": False},
-    "llama, one key-value head and untied": {"kv_heads": 1, "tied": False},
-    "qwen3, wide heads": {"head_width": 40},
-    "gemma2, three layers": {"layers": 3},
+    "opt, narrow embedding and norm last": {"word_embed_proj_dim": 32, "do_layer_norm_before": False},
+    "gpt2, untied": {"tie_word_embeddings": False},
+    "llama, one key-value head and untied": {"num_key_value_heads": 1, "tie_word_embeddings": False},
+    "qwen3, wide heads": {"head_dim": 40},
+    "gemma2, three layers": {"num_hidden_layers": 3},
 }
 DROPOUTS = ("dropout", "hidden_dropout", "resid_pdrop", "resid_dropout")
 LENGTH, ROWS = 12, 2
@@ -49,9 +49,12 @@ def tiny(name="opt", **changes):
     family = name.split(",")[0]
     gated = family in GROUPED
     shape = {
-        "name": name, "family": family, "path": None, "revision": None, "gguf_file": None, "layers": 2, "width": 64,
-        "heads": 4, "kv_heads": 2 if gated else 4, "head_width": 16, "ffn": 176 if gated else 256, "gated": gated,
-        "embedding": 64, "norm_first": True, "vocabulary": 768, "positions": 256, "tied": True, "parameters": 0,
+        "name": name, "family": family, "path": None, "revision": None, "gguf_file": None, "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "num_attention_heads": 4, "num_key_value_heads": 2 if gated else 4, "head_dim": 16,
+        "intermediate_size": 176 if gated else 256, "gated_mlp": gated,
+        "word_embed_proj_dim": 64, "do_layer_norm_before": True, "vocab_size": 768, "max_position_embeddings": 256,
+        "tie_word_embeddings": True, "num_parameters": 0,
         "trust_remote_code": False,
     }  # fmt: skip
     return Model(**shape | SHAPES[name] | changes)
@@ -149,7 +152,7 @@ def test_forward_pass_of_llama_tiny_by_hand():
     weights = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 176)
     assert weights == 92_160
     assert forward_flops(tiny("llama"), [10], 0) == 2 * weights * 10 + 2 * 4 * 64 * 100
-    assert forward_flops(tiny("llama"), [10], 1) == forward_flops(tiny("llama", tied=False), [10], 1)
+    assert forward_flops(tiny("llama"), [10], 1) == forward_flops(tiny("llama", tie_word_embeddings=False), [10], 1)
 
 
 def test_training_of_adapters_by_hand():
@@ -208,7 +211,7 @@ def test_generation_refuses_prompts_without_responses():
 def test_matrices_are_the_linear_layers_of_transformers_blocks(name):
     shape = tiny(name)
     found = [linear_layers(block) for block in blocks(build(shape))]
-    assert found == shape.layers * [{matrix.name: (matrix.inputs, matrix.outputs) for matrix in matrices(shape)}]
+    assert found == shape.num_hidden_layers * [{matrix.name: (matrix.inputs, matrix.outputs) for matrix in matrices(shape)}]
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -251,7 +254,7 @@ def test_modes_of_training_differ_so_that_a_wrong_one_would_be_seen(name):
     """By ten times the tolerance. Dropout is no work where a norm follows the last layer, or the family has none there."""
     work = {mode: training_flops(tiny(name), ROWS * [LENGTH], ROWS * LENGTH, *args) for mode, args in MODES.items()}
     alike = [pair for pair in combinations(MODES, 2) if work[pair[0]] == pytest.approx(work[pair[1]], rel=1e-3)]
-    without = tiny(name).gated or not tiny(name).norm_first
+    without = tiny(name).gated_mlp or not tiny(name).do_layer_norm_before
     assert alike == [("all weights, checkpointing", "all weights, checkpointing and dropout")] * without
 
 

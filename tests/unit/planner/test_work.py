@@ -48,7 +48,7 @@ def small(make_config):
     return make_config(
         *(f"{stage}.max_steps=1" for stage in STAGES), "sft.batch_size=2", "reward.batch_size=2",
         "ppo.rollout_batch_size=2", "ppo.batch_size=2", "ppo.update_epochs=3", "data.max_prompt_tokens=5",
-        "data.max_response_tokens=4", "rollout.max_new_tokens=3", "reward_model.layers=1",
+        "data.max_response_tokens=4", "rollout.max_new_tokens=3", "reward_model.num_hidden_layers=1",
     )  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def test_the_steps_are_those_that_the_stages_will_do(make_config):
     config = make_config("data.demo.rounds=1", "data.demo.demonstrations=100")
     found = {task.node.stage: estimate_tasks([task])[task.key].steps for task in tasks_of(config)}
     data = load_dataset(config)
-    tokenizer = train_tokenizer(tokenizer_corpus(config, data), config.data.tokenizer_vocabulary)
+    tokenizer = train_tokenizer(tokenizer_corpus(config, data), config.data.tokenizer_vocab_size)
     records = {
         "sft": encode_demonstrations(data.train.demonstrations, tokenizer, config.data),
         "reward": encode_comparisons(data.train.comparisons, tokenizer, config.data, config.reward.grouped),

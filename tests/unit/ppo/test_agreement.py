@@ -141,7 +141,7 @@ def test_the_bounds_are_those_of_the_number_format(make_config, capsys, dtype):
 
 def test_what_rounds_more_has_wider_bounds(make_config, capsys):
     sharp, quantized = make_config("rollout.temperature=0.1"), make_config("zero='3'")
-    quantized.zero.quantized_weights = True
+    quantized.zero.zero_quantized_weights = True
     check_sampler(sharp, 0, 9e-3, 0.1)
     check_sampler(quantized, 0, 0.04, 0.1)
     assert capsys.readouterr().out == ""

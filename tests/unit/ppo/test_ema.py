@@ -29,7 +29,12 @@ SMALL = (
 
 
 def zero_of(stage):
-    return f"zero={stage!r}", "zero.persistence_elements=0", f"zero@critic_zero={stage!r}", f"zero@reference_zero={stage!r}"
+    return (
+        f"zero={stage!r}",
+        "zero.stage3_param_persistence_threshold=0",
+        f"zero@critic_zero={stage!r}",
+        f"zero@reference_zero={stage!r}",
+    )
 
 
 def learner(config, model):

@@ -198,7 +198,11 @@ def main(actor, reward):
     ends = []
     for packing in ("none", "packed"):
         config = compose_config(
-            *SMALL, "zero='3'", "zero.persistence_elements=0", "hardware.gpus_per_node=2", f"ppo.packing={packing}"
+            *SMALL,
+            "zero='3'",
+            "zero.stage3_param_persistence_threshold=0",
+            "hardware.gpus_per_node=2",
+            f"ppo.packing={packing}",
         )
         start(config)
         loader, engine, trainer = built(config, (actor, reward), load_tokenizer(actor, "ppo.actor", None, False))

@@ -110,7 +110,7 @@ def test_the_gradient_is_the_policys_and_the_texts_together(make_config, tokeniz
 
 @pytest.mark.parametrize("zero", ("0", "2", "3"))
 def test_policy_and_texts_share_one_step(make_config, tokenizer, smooth_models, monkeypatch, zero):
-    sharding = f"zero={zero!r}", "zero.persistence_elements=0"
+    sharding = f"zero={zero!r}", "zero.stage3_param_persistence_threshold=0"
     config = make_config(*SMALL, *sharding, "ppo.ptx_coef=0.5", "ppo.micro_batch_size=2", "ppo.eps=1.0e-8")
     trainer, experience = build(config, smooth_models, tokenizer)
     experience = replace(experience, advantages=torch.zeros_like(experience.advantages))

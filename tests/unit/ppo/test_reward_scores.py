@@ -19,7 +19,7 @@ SMALL = (
     "ppo.max_steps=2",
     "rollout.max_new_tokens=8",
     "reward_model=gpt2-tiny",
-    "reward_model.vocabulary=400",
+    "reward_model.vocab_size=400",
 )
 ANSWERS = ("Use warm water, then let it dry.", "Ask a friend who has done it before.", "It depends.")
 
@@ -161,7 +161,7 @@ def test_a_critic_may_start_from_the_actor(make_config, models, tokenizer):
 
 
 def test_a_critic_may_start_from_a_third_model(make_config, models, tokenizer, tmp_path):
-    config = make_config(*SMALL, "reward_model=llama-tiny", "reward_model.vocabulary=768")
+    config = make_config(*SMALL, "reward_model=llama-tiny", "reward_model.vocab_size=768")
     third = reward_model(tmp_path / "critic", config, tokenizer, reward_bias=0.5)
     config = make_config(*SMALL, f"ppo.critic={third}")
     loader, engine, trainer = built(config, models, tokenizer)
@@ -176,7 +176,7 @@ def test_a_critic_may_start_from_a_third_model(make_config, models, tokenizer, t
 def narrow(make_config, tokenizer, other, tmp_path):
     """A reward model with as many positions as the actor's sequences have tokens: in its own there are more."""
     lengths = "data.max_prompt_tokens=28", "data.max_response_tokens=8", "data.truncation=left"
-    config = make_config(*SMALL, *lengths, "reward_model.positions=36", "ppo.critic=actor")
+    config = make_config(*SMALL, *lengths, "reward_model.max_position_embeddings=36", "ppo.critic=actor")
     start(config)
     actor = save(tmp_path / "actor", new_policy(config.model, config, tokenizer, config.zero, 0.0), tokenizer)
     return config, (actor, reward_model(tmp_path / "reward", config, other, reward_bias=0.25, reward_scale=2.0))

@@ -197,7 +197,8 @@ def main(lora, gather):
     from rlhf.runtime.distributed import rank, start
 
     config = compose_config(
-        "zero='3'", "zero.persistence_elements=0", "hardware.gpus_per_node=2", f"lora={lora}", f"rollout.gather={gather}",
+        "zero='3'", "zero.stage3_param_persistence_threshold=0", "hardware.gpus_per_node=2", f"lora={lora}",
+        f"rollout.gather={gather}",
         "rollout.temperature=1000.0", "rollout.max_new_tokens=12",
     )  # fmt: skip
     start(config)

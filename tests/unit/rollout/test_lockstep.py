@@ -39,13 +39,16 @@ def rollout(zero):
     from rlhf.runtime.distributed import rank, start, total
 
     config = compose_config(
-        f"zero='{zero}'", "zero.persistence_elements=0", "hardware.gpus_per_node=2", "rollout.temperature=1000.0"
+        f"zero='{zero}'",
+        "zero.stage3_param_persistence_threshold=0",
+        "hardware.gpus_per_node=2",
+        "rollout.temperature=1000.0",
     )
     start(config)
     tokenizer = build_tokenizer(config.model, "model", config, load_dataset(config))
     policy = policy_engine(config, tokenizer)
     batch = prompts(config, tokenizer)
-    number = 1.5 / config.model.vocabulary if rank() == 0 else 0.5
+    number = 1.5 / config.model.vocab_size if rank() == 0 else 0.5
     random = np.full((3, config.rollout.max_new_tokens), number, dtype=np.float32)
     responses = generate(policy, batch, random, tokenizer, config.rollout)
     ids = torch.cat([batch.ids, responses.tokens], 1)

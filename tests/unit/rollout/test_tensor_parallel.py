@@ -28,7 +28,10 @@ PAIR = "zero='3'", "hardware.gpus_per_node=2", "rollout.tensor_parallel=2"
         (("rollout.tensor_parallel=3",), "rollout.tensor_parallel=3: it does not divide the 2 devices"),
         (("model=bloom-tiny",), "rollout.tensor_parallel=2: the layers of a bloom cannot"),
         (("model=codegen-tiny",), "rollout.tensor_parallel=2: the layers of a codegen cannot"),
-        (("model=llama-tiny", "model.kv_heads=1"), "rollout.tensor_parallel=2: it does not divide model.kv_heads=1"),
+        (
+            ("model=llama-tiny", "model.num_key_value_heads=1"),
+            "rollout.tensor_parallel=2: it does not divide model.num_key_value_heads=1",
+        ),
     ],
 )
 def test_what_cannot_be_shared_is_refused(make_config, options, key):
@@ -84,7 +87,7 @@ def main(lora, *families):
     gpt_neo.WINDOW = gemma2.WINDOW = 8
     for family in families:
         config = compose_config(
-            *PAIR, f"model={family.replace('_', '-')}-tiny", "zero.persistence_elements=0", f"lora={lora}",
+            *PAIR, f"model={family.replace('_', '-')}-tiny", "zero.stage3_param_persistence_threshold=0", f"lora={lora}",
             "rollout.max_new_tokens=10",
         )  # fmt: skip
         start(config)

@@ -45,7 +45,9 @@ def family(request):
 
 @pytest.fixture(scope="module")
 def config(make_config, family):
-    return make_config(f"model={family}-tiny", "model.layers=2", f"rollout.max_new_tokens={NEW}", "rollout.temperature=0.7")
+    return make_config(
+        f"model={family}-tiny", "model.num_hidden_layers=2", f"rollout.max_new_tokens={NEW}", "rollout.temperature=0.7"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +169,7 @@ def test_scoring_and_training_beyond_the_window(family, config, pair, tokenizer,
 
 def test_gpt_neo_beyond_its_own_256_tokens_on_a_gpus_buckets(make_config, tokenizer, monkeypatch):
     """As it is used: the family's window, and the default engine."""
-    config = make_config("model=gpt-neo-tiny", "model.positions=512", f"rollout.max_new_tokens={NEW}")
+    config = make_config("model=gpt-neo-tiny", "model.max_position_embeddings=512", f"rollout.max_new_tokens={NEW}")
     plain, engine = pair_of(settings_for("gpt-neo", config, window=256), config)
     monkeypatch.setitem(SLOTS, "cpu", SLOTS["cuda"])
     batch, numbers = batch_of((350, 240, 225))

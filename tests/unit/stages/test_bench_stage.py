@@ -100,8 +100,11 @@ def test_systems_is_a_sweep_like_any_other(tmp_path):
 
 def test_nothing_is_loaded_whatever_the_configuration_names(tmp_path):
     config = load_config("stage=bench", "model=opt-1.3b", "ppo.actor=some/model", f"output_root={tmp_path}")
-    assert (config.model.path, config.ppo.actor, config.model.positions) == (None, None, 2048)
-    assert load_config(*SMALL, "rollout.max_new_tokens=600", "data.max_response_tokens=600").model.positions == 620
+    assert (config.model.path, config.ppo.actor, config.model.max_position_embeddings) == (None, None, 2048)
+    assert (
+        load_config(*SMALL, "rollout.max_new_tokens=600", "data.max_response_tokens=600").model.max_position_embeddings
+        == 620
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,7 +115,7 @@ def test_nothing_is_loaded_whatever_the_configuration_names(tmp_path):
         (("stage=bench", "bench.what=rollout", "bench.engines=[hf]"), "bench.engines=hf"),
         (("stage=bench", "hardware.gpus_per_node=3"), "ppo.batch_size="),
         (("stage=bench", "bench.what=stages", "sft.batch_size=7", "hardware.gpus_per_node=2"), "sft.batch_size="),
-        (("stage=bench", "data.tokenizer_vocabulary=1000"), "data.tokenizer_vocabulary="),
+        (("stage=bench", "data.tokenizer_vocab_size=1000"), "data.tokenizer_vocab_size="),
     ],
 )
 def test_bad_input_names_its_key(overrides, key):

@@ -40,7 +40,7 @@ def steps(zero, answers):
     from rlhf.stages.reward.train import train_step
 
     config = compose_config(
-        f"zero='{zero}'", "zero.persistence_elements=0", "hardware.gpus_per_node=2", "reward.batch_size=2"
+        f"zero='{zero}'", "zero.stage3_param_persistence_threshold=0", "hardware.gpus_per_node=2", "reward.batch_size=2"
     )
     start(config)
     with smooth_opt():
