@@ -92,6 +92,27 @@ def make_config() -> Callable[..., Config]:
     return lambda *overrides: copy.deepcopy(composed(overrides))
 
 
+@pytest.fixture
+def cli(monkeypatch, tmp_path, capsys):
+    """`cli(*arguments)`: run the program in this process, in a directory of its own; the exit code, and what it printed to
+    stdout and to stderr."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    from rlhf.cli import main
+
+    def call(*arguments):
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", ["rlhf", *arguments])
+        code, said = main(), capsys.readouterr()
+        assert "Traceback" not in said.out + said.err
+        return code, said.out, said.err
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    yield call
+    GlobalHydra.instance().clear()
+
+
 @pytest.fixture(scope="session")
 def set_key() -> Callable[[Config, str, object], Config]:
     """`set_key(config, "ppo.gamma", 0.9)` changes a value by its dotted key and returns the config."""

@@ -6,6 +6,7 @@ import pkgutil
 
 import pytest
 import torch
+from support.small import SMALL_STAGES
 
 from rlhf.catalog.stage import kind_of
 from rlhf.config.checks import check
@@ -24,21 +25,9 @@ from rlhf.models.tokenizer import load_tokenizer
 from rlhf.runtime.distributed import start
 
 SMALL = (
-    "sft.max_steps=2",
-    "reward.max_steps=2",
-    "ppo.max_steps=2",
-    "ppo.rollout_batch_size=8",
-    "ppo.batch_size=4",
-    "ppo.update_epochs=1",
-    "rollout.max_new_tokens=6",
-    "data.demo.demonstrations=280",
-    "data.demo.rounds=1",
-    "data.demo.heldout_prompts=8",
-    "zero.stage3_param_persistence_threshold=0",
-    "data.demo.answers_per_prompt=2",
-    "sft.micro_batch_size=8",
-    "ppo.micro_batch_size=2",
-)
+    *SMALL_STAGES, "rollout.max_new_tokens=6", "zero.stage3_param_persistence_threshold=0",
+    "sft.micro_batch_size=8", "ppo.micro_batch_size=2",
+)  # fmt: skip
 
 OPTIONS = {
     "bf16": ("precision=bf16",),

@@ -7,10 +7,8 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from rlhf.cli import main
 from rlhf.cli.search import repair_journal, search, split_sweep, suggest, wants_search
 from rlhf.config.command import read_command
 from rlhf.config.compose import config_root, register
@@ -318,36 +316,29 @@ def test_other_fixed_values_are_another_search(study):
 
 
 @pytest.fixture
-def cli(monkeypatch, tmp_path, capsys):
-    def call(*arguments):
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["rlhf", "-m", INTERVAL, *arguments])
-        code, said = main(), capsys.readouterr()
-        return code, said.out, said.err
-
-    monkeypatch.chdir(tmp_path)
-    yield call
-    GlobalHydra.instance().clear()
+def search_cli(cli):
+    """`search_cli(*arguments)`: as `cli`, with -m and an interval."""
+    return lambda *arguments: cli("-m", INTERVAL, *arguments)
 
 
-def test_a_dry_run_says_what_would_be_searched_and_leaves_nothing(cli, tmp_path):
-    code, out, err = cli("dry_run=true", "sweep.trials=7", "seed=1,2")
+def test_a_dry_run_says_what_would_be_searched_and_leaves_nothing(search_cli, tmp_path):
+    code, out, err = search_cli("dry_run=true", "sweep.trials=7", "seed=1,2")
     assert (code, err) == (0, "") and "7 trials" in out and "eval/gold" in out
     assert "ppo.kl_coef" in out and "0.01" in out and "0.5" in out and "seed" in out
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("place", ["/proc/nope", "mine.txt"])
-def test_where_nothing_can_be_written_no_search_begins(cli, tmp_path, place):
+def test_where_nothing_can_be_written_no_search_begins(search_cli, tmp_path, place):
     (tmp_path / "mine.txt").write_text("mine")
-    code, out, err = cli(f"output_root={place}")
+    code, out, err = search_cli(f"output_root={place}")
     assert (code, out) == (2, "") and err.startswith("error: output_root=") and len(err.splitlines()) == 1
     assert os.listdir(tmp_path) == ["mine.txt"]
 
 
 @pytest.mark.parametrize("dry", ["true", "false"])
-def test_an_interval_beyond_what_its_key_allows_is_refused_before_the_first_trial(cli, tmp_path, dry):
-    code, out, err = cli("ppo.gamma=interval(1.5,2.0)", "sweep.trials=2", f"dry_run={dry}")
+def test_an_interval_beyond_what_its_key_allows_is_refused_before_the_first_trial(search_cli, tmp_path, dry):
+    code, out, err = search_cli("ppo.gamma=interval(1.5,2.0)", "sweep.trials=2", f"dry_run={dry}")
     assert (code, out) == (2, "") and not list(tmp_path.iterdir())
     first, second = err.splitlines()
     assert first.startswith("error: ppo.gamma=1.5") and second.startswith("error: ppo.gamma=2.0")
@@ -369,15 +360,15 @@ def test_an_interval_beyond_what_its_key_allows_is_refused_before_the_first_tria
         (["launcher.parallel=1,2"], "launcher.parallel=1,2: ", "one value"),
     ],
 )
-def test_a_search_that_cannot_work_is_no_plan(cli, tmp_path, words, start, fix):
-    code, out, err = cli(*words, "dry_run=true")
+def test_a_search_that_cannot_work_is_no_plan(search_cli, tmp_path, words, start, fix):
+    code, out, err = search_cli(*words, "dry_run=true")
     assert (code, out) == (2, "") and err.startswith(f"error: {start}") and fix in err.partition("; ")[2]
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("flag", ["--help", "--cfg job", "--hydra-help", "--info searchpath"])
-def test_what_only_shows_starts_no_search(cli, tmp_path, flag):
-    code, out, err = cli(*flag.split(), "sweep.trials=1")
+def test_what_only_shows_starts_no_search(search_cli, tmp_path, flag):
+    code, out, err = search_cli(*flag.split(), "sweep.trials=1")
     assert "trial" not in out and not list(tmp_path.iterdir())
     if "help" in flag:
         assert code == 0 and err == "" and ("Groups" in out or "Hydra" in out)

@@ -1,32 +1,18 @@
 """What a user can get wrong on the command line, and that the answer names the word at fault."""
 
-import sys
-
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from support.command import run_rlhf
 
-from rlhf.cli import main
 from rlhf.cli.prepare import load_config
 from rlhf.config.command import read_command
 from rlhf.config.errors import ConfigError
 
 
-@pytest.fixture
-def cli(monkeypatch, tmp_path, capsys):
-    """`cli(*arguments)`: the exit code, and what was printed to stdout and stderr. Nothing is ever run."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["rlhf", *arguments])
-        code, said = main(), capsys.readouterr()
-        assert "Traceback" not in said.out + said.err
-        return code, said.out, said.err
-
+@pytest.fixture(autouse=True)
+def nothing_runs(monkeypatch):
+    """No test of this file runs a stage."""
     monkeypatch.setattr("rlhf.cli.run.execute", lambda tasks, console: pytest.fail("something ran"))
-    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NOSUCH", raising=False)
-    yield call
-    GlobalHydra.instance().clear()
 
 
 # What is typed, beside two words that are right; how the error begins; and what its advice holds.

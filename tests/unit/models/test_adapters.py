@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.small import SMALL_STAGES
 from transformers import AutoModelForCausalLM
 
 from rlhf.cli.prepare import check_sources
@@ -21,9 +22,8 @@ from rlhf.models.preflight import check_source
 from rlhf.models.source import Source
 
 SMALL = (
-    "sft.max_steps=1", "reward.max_steps=1", "ppo.max_steps=1", "ppo.rollout_batch_size=8", "ppo.batch_size=4",
-    "rollout.max_new_tokens=6", "data.demo.demonstrations=280", "data.demo.rounds=1", "data.demo.heldout_prompts=8",
-    "data.demo.answers_per_prompt=2", "reward.normalize=none",
+    *SMALL_STAGES, "sft.max_steps=1", "reward.max_steps=1",
+    "ppo.max_steps=1", "rollout.max_new_tokens=6", "reward.normalize=none",
 )  # fmt: skip
 ADAPTERS = ("lora=r8", "sft.learning_rate=0.1", "lora.save_merged=false", "reward_lora.save_merged=false")
 

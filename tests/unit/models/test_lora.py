@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from support.small import SMALL_PPO
 from support.tiny_models import built, prompts
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -38,13 +39,6 @@ BLOCKS = {
     "opt": "model.decoder.layers", "bloom": "transformer.h", "gpt-neox": "gpt_neox.layers", "gptj": "transformer.h",
     "gpt-neo": "transformer.h", "gpt2": "transformer.h", "codegen": "transformer.h",
 }  # fmt: skip
-SMALL = (
-    "ppo.rollout_batch_size=8",
-    "ppo.batch_size=4",
-    "ppo.update_epochs=1",
-    "ppo.max_steps=2",
-    "rollout.max_new_tokens=8",
-)
 
 
 def adapted_layers(model):
@@ -206,7 +200,7 @@ def sequences(config, tokenizer):
 
 
 def test_reference_and_reward_model_need_no_second_copy(make_config, models, tokenizer):
-    config = make_config(*SMALL, "lora=r8", "ppo.learning_rate=0.01", "ppo.critic_learning_rate=0.01")
+    config = make_config(*SMALL_PPO, "lora=r8", "ppo.learning_rate=0.01", "ppo.critic_learning_rate=0.01")
     loader, engine, trainer = built(config, models, tokenizer)
     policy = load_policy(Source(models[0], "ppo.actor"), config, config.zero, 0.0).eval()
     judge = load_scorer(Source(models[1], "ppo.reward"), config, config.zero, 0.0).eval()
@@ -239,7 +233,7 @@ def test_reference_and_reward_model_need_no_second_copy(make_config, models, tok
 
 @pytest.mark.parametrize("change", ("lora.only=false critic_lora.only=true", "critic_lora.only=false", "ppo.critic=actor"))
 def test_what_does_not_start_from_frozen_weights_has_its_own_copy(make_config, models, tokenizer, change):
-    config = make_config(*SMALL, "lora=r8", *change.split())
+    config = make_config(*SMALL_PPO, "lora=r8", *change.split())
     loader, engine, trainer = built(config, models, tokenizer)
     reference, reward = (False, True) if change.startswith("lora.only=false") else (True, False)
     assert (engine.ref.module is engine.actor.module, engine.reward.module is engine.critic.module) == (reference, reward)
@@ -254,7 +248,7 @@ def test_what_does_not_start_from_frozen_weights_has_its_own_copy(make_config, m
 
 
 def test_with_nothing_shared_there_are_four_models(make_config, models, tokenizer):
-    config = make_config(*SMALL, "lora=r8", "lora.only=false")  # the critic's as the policy's
+    config = make_config(*SMALL_PPO, "lora=r8", "lora.only=false")  # the critic's as the policy's
     _loader, engine, _trainer = built(config, models, tokenizer)
     policy = load_policy(Source(models[0], "ppo.actor"), config, config.zero, 0.0)
     judge = load_scorer(Source(models[1], "ppo.reward"), config, config.zero, 0.0)
@@ -265,7 +259,7 @@ def test_with_nothing_shared_there_are_four_models(make_config, models, tokenize
 
 def test_the_shared_reference_is_itself_under_sharding(make_config, models, tokenizer):
     config = make_config(
-        *SMALL,
+        *SMALL_PPO,
         "lora=r8",
         "zero='3'",
         "zero.stage3_param_persistence_threshold=0",

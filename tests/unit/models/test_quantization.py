@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.gguf_files import write_gguf
+from support.small import SMALL_DEMO
 from support.tiny_models import save_models
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -19,10 +20,7 @@ from rlhf.models.preflight import check_source
 from rlhf.models.source import Source, fill_shapes
 from rlhf.runtime.distributed import start
 
-SMALL = (
-    "sft.max_steps=2", "reward.max_steps=1", "data.demo.demonstrations=280", "data.demo.rounds=1",
-    "data.demo.heldout_prompts=8", "data.demo.answers_per_prompt=2", "data.max_prompt_tokens=96",
-)  # fmt: skip
+SMALL = (*SMALL_DEMO, "sft.max_steps=2", "reward.max_steps=1", "data.max_prompt_tokens=96")
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.small import SMALL_PPO
 from support.tiny_models import built
 
 import rlhf.ppo.trainer as trainer_module
@@ -14,10 +15,7 @@ from rlhf.ppo.agreement import FATAL, SAMPLER_TOLERANCE, check_first_ratio, chec
 from rlhf.rollout import generate
 from rlhf.rollout.decoder import Decoder
 
-SMALL = (
-    "ppo.rollout_batch_size=8", "ppo.batch_size=8", "ppo.update_epochs=1", "ppo.max_steps=3", "rollout.max_new_tokens=8",
-    "rollout.fixed_length=true", "ppo.eos_penalty=null",
-)  # fmt: skip
+SMALL = (*SMALL_PPO, "ppo.batch_size=8", "ppo.max_steps=3", "rollout.fixed_length=true", "ppo.eos_penalty=null")
 TOKENS = 64
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.small import SMALL_PPO
 from support.tiny_models import assert_same_update, first_step, save_models, smooth_opt
 from torch import nn
 
@@ -12,7 +13,7 @@ from rlhf.ppo import trainer as trainer_module
 pytestmark = pytest.mark.rounding
 
 SMALL = (
-    "ppo.rollout_batch_size=8", "ppo.batch_size=8", "ppo.micro_batch_size=4", "ppo.update_epochs=1", "ppo.max_steps=2",
+    *SMALL_PPO, "ppo.batch_size=8", "ppo.micro_batch_size=4",
     "rollout.max_new_tokens=12", "ppo.compile=true", "ppo.max_grad_norm=1e9",
 )  # fmt: skip
 

@@ -4,6 +4,7 @@ import deepspeed
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.small import SMALL_PPO
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -19,13 +20,7 @@ from rlhf.ppo.ema import ExponentialMovingAverage
 from rlhf.runtime.distributed import start
 
 PLAN = Batches(ranks=1, per_rank=1, micro=1, accumulation=1)
-SMALL = (
-    "ppo.rollout_batch_size=8",
-    "ppo.batch_size=4",
-    "ppo.update_epochs=2",
-    "ppo.max_steps=2",
-    "rollout.max_new_tokens=8",
-)
+SMALL = (*SMALL_PPO, "ppo.update_epochs=2")
 
 
 def zero_of(stage):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.small import SMALL_PPO
 from support.tiny_models import built, dataset
 
 from rlhf.engine.offload import storages
@@ -10,10 +11,7 @@ from rlhf.ppo import trainer as trainer_module
 from rlhf.ppo.engine import is_shared
 from rlhf.ppo.evaluate import Evaluation, heldout_prompts
 
-SMALL = (
-    "ppo.rollout_batch_size=8", "ppo.batch_size=4", "ppo.micro_batch_size=2", "ppo.update_epochs=1", "ppo.max_steps=2",
-    "rollout.max_new_tokens=6", "data.demo.heldout_prompts=4",
-)  # fmt: skip
+SMALL = (*SMALL_PPO, "ppo.micro_batch_size=2", "rollout.max_new_tokens=6", "data.demo.heldout_prompts=4")
 
 
 @pytest.fixture(autouse=True)

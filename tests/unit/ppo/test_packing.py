@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.ranks import run_script
 from support.rounding import assert_same_gradients, assert_same_step
+from support.small import SMALL_PPO
 from support.tiny_models import assert_same_update, built, first_step, gradients, save_models, smooth_opt, weights
 
 from rlhf.catalog import families
@@ -21,10 +22,7 @@ pytestmark = pytest.mark.rounding
 FAMILIES = [family.replace("_", "-") for family in families.FAMILIES]
 LENGTHS = ((7, 5), (4, 3), (1, 9), (12, 1), (4, 4))  # of prompts and responses
 QUERY, RESPONSE = max(q for q, _ in LENGTHS), max(r for _, r in LENGTHS)
-SMALL = (
-    "ppo.rollout_batch_size=8", "ppo.batch_size=8", "ppo.micro_batch_size=2", "ppo.update_epochs=1", "ppo.max_steps=2",
-    "rollout.max_new_tokens=12", "ppo.max_grad_norm=1e9",
-)  # fmt: skip
+SMALL = (*SMALL_PPO, "ppo.batch_size=8", "ppo.micro_batch_size=2", "rollout.max_new_tokens=12", "ppo.max_grad_norm=1e9")
 
 
 def sequences(seed=0):

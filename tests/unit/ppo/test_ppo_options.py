@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.small import SMALL_PPO
 from support.tiny_models import (
     assert_same_update,
     built,
@@ -32,14 +33,6 @@ from rlhf.rollout import generate
 from rlhf.rollout.base import Responses
 
 pytestmark = pytest.mark.rounding
-
-SMALL = (
-    "ppo.rollout_batch_size=8",
-    "ppo.batch_size=4",
-    "ppo.update_epochs=1",
-    "ppo.max_steps=2",
-    "rollout.max_new_tokens=8",
-)
 
 
 LENGTHS, ENDED = (3, 8, 5), (True, False, False)
@@ -68,9 +61,8 @@ PENALTIES = (
 def test_length_and_end_of_text_penalties(make_config, tokenizer, models, option, by_hand, length_penalty):
     """The length penalty comes on top of whatever becomes of a score, for every token, end-of-text included."""
     subtract = ("ppo.eos_penalty=0.5",) if "subtract" in option else ()
-    config = make_config(
-        *SMALL, option, *subtract, f"ppo.length_penalty={length_penalty}", "ppo.whiten_advantages=false", "ppo.kl_coef=0.3"
-    )
+    more = (f"ppo.length_penalty={length_penalty}", "ppo.whiten_advantages=false", "ppo.kl_coef=0.3")
+    config = make_config(*SMALL_PPO, option, *subtract, *more)
     _, _, trainer = built(config, models, tokenizer)
     given = responses(tokenizer)
     experience, shaped = trainer.make_experience(prompts(config, tokenizer), given)
@@ -106,7 +98,7 @@ def test_responses_of_fixed_length_have_no_end_of_text(make_config, tokenizer):
 def test_a_rollout_of_fixed_length_trains(make_config, tokenizer, models, greedy):
     """Log-probabilities are those of the whole distribution, end-of-text included."""
     config = make_config(
-        *SMALL, "rollout.fixed_length=true", "ppo.eos_penalty=null", f"rollout.do_sample={str(not greedy).lower()}"
+        *SMALL_PPO, "rollout.fixed_length=true", "ppo.eos_penalty=null", f"rollout.do_sample={str(not greedy).lower()}"
     )
     loader, _, trainer = built(config, models, tokenizer)
     out = trainer.generate_experience(next(iter(loader)))
@@ -179,7 +171,7 @@ def test_a_normalised_reward_model_scores_demonstrations_around_zero(trained):
 def test_the_critic_has_the_reward_models_scale(trained, make_config, tmp_path):
     """Its values before the first update are the reward model's outputs at the tokens before each action, normalised."""
     tokenizer = load_tokenizer(trained.place, "ppo.reward")
-    config = make_config(*SMALL, *REWARD[2:])
+    config = make_config(*SMALL_PPO, *REWARD[2:])
     actor, _ = save_models(config, tokenizer, tmp_path)
     loader, _, trainer = built(config, (actor, trained.place), tokenizer)
     out = trainer.generate_experience(next(iter(loader)))
@@ -219,7 +211,7 @@ def attentions(engine):
 @pytest.mark.parametrize(("actor_on", "critic_on"), ((True, True), (True, False), (False, True), (False, False)))
 def test_checkpointing_is_on_in_the_update_alone(make_config, tokenizer, models, actor_on, critic_on, adapters):
     config = make_config(
-        *SMALL, *adapters, "ppo.micro_batch_size=4", f"ppo.gradient_checkpointing={str(actor_on).lower()}",
+        *SMALL_PPO, *adapters, "ppo.micro_batch_size=4", f"ppo.gradient_checkpointing={str(actor_on).lower()}",
         f"ppo.critic_gradient_checkpointing={str(critic_on).lower()}", "rollout.fixed_length=true", "ppo.eos_penalty=null",
     )  # fmt: skip
     loader, engine, trainer = built(config, models, tokenizer)
@@ -247,7 +239,7 @@ def test_checkpointing_is_on_in_the_update_alone(make_config, tokenizer, models,
 
 
 def test_checkpointing_changes_no_update(make_config, tokenizer, smooth_models):
-    options = *SMALL, "ppo.batch_size=8", "rollout.max_new_tokens=12", "ppo.max_grad_norm=1e9"
+    options = *SMALL_PPO, "ppo.batch_size=8", "rollout.max_new_tokens=12", "ppo.max_grad_norm=1e9"
     plain, recomputed = (
         first_step(make_config(*options, f"ppo.gradient_checkpointing={on}"), smooth_models, tokenizer)
         for on in ("false", "true")
@@ -270,7 +262,7 @@ def scored(engine, config, tokenizer, given):
 
 def test_dropout_is_off_when_a_rollout_is_scored(make_config, tokenizer, models):
     changes = "ppo.dropout=0.2", "ppo.critic_dropout=0.5", "ppo.ratio_tolerance=5.0"
-    config = make_config(*SMALL, *changes)
+    config = make_config(*SMALL_PPO, *changes)
     loader, engine, trainer = built(config, models, tokenizer)
     assert engine.critic.module.config.dropout == 0.5 and engine.ref.module.config.dropout == 0.0
     given = responses(tokenizer)
@@ -286,7 +278,7 @@ def test_dropout_is_off_when_a_rollout_is_scored(make_config, tokenizer, models)
 @pytest.mark.parametrize(("penalty", "mode", "raised"), [(-1.0, None, 0), (-1.0, "subtract", 0), (9.0, "replace", 2)])
 def test_scores_that_a_penalty_raises_are_counted(make_config, tokenizer, models, penalty, mode, raised):
     """Of responses without end, of which there are two; where scores are not normalised, by default it is none."""
-    config = make_config(*SMALL, f"ppo.eos_penalty={penalty}", *([f"ppo.eos_penalty_mode={mode}"] if mode else []))
+    config = make_config(*SMALL_PPO, f"ppo.eos_penalty={penalty}", *([f"ppo.eos_penalty_mode={mode}"] if mode else []))
     _, _, trainer = built(config, models, tokenizer)
     experience, _ = trainer.make_experience(prompts(config, tokenizer), responses(tokenizer))
     assert trainer.count_raised(experience.scores, torch.tensor(ENDED)) == raised

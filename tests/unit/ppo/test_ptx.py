@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.rounding import assert_same_gradients
+from support.small import SMALL_PPO
 from support.tiny_models import built, dataset
 from transformers import AutoModelForCausalLM
 
@@ -21,14 +22,7 @@ from rlhf.runtime.seeds import random_stream
 pytestmark = pytest.mark.rounding
 
 CPU = torch.device("cpu")
-SMALL = (
-    "ppo.rollout_batch_size=8",
-    "ppo.batch_size=4",
-    "ppo.update_epochs=1",
-    "ppo.max_steps=2",
-    "ppo.max_grad_norm=1e9",
-    "rollout.max_new_tokens=8",
-)
+SMALL = (*SMALL_PPO, "ppo.max_grad_norm=1e9")
 
 
 def build(config, models, tokenizer):

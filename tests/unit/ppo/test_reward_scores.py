@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.small import SMALL_PPO
 from support.tiny_models import PROMPTS, built, prompts
 from transformers import AutoModelForSequenceClassification
 
@@ -12,15 +13,7 @@ from rlhf.models.load import new_policy, new_scorer
 from rlhf.models.tokenizer import have_same_vocabulary, tokenizer_corpus, train_tokenizer
 from rlhf.runtime.distributed import start
 
-SMALL = (
-    "ppo.rollout_batch_size=8",
-    "ppo.batch_size=4",
-    "ppo.update_epochs=1",
-    "ppo.max_steps=2",
-    "rollout.max_new_tokens=8",
-    "reward_model=gpt2-tiny",
-    "reward_model.vocab_size=400",
-)
+SMALL = (*SMALL_PPO, "reward_model=gpt2-tiny", "reward_model.vocab_size=400")
 ANSWERS = ("Use warm water, then let it dry.", "Ask a friend who has done it before.", "It depends.")
 
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.small import SMALL_PPO
 from support.tiny_models import assert_same_update, dataset, first_step
 
 from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
@@ -17,13 +18,7 @@ from rlhf.ppo.report import describe_speed
 
 pytestmark = pytest.mark.rounding
 
-SMALL = (
-    "ppo.rollout_batch_size=8",
-    "ppo.batch_size=4",
-    "ppo.update_epochs=2",
-    "ppo.max_steps=2",
-    "rollout.max_new_tokens=8",
-)
+SMALL = (*SMALL_PPO, "ppo.update_epochs=2")
 
 ONE_UPDATE = ("ppo.update_epochs=1", "ppo.batch_size=8")
 

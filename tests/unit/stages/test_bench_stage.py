@@ -5,6 +5,7 @@ import json
 import pytest
 from rich.console import Console
 from support.command import run_rlhf
+from support.small import SMALL_BENCH
 
 from rlhf.cli.prepare import load_config
 from rlhf.config.errors import ConfigError
@@ -14,14 +15,9 @@ from rlhf.experiment.sweep import Task
 from rlhf.launch.scheduler import run_here
 from rlhf.stages.bench import run as bench
 
-SMALL = (
-    "+experiments=bench", "data.max_prompt_tokens=20", "data.max_response_tokens=8", "rollout.max_new_tokens=8",
-    "ppo.rollout_batch_size=4", "ppo.batch_size=4", "sft.batch_size=4", "reward.batch_size=4", "bench.repeats=2",
-)  # fmt: skip
-
 
 def ran(*overrides):
-    config = load_config(*SMALL, *overrides)
+    config = load_config(*SMALL_BENCH, *overrides)
     (node,) = build_graph(config)
     outcomes = run_here([Task(node, config, ["point"])], Console(quiet=True))
     return node.directory, outcomes[node.fingerprint]
@@ -87,7 +83,7 @@ def test_one_that_is_stopped_keeps_nothing_and_begins_anew(tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_systems_is_a_sweep_like_any_other(tmp_path):
-    sweep = ("-m", "+sweeps=systems", *SMALL[1:], "zero=0,3-offload", "lora=r8")
+    sweep = ("-m", "+sweeps=systems", *SMALL_BENCH[1:], "zero=0,3-offload", "lora=r8")
     done = run_rlhf(*sweep, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 bench to run" in done.stdout
@@ -101,10 +97,8 @@ def test_systems_is_a_sweep_like_any_other(tmp_path):
 def test_nothing_is_loaded_whatever_the_configuration_names(tmp_path):
     config = load_config("stage=bench", "model=opt-1.3b", "ppo.actor=some/model", f"output_root={tmp_path}")
     assert (config.model.path, config.ppo.actor, config.model.max_position_embeddings) == (None, None, 2048)
-    assert (
-        load_config(*SMALL, "rollout.max_new_tokens=600", "data.max_response_tokens=600").model.max_position_embeddings
-        == 620
-    )
+    longer = load_config(*SMALL_BENCH, "rollout.max_new_tokens=600", "data.max_response_tokens=600")
+    assert longer.model.max_position_embeddings == 620
 
 
 @pytest.mark.parametrize(

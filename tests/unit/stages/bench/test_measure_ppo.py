@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from support.small import SMALL_BENCH
 
 from rlhf.catalog.metric import check_names
 from rlhf.cli.prepare import load_config
@@ -13,10 +14,7 @@ from rlhf.runtime.device import copy_gb_s
 from rlhf.stages.bench.inputs import prompts
 from rlhf.stages.bench.rounds import decode_metrics, random_models, round_of
 
-SMALL = (
-    "+experiments=bench", "data.max_prompt_tokens=20", "data.max_response_tokens=6", "rollout.max_new_tokens=6",
-    "ppo.rollout_batch_size=4", "ppo.batch_size=4",
-)  # fmt: skip
+SMALL = (*SMALL_BENCH, "data.max_response_tokens=6", "rollout.max_new_tokens=6")
 TIMES = {
     "rollout": {"time/rollout_s", "time/decode_step_ms", "time/decode_limit_ms"}, "score": {"time/score_s"},
     "train": {"time/train_s"},
