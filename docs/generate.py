@@ -14,7 +14,8 @@ from typing import Any, get_args
 
 import yaml
 
-from rlhf.catalog.metric import MACHINE_GROUPS, METRICS
+from rlhf.catalog.metric import MACHINE_GROUPS
+from rlhf.catalog.stage import metrics_of, stage_kinds
 from rlhf.config.keys import LEAF_TYPES, without_none
 from rlhf.config.ranges import CHOICES, RANGES
 from rlhf.experiment.fingerprint import DATA_FILES, result_keys
@@ -246,19 +247,22 @@ def group_text(group: str) -> list[str]:
 
 
 def metrics_page() -> str:
-    """Return the page of all metrics, a section for each group."""
+    """Return the page of all metrics, a section for each group; those that depend on the machine come last."""
     lines = [
         "# All metrics",
         "",
-        "This page is generated from `rlhf/catalog/metric.py`. Only the groups "
+        "This page is generated from what each stage declares (`metrics` in `rlhf/stages/<stage>/`). Only the groups "
         + ", ".join(f"`{name}/`" for name in MACHINE_GROUPS)
         + " depend on the machine. A metric ending in `_se` is a standard error over held-out prompts.",
     ]
-    for group in dict.fromkeys(name.split("/")[0] for name in METRICS):
-        lines += ["", f"## `{group}/`", "", "| metric | unit | label | meaning |", "|---|---|---|---|"]
-        lines += [
-            f"| `{metric.name}` | {cell(metric.unit)} | {cell(metric.label)} | {cell(metric.description)} |"
-            for metric in METRICS.values()
-            if metric.name.startswith(group + "/")
-        ]
+    known = [(stage, metric) for stage in stage_kinds() for metric in metrics_of(stage).values()]
+    groups = list(dict.fromkeys(metric.name.split("/")[0] for _, metric in known))
+    for group in sorted(groups, key=lambda group: group in MACHINE_GROUPS):
+        stages: dict[tuple[str, ...], list[str]] = {}
+        for stage, metric in known:
+            if metric.name.startswith(group + "/"):
+                cells = f"`{metric.name}`", cell(metric.unit), cell(metric.label), cell(metric.description)
+                stages.setdefault(cells, []).append(stage)
+        lines += ["", f"## `{group}/`", "", "| metric | stages | unit | label | meaning |", "|---|---|---|---|---|"]
+        lines += [f"| {name} | {', '.join(used)} | {' | '.join(cells)} |" for (name, *cells), used in stages.items()]
     return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from rlhf.catalog.metric import SPEED, Metric, standard_errors
 from rlhf.config.memory import Role
 from rlhf.config.schema import Config
 
@@ -68,6 +69,15 @@ class Card:
     scorer: bool = False
 
 
+@dataclass(frozen=True)
+class Side:
+    """One of the responses that stand side by side in a row of samples.jsonl: the key that begins its entries (`<key>`,
+    `<key>_score`, `<key>_gold`), and what people call the model that gave it."""
+
+    key: str
+    label: str
+
+
 def keep_config(config: Config, inputs: Mapping[str, str]) -> Config:
     """The configuration as it is: the default of StageKind.resolve."""
     return config
@@ -83,7 +93,15 @@ class StageKind:
         run: The function that runs the stage, as "module:function"; the worker alone imports it.
         result_keys: The keys that decide its result, by prefix; keys that never change a result are left out of its
             fingerprint all the same.
+        schema: The dataclass of its keys, which stand in the group `section`. Where this package has no such group, as for
+            another package's stage, a configuration that asks for the stage has it.
         section: The group of its training keys; None where it has none.
+        metrics: What it logs, in the order of tables, beside the speed of its steps; the final ones are its result.
+        headline: The metrics that say most about it while it runs: the first that it has is shown. By default `metrics`.
+        compared: The metrics that the terminal shows of a report: the first of these sets of which any point has a member.
+            By default the final metrics that a sweep's table shows.
+        sides: The responses of a row of its samples.jsonl.
+        step: What one of its steps is called on an axis.
         inputs: The models that it starts from, in the order in which they are found.
         model_keys: The groups of the models whose shapes it needs.
         loads: The group among `model_keys` whose `path` it starts from; None where it starts from its inputs.
@@ -108,7 +126,13 @@ class StageKind:
     name: str
     run: str
     result_keys: tuple[str, ...]
+    schema: type | None = None
     section: str | None = None
+    metrics: tuple[Metric, ...] = ()
+    headline: tuple[str, ...] = ()
+    compared: tuple[tuple[str, ...], ...] = ()
+    sides: tuple[Side, ...] = ()
+    step: str = "step"
     inputs: tuple[Input, ...] = ()
     model_keys: tuple[str, ...] = ()
     loads: str | None = None
@@ -169,6 +193,47 @@ def packages() -> list[str]:
     """The packages in rlhf/stages/."""
     place = Path(__file__).resolve().parents[1] / "stages"
     return [module.name for module in pkgutil.iter_modules([str(place)]) if module.ispkg]
+
+
+def metrics_of(stage: str) -> dict[str, Metric]:
+    """The metrics that a stage may log, by name: its own, the speed of its steps, and standard errors."""
+    own = kind_of(stage).metrics
+    return {metric.name: metric for metric in (*SPEED, *own, *standard_errors(own))}
+
+
+@cache
+def known_metrics() -> dict[str, Metric]:
+    """The metrics of all stages of this package, by name, as the first stage that logs each declares it."""
+    found: dict[str, Metric] = {}
+    for stage in stage_kinds():
+        for name, metric in metrics_of(stage).items():
+            found.setdefault(name, metric)
+    return found
+
+
+def check_metrics(stage: str, metrics: Iterable[str]) -> None:
+    """Refuse a metric that the stage does not declare. Raises KeyError."""
+    if unknown := sorted(set(metrics) - set(metrics_of(stage))):
+        raise KeyError(f"metrics that the stage {stage} does not declare in KIND.metrics: {', '.join(unknown)}")
+
+
+def pipeline_parts(stages: Iterable[str]) -> list[list[str]]:
+    """Group stages by how many others stand before them in a pipeline, the last of them first, benchmarks after all others.
+    A stage outside this package counts as one of the last."""
+
+    def depth(stage: str) -> int:
+        return max((1 + depth(needed) for needed in kind_of(stage).needs), default=0)
+
+    kinds = stage_kinds()
+    last = max(map(depth, kinds))
+    depths = {
+        stage: last if stage not in kinds else -1 if kinds[stage].is_benchmark else depth(stage)
+        for stage in dict.fromkeys(stages)
+    }
+    known = [*kinds, *(stage for stage in depths if stage not in kinds)]
+    return [
+        [stage for stage in known if depths.get(stage) == wanted] for wanted in sorted(set(depths.values()), reverse=True)
+    ]
 
 
 def order_stages(names: Iterable[str]) -> list[str]:

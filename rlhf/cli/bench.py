@@ -28,7 +28,6 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from rlhf.catalog.metric import TIME_OF
 from rlhf.cli.prepare import load_config
 from rlhf.config.checks import check, check_devices
 from rlhf.config.compose import config_root
@@ -39,6 +38,7 @@ from rlhf.config.schema import Config
 from rlhf.config.secrets import mask
 from rlhf.config.terminal import Terminal
 from rlhf.experiment.store import write_json
+from rlhf.stages.bench.metrics import TIME_OF
 from rlhf.stages.bench.table import BASELINE, build_table, table
 
 if TYPE_CHECKING:

@@ -6,13 +6,14 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from rlhf.catalog.metric import MEANS, MEMORY
+from rlhf.catalog.stage import pipeline_parts
 from rlhf.config.terminal import Terminal, one_line
 from rlhf.report.collect import ReportError, collect
-from rlhf.report.figures import collect_metrics, compared_metrics, format_short
+from rlhf.report.figures import Figure, collect_metrics, compared_metrics, format_short
 from rlhf.report.groups import Group, group_points
 from rlhf.report.page import overview, page
 from rlhf.report.tables import save, write_tables
+from rlhf.report.throughput import PEAK
 
 
 def main(arguments: list[str]) -> int:
@@ -63,8 +64,7 @@ def summary(groups: list[Group]) -> Table:
     table = Table(title="Means over seeds (n); intervals are in table.md", title_justify="left")
     table.add_column("group", overflow="fold")
     figures = collect_metrics(groups)
-    names = next((names for names in MEANS if any(figure.metric in names for figure in figures)), ())
-    shown = [figure for figure in figures if figure.metric in (*names, MEMORY.name)]
+    shown = main_figures(groups, figures)
     columns = [[cell.estimate for cell in compared_metrics(groups, figure)] for figure in shown]
     for figure in shown:
         table.add_column(figure.label, justify="right")
@@ -73,3 +73,16 @@ def summary(groups: list[Group]) -> Table:
         cells = ["–" if mean is None else f"{format_short(mean.mean)} ({mean.n})" for mean in means]
         table.add_row(Text(one_line(group.label)), *map(Text, cells))
     return table
+
+
+def main_figures(groups: list[Group], figures: list[Figure]) -> list[Figure]:
+    """The figures that the last part of the pipeline is compared by, and its memory, which a benchmark has."""
+    displays = {kind: stage.display for group in groups for kind in group.kinds for stage in group.stages(kind)}
+    for part in pipeline_parts(displays):
+        for number in range(max(len(displays[kind].compared) for kind in part)):
+            sets = {kind: displays[kind].compared[number : number + 1] for kind in part}
+            names = {(kind, name) for kind, chosen in sets.items() for compared in chosen for name in compared}
+            shown = [figure for figure in figures if (figure.kind, figure.metric) in names]
+            if shown:
+                return [figure for figure in figures if figure in shown or figure.metric == PEAK]
+    return []

@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from rich.console import Console
 from rich.text import Text
 
-from rlhf.catalog.metric import METRICS
+from rlhf.catalog.stage import known_metrics, metrics_of
 from rlhf.cli.prepare import resolve_config
 from rlhf.config.compose import quote_digits
 from rlhf.config.disk import disk_problem
@@ -96,9 +96,10 @@ def check_search(composer: Composer, fixed: list[str], space: list[Override]) ->
     searched key at both ends of its interval and at all values of its list."""
     base = resolve_config(composer.job(fixed).config)
     settings = base.sweep
-    if settings.objective not in METRICS:
-        near = difflib.get_close_matches(settings.objective, METRICS, n=1, cutoff=0.4)
-        fix = f"did you mean {near[0]}?" if near else "see rlhf/catalog/metric.py"
+    known = [*known_metrics(), *(name for stage in base.stages for name in metrics_of(stage))]
+    if settings.objective not in known:
+        near = difflib.get_close_matches(settings.objective, known, n=1, cutoff=0.4)
+        fix = f"did you mean {near[0]}?" if near else "the documentation's page `All metrics` lists what there is"
         raise ConfigError("sweep.objective", settings.objective, "there is no such metric", fix)
     if base.launcher.kind == "slurm" and not base.launcher.wait:
         problem = "a search needs the value of each point before it proposes the next"

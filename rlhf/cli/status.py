@@ -25,12 +25,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rlhf.catalog.metric import METRICS, NEWS
 from rlhf.catalog.stage import stage_kinds
 from rlhf.catalog.state import SETTLED, STATES, WRITTEN, most_urgent
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.terminal import Terminal, one_line, plural
 from rlhf.experiment.files import Unreadable, as_text, line_object, read_object
+from rlhf.experiment.stage_files import read_display
 
 PERIOD_S, SILENT_S = 2.0, 60.0
 SQUEUE_PERIOD_S, SQUEUE_TIMEOUT_S = 10.0, 10.0
@@ -62,6 +62,8 @@ class Stage:
     left_s: float | None = None
     seconds: float | None = None
     figure: str | None = None
+    label: str | None = None
+    unit: str | None = None
     value: float | None = None
     kl: float | None = None
     host: str | None = None
@@ -151,7 +153,7 @@ def skipped_in(point: Path) -> dict[str, str]:
 
 def read_stage(name: str, place: Path, skipped: dict[str, str]) -> Stage:
     """One stage from its files; where there are none yet it is planned, or skipped."""
-    stage = Stage(name, str(place), name.partition("-")[0], "damaged")
+    stage = Stage(name, str(place), name.rpartition("-")[0] or name, "damaged")
     if not place.exists():
         return replace(stage, state="skipped" if name in skipped else "planned", reason=skipped.get(name))
     try:
@@ -185,12 +187,16 @@ def describe_stage(stage: Stage, status: dict[str, Any], result: dict[str, Any],
     left = (total - step) / rate if state == "running" and rate and step is not None and total is not None else None
     finals = result.get("metrics")
     seen = [finals if isinstance(finals, dict) else {}, *rows]
-    figure = next((name for name in NEWS if latest_metrics(seen, name) is not None), None)
+    kind = as_text(status.get("stage")) or stage.stage
+    display = read_display(Path(stage.directory), kind)
+    headline = [display.metrics[name] for name in display.headline if name in display.metrics]
+    known = next((metric for metric in headline if latest_metrics(seen, metric.name) is not None), None)
     texts: dict[str, Any] = {key: as_text(status[key]) for key in ("reason", "host", "job") if status.get(key) is not None}
+    if known is not None:
+        texts |= {"figure": known.name, "label": known.heading, "unit": known.unspoken_unit}
     return replace(
-        stage, stage=as_text(status.get("stage")) or stage.stage, state=state, step=step, total=total, rate=rate,
-        left_s=left,
-        seconds=number(result, "seconds"), figure=figure, value=None if figure is None else latest_metrics(seen, figure),
+        stage, stage=kind, state=state, step=step, total=total, rate=rate, left_s=left,
+        seconds=number(result, "seconds"), value=None if known is None else latest_metrics(seen, known.name),
         kl=latest_metrics(seen, "kl/sequence"), attempts=number(status, "attempts"), heartbeat_age_s=age, **texts,
     )  # fmt: skip
 
@@ -303,6 +309,12 @@ def duration(seconds: float) -> str:
     return f"{h} h {m:02} m" if h else f"{m} m {s:02} s" if m else f"{s} s"
 
 
+def describe_figure(stage: Stage) -> str:
+    """The metric that says most about a stage, with its unit; nothing where there is none yet."""
+    unit = f" {stage.unit}" if stage.unit else ""
+    return "" if stage.value is None else f"{stage.label} {stage.value:.3g}{unit}"
+
+
 def format_row(stage: Stage) -> dict[str, str]:
     """A row of the table, by column."""
     done, rate, age = stage.state == "done", stage.rate, stage.heartbeat_age_s
@@ -315,9 +327,7 @@ def format_row(stage: Stage) -> dict[str, str]:
         "step": "" if stage.step is None else f"{stage.step}/{'?' if stage.total is None else stage.total}",
         "rate": speed,
         "left": left if stage.left_s is None else duration(stage.left_s),
-        "figure": ""
-        if stage.value is None or stage.figure is None
-        else f"{METRICS[stage.figure].heading} {stage.value:.3g}",
+        "figure": describe_figure(stage),
         "KL": "" if stage.kl is None else f"{stage.kl:.2f}",
         "node": stage.host or "",
         "job": stage.job or "",

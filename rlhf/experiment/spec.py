@@ -8,6 +8,7 @@ from typing import cast
 
 from omegaconf import OmegaConf
 
+from rlhf.catalog.display import DISPLAY_FILE, display_of, is_in_package, to_json
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.config.secrets import to_yaml
@@ -50,8 +51,9 @@ def build_spec(node: Node, config: Config) -> Spec:
 
 
 def start_attempt(spec: Spec) -> None:
-    """Begin an attempt: write the stage's spec.json and config.yaml, and clear what an unfinished one left, but for what it
-    can be resumed from. Raises ConfigError where that was saved by other devices."""
+    """Begin an attempt: write the stage's spec.json and config.yaml, and display.json where others cannot read its kind;
+    remove leftovers of an unfinished attempt, except what it can be resumed from. Raises ConfigError where that was saved
+    with another layout of devices."""
     directory = stage_directory(spec)
     if spec.config.checkpoint.resume:
         check_layout(directory.path, spec.config, spec.stage)
@@ -60,6 +62,8 @@ def start_attempt(spec: Spec) -> None:
     directory.clear()
     write_json(spec.file, asdict(spec), private=True)
     write_atomic(directory.path / "config.yaml", to_yaml(asdict(spec.config)))
+    if not is_in_package(spec.stage):
+        write_json(directory.path / DISPLAY_FILE, to_json(display_of(spec.stage)))
     attempts = directory.counted("attempts") + 1
     directory.set_status(
         state="starting", stage=spec.stage, fingerprint=spec.fingerprint, attempts=attempts, reason=None,

@@ -6,13 +6,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf.catalog.metric import Metric, final_metrics
-from rlhf.catalog.stage import Work, stage_kinds
+from rlhf.catalog.display import display_of
+from rlhf.catalog.metric import Metric
+from rlhf.catalog.stage import Side, Work, order_stages
 from rlhf.config.terminal import make_printable, plural
 from rlhf.experiment.checkpoints import checkpoint_dirs
 from rlhf.experiment.files import as_float, as_text, read_lines
 from rlhf.experiment.graph import Node
-from rlhf.experiment.sweep import Outcome, Point, Task, metrics_of, read_summary_metrics
+from rlhf.experiment.sweep import Outcome, Point, Task, metrics_by_stage, read_summary_metrics
 
 
 def print_plan(points: list[Point], tasks: list[Task], works: dict[str, Work | None], console: Console) -> None:
@@ -58,12 +59,10 @@ def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Con
         table = Table(title="Result", title_justify="left")
         table.add_column("figure")
         table.add_column("value", justify="right")
-        for metric in final_metrics():
-            if metric.final in results and metric.name in results[metric.final].metrics:
-                table.add_row(metric.with_unit(metric.label), with_error(results[metric.final].metrics, metric))
-        for stage in (stage for stage in results if stage not in stage_kinds()):  # whose figures have no label of their own
-            for metric in (metric for metric in final_metrics() if metric.name in results[stage].metrics):
-                table.add_row(f"{metric.with_unit(metric.heading)}, {stage}", with_error(results[stage].metrics, metric))
+        for stage, result in results.items():
+            for metric in display_of(stage).final():
+                if metric.name in result.metrics:
+                    table.add_row(metric.with_unit(metric.label or metric.name), with_error(result.metrics, metric))
         for stage, result in results.items():
             for label, found in count_losses(stage, result.metrics).items():
                 table.add_row(label, found)
@@ -72,8 +71,8 @@ def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Con
             table.add_row(f"seconds, {stage}", f"{result.seconds:.0f}")
         console.print(table)
     for node in planned:
-        if node.stage == "ppo" and node.directory.samples.is_file():
-            print_samples(node, console)
+        if (sides := display_of(node.stage).sides) and node.directory.samples.is_file():
+            print_samples(node, sides, console)
         console.print(Text(f"{node.stage}: {node.directory.path}"), soft_wrap=True)
 
 
@@ -95,26 +94,27 @@ def count_losses(stage: str, metrics: dict[str, float]) -> dict[str, str]:
 
 
 def print_sweep(points: list[Point], outcomes: dict[str, Outcome], console: Console) -> None:
-    """One row per point: its final figures, or what became of it."""
-    metrics: dict[str, dict[str, float]] = {}
+    """One row per point: its final metrics, or what became of it."""
+    results: dict[str, dict[str, dict[str, float]]] = {}
     states = {}
     for point in points:
         ended = [(node, outcomes[node.fingerprint]) for node in point.stages]
         states[point.name] = ", ".join(
             f"{node.stage} {state}" for node, outcome in ended if (state := mark_bad(node, outcome))
         )
-        metrics[point.name] = metrics_of(point, outcomes)
-    if not any(metrics.values()) and not any(outcome.state in ("failed", "stopped") for outcome in outcomes.values()):
+        results[point.name] = metrics_by_stage(point, outcomes)
+    if not any(results.values()) and not any(outcome.state in ("failed", "stopped") for outcome in outcomes.values()):
         return  # all submitted
-    columns = [metric for metric in final_metrics(detail=0) if any(metric.name in found for found in metrics.values())]
+    columns = sweep_columns(results)
     table = Table(title="Result", title_justify="left")
     table.add_column("point", no_wrap=True)
-    for metric in columns:
-        table.add_column(metric.heading, justify="right")
+    for heading in columns.values():
+        table.add_column(heading, justify="right")
     if any(states.values()):
         table.add_column("")
-    for name, found in metrics.items():
-        cells = [metric.write(found[metric.name]) if metric.name in found else "" for metric in columns]
+    for name, found in results.items():
+        values = [(metric, found.get(stage, {}).get(metric.name)) for stage, metric in columns]
+        cells = ["" if value is None else metric.write(value) for metric, value in values]
         table.add_row(Text(name), *cells, *([states[name]] if any(states.values()) else []))
     console.print(table)
     nodes = {node.fingerprint: node for point in points for node in point.stages if outcomes[node.fingerprint].good}
@@ -122,6 +122,23 @@ def print_sweep(points: list[Point], outcomes: dict[str, Outcome], console: Cons
     for line in dict.fromkeys(f"{label}: {found}" for rows in losses for label, found in rows.items()):
         console.print(line, soft_wrap=True, highlight=False)
     console.print(Text(f"python -m rlhf report {points[0].directory.parent}"), soft_wrap=True)
+
+
+def sweep_columns(results: dict[str, dict[str, dict[str, float]]]) -> dict[tuple[str, Metric], str]:
+    """The columns that any of the points has a value for, with their headings; two of one heading name their stages.
+    `results` are metrics by point and stage."""
+    stages = order_stages(stage for found in results.values() for stage in found)
+    columns = [
+        (stage, metric)
+        for stage in stages
+        for metric in display_of(stage).final(detail=0)
+        if any(metric.name in found.get(stage, {}) for found in results.values())
+    ]
+    headings = Counter(metric.heading for _, metric in columns)
+    return {
+        (stage, metric): metric.heading + (f", {stage}" if headings[metric.heading] > 1 else "")
+        for stage, metric in columns
+    }
 
 
 def mark_bad(node: Node, outcome: Outcome) -> str | None:
@@ -146,24 +163,21 @@ def print_failures(tasks: list[Task], outcomes: dict[str, Outcome], console: Con
             console.print(text, soft_wrap=True)
 
 
-def print_samples(node: Node, console: Console) -> None:
+def print_samples(node: Node, sides: tuple[Side, ...], console: Console) -> None:
     """Two held-out prompts of the last evaluation, side by side."""
     lines = [row for row in read_lines(node.directory.samples) if row is not None][-2:]
     table = Table(title="Held-out prompts", title_justify="left", show_lines=True)
-    for column in ("prompt", "SFT", "PPO"):
+    for column in ("prompt", *(side.label for side in sides)):
         table.add_column(column, overflow="fold", ratio=1)
     for sample in lines:
-        table.add_row(
-            Text(make_printable(as_text(sample.get("prompt")) or "")),
-            format_answer(sample, "sft"),
-            format_answer(sample, "ppo"),
-        )
+        prompt = Text(make_printable(as_text(sample.get("prompt")) or ""))
+        table.add_row(prompt, *(format_answer(sample, side.key) for side in sides))
     if lines:
         console.print(table)
 
 
-def format_answer(sample: dict[str, object], who: str) -> Text:
-    """A response with its rewards."""
-    known = {name: as_float(sample.get(f"{who}_{name}")) for name in ("score", "gold")}
+def format_answer(sample: dict[str, object], side: str) -> Text:
+    """A response with its rewards; its entries begin with the key `side`."""
+    known = {name: as_float(sample.get(f"{side}_{name}")) for name in ("score", "gold")}
     rewards = ", ".join(f"{name} {value:.2f}" for name, value in known.items() if value is not None)
-    return Text(make_printable(f"{as_text(sample.get(who)) or ''}\n({rewards})"))
+    return Text(make_printable(f"{as_text(sample.get(side)) or ''}\n({rewards})"))

@@ -66,10 +66,15 @@ def read_summary_metrics(node: Node) -> dict[str, float]:
         return {}
 
 
-def metrics_of(point: Point, outcomes: dict[str, Outcome]) -> dict[str, float]:
-    """The final figures of a point's stages that are done."""
-    done = [read_summary_metrics(node) for node in point.stages if outcomes[node.fingerprint].good]
-    return {name: value for part in done for name, value in part.items()}
+def metrics_by_stage(point: Point, outcomes: dict[str, Outcome]) -> dict[str, dict[str, float]]:
+    """Read the final metrics of a point's stages that are done; a stage without any is left out."""
+    done = {node.stage: read_summary_metrics(node) for node in point.stages if outcomes[node.fingerprint].good}
+    return {stage: metrics for stage, metrics in done.items() if metrics}
+
+
+def final_metrics(point: Point, outcomes: dict[str, Outcome]) -> dict[str, float]:
+    """The final metrics of a point's stages that are done, by name; of two stages with the same metric the later one's."""
+    return {name: value for found in metrics_by_stage(point, outcomes).values() for name, value in found.items()}
 
 
 def build_task_graph(points: list[Point]) -> list[Task]:

@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from rlhf.catalog.metric import METRICS, Metric, final_metrics
+from rlhf.catalog.metric import Metric
+from rlhf.report.collect import rank
 from rlhf.report.groups import Group
 from rlhf.report.statistics import Estimate, estimate
 
@@ -13,12 +14,17 @@ class Figure:
     """A final figure: a metric of the result of one kind of stage."""
 
     kind: str
-    metric: str
+    known: Metric
 
     @property
-    def known(self) -> Metric:
-        """The metric's entry; one without a unit or a direction for a metric that another version of this program wrote."""
-        return METRICS.get(self.metric) or Metric(self.metric, "", "", f"{self.kind} {self.metric}")
+    def metric(self) -> str:
+        """The metric's name."""
+        return self.known.name
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether people compare it."""
+        return self.known.final and self.known.detail <= 1
 
     @property
     def label(self) -> str:
@@ -31,10 +37,6 @@ class Figure:
         return f"{self.kind} {self.metric}"
 
 
-# The figures that people compare.
-FIGURES = tuple(Figure(metric.final, metric.name) for metric in final_metrics(detail=1))
-
-
 @dataclass(frozen=True)
 class Cell:
     """A figure of one group; `best` if its mean beats every other group's."""
@@ -44,12 +46,20 @@ class Cell:
 
 
 def collect_metrics(groups: list[Group]) -> list[Figure]:
-    """The figures that any group has: those of FIGURES first, then whatever else was measured."""
-    present = {(kind, metric) for group in groups for point in group.points for kind, stage in point.stages.items()
-               for metric in stage.figures}  # fmt: skip
-    known = [figure for figure in FIGURES if (figure.kind, figure.metric) in present]
-    others = sorted(present - {(figure.kind, figure.metric) for figure in known})
-    return known + [Figure(kind, metric) for kind, metric in others]
+    """The figures that any group has: those that people compare first, by stage, then whatever else was measured. A metric
+    that its stage does not declare, as one of another version of this program, has neither unit nor direction."""
+    known: dict[tuple[str, str], Metric] = {}
+    order: dict[tuple[str, str], int] = {}
+    for stage in (stage for group in groups for point in group.points for stage in point.stages.values()):
+        declared = list(stage.display.metrics)
+        for name in stage.figures:
+            metric = stage.display.metrics.get(name) or Metric(name, "", "", f"{stage.kind} {name}")
+            known.setdefault((stage.kind, name), metric)
+            order.setdefault((stage.kind, name), declared.index(name) if name in declared else len(declared))
+    figures = [Figure(kind, metric) for (kind, _), metric in known.items()]
+    compared = [figure for figure in figures if figure.is_compared]
+    others = sorted((figure for figure in figures if not figure.is_compared), key=lambda f: (f.kind, f.metric))
+    return sorted(compared, key=lambda f: (rank(f.kind), f.kind, order[f.kind, f.metric])) + others
 
 
 def compared_metrics(groups: list[Group], figure: Figure) -> list[Cell]:

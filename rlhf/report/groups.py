@@ -26,6 +26,11 @@ class Group:
     label: str
     points: list[Point]
 
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of its stages."""
+        return list(dict.fromkeys(kind for point in self.points for kind in point.stages))
+
     def stages(self, kind: str) -> list[Stage]:
         """Its stages of one kind, each once: a result that two points share is one result."""
         return list({p.stages[kind].place: p.stages[kind] for p in self.points if kind in p.stages}.values())

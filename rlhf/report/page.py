@@ -15,7 +15,7 @@ from rlhf.experiment.files import as_float
 from rlhf.report import plots, statistics, throughput
 from rlhf.report.collect import Collection, Point, rank
 from rlhf.report.failures import failures, missing
-from rlhf.report.figures import FIGURES, collect_metrics, compared_metrics, format_short
+from rlhf.report.figures import collect_metrics, compared_metrics, format_short
 from rlhf.report.groups import Group, differing_keys, to_yaml_text
 from rlhf.report.samples import side_by_side
 from rlhf.report.stage import Stage
@@ -52,7 +52,7 @@ def page(collection: Collection, groups: list[Group]) -> str:
 
 def build_context(collection: Collection, groups: list[Group]) -> dict[str, Any]:
     """What the template shows, by section."""
-    figures = [figure for figure in collect_metrics(groups) if figure in FIGURES]
+    figures = [figure for figure in collect_metrics(groups) if figure.is_compared]
     seed, prompts = side_by_side(groups)
     by_kind, by_stage = throughput.speeds(collection)
     keys = differing_keys([point.config for point in collection.points])
@@ -73,7 +73,7 @@ def build_context(collection: Collection, groups: list[Group]) -> dict[str, Any]
         "rows": list(
             zip(groups, zip(*[compared_metrics(groups, figure) for figure in figures], strict=True), strict=False)
         ),
-        "speed_columns": used_columns(by_stage),
+        "speed_columns": used_columns(collection, by_stage),
         "speed": throughput.format_speed,
         "by_kind": by_kind,
         "by_stage": by_stage,
@@ -149,6 +149,8 @@ def build_legend(groups: list[Group], shown: list[int]) -> list[Legend]:
     ]
 
 
-def used_columns(speeds: list[throughput.Speed]) -> list[Metric]:
-    """The metrics of speed that any stage has."""
-    return [column for column in throughput.COLUMNS if any(column.name in speed.figures for speed in speeds)]
+def used_columns(collection: Collection, speeds: list[throughput.Speed]) -> list[Metric]:
+    """The metrics of speed that any stage has logged, the memory last."""
+    known = {name: metric for stage in collection.stages for name, metric in throughput.speed_metrics(stage).items()}
+    used = [name for name in known if any(name in speed.figures for speed in speeds)]
+    return [known[name] for name in sorted(used, key=lambda name: name == throughput.PEAK)]

@@ -3,6 +3,7 @@
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 
-from rlhf.catalog.metric import METRICS
+from rlhf.catalog.display import display_of
+from rlhf.catalog.stage import known_metrics, pipeline_parts, stage_kinds
 from rlhf.report.groups import Group
 from rlhf.report.stage import Stage
 from rlhf.report.statistics import Array, bands, estimate
@@ -45,16 +47,13 @@ STYLE: Any = {
     "ytick.labelcolor": "#333333",
     "lines.linewidth": 1.8,
 }
-STEPS = {"ppo": "PPO step", "bench": "round"}
 # A curve has at most so many places; the steps of each are averaged.
 PLACES = 200
 # Curves of so few places show them.
 DOTTED = 25
 
-# The stages whose curves stand together: those of the first of these sets of which any has logged anything.
-SHOWN = (("ppo",), ("sft", "reward"), ("bench",))
-# Metrics at the end of PPO, over that of the KL.
-FRONTIER, KL = (METRICS["eval/reward"], METRICS["eval/gold"]), METRICS["eval/kl_sequence"]
+# What a policy gained, over the KL that it cost.
+FRONTIER, KL = ("eval/reward", "eval/gold"), "eval/kl_sequence"
 
 
 @dataclass(frozen=True)
@@ -65,16 +64,28 @@ class Curve:
     metric: str
     title: str
     axis: str
+    step: str
 
 
-def build_curves(stage: str) -> list[Curve]:
-    """The plots of a stage; where several stages log a metric, the title names the stage."""
-    return [
-        Curve(stage, metric.name, metric.title + (f", {stage}" if len(metric.panels) > 1 else ""), panel.axis)
-        for metric in METRICS.values()
-        for panel in metric.panels
-        if panel.stage == stage
+def build_curves(groups: list[Group], stages: list[str]) -> list[Curve]:
+    """The plots of some stages; where several kinds of stages have a plot of one title, the title names the stage."""
+    displays = {kind: stage.display for group in groups for kind in stages for stage in group.stages(kind)}
+    found = [
+        (kind, metric, displays[kind].step)
+        for kind in stages
+        if kind in displays
+        for metric in displays[kind].metrics.values()
+        if metric.axis
     ]
+    known = {kind: display_of(kind) for kind in stage_kinds()} | displays
+    titles = Counter(metric.title for display in known.values() for metric in display.metrics.values() if metric.axis)
+    return [
+        Curve(
+            kind, metric.name, metric.title + (f", {kind}" if titles[metric.title] > 1 else ""), metric.axis,
+            f"{kind} step" if step == "step" else step,
+        )
+        for kind, metric, step in found
+    ]  # fmt: skip
 
 
 def colours(count: int) -> list[str]:
@@ -100,7 +111,7 @@ def curves(groups: list[Group]) -> str | None:
             axis.set_autoscale_on(False)  # else each band finds the limits of all before it anew
             for group, colour in zip(groups, colours(len(groups)), strict=True):
                 draw_curve(axis, *series(group.stages(panel.stage), panel.metric), colour)
-            axis.set(title=panel.title, xlabel=STEPS.get(panel.stage, f"{panel.stage} step"), ylabel=panel.axis)
+            axis.set(title=panel.title, xlabel=panel.step, ylabel=panel.axis)
             axis.autoscale()
             axis.margins(x=0.02)
 
@@ -109,16 +120,16 @@ def curves(groups: list[Group]) -> str | None:
 
 def used_panels(groups: list[Group]) -> list[Curve]:
     """The plots of the last part of the pipeline that any point has come to."""
-    return next((panels for stages in SHOWN if (panels := with_data(groups, stages))), [])
+    kinds = [kind for group in groups for kind in group.kinds]
+    return next((panels for stages in pipeline_parts(kinds) if (panels := with_data(groups, stages))), [])
 
 
-def with_data(groups: list[Group], stages: tuple[str, ...]) -> list[Curve]:
-    """The plots for which any stage has logged anything."""
+def with_data(groups: list[Group], stages: list[str]) -> list[Curve]:
+    """The plots of some stages for which any of them has logged anything."""
     return [
         panel
-        for kind in stages
-        for panel in build_curves(kind)
-        if any(np.isfinite(stage.series.get(panel.metric)).any() for g in groups for stage in g.stages(kind))
+        for panel in build_curves(groups, stages)
+        if any(np.isfinite(stage.series.get(panel.metric)).any() for g in groups for stage in g.stages(panel.stage))
     ]
 
 
@@ -170,14 +181,15 @@ def draw_curve(axis: Axes, steps: Array, values: Array, colour: str) -> None:
 
 def frontier(groups: list[Group]) -> str | None:
     """Final score and final gold reward against final KL: a dot per seed, a large one per group's mean; None without."""
-    panels = [metric for metric in FRONTIER if any(len(score_pairs(group, metric.name)) for group in groups)]
+    known = known_metrics()
+    panels = [known[name] for name in FRONTIER if any(len(score_pairs(group, name)) for group in groups)]
     if not panels:
         return None
 
     def paint(canvas: Canvas) -> None:
         for axis, metric in zip(canvas.subplots(1, 2, squeeze=False)[0], panels, strict=False):
             draw_frontier(axis, groups, metric.name)
-            axis.set(title=metric.title, xlabel=KL.with_unit(KL.label), ylabel="mean over held-out prompts")
+            axis.set(title=metric.title, xlabel=known[KL].with_unit(known[KL].label), ylabel="mean over held-out prompts")
             axis.margins(0.08)
         if len(panels) == 1:
             canvas.axes[1].set_visible(False)
@@ -185,10 +197,11 @@ def frontier(groups: list[Group]) -> str | None:
     return draw_page("frontier", (9.6, 3.9), paint)
 
 
-def score_pairs(group: Group, metric: str, horizontal: str = KL.name) -> Array:
-    """KL and the metric of each finished PPO stage, [stages, 2]."""
-    known = [stage.figures for stage in group.stages("ppo") if metric in stage.figures and horizontal in stage.figures]
-    return np.array([[figures[horizontal], figures[metric]] for figures in known]).reshape(len(known), 2)
+def score_pairs(group: Group, metric: str) -> Array:
+    """KL and the metric of each finished stage that trained a policy, [stages, 2]."""
+    stages = [stage for kind in group.kinds for stage in group.stages(kind)]
+    known = [stage.figures for stage in stages if metric in stage.figures and KL in stage.figures]
+    return np.array([[figures[KL], figures[metric]] for figures in known]).reshape(len(known), 2)
 
 
 def draw_frontier(axis: Axes, groups: list[Group], metric: str) -> None:
@@ -202,7 +215,7 @@ def draw_frontier(axis: Axes, groups: list[Group], metric: str) -> None:
             axis.plot(*dots.T, **mark, markersize=4.7, alpha=0.55, markeredgewidth=0, zorder=3)
             means.append(dots.mean(axis=0))
             axis.plot(*means[-1][:, None], **mark, markersize=9.7, markeredgecolor="white", markeredgewidth=1.2, zorder=4)
-    start = estimate([value for group in groups for value in group.values("ppo", f"{metric}_sft")])
+    start = estimate([value for group in groups for kind in group.kinds for value in group.values(kind, f"{metric}_sft")])
     if start is not None:
         axis.scatter(0.0, start.mean, s=60, facecolors="white", edgecolors="#555555", linewidths=1.4, zorder=4)
         axis.annotate("SFT", (0.0, start.mean), xytext=(8, 0), textcoords="offset points", va="center", color="#555555")

@@ -1,17 +1,23 @@
-"""The same prompts answered by SFT and by each group."""
+"""The same prompts answered by the models that training started from and by each group."""
 
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf.catalog.stage import Side
 from rlhf.experiment.files import as_float, as_text
+from rlhf.report.collect import Point
 from rlhf.report.groups import Group, to_yaml_text
+from rlhf.report.stage import Stage
 
 PROMPTS, CHARACTERS = 5, 1500
+# Rows of samples.jsonl with their sides, by prompt.
+Rows = dict[str, tuple[dict[str, Any], tuple[Side, ...]]]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer, by whom (`group` is the number of the group, None for SFT), with its score and gold reward."""
+    """One answer, by whom, with its score and gold reward. `group` is the number of the group, None for a model that
+    training started from."""
 
     who: str
     group: int | None
@@ -51,33 +57,43 @@ def common_seed(groups: list[Group]) -> Any:
     return min(able, key=lambda seed: (len(to_yaml_text(seed)), to_yaml_text(seed)), default=None)
 
 
-def has_samples(point: Any) -> bool:
-    """Whether the point's PPO stage has answered held-out prompts."""
-    return "ppo" in point.stages and bool(point.stages["ppo"].samples)
+def has_samples(point: Point) -> bool:
+    """Whether a stage of the point has answered held-out prompts."""
+    return answering_stage(point) is not None
 
 
-def group_rows(group: Group, seed: Any) -> dict[str, dict[str, Any]]:
-    """A group's rows of its last evaluation by prompt: of the point with that seed, else of its first that has any."""
+def answering_stage(point: Point) -> Stage | None:
+    """The last stage of a point that has answered held-out prompts, in the order of the pipeline."""
+    able = [stage for stage in point.stages.values() if stage.samples and stage.display.sides]
+    return able[-1] if able else None
+
+
+def group_rows(group: Group, seed: Any) -> Rows:
+    """A group's rows of its last evaluation by prompt, each with its sides: of the point with that seed, else of its first
+    that has any."""
     able = sorted((point for point in group.points if has_samples(point)), key=lambda point: point.seed != seed)
-    return {as_text(row.get("prompt")) or "": row for row in able[0].stages["ppo"].samples} if able else {}
+    stage = answering_stage(able[0]) if able else None
+    return {} if stage is None else {as_text(row.get("prompt")) or "": (row, stage.display.sides) for row in stage.samples}
 
 
-def answers(prompt: str, groups: list[Group], rows: list[dict[str, dict[str, Any]]]) -> list[Answer]:
-    """SFT's answers, one for each that differs, then every group's."""
-    sft: dict[str, Answer] = {}
-    ppo = []
+def answers(prompt: str, groups: list[Group], rows: list[Rows]) -> list[Answer]:
+    """The answers of the models that training started from, one for each that differs, then every group's."""
+    starts: dict[str, Answer] = {}
+    trained = []
     for index, (group, own) in enumerate(zip(groups, rows, strict=True)):
         if prompt in own:
-            before = answer("SFT", None, own[prompt], "sft")
-            sft.setdefault(before.text, before)
-            ppo.append(answer(group.label, index, own[prompt], "ppo"))
-    return [*sft.values(), *ppo]
+            row, (*earlier, last) = own[prompt]
+            for side in earlier:
+                before = answer(side.label, None, row, side)
+                starts.setdefault(before.text, before)
+            trained.append(answer(group.label, index, row, last))
+    return [*starts.values(), *trained]
 
 
-def answer(who: str, group: int | None, row: dict[str, Any], side: str) -> Answer:
+def answer(who: str, group: int | None, row: dict[str, Any], side: Side) -> Answer:
     """One side of a row of samples.jsonl."""
-    text = shorten(as_text(row.get(side)) or "")
-    return Answer(who, group, text, as_float(row.get(f"{side}_score")), as_float(row.get(f"{side}_gold")))
+    text, key = shorten(as_text(row.get(side.key)) or ""), side.key
+    return Answer(who, group, text, as_float(row.get(f"{key}_score")), as_float(row.get(f"{key}_gold")))
 
 
 def shorten(text: str) -> str:

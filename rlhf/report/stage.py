@@ -7,18 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.catalog.metric import METRICS
+from rlhf.catalog.display import Display
 from rlhf.catalog.state import ALIVE, ENDED
 from rlhf.experiment.files import Unreadable, as_float, as_floats, as_int, as_mapping, as_text, read_lines, read_object
+from rlhf.experiment.stage_files import read_display
 from rlhf.report.statistics import Array
 
 # A running stage renews its heartbeat every few seconds; one that is silent for longer is dead or hangs.
 SILENCE_S = 60.0
-# The metrics whose course a report shows or averages; a stage logs some sixty, over maybe many thousands of steps.
-FOLLOWED = (
-    "time",
-    *(name for metric in METRICS.values() if metric.panels or metric.speed for name in (metric.name, metric.per) if name),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +58,7 @@ class Stage:
     samples: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    display: Display = field(default_factory=Display)
 
     @property
     def name(self) -> str:
@@ -76,7 +73,8 @@ def read_stage(place: Path, kind: str, told: SummaryEntry) -> Stage:
     result = attempt(read_object, place / "result.json", notes)
     environment = attempt(read_object, place / "environment.json", notes)
     state, reason = stage_state(place, status, result is not None, told)
-    series, samples = read_series(place, state, notes), read_samples(place, state, notes)
+    display = read_display(place, kind)
+    series, samples = read_series(place, state, display, notes), read_samples(place, state, notes)
     if result is not None:
         told = SummaryEntry()  # a result speaks for itself
     known = status or {}
@@ -95,6 +93,7 @@ def read_stage(place: Path, kind: str, told: SummaryEntry) -> Stage:
         samples,
         environment or {},
         tuple(notes),
+        display,
     )
 
 
@@ -135,13 +134,20 @@ def is_unfinished(status: dict[str, Any], told: SummaryEntry) -> tuple[str, str 
     return state, as_text(status.get("reason")) or (told.reason if told.state == state else None)
 
 
-def read_series(place: Path, state: str, notes: list[str]) -> Series:
+def followed_metrics(display: Display) -> list[str]:
+    """The metrics whose course a report shows or averages; a stage logs some sixty, over maybe many thousands of steps."""
+    followed = [metric for metric in display.metrics.values() if metric.axis or metric.speed]
+    return ["time", *(name for metric in followed for name in (metric.name, metric.per) if name)]
+
+
+def read_series(place: Path, state: str, display: Display, notes: list[str]) -> Series:
     """The followed metrics; of a step that was logged twice, as after a restart, the last."""
+    followed = followed_metrics(display)
     rows: dict[int, dict[str, Any]] = {}
     for row in whole_lines(place / "metrics.jsonl", state, notes):
         step = as_int(row.get("step"))
         if step is not None:
-            rows[step] = {name: row[name] for name in FOLLOWED if name in row}
+            rows[step] = {name: row[name] for name in followed if name in row}
     steps = sorted(rows)
     names = {name for row in rows.values() for name in row}
     columns = {name: as_column([rows[step].get(name) for step in steps]) for name in sorted(names)}

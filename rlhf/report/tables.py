@@ -12,7 +12,7 @@ from typing import Any
 from rlhf.config.terminal import make_printable
 from rlhf.experiment.store import write_atomic
 from rlhf.report.collect import Collection, Point
-from rlhf.report.figures import FIGURES, Cell, Figure, collect_metrics, compared_metrics, format_short
+from rlhf.report.figures import Cell, Figure, collect_metrics, compared_metrics, format_short
 from rlhf.report.groups import Group, differing_keys, to_yaml_text
 
 Rows = list[dict[str, Any]]
@@ -25,7 +25,7 @@ def write_tables(output: Path, collection: Collection, groups: list[Group]) -> l
     contents = {
         "points.csv": as_csv(points),
         "points.json": as_json(points),
-        "points.md": as_markdown(format_points(points)),
+        "points.md": as_markdown(format_points(points, figures)),
         "table.csv": as_csv(summary),
         "table.json": as_json(summary),
         "table.md": as_markdown(format_groups(groups, figures)),
@@ -70,9 +70,9 @@ def group_rows(groups: list[Group], figures: list[Figure]) -> Rows:
     ]
 
 
-def format_points(rows: Rows) -> Rows:
+def format_points(rows: Rows, figures: list[Figure]) -> Rows:
     """The points with the figures that people compare."""
-    names = {figure.key: figure.label for figure in FIGURES}
+    names = {figure.key: figure.label for figure in figures if figure.is_compared}
     others = [key for key in rows[0] if " " not in key]
     return [
         {key: row[key] for key in others} | {names[key]: format_short(row[key]) for key in names if key in row}
@@ -82,7 +82,7 @@ def format_points(rows: Rows) -> Rows:
 
 def format_groups(groups: list[Group], figures: list[Figure]) -> Rows:
     """A row per group, a column per figure that people compare."""
-    columns = {figure: compared_metrics(groups, figure) for figure in figures if figure in FIGURES}
+    columns = {figure: compared_metrics(groups, figure) for figure in figures if figure.is_compared}
     return [
         {"group": group.label, "points": len(group.points)}
         | {figure.label: format_words(cells[number]) for figure, cells in columns.items()}

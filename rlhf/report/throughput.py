@@ -4,14 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf.catalog.metric import METRICS, Metric
+from rlhf.catalog.metric import Metric
 from rlhf.catalog.stage import is_benchmark
 from rlhf.report.collect import Collection
 from rlhf.report.figures import format_short
-from rlhf.report.stage import Series, Stage
+from rlhf.report.stage import Stage
 
-# The columns of the table; rates are averaged over the time that they are per.
-COLUMNS = tuple(metric for metric in METRICS.values() if metric.speed)
 MEAN, PEAK = "time/step_s", "memory/peak_gib"
 
 
@@ -29,7 +27,7 @@ def speeds(collection: Collection) -> tuple[list[Speed], list[Speed]]:
     """Speed of each kind of stage on each type of machine (of benchmarks a mean would mean nothing), and of each stage that
     has logged a step."""
     measured = [stage for stage in collection.stages if len(stage.series.steps)]
-    each = [Speed(stage.name, device(stage), 1, speed(stage.series)) for stage in measured]
+    each = [Speed(stage.name, device(stage), 1, speed(stage)) for stage in measured]
     kinds: dict[tuple[str, str], list[Speed]] = {}
     for stage, own in zip(measured, each, strict=True):
         if not is_benchmark(stage.kind):
@@ -37,10 +35,16 @@ def speeds(collection: Collection) -> tuple[list[Speed], list[Speed]]:
     return [combine(kind, place, members) for (kind, place), members in kinds.items()], each
 
 
-def speed(series: Series) -> dict[str, float]:
-    """One stage's figures over its steps, for those that were logged."""
+def speed_metrics(stage: Stage) -> dict[str, Metric]:
+    """The metrics of a stage that are columns of the table, by name."""
+    return {name: metric for name, metric in stage.display.metrics.items() if metric.speed}
+
+
+def speed(stage: Stage) -> dict[str, float]:
+    """One stage's speed over its steps, as far as it was logged; rates are averaged over the time that they are per."""
+    series = stage.series
     found = {"steps": float(len(series.steps))}
-    for metric in COLUMNS:
+    for metric in speed_metrics(stage).values():
         rates, weights = series.get(metric.name), series.get(metric.per)
         known = np.isfinite(rates) & np.isfinite(weights) & (weights > 0)
         if known.any():

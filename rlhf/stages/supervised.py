@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rlhf.algo.schedule import learning_rate
+from rlhf.catalog.stage import metrics_of
 from rlhf.config.derive import Batches, logged_learning_rate
 from rlhf.config.schema import Config, Lora, Training
 from rlhf.data.loaders import all_batches, local_share, steps_per_epoch, total_steps
@@ -73,6 +74,7 @@ def train(config: Config, context: Context, learner: Learner) -> Metrics:
     initial: Metrics = start.numbers.get("initial", {})
     final: Metrics = start.numbers.get("final", {})
 
+    known, shown = metrics_of(context.spec.stage), (*learner.shown, "throughput/samples_per_s")
     with Bar(section, steps, is_main(), start.step) as bar:
         if not initial:
             bar.say("evaluating the model it starts from")
@@ -97,6 +99,6 @@ def train(config: Config, context: Context, learner: Learner) -> Metrics:
                 metrics |= final
             context.tracker.log(number + 1, metrics)
             context.tracker.status(number + 1, steps)
-            bar.update(number + 1, describe_progress(metrics | measured, (*learner.shown, "throughput/samples_per_s")))
+            bar.update(number + 1, describe_progress(metrics | measured, shown, known))
             saver.boundary(number + 1, None, partial(dict, final=final, nonfinite=nonfinite.row, initial=initial))
     return final

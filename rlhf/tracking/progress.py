@@ -1,12 +1,12 @@
 """A live bar on a terminal, a line now and then elsewhere."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rlhf.catalog.metric import METRICS, RATES
+from rlhf.catalog.metric import Metric
 from rlhf.config.terminal import Terminal
 
 QUIET_PERIOD_S = 5.0
@@ -17,10 +17,10 @@ def rate(per_second: float) -> str:
     return f"{per_second:.0f}" if per_second >= 10 else f"{per_second:#.2g}"
 
 
-def describe_progress(metrics: dict[str, float], names: Sequence[str]) -> dict[str, str]:
-    """Those of the metrics that there are, by their headings, as a bar shows them."""
-    known = [METRICS[name] for name in names if name in metrics]
-    return {m.heading: (rate if m.name in RATES else m.write)(metrics[m.name]) for m in known}
+def describe_progress(metrics: dict[str, float], names: Sequence[str], known: Mapping[str, Metric]) -> dict[str, str]:
+    """Write the named metrics of a step that it has, by their headings, as a bar shows them; `known` are the stage's."""
+    shown = [known[name] for name in names if name in metrics]
+    return {m.heading: (rate if m.unit == "1/s" else m.write)(metrics[m.name]) for m in shown}
 
 
 class Bar:

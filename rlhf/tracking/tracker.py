@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rlhf.catalog.metric import check_names
+from rlhf.catalog.stage import check_metrics
 from rlhf.config.secrets import mask_values
 from rlhf.experiment.files import read_lines
 from rlhf.experiment.lock import LockLost
@@ -89,9 +89,9 @@ class Tracker:
             self.copy_metrics(row)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Append one step's metrics, null for what is not finite. Raises KeyError for a name that is not in the table,
-        and LockLost."""
-        check_names(metrics)
+        """Append one step's metrics, null for what is not finite. Raises KeyError for a name that the stage does not
+        declare, and LockLost."""
+        check_metrics(self.spec.stage, metrics)
         if not self.main:
             return
         self.directory.check_lock()

@@ -17,7 +17,7 @@ from rlhf.catalog.stage import stage_kinds
 from rlhf.config.schema import Config
 from rlhf.config.secrets import mask, mask_values
 from rlhf.experiment.spec import Spec
-from rlhf.experiment.sweep import Outcome, Point, Task, metrics_of
+from rlhf.experiment.sweep import Outcome, Point, Task, final_metrics
 
 
 class WandbRun:
@@ -114,11 +114,11 @@ def log_sweep(points: list[Point], tasks: list[Task], outcomes: dict[str, Outcom
         [task.node.directory.path.name, run_id(task.key), outcomes[task.key].state, ", ".join(task.points)]
         for task in tasks
     ]
-    figures = {name: value for point in points for name, value in metrics_of(point, outcomes).items()}
+    figures = {name: value for point in points for name, value in final_metrics(point, outcomes).items()}
     rows = []
     for point in points:
         runs = {node.stage: run_id(node.fingerprint) for node in point.stages}
-        found = metrics_of(point, outcomes)
+        found = final_metrics(point, outcomes)
         rows.append([point.name, *(runs.get(stage) for stage in stage_kinds()), *(found.get(name) for name in figures)])
     columns: list[Any] = ["point", *(f"{stage} run" for stage in stage_kinds()), *figures]
     run.log(

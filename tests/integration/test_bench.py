@@ -10,9 +10,9 @@ import pytest
 import torch
 from support.command import ROOT
 
-from rlhf.catalog.metric import TIME_OF
 from rlhf.cli.bench import describe_recipe, file_name, list_variants, measure_stages, read_configuration
 from rlhf.config.errors import ConfigError
+from rlhf.stages.bench.metrics import TIME_OF
 from rlhf.stages.bench.table import table
 
 SMALL = (

@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 from rlhf.catalog.stage import StageKind, Work, kind_of
 from rlhf.config.derive import benchmark_config
-from rlhf.config.schema import LORAS, ZEROS, Config
+from rlhf.config.schema import LORAS, ZEROS, Bench, Config
+from rlhf.stages.bench.metrics import MEASURED, METRICS, RATES
 from rlhf.stages.ppo.work import ppo_step, rollout_step, scoring_step, update_step
 
 
 def measured_stages(config: Config) -> list[str]:
     """The stages whose steps are measured: PPO, or all three."""
-    return ["sft", "reward", "ppo"] if config.bench.what == "stages" else ["ppo"]
+    return list(MEASURED) if config.bench.what == "stages" else ["ppo"]
 
 
 def work(config: Config) -> Work:
@@ -36,6 +37,11 @@ KIND = StageKind(
         "seed", "bench", "model", "reward_model", "hardware", "precision", *ZEROS, *LORAS, "data", "sft", "reward", "ppo",
         "rollout", "launcher.threads",
     ),
+    schema=Bench,
+    metrics=METRICS,
+    headline=RATES,
+    compared=(("throughput/samples_per_s", "throughput/mfu"), (*RATES, "throughput/decode_share")),
+    step="round",
     work=work,
     simplify=benchmark_config,
     measures=measured_stages,

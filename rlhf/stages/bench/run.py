@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlhf.catalog.metric import RATES
+from rlhf.catalog.stage import metrics_of
 from rlhf.config.derive import batches
 from rlhf.config.schema import Config
 from rlhf.engine.zero import TrainingSpec, release, training_engine
@@ -20,6 +20,7 @@ from rlhf.runtime.distributed import is_main, maximum, start, total
 from rlhf.stages.bench import measured_stages
 from rlhf.stages.bench.compare import medians
 from rlhf.stages.bench.inputs import comparisons, demonstrations
+from rlhf.stages.bench.metrics import RATES
 from rlhf.stages.bench.rounds import Round, random_models, round_of, train_toy_tokenizer
 from rlhf.stages.context import Context
 from rlhf.stages.reward import answers_per_pass
@@ -39,6 +40,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     context.tracker.resume(None, 0, 0.0)
     told: list[dict[str, float]] = []
     count = config.bench.repeats * len(benchmarked_stages(config))
+    known = metrics_of(context.spec.stage)
     with (
         closing(measure_rounds(config, context.directory.path / "random")) as rounds,
         Bar("bench", count, is_main(), 0) as bar,
@@ -47,7 +49,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             told.append(figures | {"memory/peak_gib": maximum(peak_memory_gib())})
             context.tracker.log(number, told[-1])
             context.tracker.status(number, count)
-            bar.update(number, describe_progress(figures, [name for name in RATES if name in figures][:1]))
+            bar.update(number, describe_progress(figures, [name for name in RATES if name in figures][:1], known))
             if total(stopping.stop_requested.is_set())[0]:
                 raise Stopped(f"asked to stop after {number} of {count} rounds")
     return medians(told) | {"memory/peak_gib": max(figures["memory/peak_gib"] for figures in told)}

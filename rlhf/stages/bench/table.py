@@ -6,9 +6,11 @@ from typing import Any
 
 from rich.table import Table
 
-from rlhf.catalog.metric import METRICS, TIME_OF
+from rlhf.catalog.metric import MACHINE_GROUPS, Metric
 from rlhf.config.terminal import plural
+from rlhf.stages.bench.metrics import METRICS, TIME_OF
 
+KNOWN: dict[str, Metric] = {metric.name: metric for metric in METRICS}
 BASELINE = "baseline"
 HEAD = (
     "| device | what | recipe | ours | baseline | times faster | seq/s | how near the limit | date, versions |\n"
@@ -33,7 +35,7 @@ def build_table(found: dict[str, Any]) -> Table:
         shown.add_column(f"{name}\n{variant['how']}", justify="right")
     measured = [variant["median"] for variant in variants.values() if variant["problem"] is None]
     names = dict.fromkeys(name for median in measured for name in median)
-    order = list(METRICS)
+    order = sorted(KNOWN, key=lambda name: MACHINE_GROUPS.index(name.partition("/")[0]))
     for name in sorted(names, key=lambda name: (name != main, order.index(name))):
         cells = [cell(variant, name, main, base) for variant in variants.values()]
         shown.add_row(name, *cells, style="bold" if name == main else None, end_section=name == main)
@@ -47,7 +49,7 @@ def cell(variant: dict[str, Any], name: str, main: str, base: dict[str, float]) 
     median = variant["median"]
     if name not in median:
         return ""
-    percent = METRICS[name].unit == "share"
+    percent = KNOWN[name].unit == "share"
     text = spread(variant, name) if name == main else f"{100 * median[name]:.1f} %" if percent else f"{median[name]:.4g}"
     timed = name.startswith("time/") and name != "time/decode_limit_ms" and name in base and median is not base
     return text + (f"  {base[name] / median[name]:.1f}x" if timed else "")

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from rlhf.catalog.stage import Card, Counts, Input, Records, StageKind
+from rlhf.catalog.stage import Card, Counts, Input, Records, Side, StageKind
 from rlhf.config.derive import is_reference_shared, is_reward_shared
 from rlhf.config.keys import QUANTIZED
 from rlhf.config.memory import Role
-from rlhf.config.schema import ZEROS, Config
+from rlhf.config.schema import ZEROS, Config, Ppo
 from rlhf.experiment.resolve import are_scores_normalized, default_eos_penalty_mode
+from rlhf.stages.ppo.metrics import METRICS, PHASE_SPEED
 from rlhf.stages.ppo.work import ppo_step
 
 
@@ -73,7 +74,13 @@ KIND = StageKind(
         "seed", "precision", "lora", "critic_lora", "data", "ppo", "rollout",
         *(f"{zero}.{key}" for zero in ZEROS for key in QUANTIZED),
     ),
+    schema=Ppo,
     section="ppo",
+    metrics=(*METRICS, *PHASE_SPEED),
+    headline=("reward/mean", "throughput/samples_per_s"),
+    compared=(("eval/gold", "eval/reward", "eval/kl_sequence", "eval/length"),),
+    sides=(Side("sft", "SFT"), Side("ppo", "PPO")),
+    step="PPO step",
     inputs=(Input("actor", "ppo.actor", "sft"), Input("reward", "ppo.reward", "reward"), Input("critic", "ppo.critic")),
     model_keys=("model", "reward_model"),
     trained=("zero", "critic_zero"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
+from rlhf.catalog.stage import metrics_of
 from rlhf.config.schema import Config, Lora
 from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.data.records import load_dataset
@@ -52,6 +53,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     def numbers() -> dict[str, Any]:
         return {"trainer": trainer.numbers(), "before": [asdict(answer) for answer in before], "final": final}
 
+    known = metrics_of(context.spec.stage)
     with Bar("ppo", len(loader), is_main(), start.step) as bar:
         for number, prompt_batch in islice(enumerate(loader, start=1), start.step, None):
             out = trainer.pending or trainer.generate_experience(prompt_batch)
@@ -66,7 +68,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
                 context.tracker.samples(number, evaluation.samples(before, after, number == len(loader)))
             context.tracker.log(number, metrics)
             context.tracker.status(number, len(loader))
-            bar.update(number, describe_progress(final | metrics, SHOWN))
+            bar.update(number, describe_progress(final | metrics, SHOWN, known))
             saver.boundary(number, None, numbers, trainer.tensors)
 
     if trainer.update.texts is not None:

@@ -1,10 +1,11 @@
 """Reward modelling."""
 
+from rlhf.catalog.metric import TRAINING, Metric
 from rlhf.catalog.stage import Card, Counts, Records, StageKind
 from rlhf.config.derive import max_sequence
 from rlhf.config.keys import QUANTIZED
 from rlhf.config.memory import Role, count_fitting_sequences, state_gib
-from rlhf.config.schema import Config
+from rlhf.config.schema import Config, Reward
 from rlhf.planner.flops import training_flops
 
 
@@ -45,13 +46,38 @@ def answers_per_pass(config: Config) -> int:
     )
 
 
+METRICS = (
+    Metric("train/loss", "nats", "training loss of the step: per comparison",
+        "training loss", "loss", format="{:.3f}", axis="nats per comparison"),
+    Metric("train/accuracy", "share",
+        "pairs of the step that the reward model orders as the labels do; a tie is half of one", "training accuracy",
+        "accuracy", format="{:.2f}", axis="share of pairs"),
+    *TRAINING,
+    Metric("data/ties", "pairs", "pairs of comparisons whose two responses are the same, which teach and measure nothing"),
+    Metric("eval/loss", "nats", "held-out loss per pair", error=True),
+    Metric("eval/accuracy", "share", "held-out pairs that the reward model orders as the labels do; a tie is half of one",
+        "reward model accuracy", "accuracy", format="{:.3f}", final=True, better=1, error=True),
+    Metric("eval/accuracy_initial", "share",
+        "held-out accuracy of the model that training started from, whose head is random", error=True),
+    Metric("eval/accuracy_ceiling", "share", "accuracy of a perfect judge on the held-out labels, noise and all",
+        "accuracy that the label noise permits", "accuracy permitted", format="{:.3f}", final=True, detail=1),
+    Metric("eval/accuracy_gold", "share",
+        "held-out pairs that the reward model orders as the gold reward does, ties left out", error=True),
+    Metric("eval/margin", "reward", "mean score of the preferred minus the other answer, held-out", error=True),
+    Metric("eval/reward_bias", "reward", "mean raw score of held-in demonstrations, subtracted from every score"),
+    Metric("eval/reward_scale", "reward", "standard deviation of these scores, which every score is divided by"),
+)  # fmt: skip
+
 KIND = StageKind(
     name="reward",
     run="rlhf.stages.reward.train:run",
     result_keys=(
         "seed", "reward_model", "precision", "reward_lora", "data", "reward", *(f"reward_zero.{key}" for key in QUANTIZED),
     ),
+    schema=Reward,
     section="reward",
+    metrics=METRICS,
+    headline=("eval/accuracy", "train/accuracy", "train/loss", "throughput/samples_per_s"),
     model_keys=("reward_model",),
     loads="reward_model",
     trained=("reward_zero",),

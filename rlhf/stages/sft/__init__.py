@@ -1,9 +1,10 @@
 """Supervised fine-tuning."""
 
+from rlhf.catalog.metric import TRAINING, Metric
 from rlhf.catalog.stage import Card, Counts, Records, StageKind
 from rlhf.config.keys import QUANTIZED
 from rlhf.config.memory import Role
-from rlhf.config.schema import Config
+from rlhf.config.schema import Config, Sft
 from rlhf.planner.flops import training_flops
 
 
@@ -28,11 +29,26 @@ def step_flops(config: Config, answers: int) -> int:
     return work(config, [config.data.max_prompt_tokens + config.data.max_response_tokens] * config.sft.batch_size)
 
 
+METRICS = (
+    Metric("train/loss", "nats", "training loss of the step: per token",
+        "training loss", "loss", format="{:.3f}", axis="nats per token"),
+    *TRAINING,
+    Metric("eval/loss", "nats", "held-out loss per completion token", error=True),
+    Metric("eval/perplexity_initial", "",
+        "exp of the held-out loss per completion token of the model that training started from", "perplexity before SFT",
+        format="{:.4g}", final=True, detail=2, error=True),
+    Metric("eval/perplexity", "", "exp of the held-out loss per completion token",
+        "SFT perplexity", "perplexity", format="{:.2f}", final=True, better=-1, error=True),
+)  # fmt: skip
+
 KIND = StageKind(
     name="sft",
     run="rlhf.stages.sft.train:run",
     result_keys=("seed", "model", "precision", "lora", "data", "sft", *(f"zero.{key}" for key in QUANTIZED)),
+    schema=Sft,
     section="sft",
+    metrics=METRICS,
+    headline=("eval/perplexity", "train/loss", "throughput/samples_per_s"),
     model_keys=("model",),
     loads="model",
     trained=("zero",),

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rlhf.catalog.metric import METRICS, NEWS
+from rlhf.catalog.display import display_of
+from rlhf.catalog.stage import known_metrics, stage_kinds
 from rlhf.cli import status
 from rlhf.cli.status import Watch, duration, main, render, steps_per_second
 
@@ -98,7 +99,8 @@ def shown(capsys, *arguments):
 
 
 def test_figures_are_metrics():
-    assert set(NEWS) | {"kl/sequence"} <= set(METRICS)
+    assert all(set(display_of(kind).headline) <= set(display_of(kind).metrics) for kind in stage_kinds())
+    assert "kl/sequence" in known_metrics()
 
 
 def test_a_running_stage_has_its_speed_its_figures_and_the_time_left(root, stage):
@@ -195,7 +197,7 @@ def test_a_finished_stage_needs_only_its_result(root, stage):
         ("status.json", '{"state": "running", "step": true}', "step: True is no number"),
         ("result.json", '{"stage": "sf', "result.json is cut off or damaged"),
         ("metrics.jsonl", "what\nis\nthis\n", "metrics.jsonl: none of its last 3 lines can be read"),
-        ("metrics.jsonl", '{"step": 1, "reward/mean": "high"}\n', "reward/mean: 'high' is no number"),
+        ("metrics.jsonl", '{"step": 1, "train/loss": "high"}\n', "train/loss: 'high' is no number"),
     ],
 )
 def test_damaged_files_are_told_and_break_nothing(root, stage, capsys, file, content, reason):
@@ -214,9 +216,15 @@ def test_damaged_files_are_told_and_break_nothing(root, stage, capsys, file, con
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 10**400])
 def test_numbers_that_are_none_are_left_out(root, stage, capsys, value):
-    stage(PPO, state="running", step=value, total=value, metrics=rows([3], **{"reward/mean": value, "train/loss": 1.0}))
+    stage(
+        PPO,
+        state="running",
+        step=value,
+        total=value,
+        metrics=rows([3], **{"reward/mean": value, "throughput/samples_per_s": 1.0}),
+    )
     seen = stages(root)[PPO]
-    assert (seen.step, seen.total, seen.figure) == (3, None, "train/loss")
+    assert (seen.step, seen.total, seen.figure) == (3, None, "throughput/samples_per_s")
     json.loads(shown(capsys, root, "--json"), parse_constant=pytest.fail)
 
 

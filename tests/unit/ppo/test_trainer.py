@@ -10,7 +10,7 @@ from support.small import SMALL_PPO
 from support.tiny_models import assert_same_update, dataset, first_step
 
 from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
-from rlhf.catalog.metric import check_names
+from rlhf.catalog.stage import check_metrics
 from rlhf.config.errors import ConfigError
 from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.models.tokenizer import train_tokenizer
@@ -44,7 +44,7 @@ def test_the_documented_loop(make_config, models, tokenizer):
     for prompt_batch in prompt_train_dataloader:
         out = trainer.generate_experience(prompt_batch)
         actor_loss, critic_loss = trainer.train_rlhf(out)
-        check_names(trainer.metrics | describe_speed(args, out, trainer.clock))
+        check_metrics("ppo", trainer.metrics | describe_speed(args, out, trainer.clock))
     assert isinstance(actor_loss, float) and critic_loss > 0
     assert any(not torch.equal(before[name], p) for name, p in engine.actor.module.named_parameters())
     assert all(torch.equal(reference[name], p) for name, p in engine.ref.module.named_parameters())
@@ -113,7 +113,7 @@ def test_a_rollout_whose_score_is_not_finite_is_left_out_and_kept(make_config, m
     assert all(map(math.isnan, losses))
     assert all(torch.equal(*pair) for pair in zip(copies(engine.actor, engine.critic), before, strict=True))
     metrics = trainer.metrics | describe_speed(args, out, trainer.clock)
-    check_names(metrics)
+    check_metrics("ppo", metrics)
     assert metrics["train/nonfinite"] == 1.0 and all(map(math.isfinite, metrics.values()))
     assert not {"reward/mean", "policy/loss", "value/loss"} & set(metrics)
     kept = load_file(tmp_path / "inspection" / "step-1-rank-0.safetensors")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from support.small import SMALL_BENCH
 
-from rlhf.catalog.metric import check_names
+from rlhf.catalog.stage import check_metrics
 from rlhf.cli.prepare import load_config
 from rlhf.planner.decode import decode_bytes
 from rlhf.rollout import ENGINES
@@ -35,7 +35,7 @@ def test_a_round_tells_what_was_measured_and_nothing_else(models, what):
     config = load_config(*SMALL, f"bench.what={what}")
     once = round_of(config, models)
     for figures in (once(), once()):
-        check_names(figures)
+        check_metrics("bench", figures)
         assert all(math.isfinite(value) and value > 0 for value in figures.values())
         assert {name for name in figures if name.startswith("time/")} == TIMES[what]
         assert ("throughput/decode_share" in figures) == ("time/rollout_s" in TIMES[what])

@@ -1,0 +1,81 @@
+"""The metrics of PPO."""
+
+from dataclasses import replace
+
+from rlhf.catalog.metric import TRAINING, Metric, rates_of
+
+
+def rates_of_phase(phase: str, label: str) -> tuple[Metric, ...]:
+    """How fast a phase of a step is; its tokens per second are a column of a report's table of throughput."""
+    rates = rates_of(phase, f"of the {phase} phase", label)
+    return tuple(replace(metric, speed=metric.name.endswith("_tokens_per_s")) for metric in rates)
+
+
+# In the order of tables.
+METRICS = (
+    next(metric for metric in TRAINING if metric.name == "train/nonfinite"),
+    Metric("lr/actor", "", "the actor's learning rate at the last update"),
+    Metric("lr/critic", "", "the critic's learning rate at the last update"),
+    Metric("data/texts", "texts", "texts of ppo.ptx"),
+    Metric("data/texts_cut", "texts", "texts cut at the longest sequence, and so without an end"),
+    Metric("eval/gold_sft", "gold", "mean gold reward, on held-out prompts, of the model that PPO started from",
+        "gold reward of SFT", "gold, SFT", format="{:.2f}", final=True, error=True),
+    Metric("eval/gold", "gold", "mean gold reward of the policy on held-out prompts",
+        "gold reward of PPO", "gold, PPO", format="{:.2f}",
+        final=True, better=1, axis="mean gold reward", error=True),
+    Metric("eval/gold_sft_std", "gold", "standard deviation of eval/gold_sft over prompts",
+        "gold reward of SFT, standard deviation", "gold, SFT, std", format="{:.2f}", final=True, detail=2),
+    Metric("eval/reward_sft", "reward", "mean score, on held-out prompts, of the model that PPO started from",
+        "reward model's score of SFT", "score, SFT", format="{:.2f}", final=True, detail=1, error=True),
+    Metric("eval/reward", "reward", "mean score of the policy's responses to held-out prompts",
+        "reward model's score of PPO", "score, PPO", format="{:.2f}", final=True, error=True),
+    Metric("eval/kl_sequence", "nats", "KL to the reference on held-out prompts, per response",
+        "KL to the reference per response", "KL", format="{:.2f}", final=True, error=True),
+    Metric("eval/length_sft", "tokens", "mean response length, on held-out prompts, of the model that PPO started from",
+        "mean length of SFT", "length, SFT", format="{:.1f}", final=True, detail=1, error=True),
+    Metric("eval/length", "tokens", "mean response length on held-out prompts",
+        "mean length of PPO", "length, PPO", format="{:.1f}", final=True, error=True),
+    Metric("reward/mean", "reward", "mean score of the rollout, before clipping and penalties",
+        "reward model's score of rollouts", "score", format="{:.2f}", axis="mean score"),
+    Metric("reward/std", "reward", "standard deviation of reward/mean over responses"),
+    Metric("reward/raised", "responses", "responses without end whose score the penalty for it raised instead"),
+    Metric("reward/shaped", "reward", "mean score after clipping and penalties"),
+    Metric("reward/return", "reward", "mean undiscounted sum of token rewards, KL penalty included"),
+    Metric("kl/sequence", "nats", "KL to the reference per response (k1), what the adaptive controller steers",
+        "KL to the reference in rollouts", "KL", format="{:.1f}", axis="nats per response"),
+    Metric("kl/token", "nats", "KL to the reference per token (k1)"),
+    Metric("kl/sequence_k3", "nats", "KL per response by the k3 estimator, which is never negative"),
+    Metric("kl/token_k3", "nats", "KL per token by the k3 estimator"),
+    Metric("kl/coef", "", "coefficient of the KL penalty"),
+    Metric("policy/loss", "", "clipped surrogate loss per token, mean over the rollout's updates"),
+    Metric("policy/ptx_loss", "nats", "language-modelling loss per token on ppo.ptx, before its coefficient"),
+    Metric("policy/entropy", "nats", "entropy of the token distributions, mean over the rollout's updates"),
+    Metric("policy/ratio_first", "", "largest deviation of the ratio from 1 in the first mini-batch"),
+    Metric("policy/ratio_max", "", "largest ratio in the rollout's updates"),
+    Metric("policy/clip_fraction", "share", "tokens whose ratio was clipped to the worse side"),
+    Metric("policy/log_ratio_cut", "tokens", "log-ratios beyond ppo.log_ratio_clip"),
+    Metric("policy/approx_kl", "nats", "k3 estimate of KL(old || new) per token, mean over the rollout's updates"),
+    Metric("policy/grad_norm", "", "the actor's gradient norm before clipping, mean over the rollout's updates"),
+    Metric("policy/overflows", "updates", "updates that both models left out because of the actor's gradient"),
+    Metric("value/overflows", "updates", "updates that both models left out because of the critic's gradient"),
+    Metric("policy/sampler_gap", "nats", "mean |sampler's - trainer's log-probability| per token"),
+    Metric("policy/sampler_gap_max", "nats", "largest |sampler's - trainer's log-probability| of a token"),
+    Metric("value/loss", "", "half squared value error per token, mean over the rollout's updates"),
+    Metric("value/mean", "reward", "mean value of the rollout's states"),
+    Metric("value/clip_fraction", "share", "tokens whose value was clipped to the worse side"),
+    Metric("value/explained_variance", "share", "1 - variance of (return - value) / variance of return"),
+    Metric("value/grad_norm", "", "the critic's gradient norm before clipping, mean over the rollout's updates"),
+    Metric("length/response", "tokens", "mean response length, end-of-text included",
+        "response length in rollouts", "length", format="{:.0f}", axis="tokens"),
+    Metric("length/prompt", "tokens", "mean prompt length"),
+    Metric("length/ended", "share", "responses that reached end-of-text or a stop text"),
+)  # fmt: skip
+# How long the phases of a step take, and how fast they are.
+PHASE_SPEED = (
+    Metric("time/rollout_s", "s", "time of the step that sampling responses took"),
+    Metric("time/score_s", "s", "time of the step that log-probabilities, reference, values and scores took"),
+    Metric("time/train_s", "s", "time of the step that updates took"),
+    *rates_of_phase("rollout", "rollout"),
+    *rates_of_phase("score", "scoring"),
+    *rates_of_phase("train", "training"),
+)  # fmt: skip
