@@ -3,6 +3,7 @@ a change to this package. It reads the keys that there are; a schema of its own 
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ PYTHON = '''
 import os
 import signal
 
-from rlhf.catalog.stage import Card, Counts, Input, Records, StageKind
+from rlhf.catalog.metric import TRAINING, Metric
+from rlhf.catalog.stage import Card, Input, Records, StageKind
 from rlhf.config.keys import QUANTIZED
 from rlhf.config.memory import Role
 from rlhf.planner.flops import training_flops
@@ -34,6 +36,14 @@ KIND = StageKind(
     run="lab.relearn:run",
     result_keys=("seed", "precision", "lora", "data", "sft", *(f"zero.{key}" for key in QUANTIZED)),
     section="sft",
+    metrics=(
+        Metric("train/loss", "nats", "training loss of the second pass", "second loss", axis="nats per token"),
+        *TRAINING,
+        Metric("eval/loss", "nats", "held-out loss", "loss held out", final=True, better=-1, error=True),
+        Metric("eval/perplexity", "", "held-out perplexity", "relearnt perplexity", final=True, error=True),
+        Metric("eval/perplexity_initial", "", "held-out perplexity of the fine-tuned model", error=True),
+    ),
+    headline=("eval/loss", "train/loss"),
     inputs=(Input("actor", "ppo.actor", "sft"),),
     model_keys=("model",),
     trained=("zero",),
@@ -142,7 +152,7 @@ def test_it_goes_on_where_it_was_killed(command, place):
     assert code == -signal.SIGKILL, said
     assert [found.name for found in sorted(directory(place).glob("checkpoints/step-*"))][-1] == "step-000002"
     code, said = command(*SMALL)
-    assert code == 0 and "perplexity, lab.relearn" in said, said
+    assert code == 0 and "relearnt perplexity" in said and "loss held out, nats" in said, said
     lines = [json.loads(line) for line in (directory(place) / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     result = json.loads((directory(place) / "result.json").read_text())
@@ -158,11 +168,15 @@ def test_another_value_of_a_key_that_it_reads_is_another_stage(command):
 
 
 def test_status_and_report_show_it(command, place):
-    code, said = command("status", "outputs")
-    assert code == 0 and directory(place).name in said, said
-    code, said = command("report", "outputs/runs/latest")
-    assert code == 0, said
+    """With labels and units of its own, for other people too, who do not have its module."""
+    code, said = command("status", "outputs", PYTHONPATH=str(ROOT))
+    (row,) = [line for line in said.splitlines() if line.startswith(directory(place).name)]
+    assert code == 0 and re.search(r"loss held out \d\S* nats", row), said
+    code, said = command("report", "outputs/runs/latest", PYTHONPATH=str(ROOT))
+    assert code == 0 and "relearnt perplexity" in said and "loss held out, nats" in said, said
     (report,) = (place / "outputs").rglob("report.html")
-    assert directory(place).name in report.read_text()
+    page = report.read_text()
+    assert all(text in page for text in (directory(place).name, "Second loss", "nats per token", "loss held out, nats"))
     (table,) = (place / "outputs").rglob("table.json")
-    assert ("lab.relearn", "eval/perplexity") in {(row["stage"], row["metric"]) for row in json.loads(table.read_text())}
+    rows = {(row["stage"], row["metric"]): row["unit"] for row in json.loads(table.read_text())}
+    assert rows["lab.relearn", "eval/loss"] == "nats" and ("lab.relearn", "eval/perplexity") in rows
