@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from rlhf.catalog.families import FAMILIES
 from rlhf.config.derive import batches
 from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.data.records import load_dataset
-from rlhf.data.tokens import encode_prompt, prompt_batch
+from rlhf.data.tokens import Encoded, encode_prompt, prompt_batch
 from rlhf.engine.state import engine_state
 from rlhf.engine.zero import TrainingSpec, frozen_engine, training_engine
 from rlhf.models.load import new_policy, new_scorer
@@ -87,6 +88,12 @@ def built(config, models, tokenizer):
     loader = create_prompt_dataloader(config, tokenizer)
     engine = DeepSpeedRLHFEngine(*models, tokenizer, len(loader), config)
     return loader, engine, DeepSpeedPPOTrainer(engine=engine, args=config)
+
+
+def pairs_of_answers(prompt, answers):
+    """All pairs of so many answers, of 3 to 5 tokens, to a prompt that begins with this id."""
+    encoded = [Encoded([prompt, 9], [20 + number] * (2 + number % 3) + [1]) for number in range(answers)]
+    return list(combinations(encoded, 2))
 
 
 @contextmanager

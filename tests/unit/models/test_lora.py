@@ -51,7 +51,7 @@ def adapted_layers(model):
 
 
 def expected_layers(family):
-    prefix = BLOCKS.get(family, "model.num_hidden_layers")
+    prefix = BLOCKS.get(family, "model.layers")
     return {f"{prefix}.{block}.{layer}" for block in (0, 1) for layer in LAYERS[family]}
 
 

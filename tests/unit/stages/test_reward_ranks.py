@@ -30,8 +30,7 @@ def test_unlike_prompts_on_two_ranks(printed, zero):
 
 def steps(zero, answers):
     """The metrics of two steps that read so many answers at a time: rank 0 has one prompt with 7, rank 1 one with 2."""
-    from support.tiny_models import learning_scorer, smooth_opt
-    from test_comparisons import element
+    from support.tiny_models import learning_scorer, pairs_of_answers, smooth_opt
 
     from rlhf.config.points import compose_config
     from rlhf.engine.zero import release, set_rates
@@ -46,7 +45,7 @@ def steps(zero, answers):
     with smooth_opt():
         engine = learning_scorer(config, train_toy_tokenizer(config))
     set_rates(engine, 1.0)
-    found = [train_step(engine, [element(5, 7 if rank() == 0 else 2)], 2, answers, 0)[0] for _ in range(2)]
+    found = [train_step(engine, [pairs_of_answers(5, 7 if rank() == 0 else 2)], 2, answers, 0)[0] for _ in range(2)]
     release(engine)
     return found
 

@@ -1,10 +1,8 @@
 """A step of reward modelling in forward passes of bounded size."""
 
-from itertools import combinations
-
 import pytest
 import torch
-from support.tiny_models import learning_scorer
+from support.tiny_models import learning_scorer, pairs_of_answers
 
 from rlhf.data.tokens import Encoded
 from rlhf.engine.zero import release
@@ -12,15 +10,8 @@ from rlhf.stages.reward import comparisons
 from rlhf.stages.reward.comparisons import parts, train_on_comparisons
 from rlhf.stages.reward.train import train_step
 
-
-def element(prompt, answers):
-    """All pairs of some answers to a prompt of these ids."""
-    found = [Encoded([prompt, 9], [20 + number] * (2 + number % 3) + [1]) for number in range(answers)]
-    return list(combinations(found, 2))
-
-
 # Prompts with 6, 2, 3 and 5 answers.
-ELEMENTS = [element(5, 6), element(6, 2), element(7, 3), element(8, 5)]
+ELEMENTS = [pairs_of_answers(5, 6), pairs_of_answers(6, 2), pairs_of_answers(7, 3), pairs_of_answers(8, 5)]
 
 
 @pytest.fixture
