@@ -4,6 +4,7 @@ mkdocs calls `on_files` (mkdocs.yml, `hooks`) when it builds the site, so the pa
 The keys come from the schema, their defaults and meanings from the values and comments of conf/.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ import yaml
 
 from rlhf.catalog.metric import MACHINE_GROUPS
 from rlhf.catalog.stage import metrics_of, stage_kinds
-from rlhf.config.keys import LEAF_TYPES, without_none
-from rlhf.config.ranges import CHOICES, RANGES
-from rlhf.experiment.fingerprint import DATA_FILES, result_keys
+from rlhf.config.keys import KEYS, without_none
+from rlhf.config.metadata import WHOLE
+from rlhf.experiment.fingerprint import result_keys
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 # The file of each group that holds all its keys, with a comment for each.
@@ -31,17 +32,6 @@ ROLES = {
     "reward_model": "model", "critic_zero": "zero", "reference_zero": "zero", "reward_zero": "zero", "critic_lora": "lora",
     "reward_lora": "lora",
 }  # fmt: skip
-# Units by the end of a key; the first that fits.
-UNITS = (
-    (r"gib$", "GiB"), (r"gb_s$", "GB/s"), (r"peak_tflops\.", "TFLOP/s"), (r"price_per_gpu_hour$", "US dollars"),
-    (r"minutes$", "minutes"), (r"(delay|grace|timeout)_s$", "seconds"), (r"tokens$", "tokens"), (r"positions$", "tokens"),
-    (r"kl_target$", "nats per response"), (r"(ratio|sampler)_tolerance$|log_ratio_clip$", "nats"),
-    (r"kl_horizon$", "sequences"), (r"^reward\.(micro_)?batch_size$", "comparisons"), (r"batch_size$", "sequences"),
-    (r"warmup_steps$|max_steps$|every_steps$", "steps"), (r"epochs$", "passes"), (r"elements$", "elements"),
-    (r"^(reward_)?model\.(hidden_size|head_dim|intermediate_size|word_embed_proj_dim)$", "elements"),
-)  # fmt: skip
-# Keys that enter a fingerprint by the content of what they name.
-BY_CONTENT = {"ppo.actor": "ppo", "ppo.reward": "ppo", "ppo.critic": "ppo"}
 
 
 @dataclass(frozen=True)
@@ -172,32 +162,39 @@ def show_default(key: str) -> str:
 
 def show_values(key: str) -> str:
     """Return the type of a key, its unit, and the values that it may hold."""
-    kind = LEAF_TYPES[key]
-    plain = without_none(kind)
+    known = KEYS[key]
+    plain = without_none(known.type)
     name = {bool: "true or false", int: "whole number", float: "number", str: "text"}.get(plain)
     name = name or ("list of text" if str(plain).startswith("list[str") else str(plain).replace("typing.", ""))
     name = {"list[float]": "list of two numbers", "dict[str, Any]": "mapping", "Any": "`auto` or a list of text"}.get(
         name, name
     )
-    if key in CHOICES:
-        words = ", ".join(f"`{word}`" for word in CHOICES[key])
+    if known.choices:
+        words = ", ".join(f"`{word}`" for word in known.choices)
         name = f"list of {words}" if str(plain).startswith("list") else words
     parts = [name]
-    if key in RANGES:
-        parts.append(str(RANGES[key]).partition(" and at most 1e")[0])
-    unit = next((unit for pattern, unit in UNITS if re.search(pattern, key)), None)
-    parts += [unit] if unit else []
-    return ", ".join(parts) + (", or null" if NoneType in get_args(kind) else "")
+    if known.range is not None and known.range != WHOLE:
+        parts.append(str(known.range).partition(" and at most 1e")[0])
+    parts += [known.unit] if known.unit else []
+    return ", ".join(parts) + (", or null" if NoneType in get_args(known.type) else "")
 
 
 def show_effect(key: str) -> str:
-    """Return the stages whose fingerprint a key enters."""
-    if key in BY_CONTENT:
-        return f"{BY_CONTENT[key]}, by content"
-    stages = [stage for stage in ("sft", "reward", "ppo") if key in result_keys(stage)]
+    """Return the stages whose fingerprint a key enters, and the value at which it is left out of it."""
+    kinds = stage_kinds().values()
+    if KEYS[key].effect == "input":
+        return ", ".join(kind.name for kind in kinds if any(given.key == key for given in kind.inputs)) + ", by content"
+    stages = [kind.name for kind in kinds if not kind.is_benchmark and key in result_keys(kind.name)]
     if not stages:
         return "bench" if key in result_keys("bench") else "none"
-    return ", ".join(stages) + (", by content" if key.endswith(".path") or key in DATA_FILES else "")
+    return ", ".join(stages) + (", by content" if KEYS[key].content else "") + show_switches(key)
+
+
+def show_switches(key: str) -> str:
+    """Return the values of other keys at which a key does nothing, as the end of a sentence."""
+    off = [(name, KEYS[name].neutral) for name in KEYS[key].switches]
+    typed = [f"`{name}={value if isinstance(value, str) else json.dumps(value)}`" for name, value in off]
+    return f", unless {' or '.join(typed)}" if typed else ""
 
 
 def cell(text: str) -> str:
@@ -210,17 +207,18 @@ def configuration_page() -> str:
     lines = [
         "# All keys",
         "",
-        "This page is generated from `rlhf/config/schema.py` and from the values and comments of `conf/`.",
+        "This page is generated from `rlhf/config/schema/` and from the values and comments of `conf/`.",
         "",
         "*Fingerprint* names the stages for which another value makes another stage. A key with *none* changes no result",
-        "beyond rounding. *By content* means that the hash of the file or model counts, not its path. A benchmark measures",
-        "speed, so its fingerprint holds nearly all keys; *bench* marks a key that only it holds.",
+        "beyond rounding. *Unless* names a value of another key at which a key does nothing and is left out. *By content*",
+        "means that the hash of the file or model counts, not its path. A benchmark measures speed, so its fingerprint",
+        "holds nearly all keys; *bench* marks a key that only it holds.",
         "",
         "Upper limits of a million and more are left out. `null` takes away a limit or leaves the choice to the program.",
         "",
     ]
     group: str | None = None
-    for key in LEAF_TYPES:
+    for key in KEYS:
         name = key.split(".")[0] if "." in key else "top level"
         if name != group:
             group = name

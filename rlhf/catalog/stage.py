@@ -91,8 +91,7 @@ class StageKind:
         name: The name in `stages`, and the prefix of its directories. A kind outside this package is named by the dotted
             path of the module that defines it as KIND.
         run: The function that runs the stage, as "module:function"; the worker alone imports it.
-        result_keys: The keys that decide its result, by prefix; keys that never change a result are left out of its
-            fingerprint all the same.
+        result_keys: The keys that it reads, by prefix. Of these its fingerprint holds those whose effect is `result`.
         schema: The dataclass of its keys, which stand in the group `section`. Where this package has no such group, as for
             another package's stage, a configuration that asks for the stage has it.
         section: The group of its training keys; None where it has none.

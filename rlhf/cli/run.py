@@ -26,10 +26,9 @@ from rlhf.config.compose import config_root, point_name, register
 from rlhf.config.disk import CLOSED, FULL, disk_problem
 from rlhf.config.errors import ConfigError
 from rlhf.config.hydra_errors import REFUSED, translate_error
-from rlhf.config.keys import DECIDED_ONCE, leaf_keys, matches_prefix
+from rlhf.config.keys import KEYS, get_key
 from rlhf.config.overrides import parse
 from rlhf.config.points import Composer, Job
-from rlhf.config.ranges import get_key
 from rlhf.config.secrets import secret_keys
 from rlhf.config.terminal import Terminal
 from rlhf.data.check import record_notes
@@ -158,7 +157,7 @@ def compose_point(job: Job, swept: bool) -> Point:
 
 def check_decided_once(points: list[Point]) -> None:
     """Refuse a sweep over keys that hold for the sweep as a whole: the first point would decide them for all."""
-    for key in (key for key in leaf_keys() if matches_prefix(key, DECIDED_ONCE)):
+    for key in (name for name, key in KEYS.items() if key.once):
         values = list(
             dict.fromkeys(
                 get_key(point.config, key) for point in points if not isinstance(get_key(point.config, key), list)

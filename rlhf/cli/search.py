@@ -24,12 +24,12 @@ from rlhf.cli.prepare import resolve_config
 from rlhf.config.compose import quote_digits
 from rlhf.config.disk import disk_problem
 from rlhf.config.errors import ConfigError, raise_problems
-from rlhf.config.keys import DECIDED_ONCE, leaf_keys, matches_prefix
+from rlhf.config.keys import ENTRIES, KEYS, get_key
 from rlhf.config.overrides import typed_value, without_values
 from rlhf.config.points import Composer, Job
-from rlhf.config.ranges import check_values, get_key
 from rlhf.config.schema import Config, Search
 from rlhf.config.terminal import Terminal
+from rlhf.config.values import check_values
 from rlhf.experiment.fingerprint import fingerprint
 from rlhf.experiment.lock import hold
 from rlhf.experiment.sweep import Point
@@ -125,7 +125,7 @@ def find_search_problems(composer: Composer, fixed: list[str], override: Overrid
             config = composer.job([*fixed, *quote_digits([f"{override.get_key_element()}={value}"])]).config
             if alone:
                 resolve_config(config)
-            elif (key := str(override.key_or_group)) in leaf_keys():
+            elif (key := str(override.key_or_group)) in KEYS:
                 raise_problems(error for error, _ in check_values({key: get_key(config, key)}))
         except ConfigError as error:
             yield error
@@ -134,7 +134,8 @@ def find_search_problems(composer: Composer, fixed: list[str], override: Overrid
 def check_space(override: Override) -> None:
     """What is searched can be: numbers in order, above zero on a logarithmic scale. Raises ConfigError."""
     key, typed, value = override.get_key_element(), typed_value(override), override.value()
-    if matches_prefix(str(override.key_or_group), DECIDED_ONCE):
+    entry = ENTRIES.get(str(override.key_or_group))
+    if entry is not None and entry.once:
         raise ConfigError(key, typed, "it holds for a whole search", "give it one value")
     if not isinstance(value, IntervalSweep):
         return

@@ -15,12 +15,12 @@ from rlhf.config.derive import batches, max_sequence, ranks, samples_responses, 
 from rlhf.config.directories import find_name_problem
 from rlhf.config.errors import ConfigError, raise_problems
 from rlhf.config.inputs import check_inputs, check_writable
-from rlhf.config.keys import LEAF_TYPES
+from rlhf.config.keys import KEYS, get_key, set_key
 from rlhf.config.memory import divisors
-from rlhf.config.ranges import check_values, get_key, set_key
 from rlhf.config.rollouts import check_cache, check_engine, check_sampling, check_tensor_parallel
 from rlhf.config.schema import ZEROS, Config, Zero
 from rlhf.config.shapes import check_models, is_whole
+from rlhf.config.values import check_values
 
 Check = Callable[[Config], Iterator[ConfigError]]
 
@@ -42,7 +42,7 @@ def find_problems(config: Config, checks: tuple[Check, ...]) -> list[ConfigError
     A key that is refused by itself counts as the nearest value that it may hold, and nothing more is said of it; of any
     other key the first problem is.
     """
-    values = {key: get_key(config, key) for key in LEAF_TYPES}
+    values = {key: get_key(config, key) for key in KEYS}
     found = list(check_values(values))
     problems = [problem for problem, _ in found]
     refused = {problem.key for problem in problems}

@@ -20,9 +20,8 @@ from rlhf.config.directories import draw_unique_word, make_safe_name, name_sweep
 from rlhf.config.errors import ConfigError, first_line, raise_problems
 from rlhf.config.hydra_errors import unknown_key
 from rlhf.config.keys import leaf_keys
-from rlhf.config.ranges import check_values
 from rlhf.config.schema import Config
-from rlhf.config.values import type_problems, unknown_keys
+from rlhf.config.values import check_values, type_problems, unknown_keys
 
 # Groups that were converted, by their type and values.
 CONVERTED: dict[tuple[type, str], Any] = {}

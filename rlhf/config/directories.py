@@ -6,14 +6,15 @@ import secrets
 from collections.abc import Iterable
 
 from rlhf.config.errors import ConfigError
-from rlhf.config.keys import NAME_KEYS, matches_prefix
+from rlhf.config.keys import has_no_effect_but, matches_prefix
 
 # The bytes of a name: file systems take 255, and others are put beside it.
 LONGEST = 100
 # The link to the newest run or sweep, beside it.
 LATEST = "latest"
-# Overrides that leave a point what it is: names, where it runs, and the presets, which have names of their own.
-INDIFFERENT = (*NAME_KEYS, "launcher", "sweeps", "hydra")
+# Overrides that leave a point what it is, beside keys that are names: where it runs, and the presets, which have names of
+# their own.
+INDIFFERENT = ("launcher", "sweeps", "hydra")
 
 
 def find_name_problem(name: str) -> ConfigError | None:
@@ -75,7 +76,10 @@ def name_sweep(name: str, typed_in: list[str]) -> str:
 
 def result_overrides(overrides: Iterable[str]) -> set[str]:
     """Those of some overrides that make a point another one."""
-    return {word for word in map(str, overrides) if not matches_prefix(key_of(word), INDIFFERENT)}
+    keys = {word: key_of(word) for word in map(str, overrides)}
+    return {
+        word for word, key in keys.items() if not matches_prefix(key, INDIFFERENT) and not has_no_effect_but(key, "name")
+    }
 
 
 def key_of(override: str) -> str:

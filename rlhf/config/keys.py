@@ -1,88 +1,115 @@
-"""Which keys decide where and how fast a stage's result is made, and never what it is. All others decide the result of the
-stages that read them (StageKind.result_keys).
+"""The keys of the schema by their dotted names: types and metadata in one walk, and values of a configuration by key."""
 
-A benchmark's result is how fast it is: of the second kind only names are left out of its fingerprint."""
-
-from dataclasses import fields, is_dataclass
-from functools import cache
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache, reduce
 from types import NoneType, UnionType
 from typing import Any, get_args, get_type_hints
 
-from rlhf.catalog.stage import kind_of
-from rlhf.config.schema import LORAS, ZEROS, Config, Launcher, Zero
-
-# Of ZeRO's keys those that change numbers by more than rounding.
-QUANTIZED = ("zero_quantized_weights", "zero_quantized_gradients")
-
-# Raised when the meaning of a stage's result changes, so that older results are not taken for it.
-SCHEMA_VERSION = 3
-
-# The keys that change nothing at all: names, places, what is kept of a result, and when a run gives up.
-NAME_KEYS: tuple[str, ...] = (
-    "stages", "name", "output_root", "dry_run", "checkpoint", "sweep", "tracking", "model.name", "reward_model.name",
-    *(f"launcher.{field.name}" for field in fields(Launcher) if field.name != "threads"),
-    "sft.max_nonfinite", "reward.max_nonfinite", "ppo.max_nonfinite", "ppo.ratio_tolerance", "ppo.sampler_tolerance",
-    *(f"{lora}.save_merged" for lora in LORAS),
-)  # fmt: skip
-
-# The keys that never change what is trained beyond rounding: those, and speeds. Models that PPO starts from are in its
-# fingerprint by what they are.
-PLACE_KEYS: tuple[str, ...] = (
-    *NAME_KEYS, "bench", "hardware", "launcher.threads",
-    *(f"{zero}.{field.name}" for zero in ZEROS for field in fields(Zero) if field.name not in QUANTIZED),
-    "sft.micro_batch_size", "sft.gradient_checkpointing",
-    "reward.micro_batch_size", "reward.gradient_checkpointing",
-    "ppo.micro_batch_size", "ppo.packing", "ppo.offload_idle", "ppo.compile",
-    "ppo.gradient_checkpointing", "ppo.critic_gradient_checkpointing",
-    "ppo.actor", "ppo.reward", "ppo.critic",
-    "rollout.engine", "rollout.graphs", "rollout.release_cache", "rollout.gather", "rollout.tensor_parallel",
-    "rollout.micro_batch_size",
-)  # fmt: skip
+from rlhf.config.metadata import Content, Effect, Metadata, Range
+from rlhf.config.schema import Config
 
 
-# Of these a sweep has one value for all its points: they hold for the command, not for a stage.
-DECIDED_ONCE: tuple[str, ...] = (
-    "dry_run", "name", "output_root", "sweep", "tracking.wandb",
-    *(f"launcher.{key}" for key in ("kind", "parallel", "wait", "lock_timeout_s")),
-)  # fmt: skip
+@dataclass(frozen=True)
+class Key:
+    """A key or a group of keys: its type and its metadata, completed by those of the groups that hold it.
+
+    Attributes:
+        type: The type of its value, a dataclass for a group.
+        switches: The keys that switch it on. Where one of them has its neutral value, this key does nothing.
+        effect: None where neither the key nor a group that holds it says one.
+
+    The others are those of `Metadata`.
+    """
+
+    type: Any
+    range: Range | None
+    choices: tuple[Any, ...]
+    effect: Effect | None
+    neutral: Any
+    switches: tuple[str, ...]
+    content: Content | None
+    unit: str
+    once: bool
+
+    @property
+    def is_group(self) -> bool:
+        """Whether it holds keys of its own."""
+        return is_dataclass(self.type)
 
 
 @cache
 def types_of(schema: Any) -> dict[str, Any]:
-    """The fields of a dataclass with their types."""
+    """Return the fields of a dataclass with their types."""
     return get_type_hints(schema)
 
 
-def leaf_types(schema: Any = Config, prefix: str = "") -> dict[str, Any]:
-    """Map every dotted key of the schema to its type, in order of declaration."""
+def walk_schema(schema: Any, prefix: str = "", group: Key | None = None) -> Iterator[tuple[str, Key]]:
+    """Yield every group and every key of a schema by its dotted name, in order of declaration."""
     hints = types_of(schema)
-    types: dict[str, Any] = {}
     for field in fields(schema):
-        kind: Any = hints[field.name]
-        name = prefix + field.name
-        types |= leaf_types(kind, name + ".") if is_dataclass(kind) else {name: kind}
-    return types
+        own: Metadata = field.metadata.get("key", Metadata())
+        switches = (*(group.switches if group else ()), *((prefix + own.only_with,) if own.only_with else ()))
+        found = Key(
+            hints[field.name], own.range, own.choices, own.effect or (group.effect if group else None), own.neutral,
+            switches, own.content, own.unit, own.once or bool(group and group.once),
+        )  # fmt: skip
+        yield prefix + field.name, found
+        if found.is_group:
+            yield from walk_schema(found.type, f"{prefix}{field.name}.", found)
+
+
+# Every key and every group of keys, and the keys alone, by their dotted names.
+ENTRIES: dict[str, Key] = dict(walk_schema(Config))
+KEYS: dict[str, Key] = {name: key for name, key in ENTRIES.items() if not key.is_group}
 
 
 def without_none(kind: Any) -> Any:
-    """The type that a key takes besides null."""
+    """Return the type that a key takes besides null."""
     return next(option for option in get_args(kind) if option is not NoneType) if isinstance(kind, UnionType) else kind
 
 
 def leaf_keys() -> list[str]:
-    """Every dotted key of the schema, in order of declaration."""
-    return list(LEAF_TYPES)
-
-
-def excluded_keys(stage: str) -> tuple[str, ...]:
-    """The keys that are never in a stage's fingerprint."""
-    return NAME_KEYS if kind_of(stage).is_benchmark else PLACE_KEYS
+    """Return every dotted key of the schema, in order of declaration."""
+    return list(KEYS)
 
 
 def matches_prefix(key: str, prefixes: tuple[str, ...]) -> bool:
-    """Whether one of the prefixes is `key` or a group that holds it."""
+    """Tell whether one of the prefixes is `key` or a group that holds it."""
     return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
 
 
-# The type of every key.
-LEAF_TYPES: dict[str, Any] = leaf_types()
+@cache
+def effects_of(name: str) -> frozenset[Effect | None]:
+    """Return the effects of a key, or of all keys of a group. A key that there is not has those of the group that its name
+    begins with."""
+    if name in KEYS:
+        return frozenset({KEYS[name].effect})
+    if name in ENTRIES:
+        return frozenset(key.effect for inner, key in KEYS.items() if inner.startswith(name + "."))
+    group = name.rpartition(".")[0]
+    return effects_of(group) if group else frozenset()
+
+
+def has_no_effect_but(name: str, *effects: Effect) -> bool:
+    """Tell whether a key, or every key of a group, has one of these effects; a name that is neither has none."""
+    found = effects_of(name)
+    return bool(found) and found <= set(effects)
+
+
+def is_neutral(config: Any, key: str) -> bool:
+    """Tell whether a key leaves a stage what it was before the key existed: it has its neutral value, or a key that
+    switches it on has."""
+    names = (key, *KEYS[key].switches)
+    return any(KEYS[name].neutral is not ... and get_key(config, name) == KEYS[name].neutral for name in names)
+
+
+def get_key(config: Any, key: str) -> Any:
+    """Return the value at a dotted key."""
+    return reduce(getattr, key.split("."), config)
+
+
+def set_key(config: Any, key: str, value: Any) -> None:
+    """Set the value at a dotted key."""
+    group, _, name = key.rpartition(".")
+    setattr(get_key(config, group) if group else config, name, value)

@@ -1,14 +1,16 @@
-"""Composed values compared with the types of the schema. OmegaConf alone would take any number for true, text for a number,
-and a list for text."""
+"""Values compared with the schema: types, ranges, choices, and text. OmegaConf alone would take any number for true, text
+for a number, and a list for text."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from types import NoneType
 from typing import Any, get_args, get_origin
 
+from rlhf.catalog.stage import is_stage, stage_kinds
 from rlhf.config.errors import ConfigError
-from rlhf.config.keys import types_of, without_none
+from rlhf.config.keys import KEYS, types_of, without_none
+from rlhf.config.metadata import SHARE, Range
 from rlhf.config.schema import Config
 
 EXPECTED: dict[Any, str] = {
@@ -74,3 +76,54 @@ def unknown_keys(values: dict[str, Any], schema: Any = Config, prefix: str = "")
             yield f"{prefix}{name}", value
         elif is_dataclass(hints[name]) and isinstance(value, dict):
             yield from unknown_keys(value, hints[name], f"{prefix}{name}.")
+
+
+def check_values(values: Mapping[str, Any]) -> Iterator[tuple[ConfigError, Any]]:
+    """Find the values, by dotted key, that their key may not hold whatever the others are; each with a value that it may
+    hold instead."""
+    for key, value in values.items():
+        known = KEYS[key]
+        if key == "stages":
+            outside = [name for name in value or () if "." in name and is_stage(name)]
+            yield from check_choice(key, value, (*stage_kinds(), *outside))
+        elif known.choices:
+            yield from check_choice(key, value, known.choices)
+        elif key.endswith(".betas"):
+            yield from check_betas(key, value)
+        elif value is not None and known.range is not None:
+            yield from check_number(key, value, known.range)
+        elif value is not None and without_none(known.type) is str:
+            yield from check_text(key, value)
+
+
+def check_choice(key: str, value: Any, options: tuple[Any, ...]) -> Iterator[tuple[ConfigError, Any]]:
+    """Find words that are no choice of their key, which may hold one, or a list of them."""
+    chosen = value if isinstance(value, list) else [] if value is None else [value]
+    known = [word for word in chosen if word in options] or list(options[:1])
+    for word in chosen:
+        if word not in options:
+            fix = f"choose one of {', '.join(map(str, options))}"
+            yield ConfigError(key, word, "there is no such choice", fix), known if value is chosen else known[0]
+
+
+def check_number(key: str, value: float, numbers: Range) -> Iterator[tuple[ConfigError, Any]]:
+    """Find a number that is out of its range, as infinity and NaN are of every one."""
+    if value not in numbers:
+        nearest = numbers.nearest(value)
+        repaired = int(nearest) if isinstance(value, int) else float(nearest)
+        yield ConfigError(key, value, "out of range", f"give a number {numbers}"), repaired
+
+
+def check_text(key: str, text: str) -> Iterator[tuple[ConfigError, Any]]:
+    """Find text that is empty or cannot be written as UTF-8."""
+    repaired = "{prompt}" if without_none(KEYS[key].type) is KEYS[key].type else None
+    if not text.strip():
+        yield ConfigError(key, repr(text), "it is empty", "give some text, or leave the key out"), repaired
+    elif "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+        yield ConfigError(key, text, "it holds a NUL, or bytes that are not UTF-8", "leave them out"), repaired
+
+
+def check_betas(key: str, betas: list[float]) -> Iterator[tuple[ConfigError, Any]]:
+    """Find moments of AdamW that are not two numbers in [0, 1)."""
+    if len(betas) != 2 or not all(beta in SHARE for beta in betas):
+        yield ConfigError(key, betas, "AdamW takes two numbers in [0, 1)", "try [0.9,0.95]"), [0.9, 0.95]

@@ -10,16 +10,17 @@ from typing import Any, BinaryIO
 
 from rlhf.catalog.stage import kind_of
 from rlhf.config.errors import ConfigError
-from rlhf.config.keys import SCHEMA_VERSION, excluded_keys, leaf_keys, matches_prefix
-from rlhf.config.ranges import get_key
+from rlhf.config.keys import KEYS, get_key, is_neutral, matches_prefix
 from rlhf.config.schema import Config
 from rlhf.experiment.files import parse_json
 from rlhf.experiment.integrity import integrity_error, known_files, safetensors_tensors
 
+# Raised when the meaning of a stage's result changes without a key, so that older results are not taken for it. A new key
+# does not raise it: it has a neutral value (rlhf/config/metadata.py). CHANGELOG.md says what each version means.
+SCHEMA_VERSION = 4
+
 MIB = 2**20
 BLOCK = 2**14
-# The keys that name a file of records or texts.
-DATA_FILES = ("data.files.train", "data.files.heldout", "ppo.ptx.file")
 
 
 def fingerprint(config: Config, stage: str, inputs: dict[str, str]) -> str:
@@ -29,19 +30,18 @@ def fingerprint(config: Config, stage: str, inputs: dict[str, str]) -> str:
 
 
 def result_config(config: Config, stage: str) -> dict[str, Any]:
-    """The dotted keys that decide the stage's result, with their values; paths by what they hold."""
-    chosen = {key: get_key(config, key) for key in result_keys(stage)}
-    for key, value in chosen.items():
-        if key.endswith(".path") or key in DATA_FILES:
-            chosen[key] = content_id(value, key)
-    return chosen
+    """Return the dotted keys that decide the stage's result, with their values; paths by what they hold. A key at its
+    neutral value is left out."""
+    chosen = {key: get_key(config, key) for key in result_keys(stage) if not is_neutral(config, key)}
+    return {key: content_id(value, key) if KEYS[key].content else value for key, value in chosen.items()}
 
 
 @cache
 def result_keys(stage: str) -> tuple[str, ...]:
-    """The dotted keys that decide the stage's result."""
-    read, excluded = kind_of(stage).result_keys, excluded_keys(stage)
-    return tuple(key for key in leaf_keys() if matches_prefix(key, read) and not matches_prefix(key, excluded))
+    """The dotted keys that decide the stage's result: of those that it reads, a benchmark's are all that are no names."""
+    kind = kind_of(stage)
+    effects = {"result", "input", "speed"} if kind.is_benchmark else {"result"}
+    return tuple(name for name, key in KEYS.items() if key.effect in effects and matches_prefix(name, kind.result_keys))
 
 
 def content_id(path: str | None, key: str = "path") -> str | None:
@@ -85,8 +85,8 @@ def file_digest(file: Path, size: int, modified_ns: int, inode: int) -> bytes:
 def data_files(config: Config, stage: str) -> dict[str, str]:
     """The files of records and texts that decide a stage's result, by their keys, with the hashes in its fingerprint."""
     kind = kind_of(stage)
-    read = () if kind.is_benchmark else kind.result_keys
-    named = {key: get_key(config, key) for key in DATA_FILES if matches_prefix(key, read)}
+    read = () if kind.is_benchmark else result_keys(stage)
+    named = {key: get_key(config, key) for key in read if KEYS[key].content == "records" and not is_neutral(config, key)}
     return {key: str(content_id(path, key)) for key, path in named.items() if path is not None}
 
 

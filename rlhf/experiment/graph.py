@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rlhf.catalog.stage import kind_of, order_stages
 from rlhf.config.errors import ConfigError
-from rlhf.config.ranges import get_key
+from rlhf.config.keys import get_key
 from rlhf.config.schema import Config
 from rlhf.experiment.fingerprint import content_id, data_files, fingerprint
 from rlhf.experiment.resolve import resolve_for_stage

@@ -8,15 +8,9 @@ from functools import lru_cache
 from typing import Any
 
 from rlhf.catalog.stage import is_benchmark
-from rlhf.config.keys import NAME_KEYS, PLACE_KEYS, matches_prefix
+from rlhf.config.keys import has_no_effect_but
 from rlhf.report.collect import Collection, Point, natural_key
 from rlhf.report.stage import Stage
-
-# What does not make another group: the seed, and keys that never change a result. Of those, what names the models that
-# PPO starts from is in the fingerprint by its identity, and `stages` says what there is to compare.
-KEPT_KEYS = ("stages", "ppo.actor", "ppo.reward", "ppo.critic")
-IGNORED = ("seed", *(key for key in PLACE_KEYS if key not in KEPT_KEYS))
-IGNORED_IN_BENCH = ("seed", *(key for key in NAME_KEYS if key not in KEPT_KEYS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,19 +61,22 @@ def without_seed(point: Point) -> tuple[str, ...]:
 def deciding(point: Point) -> dict[str, Any]:
     """The dotted keys that make a group, from the configuration or, without one, from the overrides."""
     known = point.config or dict(entry.lstrip("+").partition("=")[::2] for entry in point.overrides)
-    left_out = is_ignored(point)
-    return {key: value for key, value in known.items() if not makes_no_group(key, left_out)}
+    measures_speed = is_of_benchmark(point)
+    return {key: value for key, value in known.items() if makes_group(key, measures_speed)}
 
 
 @lru_cache(maxsize=2**16)  # every point has the same few hundred keys
-def makes_no_group(key: str, left_out: tuple[str, ...]) -> bool:
-    """Whether a key, or a group that holds it, is among those that make no group."""
-    return matches_prefix(key, left_out)
+def makes_group(key: str, measures_speed: bool) -> bool:
+    """Tell whether points with different values of a key are different groups: not by the seed, and not by keys that never
+    change a result, which of a benchmark are names alone. `stages` says what there is to compare."""
+    if key in ("seed", "stages"):
+        return key == "stages"
+    return not (has_no_effect_but(key, "name") if measures_speed else has_no_effect_but(key, "name", "speed"))
 
 
-def is_ignored(point: Point) -> tuple[str, ...]:
-    """The keys that make no group: of a benchmark only names, since its results are speeds."""
-    return IGNORED_IN_BENCH if any(map(is_benchmark, point.stages)) else IGNORED
+def is_of_benchmark(point: Point) -> bool:
+    """Whether a point's results are speeds."""
+    return any(map(is_benchmark, point.stages))
 
 
 def sole_label(collection: Collection) -> str:
@@ -97,7 +94,7 @@ def label_groups(sets: list[list[Point]]) -> list[str]:
         own = [
             unquote(entry)
             for entry in first.overrides
-            if entry not in common and not matches_prefix(key_of(entry), is_ignored(first))
+            if entry not in common and makes_group(key_of(entry), is_of_benchmark(first))
         ]
         labels.append(", ".join(own))
     if len(set(labels)) < len(sets) or sum(not label for label in labels) > 1:

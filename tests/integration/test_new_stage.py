@@ -21,7 +21,6 @@ import signal
 
 from rlhf.catalog.metric import TRAINING, Metric
 from rlhf.catalog.stage import Card, Input, Records, StageKind
-from rlhf.config.keys import QUANTIZED
 from rlhf.config.memory import Role
 from rlhf.planner.flops import training_flops
 
@@ -34,7 +33,7 @@ def step_flops(config, answers):
 KIND = StageKind(
     name="lab.relearn",
     run="lab.relearn:run",
-    result_keys=("seed", "precision", "lora", "data", "sft", *(f"zero.{key}" for key in QUANTIZED)),
+    result_keys=("seed", "precision", "lora", "data", "sft", "zero"),
     section="sft",
     metrics=(
         Metric("train/loss", "nats", "training loss of the second pass", "second loss", axis="nats per token"),

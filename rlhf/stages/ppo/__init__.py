@@ -5,7 +5,6 @@ from dataclasses import replace
 
 from rlhf.catalog.stage import Card, Counts, Input, Records, Side, StageKind
 from rlhf.config.derive import is_reference_shared, is_reward_shared
-from rlhf.config.keys import QUANTIZED
 from rlhf.config.memory import Role
 from rlhf.config.schema import ZEROS, Config, Ppo
 from rlhf.experiment.resolve import are_scores_normalized, default_eos_penalty_mode
@@ -69,10 +68,9 @@ def check(config: Config, inputs: Mapping[str, str]) -> None:
 KIND = StageKind(
     name="ppo",
     run="rlhf.stages.ppo.train:run",
-    # `ppo.actor`, `ppo.reward` and `ppo.critic` enter as the identity of what they name, as an input's.
     result_keys=(
         "seed", "precision", "lora", "critic_lora", "data", "ppo", "rollout",
-        *(f"{zero}.{key}" for zero in ZEROS for key in QUANTIZED),
+        *ZEROS,
     ),
     schema=Ppo,
     section="ppo",

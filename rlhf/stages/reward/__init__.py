@@ -3,7 +3,6 @@
 from rlhf.catalog.metric import TRAINING, Metric
 from rlhf.catalog.stage import Card, Counts, Records, StageKind
 from rlhf.config.derive import max_sequence
-from rlhf.config.keys import QUANTIZED
 from rlhf.config.memory import Role, count_fitting_sequences, state_gib
 from rlhf.config.schema import Config, Reward
 from rlhf.planner.flops import training_flops
@@ -72,7 +71,7 @@ KIND = StageKind(
     name="reward",
     run="rlhf.stages.reward.train:run",
     result_keys=(
-        "seed", "reward_model", "precision", "reward_lora", "data", "reward", *(f"reward_zero.{key}" for key in QUANTIZED),
+        "seed", "reward_model", "precision", "reward_lora", "data", "reward", "reward_zero",
     ),
     schema=Reward,
     section="reward",

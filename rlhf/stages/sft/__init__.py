@@ -2,7 +2,6 @@
 
 from rlhf.catalog.metric import TRAINING, Metric
 from rlhf.catalog.stage import Card, Counts, Records, StageKind
-from rlhf.config.keys import QUANTIZED
 from rlhf.config.memory import Role
 from rlhf.config.schema import Config, Sft
 from rlhf.planner.flops import training_flops
@@ -44,7 +43,7 @@ METRICS = (
 KIND = StageKind(
     name="sft",
     run="rlhf.stages.sft.train:run",
-    result_keys=("seed", "model", "precision", "lora", "data", "sft", *(f"zero.{key}" for key in QUANTIZED)),
+    result_keys=("seed", "model", "precision", "lora", "data", "sft", "zero"),
     schema=Sft,
     section="sft",
     metrics=METRICS,

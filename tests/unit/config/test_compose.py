@@ -18,7 +18,7 @@ from rlhf.config.command import read_command
 from rlhf.config.compose import config_root, quote_digits, register, to_config
 from rlhf.config.errors import ConfigError
 from rlhf.config.hydra_errors import RENAMED, current_name
-from rlhf.config.keys import LEAF_TYPES, types_of
+from rlhf.config.keys import KEYS, types_of
 from rlhf.config.points import Composer, compose_config
 from rlhf.config.schema import Config
 
@@ -212,4 +212,4 @@ def test_a_key_that_was_renamed_is_told_by_its_new_name(typed, new):
 def test_the_new_name_of_every_renamed_key_is_a_key():
     for group, kind in types_of(Config).items():
         for old in RENAMED.get(kind, {}):
-            assert current_name(f"{group}.{old}") in LEAF_TYPES and f"{group}.{old}" not in LEAF_TYPES
+            assert current_name(f"{group}.{old}") in KEYS and f"{group}.{old}" not in KEYS

@@ -1,4 +1,5 @@
 from itertools import zip_longest
+from typing import get_origin
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -7,8 +8,10 @@ from omegaconf import OmegaConf
 from rlhf.catalog.stage import stage_kinds
 from rlhf.config.checks import check
 from rlhf.config.compose import config_root, register
-from rlhf.config.keys import NAME_KEYS, PLACE_KEYS, excluded_keys, leaf_keys, matches_prefix
+from rlhf.config.keys import ENTRIES, KEYS, has_no_effect_but, leaf_keys, matches_prefix, without_none
 from rlhf.config.schema import LORAS, ZEROS
+from rlhf.config.values import check_values
+from rlhf.experiment.fingerprint import result_keys
 
 CONF = config_root() / "conf"
 GROUPS = {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in CONF.iterdir() if path.is_dir()}
@@ -43,42 +46,76 @@ def test_conf_and_the_schema_have_the_same_keys():
     assert flat(OmegaConf.to_container(composed(), resolve=False)) == set(keys)
 
 
-def test_every_key_decides_results_or_places_and_never_both():
-    """A key is a place if PLACE_KEYS has it, else it must decide some stage; a new key in neither list fails here."""
-    for key in leaf_keys():
-        prefixes = {key.rsplit(".", parts)[0] for parts in range(key.count(".") + 1)}
-        place = bool(prefixes & set(PLACE_KEYS))
-        training = [kind.result_keys for kind in stage_kinds().values() if not kind.is_benchmark]
-        result = any(prefixes & set(keys) for keys in training)
-        assert place or result, f"{key} is in neither list"
-        assert matches_prefix(key, PLACE_KEYS) == place
-        assert any(matches_prefix(key, keys) for keys in training) == result
+@pytest.mark.parametrize("name", leaf_keys())
+def test_every_key_has_an_effect_and_every_number_a_range_or_choices(name):
+    key = KEYS[name]
+    assert key.effect is not None, "give the key or its group an effect, as key(effect='result')"
+    if without_none(key.type) in (int, float) or name.endswith(".betas"):
+        assert key.range is not None or key.choices, "give the key a range, as key(Range(0, 1))"
+    assert not (key.range and key.choices)
 
 
-def test_every_key_is_a_name_or_decides_a_benchmark():
-    for key in leaf_keys():
-        assert matches_prefix(key, NAME_KEYS) or matches_prefix(key, stage_kinds()["bench"].result_keys), key
-    assert set(NAME_KEYS) < set(PLACE_KEYS)
-    assert (excluded_keys("bench"), excluded_keys("ppo")) == (NAME_KEYS, PLACE_KEYS)
+@pytest.mark.parametrize("name", leaf_keys())
+def test_a_key_that_decides_results_is_read_by_a_stage_and_all_but_names_by_a_benchmark(name):
+    """A key with an effect on results that no stage's `result_keys` hold would change results behind the fingerprint."""
+    kinds = stage_kinds().values()
+    read = any(matches_prefix(name, kind.result_keys) for kind in kinds if not kind.is_benchmark)
+    assert read or KEYS[name].effect != "result"
+    assert (name in result_keys("bench")) == (KEYS[name].effect != "name")
 
 
-def test_both_lists_name_keys_that_exist_and_name_them_once():
-    keys = leaf_keys()
-    groups = {key.rsplit(".", parts)[0] for key in keys for parts in range(key.count(".") + 1)}
-    for names in (NAME_KEYS, PLACE_KEYS, *(kind.result_keys for kind in stage_kinds().values())):
-        assert set(names) <= groups
+def test_an_input_of_a_stage_counts_by_what_it_is():
+    named = {given.key for kind in stage_kinds().values() for given in kind.inputs}
+    assert named == {name for name, key in KEYS.items() if key.effect == "input"}
+
+
+def test_a_path_counts_by_what_it_holds():
+    assert all(KEYS[name].content == "model" for name in KEYS if name.endswith(".path"))
+    assert {name for name, key in KEYS.items() if key.content == "records"} >= {"data.files.train", "ppo.ptx.file"}
+
+
+def test_a_key_is_switched_on_by_keys_that_have_a_neutral_value():
+    assert KEYS["ppo.ptx.column"].switches == ("ppo.ptx_coef",)
+    for name, key in KEYS.items():
+        for switch in key.switches:
+            assert KEYS[switch].neutral is not ..., f"{name} is switched on by {switch}, which has no neutral value"
+
+
+def test_a_neutral_value_is_one_that_its_key_may_hold():
+    found = {name: key.neutral for name, key in KEYS.items() if key.neutral is not ...}
+    assert found and not list(check_values(found))
+    for name, value in found.items():
+        assert isinstance(value, get_origin(KEYS[name].type) or KEYS[name].type)
+
+
+def test_stages_read_keys_and_groups_that_exist_and_name_them_once():
+    for kind in stage_kinds().values():
+        names = kind.result_keys
+        assert set(names) <= set(ENTRIES)
         assert len(names) == len(set(names))
         assert not [name for name in names if any(name.startswith(other + ".") for other in names)]
 
 
 @pytest.mark.parametrize("key", ["ppo.kl_coef", "sft.learning_rate", "model.hidden_size", "precision.dtype", "seed"])
-def test_hyperparameters_are_no_places(key):
-    assert not matches_prefix(key, PLACE_KEYS)
+def test_hyperparameters_decide_results(key):
+    assert KEYS[key].effect == "result"
 
 
-@pytest.mark.parametrize("key", ["hardware.nodes", "zero.stage", "sft.micro_batch_size", "tracking.wandb.mode", "name"])
-def test_places_are_places(key):
-    assert matches_prefix(key, PLACE_KEYS)
+@pytest.mark.parametrize("key", ["hardware.nodes", "zero.stage", "sft.micro_batch_size", "hardware", "launcher"])
+def test_where_a_stage_runs_decides_how_fast_it_is(key):
+    assert has_no_effect_but(key, "speed", "name") and not has_no_effect_but(key, "name")
+
+
+@pytest.mark.parametrize(
+    "key", ["tracking.wandb.mode", "tracking", "name", "checkpoint.keep", "launcher.partition", "sweep"]
+)
+def test_names_decide_nothing(key):
+    assert has_no_effect_but(key, "name")
+
+
+@pytest.mark.parametrize("key", ["zero", "ppo", "ppo.actor", "experiments", "zero.no_such_key", "nothing"])
+def test_what_may_change_a_result_is_not_taken_for_what_does_not(key):
+    assert not has_no_effect_but(key, "speed", "name")
 
 
 def test_a_prefix_covers_whole_names_only():

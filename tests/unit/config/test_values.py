@@ -14,11 +14,10 @@ from rlhf.cli.run import Invalid
 from rlhf.config.checks import check
 from rlhf.config.compose import config_root, register, to_config
 from rlhf.config.errors import ConfigError, ConfigErrors
-from rlhf.config.keys import LEAF_TYPES, without_none
-from rlhf.config.ranges import CHOICES, RANGES, get_key
+from rlhf.config.keys import KEYS, get_key, without_none
 from rlhf.config.schema import Config
 
-PLAIN = {key: without_none(kind) for key, kind in LEAF_TYPES.items()}
+PLAIN = {name: without_none(key.type) for name, key in KEYS.items()}
 FLOATS = [key for key, kind in PLAIN.items() if kind is float]
 INTEGERS = [key for key, kind in PLAIN.items() if kind is int]
 BOOLEANS = [key for key, kind in PLAIN.items() if kind is bool]
@@ -58,7 +57,7 @@ def test_the_schema_has_keys_of_every_kind():
 
 @pytest.mark.parametrize("key", FLOATS)
 def test_every_number_has_a_range_and_is_finite(default, key):
-    assert math.isfinite(RANGES[key].low) and math.isfinite(RANGES[key].high)
+    assert math.isfinite(KEYS[key].range.low) and math.isfinite(KEYS[key].range.high)
     for value in (math.inf, -math.inf, math.nan, 1e300, 10**400, "0.1", True):
         assert is_told(default, key, value), value
 
@@ -75,7 +74,7 @@ def test_true_and_false_are_the_only_booleans(default, key):
         assert is_told(default, key, value), value
 
 
-@pytest.mark.parametrize("key", CHOICES)
+@pytest.mark.parametrize("key", [name for name, key in KEYS.items() if key.choices])
 def test_a_word_that_is_no_choice_is_refused(default, key):
     kind = PLAIN[key]
     word = 7 if kind is int else "nonsense" if kind is str else ["nonsense"]
@@ -209,7 +208,7 @@ def test_a_value_is_shown_on_one_line():
 def test_the_default_keeps_every_rule(default):
     config = to_config(OmegaConf.create(default))
     check(config)
-    assert isinstance(config, Config) and all(get_key(config, key) is not ... for key in LEAF_TYPES)
+    assert isinstance(config, Config) and all(get_key(config, key) is not ... for key in KEYS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -4,8 +4,8 @@ import re
 import pytest
 
 from rlhf.catalog.stage import stage_kinds
-from rlhf.config.keys import NAME_KEYS, PLACE_KEYS, leaf_keys
-from rlhf.experiment.fingerprint import content_id, fingerprint
+from rlhf.config.keys import KEYS, leaf_keys, matches_prefix
+from rlhf.experiment.fingerprint import content_id, fingerprint, result_config, result_keys
 
 STAGES = ("sft", "reward", "ppo")  # those that train
 
@@ -35,27 +35,78 @@ def value_of(config, key):
     return config
 
 
-def listed(key, names):
-    return any((key + ".").startswith(name + ".") for name in names)
+def switch_on(config, set_key, key):
+    """Give the keys that switch a key on a value at which it counts."""
+    for switch in KEYS[key].switches:
+        set_key(config, switch, other(KEYS[switch].neutral))
 
 
 @pytest.mark.parametrize("key", leaf_keys())
-def test_a_key_changes_exactly_the_stages_that_list_it(make_config, set_key, key):
+def test_a_key_changes_exactly_the_stages_that_read_it(make_config, set_key, key):
     config = make_config()
+    switch_on(config, set_key, key)
     before = prints(config)
-    assert before == prints(make_config())
     set_key(config, key, other(value_of(config, key)))
-    readers = {stage for stage in STAGES if listed(key, stage_kinds()[stage].result_keys)}
-    stages = set() if listed(key, PLACE_KEYS) else readers
-    assert changed(before, prints(config)) == stages
+    readers = {stage for stage in STAGES if matches_prefix(key, stage_kinds()[stage].result_keys)}
+    assert changed(before, prints(config)) == (readers if KEYS[key].effect == "result" else set())
 
 
 @pytest.mark.parametrize("key", leaf_keys())
 def test_a_key_changes_a_benchmark_unless_it_is_a_name(make_config, set_key, key):
     config = make_config("stage=bench")
+    switch_on(config, set_key, key)
     before = fingerprint(config, "bench", {})
     set_key(config, key, other(value_of(config, key)))
-    assert (fingerprint(config, "bench", {}) == before) == listed(key, NAME_KEYS)
+    assert (fingerprint(config, "bench", {}) == before) == (KEYS[key].effect == "name")
+
+
+# What stages are called on users' disks. A fingerprint that is another one means that every such stage is trained again:
+# give a new key a neutral value instead. Where values of conf/ change on purpose, so do these, and CHANGELOG.md says so.
+GOLDEN = {
+    (): {"sft": "01e7943ee50f", "reward": "3da5ce0fe584", "ppo": "7ceb200c5ca2"},
+    ("model=opt-1.3b", "reward_model=opt-350m"): {"sft": "3f1249098fd2", "reward": "cb32c37d815a", "ppo": "7ceb200c5ca2"},
+    ("model=llama-tiny", "lora=r8", "ppo.ema=true", "ppo.kl_controller=adaptive"): {
+        "sft": "f883417f156e",
+        "reward": "cf7f8f285749",
+        "ppo": "958ead121356",
+    },
+}
+
+
+@pytest.mark.parametrize("overrides", GOLDEN, ids=lambda overrides: ",".join(overrides) or "default")
+def test_todays_stages_are_found_by_later_releases(make_config, overrides):
+    found = {stage: digest[:12] for stage, digest in prints(make_config(*overrides)).items()}
+    assert found == GOLDEN[overrides]
+
+
+@pytest.mark.parametrize("key", [name for name, key in KEYS.items() if key.neutral is not ... and key.effect == "result"])
+def test_a_key_at_its_neutral_value_is_left_out(make_config, set_key, key):
+    config = set_key(make_config(), key, KEYS[key].neutral)
+    readers = {stage for stage in STAGES if key in result_keys(stage)}
+    assert readers and not any(key in result_config(config, stage) for stage in STAGES)
+    set_key(config, key, other(KEYS[key].neutral))
+    assert {stage for stage in STAGES if key in result_config(config, stage)} == readers
+
+
+@pytest.mark.parametrize("key", [name for name, key in KEYS.items() if key.switches])
+def test_a_key_that_is_switched_off_is_left_out(make_config, set_key, key):
+    config = make_config()
+    before = prints(config)
+    assert changed(before, prints(set_key(config, key, other(value_of(config, key))))) == set()
+
+
+def test_a_release_with_one_more_key_finds_the_stages_of_the_one_before(make_config, monkeypatch):
+    config = make_config()
+    before = prints(config)
+    monkeypatch.setitem(KEYS, "ppo.new_penalty", KEYS["ppo.length_penalty"])
+    result_keys.cache_clear()
+    try:
+        config.ppo.new_penalty = 0.0
+        assert prints(config) == before
+        config.ppo.new_penalty = 0.5
+        assert changed(before, prints(config)) == {"ppo"}
+    finally:
+        result_keys.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -113,7 +164,8 @@ def test_what_decides_a_benchmark(make_config, set_key, key, decides):
         ("reward.learning_rate", {"reward"}),
         ("ppo.kl_coef", {"ppo"}),
         ("ppo.dropout", {"ppo"}),
-        ("ppo.ptx.column", {"ppo"}),
+        ("ppo.ptx.column", set()),  # while ppo.ptx_coef is 0
+        ("ppo.ptx_coef", {"ppo"}),
         ("ppo.ema", {"ppo"}),
         ("ppo.max_nonfinite", set()),
         ("ppo.critic_gradient_checkpointing", set()),
@@ -181,7 +233,7 @@ def test_models_and_files_count_by_what_they_hold(make_config, set_key, tmp_path
         (place / "config.json").write_text(text)
     for key, stages in (("data.files.train", set(STAGES)), ("model.path", {"sft"}), ("reward_model.path", {"reward"}),
                         ("ppo.ptx.file", {"ppo"})):  # fmt: skip
-        found = [prints(set_key(make_config(), key, str(place))) for place in places]
+        found = [prints(set_key(make_config("ppo.ptx_coef=1"), key, str(place))) for place in places]
         assert found[0] == found[1]
         assert changed(found[0], found[2]) == stages
 

@@ -10,7 +10,7 @@ from support.small import SMALL_PPO
 from support.tiny_models import built
 
 import rlhf.ppo.trainer as trainer_module
-from rlhf.config.keys import NAME_KEYS
+from rlhf.config.keys import KEYS
 from rlhf.ppo.agreement import FATAL, SAMPLER_TOLERANCE, check_first_ratio, check_sampler
 from rlhf.rollout import generate
 from rlhf.rollout.decoder import Decoder
@@ -176,4 +176,4 @@ def test_an_update_that_is_not_finite_is_left_to_be_left_out(make_config):
 
 
 def test_accepting_more_does_not_begin_a_stage_anew():
-    assert {"ppo.ratio_tolerance", "ppo.sampler_tolerance"} <= set(NAME_KEYS)
+    assert {KEYS[f"ppo.{key}_tolerance"].effect for key in ("ratio", "sampler")} == {"name"}

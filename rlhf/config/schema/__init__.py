@@ -1,0 +1,56 @@
+"""Every configuration key, once: its name, its type, its range or choices, and what it decides (rlhf/config/metadata.py).
+Values and their meaning stand in conf/, one file per option.
+
+A key that states no effect has that of its group. Sequences are counted over all ranks unless a name says otherwise;
+lengths are in tokens, times in seconds, KL in nats.
+"""
+
+from dataclasses import dataclass
+
+from rlhf.config.metadata import WHOLE, key
+from rlhf.config.schema.command import Bench, Checkpoint, Launcher, Search, Tracking, Wandb
+from rlhf.config.schema.data import Columns, Data, DemoData, Files, Hub, Text
+from rlhf.config.schema.models import Hardware, Lora, Model, PeakTflops, Precision, Zero
+from rlhf.config.schema.training import Ppo, Reward, Rollout, Sft, Training
+
+__all__ = [
+    "LORAS", "ZEROS", "Bench", "Checkpoint", "Columns", "Config", "Data", "DemoData", "Files", "Hardware", "Hub",
+    "Launcher", "Lora", "Model", "PeakTflops", "Ppo", "Precision", "Reward", "Rollout", "Search", "Sft", "Text",
+    "Tracking", "Training", "Wandb", "Zero",
+]  # fmt: skip
+
+
+@dataclass
+class Config:
+    """The whole configuration: what `args` is in `DeepSpeedRLHFEngine(..., args=args)`."""
+
+    stages: list[str] = key(effect="name")
+    seed: int = key(WHOLE, effect="result")
+    name: str = key(effect="name", once=True)
+    output_root: str = key(effect="name", once=True)
+    dry_run: bool = key(effect="name", once=True)
+    checkpoint: Checkpoint = key(effect="name")
+    sweep: Search = key(effect="name", once=True)
+    bench: Bench = key(effect="speed")
+    model: Model = key(effect="result")
+    reward_model: Model = key(effect="result")
+    hardware: Hardware = key(effect="speed")
+    precision: Precision = key(effect="result")
+    zero: Zero = key(effect="speed")
+    critic_zero: Zero = key(effect="speed")
+    reference_zero: Zero = key(effect="speed")
+    reward_zero: Zero = key(effect="speed")
+    lora: Lora = key(effect="result")
+    critic_lora: Lora = key(effect="result")
+    reward_lora: Lora = key(effect="result")
+    data: Data = key(effect="result")
+    sft: Sft = key(effect="result")
+    reward: Reward = key(effect="result")
+    ppo: Ppo = key(effect="result")
+    rollout: Rollout = key(effect="result")
+    tracking: Tracking = key(effect="name")
+    launcher: Launcher = key(effect="name")
+
+
+ZEROS = ("zero", "critic_zero", "reference_zero", "reward_zero")
+LORAS = ("lora", "critic_lora", "reward_lora")

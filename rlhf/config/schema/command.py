@@ -1,0 +1,83 @@
+"""What holds for a command and for where it runs: tracking, checkpoints, search, benchmarks, launching."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.config.metadata import COEFFICIENT, COUNT, RESOURCE, Range, above_zero, key
+
+
+@dataclass
+class Wandb:
+    """Weights & Biases."""
+
+    enabled: bool = key()
+    project: str = key()
+    entity: str | None = key()
+    group: str | None = key()
+    tags: list[str] = key()
+    mode: str | None = key(choices=("online", "offline", "disabled"))
+
+
+@dataclass
+class Tracking:
+    """Trackers besides metrics.jsonl."""
+
+    tensorboard: bool = key()
+    wandb: Wandb = key(once=True)
+
+
+@dataclass
+class Checkpoint:
+    """When an unfinished stage is saved, and what is done with what was saved."""
+
+    every_steps: int | None = key(COUNT, unit="steps")
+    every_minutes: float | None = key(above_zero(1e6), unit="minutes")
+    keep: int = key(COUNT)
+    on_error: str = key(choices=("go_on", "stop"))
+    resume: bool = key()
+
+
+@dataclass
+class Search:
+    """What `-m` with intervals looks for, and how."""
+
+    objective: str = key()
+    direction: str = key(choices=("maximize", "minimize"))
+    sampler: str = key(choices=("tpe", "random"))
+    trials: int = key(COUNT)
+
+
+@dataclass
+class Bench:
+    """What `python -m rlhf bench` and stage=bench measure."""
+
+    what: str = key(choices=("step3", "rollout", "score", "train", "stages"))
+    lengths: str = key(choices=("fixed", "real"))
+    repeats: int = key(COUNT)
+    engines: list[str] | None = key(choices=("hybrid", "paged", "deepspeed"))
+
+
+@dataclass
+class Launcher:
+    """Where stages run; the keys from `partition` on are SLURM's."""
+
+    kind: str = key(choices=("auto", "inline", "local", "slurm"), once=True)
+    threads: int | None = key(RESOURCE, effect="speed")
+    parallel: int = key(RESOURCE, once=True)
+    grace_s: float = key(COEFFICIENT, unit="seconds")
+    lock_timeout_s: float = key(above_zero(1e6), once=True, unit="seconds")
+    allow_code_change: bool = key()
+    snapshot: bool = key()
+    wait: bool = key(once=True)
+    partition: str | None = key()
+    account: str | None = key()
+    qos: str | None = key()
+    constraint: str | None = key()
+    time_minutes: int = key(RESOURCE, unit="minutes")
+    memory_gib: int | None = key(RESOURCE, unit="GiB")
+    cpus_per_gpu: int | None = key(RESOURCE)
+    setup: list[str] = key()
+    array_parallelism: int = key(RESOURCE)
+    signal_delay_s: int = key(RESOURCE, unit="seconds")
+    max_requeues: int = key(Range(0, 1e6))
+    additional: dict[str, Any] | None = key()

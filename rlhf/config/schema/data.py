@@ -1,0 +1,74 @@
+"""Records: prompts, demonstrations, preferences and plain texts. Lengths are in tokens."""
+
+from dataclasses import dataclass
+
+from rlhf.config.metadata import COUNT, Range, key
+
+
+@dataclass
+class DemoData:
+    """The generated data set."""
+
+    heldout_prompts: int = key(Range(1, 359))
+    demonstrations: int = key(Range(1, 1e6))
+    answers_per_prompt: int = key(Range(2, 32))
+    rounds: int = key(Range(1, 1000))
+    label_noise: float = key(Range(0, 1e3), neutral=0.0)
+
+
+@dataclass
+class Files:
+    """Paths of your own records."""
+
+    train: str | None = key(content="records")
+    heldout: str | None = key(content="records")
+
+
+@dataclass
+class Hub:
+    """A data set of the Hugging Face hub."""
+
+    name: str | None = key()
+    config: str | None = key()
+    revision: str | None = key()
+    train_split: str = key()
+    heldout_split: str = key()
+
+
+@dataclass
+class Columns:
+    """Column names in files and hub data sets."""
+
+    prompt: str = key()
+    response: str = key()
+    chosen: str = key()
+    rejected: str = key()
+
+
+@dataclass
+class Data:
+    """Prompts, demonstrations and preferences; lengths in tokens."""
+
+    source: str = key(choices=("demo", "files", "hub"))
+    prompt_format: str = key()
+    max_prompt_tokens: int = key(COUNT, unit="tokens")
+    max_response_tokens: int = key(COUNT, unit="tokens")
+    truncation: str = key(choices=("paragraphs", "left", "drop"))
+    tokenizer_vocab_size: int = key(Range(300, 1e7))
+    demo: DemoData = key()
+    files: Files = key()
+    hub: Hub = key()
+    columns: Columns = key()
+
+
+@dataclass
+class Text:
+    """Plain text for PPO's pre-training loss."""
+
+    source: str = key(choices=("demonstrations", "file", "hub"))
+    file: str | None = key(content="records")
+    hub: str | None = key()
+    config: str | None = key()
+    revision: str | None = key()
+    split: str = key()
+    column: str = key()

@@ -1,0 +1,111 @@
+"""How the stages train, and how PPO samples."""
+
+from dataclasses import dataclass
+
+from rlhf.config.metadata import BATCH, COEFFICIENT, COUNT, FINITE, FROM_ZERO, RATE, SHARE, Range, above_zero, key
+from rlhf.config.schema.data import Text
+
+
+@dataclass
+class Training:
+    """What the three stages share. Batches are global, in sequences (reward: comparisons)."""
+
+    epochs: int = key(Range(1, 1e6), unit="passes")
+    max_steps: int | None = key(COUNT, unit="steps")
+    batch_size: int = key(BATCH, unit="sequences")
+    micro_batch_size: int | None = key(BATCH, effect="speed", unit="sequences")
+    learning_rate: float = key(RATE)
+    schedule: str = key(choices=("linear", "cosine", "constant"))
+    warmup_steps: int = key(FROM_ZERO, unit="steps")
+    weight_decay: float = key(Range(0, 1e3))
+    betas: list[float] = key(SHARE)
+    eps: float = key(Range(0, 1))
+    max_grad_norm: float = key(above_zero(1e12))
+    gradient_checkpointing: bool = key(effect="speed")
+    max_nonfinite: int = key(COUNT, effect="name")
+    eval_every: int | None = key(COUNT)
+
+
+@dataclass
+class Sft(Training):
+    """Supervised fine-tuning."""
+
+    dropout: float = key(SHARE)
+    loss_on: str = key(choices=("completion", "full"))
+
+
+@dataclass
+class Reward(Training):
+    """Reward modelling."""
+
+    batch_size: int = key(BATCH, unit="comparisons")
+    micro_batch_size: int | None = key(BATCH, effect="speed", unit="comparisons")
+    dropout: float = key(SHARE)
+    grouped: bool = key()
+    normalize: str = key(choices=("bias", "standard", "none"))
+
+
+@dataclass
+class Ppo(Training):
+    """PPO. KL is in nats; a key without `critic_` is the actor's."""
+
+    actor: str | None = key(effect="input")
+    reward: str | None = key(effect="input")
+    critic: str = key(effect="input")
+    rollout_batch_size: int = key(BATCH, unit="sequences")
+    update_epochs: int = key(Range(1, 1e6), unit="passes")
+    packing: str = key(choices=("packed", "length", "none"), effect="speed")
+    offload_idle: bool = key(effect="speed")
+    compile: bool = key(effect="speed")
+    critic_learning_rate: float = key(RATE)
+    critic_weight_decay: float = key(Range(0, 1e3))
+    critic_gradient_checkpointing: bool = key(effect="speed")
+    dropout: float = key(SHARE)
+    critic_dropout: float = key(SHARE)
+    kl_controller: str = key(choices=("fixed", "adaptive"), neutral="fixed")
+    kl_coef: float = key(COEFFICIENT)
+    kl_target: float = key(above_zero(1e6), only_with="kl_controller", unit="nats per response")
+    kl_horizon: float = key(above_zero(1e12), only_with="kl_controller", unit="sequences")
+    reward_clip: float | None = key(above_zero(1e9))
+    whiten_rewards: bool = key(neutral=False)
+    eos_penalty: float | None = key(FINITE)
+    eos_penalty_mode: str | None = key(choices=("replace", "subtract"))
+    length_penalty: float = key(FINITE, neutral=0.0)
+    train_on_eos: bool = key()
+    gamma: float = key(Range(0, 1))
+    gae_lambda: float = key(Range(0, 1))
+    whiten_advantages: bool = key()
+    clip_range: float = key(above_zero(1e3))
+    value_clip_range: float = key(above_zero(1e9))
+    value_coef: float = key(COEFFICIENT)
+    log_ratio_clip: float = key(above_zero(80), unit="nats")
+    ratio_tolerance: float | None = key(above_zero(1e3), effect="name", unit="nats")
+    sampler_tolerance: float | None = key(above_zero(1e3), effect="name", unit="nats")
+    ptx_coef: float = key(COEFFICIENT, neutral=0.0)
+    ptx: Text = key(only_with="ptx_coef")
+    ema: bool = key(neutral=False)
+    ema_decay: float = key(SHARE, only_with="ema")
+    ema_start: int = key(FROM_ZERO, only_with="ema")
+    ema_interval: int = key(COUNT, only_with="ema")
+
+
+@dataclass
+class Rollout:
+    """How responses are sampled; lengths in tokens."""
+
+    engine: str = key(choices=("hf", "hybrid", "paged", "deepspeed"), effect="speed")
+    graphs: bool = key(effect="speed")
+    release_cache: bool = key(effect="speed")
+    gather: str = key(choices=("auto", "all", "layers"), effect="speed")
+    tensor_parallel: int = key(Range(1, 1024), effect="speed")
+    samples_per_prompt: int = key(BATCH)
+    do_sample: bool = key()
+    temperature: float = key(Range(0.01, 100))
+    top_k: int = key(FROM_ZERO)
+    top_p: float = key(above_zero(1))
+    repetition_penalty: float = key(above_zero(100), neutral=1.0)
+    stop: list[str] = key(neutral=[])
+    max_new_tokens: int = key(COUNT, unit="tokens")
+    min_new_tokens: int = key(FROM_ZERO, neutral=0, unit="tokens")
+    fixed_length: bool = key(neutral=False)
+    micro_batch_size: int | None = key(BATCH, effect="speed", unit="sequences")
