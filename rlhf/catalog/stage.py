@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from rlhf.catalog.metric import SPEED, Metric, standard_errors
+from rlhf.config.errors import ConfigError
 from rlhf.config.memory import Role
 from rlhf.config.schema import Config
 
@@ -115,6 +116,7 @@ class StageKind:
         work: Its work where that is not steps over records.
         resolve: The configuration as it runs on the given inputs.
         simplify: The configuration that is checked and run instead of the composed one.
+        problems: Finds what its keys may not hold together; imports no torch.
         check: Looks at what it will load beside its own model and its records; may import torch. Raises ConfigError.
         measures: The stages whose training settings it uses; by default its own.
         cards: The models that it saves, by name.
@@ -146,10 +148,16 @@ class StageKind:
     work: Callable[[Config], Work] | None = None
     resolve: Callable[[Config, Mapping[str, str]], Config] = keep_config
     simplify: Callable[[Config], Config] = lambda config: config
+    problems: Callable[[Config], Iterable[ConfigError]] = lambda config: ()
     check: Callable[[Config, Mapping[str, str]], None] = lambda config, inputs: None
     measures: Callable[[Config], list[str]] | None = None
     cards: dict[str, Card] = field(default_factory=dict)
     is_benchmark: bool = False
+
+    @property
+    def samples_responses(self) -> bool:
+        """Whether it samples responses, and so reads the group `rollout`."""
+        return "rollout" in self.result_keys
 
     @property
     def needs(self) -> tuple[str, ...]:

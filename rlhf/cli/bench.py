@@ -28,10 +28,11 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from rlhf.catalog.stage import kind_of
 from rlhf.cli.prepare import load_config
 from rlhf.config.checks import check, check_devices
 from rlhf.config.compose import config_root
-from rlhf.config.derive import batches, ranks
+from rlhf.config.derive import batches, policy_stage, ranks
 from rlhf.config.errors import ConfigError
 from rlhf.config.hydra_errors import translate_error, unknown_option
 from rlhf.config.schema import Config
@@ -197,7 +198,8 @@ def variant_entry(name: str, own: Config, measured: "Measured") -> dict[str, Any
     engine = f"{own.rollout.engine} rollouts"
     padding = {"none": "padded", "length": "by length", "packed": "packed"}[own.ppo.packing]
     how = {"rollout": engine, "score": padding, "train": padding}.get(own.bench.what, f"{engine}, {padding}")
-    how = "" if name in ("sft", "reward") else how
+    if own.bench.what == "stages" and not kind_of(name).samples_responses:
+        how = ""
     rounds = [figures[TIME_OF[own.bench.what]] for figures in measured.rounds]
     return {"how": how, "problem": measured.problem, "median": measured.median, "rounds": rounds}
 
@@ -208,7 +210,8 @@ def describe_recipe(config: Config) -> dict[str, Any]:
         "what": config.bench.what, "lengths": config.bench.lengths, "repeats": config.bench.repeats,
         "model": config.model.name, "reward_model": config.reward_model.name, "dtype": config.precision.dtype,
         "zero": config.zero.stage, "offload": config.zero.offload_optimizer or config.zero.offload_param,
-        "lora": config.lora.rank, "batch": config.ppo.rollout_batch_size, "micro_batch": batches(config, "ppo").micro,
+        "lora": config.lora.rank, "batch": config.ppo.rollout_batch_size,
+        "micro_batch": batches(config, policy_stage(config)).micro,
         "prompt_tokens": config.data.max_prompt_tokens, "response_tokens": config.rollout.max_new_tokens,
         "update_epochs": config.ppo.update_epochs, "seed": config.seed,
     }  # fmt: skip

@@ -11,7 +11,7 @@ from string import Formatter
 
 from rlhf.catalog.families import is_limited
 from rlhf.catalog.stage import is_benchmark, stage_kinds
-from rlhf.config.derive import batches, max_sequence, ranks, samples_responses, trained_stages, used_models
+from rlhf.config.derive import asked_kinds, batches, max_sequence, ranks, samples_responses, trained_stages, used_models
 from rlhf.config.directories import find_name_problem
 from rlhf.config.errors import ConfigError, raise_problems
 from rlhf.config.inputs import check_inputs, check_writable
@@ -28,7 +28,7 @@ Check = Callable[[Config], Iterator[ConfigError]]
 def check(config: Config) -> None:
     """Raise ConfigError with everything in `config` that cannot work."""
     shapes = SHAPE_CHECKS if all(is_whole(model) for _, model in used_models(config)) else ()
-    raise_problems(find_problems(config, (*FIRST_CHECKS, check_models, *shapes)))
+    raise_problems(find_problems(config, (*FIRST_CHECKS, check_models, check_stages, *shapes)))
 
 
 def check_without_shapes(config: Config) -> None:
@@ -94,6 +94,12 @@ def check_names(config: Config) -> Iterator[ConfigError]:
         problem = "the adaptive controller multiplies the coefficient, and 0 stays 0"
         yield ConfigError("ppo.kl_coef", config.ppo.kl_coef, problem, "start above 0, or set ppo.kl_controller=fixed")
     yield from check_prompt_format(config)
+
+
+def check_stages(config: Config) -> Iterator[ConfigError]:
+    """Keys go together as each stage that is asked for needs them to."""
+    for kind in asked_kinds(config):
+        yield from kind.problems(config)
 
 
 def join_or(words: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from rlhf.catalog.stage import is_stage, kind_of
+from rlhf.catalog.stage import StageKind, is_stage, kind_of, stage_kinds
 from rlhf.config.errors import ConfigError
 from rlhf.config.memory import Role, divisors, largest_micro_batch, state_gib
 from rlhf.config.schema import Config, Lora, Model, Training
@@ -36,15 +36,30 @@ def shard_layout(config: Config, stage: str) -> dict[str, str | int]:
     }
 
 
+def asked_kinds(config: Config) -> list[StageKind]:
+    """The kinds of the stages that the configuration asks for; a name that is none is left out."""
+    return [kind_of(stage) for stage in config.stages if is_stage(stage)]
+
+
 def trained_stages(config: Config) -> list[str]:
-    """The stages whose training settings are used: those that run, or those of which a benchmark measures steps."""
-    kinds = [kind_of(stage) for stage in config.stages if is_stage(stage)]
+    """Stages whose training settings must be valid: the stages to run, or, for a benchmark, the stages that it times."""
+    kinds = asked_kinds(config)
     return [stage for kind in kinds for stage in ([kind.name] if kind.measures is None else kind.measures(config))]
 
 
 def samples_responses(config: Config) -> bool:
     """Whether a stage whose training settings are used samples responses, and so reads `ppo` and `rollout`."""
-    return any(kind_of(stage).section == "ppo" for stage in trained_stages(config))
+    return any(kind_of(stage).samples_responses for stage in trained_stages(config))
+
+
+def policy_stage(config: Config) -> str:
+    """The stage whose training settings are used and that trains a policy on its own responses. Raises ConfigError where
+    the configuration asks for none."""
+    found = next((stage for stage in trained_stages(config) if kind_of(stage).samples_responses), None)
+    if found is None:
+        names = [name for name, kind in stage_kinds().items() if kind.samples_responses]
+        raise ConfigError("stages", config.stages, "none of them samples responses", f"add {' or '.join(names)}")
+    return found
 
 
 def roles(config: Config, stage: str) -> list[Role]:

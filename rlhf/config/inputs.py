@@ -5,7 +5,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from rlhf.catalog.stage import stage_kinds
+from rlhf.config.derive import asked_kinds
 from rlhf.config.errors import ConfigError
+from rlhf.config.keys import get_key
 from rlhf.config.schema import Config
 
 PLACE = "give a directory that holds config.json, or a hub id"
@@ -26,11 +29,12 @@ def check_inputs(config: Config) -> Iterator[ConfigError]:
         )
     yield from check_ptx(config)
     yield from check_unread(config)
-    model, reward_model, ppo = config.model, config.reward_model, config.ppo
+    model, reward_model = config.model, config.reward_model
+    keys = dict.fromkeys(given.key for kind in (*stage_kinds().values(), *asked_kinds(config)) for given in kind.inputs)
     for key, path, gguf_file in (
         ("model.path", model.path, model.gguf_file),
         ("reward_model.path", reward_model.path, reward_model.gguf_file),
-        *((f"ppo.{name}", getattr(ppo, name), None) for name in ("actor", "reward", "critic")),
+        *((key, get_key(config, key), None) for key in keys),
     ):
         problem = None if path is None else directory_problem(path, gguf_file)
         if problem is not None:

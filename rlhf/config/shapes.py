@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 
 from rlhf.catalog.families import FAMILIES
-from rlhf.config.derive import used_models
+from rlhf.catalog.stage import kind_of
+from rlhf.config.derive import asked_kinds, used_models
 from rlhf.config.errors import ConfigError
-from rlhf.config.schema import LORAS, ZEROS, Config, Lora, Model
+from rlhf.config.keys import get_key
+from rlhf.config.schema import LORAS, Config, Lora, Model
 
 HEAD = "lm_head"
 # The keys without which memory and batches cannot be counted.
@@ -18,7 +20,7 @@ STATED = (
 
 
 def check_models(config: Config) -> Iterator[ConfigError]:
-    """Shapes that can be built, and an actor and a critic that can share a tokenizer."""
+    """Shapes that can be built, and adapters that suit them."""
     for key, model in used_models(config):
         if model.path is None and model.num_hidden_layers < 1:
             problem = f"{key}={model.name} has no shape of its own"
@@ -33,16 +35,6 @@ def check_models(config: Config) -> Iterator[ConfigError]:
     for key in LORAS:
         yield from check_lora(config, key)
         yield from check_targets(config, key)
-    given = config.ppo.actor is not None or config.ppo.reward is not None
-    other = (config.model.path is None) != (config.reward_model.path is None)
-    if "ppo" in config.stages and config.ppo.critic == "reward" and not given and other:
-        yield ConfigError(
-            "ppo.critic",
-            "reward",
-            f"the tokenizer of reward_model={config.reward_model.name} is not that of model={config.model.name}, so no "
-            "critic can start from it",
-            f"try ppo.critic=actor or reward_model={config.model.name}",
-        )
 
 
 def is_whole(model: Model) -> bool:
@@ -95,29 +87,15 @@ def check_lora(config: Config, key: str) -> Iterator[ConfigError]:
         yield ConfigError(f"{key}.target_modules", targets, "it names no modules", fix)
     if lora.rank > 0 and not lora.save_merged and not lora.only:
         yield ConfigError(f"{key}.save_merged", False, f"with {key}.only=false the adapters are not all", "set it true")
-    stage, base = ("reward", config.reward_model) if key == "reward_lora" else ("sft", config.model)
-    random = stage in config.stages and base.path is None and key != "critic_lora"
+    group = "reward_model" if key == "reward_lora" else "model"
+    base: Model = getattr(config, group)
+    random = base.path is None and key != "critic_lora" and any(kind.loads == group for kind in asked_kinds(config))
     if lora.rank > 0 and not lora.save_merged and random:
         problem = "random weights under the adapters would be lost"
         yield ConfigError(f"{key}.save_merged", False, problem, "set it true, or start from a model.path")
     if lora.rank > 0 and not lora.save_merged and (base.revision or base.gguf_file):
         problem = "adapters name the model they belong to by its path alone"
         yield ConfigError(f"{key}.save_merged", False, problem, "set it true, or give neither revision nor gguf_file")
-    sharded = next((name for name in ZEROS if getattr(config, name).stage == 3), None)
-    if lora.rank > 0 and not lora.save_merged and sharded and "ppo" in config.stages:
-        problem = f"PPO cannot merge them into a model that {sharded}.stage=3 shards"
-        yield ConfigError(f"{key}.save_merged", False, problem, "set it true")
-    before = {"lora": ("sft", config.lora), "critic_lora": ("sft", config.lora)}
-    if config.ppo.critic == "reward":
-        before["critic_lora"] = ("reward", config.reward_lora)
-    earlier, first = before.get(key, ("", lora))
-    if lora.rank > 0 and not lora.save_merged and {"ppo", earlier} <= set(config.stages) and not first.save_merged:
-        problem = f"PPO starts from the {earlier} stage's adapters, which its own by themselves would leave out"
-        yield ConfigError(f"{key}.save_merged", False, problem, "set it true")
-    shifted = "reward" in config.stages and config.reward.normalize != "none"
-    if key == "reward_lora" and lora.rank > 0 and not lora.save_merged and shifted:
-        problem = "the scores' bias is kept in the config.json of the merged model"
-        yield ConfigError(f"{key}.save_merged", False, problem, "set it true, or reward.normalize=none")
 
 
 def check_targets(config: Config, key: str) -> Iterator[ConfigError]:
@@ -144,8 +122,15 @@ def check_targets(config: Config, key: str) -> Iterator[ConfigError]:
 def adapted_model(config: Config, key: str) -> Model | None:
     """The model that adapters are put on, as far as its shape is known: `key` is their group."""
     if key == "lora":
-        given = None if config.stages != ["ppo"] else config.ppo.actor
-        return config.model if given is None else None
+        return None if starts_elsewhere(config) else config.model
     if key == "critic_lora" and config.ppo.critic not in ("actor", "reward"):
         return None
     return config.model if key == "critic_lora" and config.ppo.critic == "actor" else config.reward_model
+
+
+def starts_elsewhere(config: Config) -> bool:
+    """Whether no stage that is asked for loads `model`, and one is given by path what a stage would make of that model."""
+    kinds = asked_kinds(config)
+    given = [entry for kind in kinds for entry in kind.inputs if entry.stage and get_key(config, entry.key) is not None]
+    made = any(kind_of(str(entry.stage)).loads == "model" for entry in given)
+    return made and not any(kind.loads == "model" for kind in kinds)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from rlhf.config.derive import Batches, batches, is_reference_shared, is_reward_shared
+from rlhf.config.derive import Batches, batches, is_reference_shared, is_reward_shared, policy_stage
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.data.tokens import Tokenizer
@@ -62,7 +62,7 @@ class DeepSpeedRLHFEngine:
         self.reward_tokenizer: Tokenizer | None = None if shared else reward_tokenizer
         self.check_critic()
         self.device = distributed.device(args)
-        self.batches = batches(args, "ppo")
+        self.batches = batches(args, policy_stage(args))
         self.actor = self.training_actor(policy)
         self.critic = self.training_critic(policy, judge)
         self.ref: Any = (

@@ -10,6 +10,8 @@ import torch
 from rlhf.algo.errors import mean_with_error
 from rlhf.algo.kl import k1
 from rlhf.algo.masked import masked_sum
+from rlhf.catalog.stage import kind_of
+from rlhf.config.derive import policy_stage
 from rlhf.config.schema import Config
 from rlhf.data.dataset import Dataset
 from rlhf.data.loaders import from_shares, local_share
@@ -109,12 +111,13 @@ class Evaluation:
 
     def samples(self, before: list[Answer], after: list[Answer], last: bool) -> list[dict[str, Any]]:
         """Answers side by side, for samples.jsonl: some, or all of the last evaluation."""
+        start, trained = (side.key for side in kind_of(policy_stage(self.config)).sides)
         rows = []
         for old, new in list(zip(before, after, strict=True))[: None if last else SAMPLES_KEPT]:
-            row: dict[str, Any] = {"prompt": old.prompt, "sft": old.response, "ppo": new.response}
-            row |= {"sft_score": old.score, "ppo_score": new.score}
+            row: dict[str, Any] = {"prompt": old.prompt, start: old.response, trained: new.response}
+            row |= {f"{start}_score": old.score, f"{trained}_score": new.score}
             if old.gold is not None and new.gold is not None:
-                row |= {"sft_gold": old.gold, "ppo_gold": new.gold}
+                row |= {f"{start}_gold": old.gold, f"{trained}_gold": new.gold}
             rows.append(row)
         return rows
 

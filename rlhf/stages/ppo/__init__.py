@@ -8,6 +8,7 @@ from rlhf.config.derive import is_reference_shared, is_reward_shared
 from rlhf.config.memory import Role
 from rlhf.config.schema import ZEROS, Config, Ppo
 from rlhf.experiment.resolve import are_scores_normalized, default_eos_penalty_mode
+from rlhf.stages.ppo.checks import problems
 from rlhf.stages.ppo.metrics import METRICS, PHASE_SPEED
 from rlhf.stages.ppo.work import ppo_step
 
@@ -89,6 +90,7 @@ KIND = StageKind(
     records=count_records,
     step_flops=lambda config, answers: ppo_step(config),
     resolve=resolve,
+    problems=problems,
     check=check,
     cards={
         "ppo": Card("a language model trained by PPO against a reward model"),

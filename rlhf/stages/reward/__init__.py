@@ -1,8 +1,11 @@
 """Reward modelling."""
 
+from collections.abc import Iterator
+
 from rlhf.catalog.metric import TRAINING, Metric
 from rlhf.catalog.stage import Card, Counts, Records, StageKind
 from rlhf.config.derive import max_sequence
+from rlhf.config.errors import ConfigError
 from rlhf.config.memory import Role, count_fitting_sequences, state_gib
 from rlhf.config.schema import Config, Reward
 from rlhf.planner.flops import training_flops
@@ -45,6 +48,14 @@ def answers_per_pass(config: Config) -> int:
     )
 
 
+def problems(config: Config) -> Iterator[ConfigError]:
+    """Find adapters that would lose the bias of the scores."""
+    lora = config.reward_lora
+    if lora.rank > 0 and not lora.save_merged and config.reward.normalize != "none":
+        problem = "the scores' bias is kept in the config.json of the merged model"
+        yield ConfigError("reward_lora.save_merged", False, problem, "set it true, or reward.normalize=none")
+
+
 METRICS = (
     Metric("train/loss", "nats", "training loss of the step: per comparison",
         "training loss", "loss", format="{:.3f}", axis="nats per comparison"),
@@ -84,5 +95,6 @@ KIND = StageKind(
     sequences=2,  # a pair has two answers
     records=count_records,
     step_flops=step_flops,
+    problems=problems,
     cards={"reward": Card("a reward model trained on comparisons", scorer=True)},
 )  # fmt: skip

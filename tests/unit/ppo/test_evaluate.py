@@ -10,8 +10,8 @@ def answers(count, gold=True):
     return [Answer(f"prompt {i}", f"answer {i}", float(i % 2), i % 4 if gold else None, 2.0, 10 + i) for i in range(count)]
 
 
-def test_the_last_evaluation_keeps_every_answer():
-    evaluation, found = Evaluation(None, None, None, []), answers(40)
+def test_the_last_evaluation_keeps_every_answer(make_config):
+    evaluation, found = Evaluation(None, make_config(), None, []), answers(40)
     rows = evaluation.samples(found, found, last=True)
     assert [row["prompt"] for row in rows] == [f"prompt {i}" for i in range(40)]
     assert len(evaluation.samples(found, found, last=False)) == SAMPLES_KEPT < 40

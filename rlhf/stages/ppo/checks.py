@@ -1,0 +1,39 @@
+"""What the keys of PPO may not hold together with other keys."""
+
+from collections.abc import Iterator
+
+from rlhf.config.errors import ConfigError
+from rlhf.config.schema import LORAS, ZEROS, Config, Lora
+
+
+def problems(config: Config) -> Iterator[ConfigError]:
+    """Find an actor and a critic that cannot share a tokenizer, and adapters that PPO cannot merge."""
+    given = config.ppo.actor is not None or config.ppo.reward is not None
+    other = (config.model.path is None) != (config.reward_model.path is None)
+    if config.ppo.critic == "reward" and not given and other:
+        yield ConfigError(
+            "ppo.critic",
+            "reward",
+            f"the tokenizer of reward_model={config.reward_model.name} is not that of model={config.model.name}, so no "
+            "critic can start from it",
+            f"try ppo.critic=actor or reward_model={config.model.name}",
+        )
+    for key in LORAS:
+        lora: Lora = getattr(config, key)
+        if lora.rank > 0 and not lora.save_merged:
+            yield from unmerged_problems(config, key)
+
+
+def unmerged_problems(config: Config, key: str) -> Iterator[ConfigError]:
+    """Find why the adapters of the group `key` must be merged when they are saved."""
+    sharded = next((name for name in ZEROS if getattr(config, name).stage == 3), None)
+    if sharded is not None:
+        problem = f"PPO cannot merge them into a model that {sharded}.stage=3 shards"
+        yield ConfigError(f"{key}.save_merged", False, problem, "set it true")
+    before = {"lora": ("sft", config.lora), "critic_lora": ("sft", config.lora)}
+    if config.ppo.critic == "reward":
+        before["critic_lora"] = ("reward", config.reward_lora)
+    earlier, first = before.get(key, (None, None))
+    if earlier in config.stages and first is not None and not first.save_merged:
+        problem = f"PPO starts from the {earlier} stage's adapters, which its own by themselves would leave out"
+        yield ConfigError(f"{key}.save_merged", False, problem, "set it true")
