@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
-from rlhf.config.compose import config_root, quote_digits
+from rlhf.config.compose import config_root, rewrite_words
 from rlhf.config.errors import ConfigError
 
 COMMANDS = ("run", "multirun", "cfg", "info", "shell_completion")
@@ -32,7 +32,7 @@ class Command:
 
 def command_of(overrides: list[str]) -> Command:
     """The command that runs these overrides, without a flag."""
-    return Command(quote_digits(overrides), [], False, False, str(config_root() / "conf"), "config", None)
+    return Command(rewrite_words(overrides), [], False, False, str(config_root() / "conf"), "config", None)
 
 
 class Unparsed(Exception):
@@ -60,7 +60,7 @@ def read_command(arguments: list[str]) -> Command:
             value = "" if given_too is True else f" {given_too}"
             raise ConfigError("argument", flag, "it belongs to --cfg", f"write --cfg job {flag}{value}")
     # Hydra would compose the overrides only to show its help, and refuse what a sweep takes.
-    overrides = [] if parsed.help or parsed.hydra_help else quote_digits(parsed.overrides)
+    overrides = [] if parsed.help or parsed.hydra_help else rewrite_words(parsed.overrides)
     shows = any(
         (parsed.help, parsed.hydra_help, parsed.cfg, parsed.info, parsed.shell_completion, parsed.experimental_rerun)
     )

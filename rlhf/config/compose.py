@@ -20,6 +20,7 @@ from rlhf.config.directories import draw_unique_word, make_safe_name, name_sweep
 from rlhf.config.errors import ConfigError, first_line, raise_problems
 from rlhf.config.hydra_errors import unknown_key
 from rlhf.config.keys import leaf_keys
+from rlhf.config.recipes import expand_model, register_recipes
 from rlhf.config.schema import Config
 from rlhf.config.values import check_values, type_problems, unknown_keys
 
@@ -35,8 +36,9 @@ def config_root() -> Path:
 
 
 def register() -> None:
-    """Tell Hydra where the presets are, and that every model can be a reward model too."""
+    """Tell Hydra where the presets are, which options follow the model, and that every model can be a reward model too."""
     root = config_root()
+    register_recipes((root / "conf" / "model",))
     OmegaConf.register_new_resolver("rlhf_root", lambda: str(root), replace=True)
     OmegaConf.register_new_resolver("rlhf_unique", draw_unique_word, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("rlhf_sweep", lambda name: name_sweep(str(name), sys.argv[1:]), replace=True)
@@ -62,6 +64,12 @@ def fixed_keys(typed_in: list[str]) -> set[str]:
     except HydraException:
         return set()
     return {text.split("=", 1)[0] for text, one in zip(given, parsed, strict=True) if not one.is_sweep_override()}
+
+
+def rewrite_words(arguments: list[str]) -> list[str]:
+    """Command-line arguments as Hydra understands them: options whose names are digits quoted, and models by hub id or
+    directory as the option they are, or as model=local with a path. Raises ConfigError."""
+    return [word for argument in quote_digits(arguments) for word in expand_model(argument, config_root() / "conf" / "model")]
 
 
 def quote_digits(arguments: list[str]) -> list[str]:

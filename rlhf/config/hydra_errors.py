@@ -107,7 +107,32 @@ def unknown_option(group: str, option: str, options: list[str]) -> ConfigError:
     """An error that names a group's options, the nearest one first."""
     near = difflib.get_close_matches(option, options, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    return ConfigError(group, option, "there is no such option", f"{hint}choose one of {', '.join(options) or 'none'}")
+    return ConfigError(group, option, "there is no such option", f"{hint}choose one of {list_options(options)}")
+
+
+def list_options(options: list[str]) -> str:
+    """The options of a group; where most are sizes of something, as models are, by what they are sizes of, from small to
+    large."""
+    families: dict[str, list[tuple[float, str]]] = {}
+    for option in options:
+        size = re.search(r"-(tiny|medium|large|xl|[\d.]+[mb]\d?)$", option)
+        families.setdefault(option[: size.start()] if size else option, []).append((measure(size[1] if size else ""), option))
+    if 2 * len(families) > len(options):
+        return ", ".join(options) or "none"
+    return "; ".join(", ".join(option for _, option in sorted(found)) for _, found in sorted(families.items()))
+
+
+# GPT-2's names without a number; the smallest has none.
+GPT2_SIZES = {"": 124.0, "medium": 355.0, "large": 774.0, "xl": 1558.0}
+
+
+def measure(size: str) -> float:
+    """A size as it is written in names of models, in millions of weights: 350m, 1.3b, bloom's 7b1; tiny is the smallest,
+    and GPT-2's are those of its paper."""
+    if size in GPT2_SIZES:
+        return GPT2_SIZES[size]
+    match = re.fullmatch(r"([\d.]+)([mb])(\d?)", size)
+    return float(f"{match[1]}.{match[3]}" if match[3] else match[1]) * (1000 if match[2] == "b" else 1) if match else 0.0
 
 
 def current_name(key: str) -> str | None:

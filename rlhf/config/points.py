@@ -30,11 +30,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from rlhf.catalog.recipe import ModelFacts
 from rlhf.config.command import Command, command_of
-from rlhf.config.compose import quote_digits, register, to_config
+from rlhf.config.compose import config_root, rewrite_words, register, to_config
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.hydra_errors import REFUSED, translate_error
 from rlhf.config.overrides import check_groups, expand_ranges, fixed_overrides, parse, without_values
+from rlhf.config.recipes import OWN, read_own_facts, register_recipes
 from rlhf.config.schema import Config
 from rlhf.config.secrets import to_yaml
 
@@ -56,7 +58,7 @@ class Composer:
     ConfigError for what Hydra refuses, naming the word at fault."""
 
     command: Command
-    bases: dict[tuple[str, ...], bytes | Exception] = field(default_factory=dict)
+    bases: dict[tuple[tuple[str, ...], ModelFacts | None], bytes | Exception] = field(default_factory=dict)
     parsed: dict[str, Override] = field(default_factory=dict)
     options: dict[str, list[str]] = field(default_factory=dict)
 
@@ -105,7 +107,7 @@ class Composer:
     def overrides(self) -> list[Override]:
         """The overrides of a sweep but for Hydra's own: those of its preset, replaced by those that were typed."""
         params = self.master.hydra.sweeper.params or {}
-        words = [*quote_digits([f"{key}={value}" for key, value in params.items()]), *overrides_typed(self.master, "task")]
+        words = [*rewrite_words([f"{key}={value}" for key, value in params.items()]), *overrides_typed(self.master, "task")]
         parsed = [self.parse(word) for word in words]
         return list({override.get_key_element(): override for override in parsed}.values())
 
@@ -115,7 +117,7 @@ class Composer:
         if not self.swept:
             return [overrides_typed(self.master, "task")]
         self.check()
-        return [quote_digits(words) for words in BasicSweeper.split_arguments(self.overrides, None)[0]]
+        return [rewrite_words(words) for words in BasicSweeper.split_arguments(self.overrides, None)[0]]
 
     def check(self) -> None:
         """Raise ConfigError for the first word that is wrong by itself."""
@@ -170,10 +172,11 @@ class Composer:
         words = [*overrides_typed(self.master, "hydra"), *overrides]
         parsed = [self.parse(word) for word in words]
         values = [override for override in parsed if self.is_value(override)]
+        choices = tuple(w for w, o in zip(words, parsed, strict=True) if not self.is_value(o))
         try:
-            base = self.base(tuple(w for w, o in zip(words, parsed, strict=True) if not self.is_value(o)))
-            config: DictConfig = pickle.loads(base)
-            ConfigLoaderImpl._apply_overrides_to_config(values, config)
+            config = self.compose_values(choices, values)
+            if (own := self.read_own_model(config)) is not None:
+                config = self.compose_values(choices, values, own)
         except REFUSED as error:
             raise translate_error(error, words, self.raw_load) from error
         shown = config.hydra.job.config.override_dirname
@@ -185,15 +188,35 @@ class Composer:
             )
         return config
 
-    def base(self, words: tuple[str, ...]) -> bytes:
+    def compose_values(self, choices: tuple[str, ...], values: list[Override], own: ModelFacts | None = None) -> DictConfig:
+        """A choice of options with these values in it; `own` are the facts of the model that model=local names."""
+        config: DictConfig = pickle.loads(self.base(choices, own))
+        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        return config
+
+    def read_own_model(self, config: DictConfig) -> ModelFacts | None:
+        """The facts of the model that model=local names by its path, on which the options that follow the model depend."""
+        choices, model = config.hydra.runtime.choices, config.model
+        if choices.get("model") != OWN or not isinstance(model.path, str):
+            return None
+        return read_own_facts(model.path, model.revision, model.gguf_file, self.model_directories[0])
+
+    @property
+    def model_directories(self) -> tuple[Path, ...]:
+        """The directories that hold the options of `model`: this program's, and the user's own."""
+        added = () if self.command.config_dir is None else (Path(self.command.config_dir).absolute() / "model",)
+        return (config_root() / "conf" / "model", *added)
+
+    def base(self, words: tuple[str, ...], own: ModelFacts | None = None) -> bytes:
         """The configuration of a choice of options, composed once and pickled: that is copied three times as fast as by
         deepcopy. Raises what Hydra raises."""
-        if words not in self.bases:
+        if (words, own) not in self.bases:
+            register_recipes(self.model_directories, own)
             try:
-                self.bases[words] = pickle.dumps(self.raw_load(list(words), RunMode.RUN))
+                self.bases[words, own] = pickle.dumps(self.raw_load(list(words), RunMode.RUN))
             except REFUSED as error:
-                self.bases[words] = error
-        found = self.bases[words]
+                self.bases[words, own] = error
+        found = self.bases[words, own]
         if isinstance(found, Exception):
             raise found
         return found
