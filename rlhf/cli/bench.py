@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from rlhf.stages.bench.compare import Measured
 
 RESULTS = "experiments/results"
-# The largest OPT that is its own critic and reward model in the published recipe.
-CRITIC, CRITIC_PARAMETERS = "opt-350m", 400_000_000
 FLAGS = ("-h", "--help", "--table")
 
 
@@ -78,10 +76,6 @@ def read_configuration(arguments: list[str]) -> Config:
         fix = "leave it out; bench.what=stages measures a step of each stage"
         raise ConfigError("stage", stage.partition("=")[2], "this command runs no stage", fix)
     config = compose_benchmark(arguments)
-    chosen = any(re.match(r"\+*reward_model(=|\.path=)", word) for word in arguments)
-    same = config.reward_model.name == config.model.name and not chosen
-    if same and config.model.family == "opt" and config.model.num_parameters > CRITIC_PARAMETERS:
-        config = compose_benchmark([*arguments, f"reward_model={CRITIC}"])
     if ranks(config) > 1:
         key = "nodes" if config.hardware.nodes > 1 else "gpus_per_node"
         problem, typed = f"variants take turns in one process, not in {ranks(config)}", shlex.join(arguments)

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from rlhf.catalog.stage import known_metrics, metrics_of
 from rlhf.cli.prepare import resolve_config
-from rlhf.config.compose import quote_digits
+from rlhf.config.compose import rewrite_words
 from rlhf.config.disk import disk_problem
 from rlhf.config.errors import ConfigError, raise_problems
 from rlhf.config.keys import ENTRIES, KEYS, get_key
@@ -69,7 +69,7 @@ def run_trials(
         chosen = [f"{override.get_key_element()}={suggest(trial, override)}" for override in space]
         told = (f"trial {done + 1} of {base.sweep.trials}", "bold"), f": {' '.join(chosen)}"
         console.print(Text.assemble(*told), soft_wrap=True)
-        ended, point = run_one(composer.job([*fixed, *quote_digits(chosen)], done))
+        ended, point = run_one(composer.job([*fixed, *rewrite_words(chosen)], done))
         if ended == 130:
             return 130
         value = objective(point, base.sweep) if ended == 0 else None
@@ -122,7 +122,7 @@ def find_search_problems(composer: Composer, fixed: list[str], override: Overrid
     known only if this key `alone` is searched."""
     for value in candidates(override):
         try:
-            config = composer.job([*fixed, *quote_digits([f"{override.get_key_element()}={value}"])]).config
+            config = composer.job([*fixed, *rewrite_words([f"{override.get_key_element()}={value}"])]).config
             if alone:
                 resolve_config(config)
             elif (key := str(override.key_or_group)) in KEYS:

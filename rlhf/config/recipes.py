@@ -15,7 +15,7 @@ from rlhf.config.hub import FETCH, find_hub_problem
 # The option of `model` and `reward_model` that reads the shape of a model at a path.
 OWN = "local"
 # What the files of models call the number of weights, and the shape by which one is recognised.
-COUNT, SHAPE = "parameters", ("layers", "width", "vocabulary")
+COUNT, SHAPE = "num_parameters", ("num_hidden_layers", "hidden_size", "vocab_size")
 # So many tokens more or fewer are still the same tokenizer, with some added.
 MOST_ADDED = 512
 

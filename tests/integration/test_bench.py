@@ -102,7 +102,7 @@ def test_several_devices_are_told_what_to_type():
         (("model=opt-350m",), "opt-350m"),
         (("model=opt-1.3b",), "opt-350m"),
         (("model=opt-1.3b", "reward_model=opt-125m"), "opt-125m"),
-        (("model=pythia-1.4b",), "pythia-1.4b"),
+        (("model=pythia-1.4b",), "pythia-1b"),
     ],
 )
 def test_the_published_critic_is_beside_every_larger_opt(arguments, reward_model):

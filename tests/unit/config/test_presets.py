@@ -14,7 +14,8 @@ from rlhf.config.memory import state_gib
 from rlhf.config.points import Composer
 from rlhf.experiment.graph import build_graph
 
-EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml") if path.stem != "bench")
+BENCHMARK_RECIPES = ("bench", "deepspeed-chat-benchmark")
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml") if path.stem not in BENCHMARK_RECIPES)
 STAGES = ("sft", "reward", "ppo")
 
 # Points, and distinct stages by kind.
@@ -165,7 +166,7 @@ def test_an_experiment_has_the_scale_of_its_source_and_names_it(name):
     assert (ranks(config), *batches) == SCALES[name]
     assert config.ppo.rollout_batch_size == config.ppo.batch_size
     assert config.name == name
-    assert config.data.source == "hub"
+    assert config.data.hub.name in ("Dahoas/rm-static", "trl-lib/tldr-preference")
     assert [node.stage for node in build_graph(config)] == list(STAGES)
     assert re.search(r"arXiv \d{4}\.\d{5}|training_scripts/\w+", comment("experiments", name))
 
@@ -204,7 +205,14 @@ def test_the_other_sizes_of_tldr(overrides):
     assert sum(state_gib(role, config) for role in roles(config, "ppo")) < 0.5 * config.hardware.memory_gib
 
 
-def test_what_comments_tell_to_type():
-    tables = re.search(r"that is (ppo\.[^ ]*=1024(?: [\w.]+=\w+)+)\.", comment("experiments", "opt-13b-dgx8"))[1]
-    config = experiment("opt-13b-dgx8", *tables.split())
-    assert (config.ppo.batch_size, config.ppo.max_steps, config.rollout.fixed_length) == (1024, 258, True)
+@pytest.mark.parametrize("model", ["opt-1.3b", "opt-6.7b", "opt-13b", "opt-66b"])
+@pytest.mark.parametrize("hardware", ["a100-80g", "dgx8-80g", "dgx8-80gx8"])
+def test_the_published_benchmark_is_step_3_of_any_model_on_any_hardware(model, hardware, make_config):
+    config = make_config("+experiments=deepspeed-chat-benchmark", f"model={model}", f"hardware={hardware}")
+    assert (config.stages, config.model.name, config.reward_model.name) == (["ppo"], model, "opt-350m")
+    assert (config.ppo.actor, config.ppo.reward, config.ppo.critic) == (config.model.path, "facebook/opt-350m", "reward")
+    lengths = config.data.max_prompt_tokens, config.rollout.max_new_tokens, config.rollout.fixed_length
+    assert lengths == (256, 256, True)
+    assert (config.ppo.rollout_batch_size, config.ppo.batch_size, config.ppo.update_epochs) == (1024, 1024, 1)
+    assert config.ppo.max_steps == 264_292 // 1024
+    assert config.ppo.epochs * (76_256 // 1024) >= config.ppo.max_steps  # rm-static has so many rows

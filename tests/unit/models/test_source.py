@@ -352,9 +352,8 @@ def test_a_stated_shape_is_not_read_and_a_model_without_a_path_has_none(make_con
 
 def test_an_unreachable_model_of_your_own_names_the_right_key(make_config):
     for key in ("model", "reward_model"):
-        config = make_config(f"{key}=local", f"{key}.path=org/no-such-model")
         with pytest.raises(ConfigError, match=rf"^{key}\.path=org/no-such-model: "):
-            fill_shapes(config)
+            fill_shapes(make_config(f"{key}=local", f"{key}.path=org/no-such-model"))
 
 
 def test_loading_a_configuration_reads_shapes_and_checks_them(saved):
