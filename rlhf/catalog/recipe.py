@@ -44,7 +44,7 @@ DEMO = Recipe("the demo's own", "demo", "demo", "demo", data="demo", length="dem
 LLAMA = "deepspeed-chat-llama-2-7b"
 
 # The recipes of OPT and of all other families, each with the most weights that a model may have to take it. OPT's are those
-# that DSC's e2e_rlhf.py runs for a size: 1.3b on a GPU, 6.7b and 13b on a node, 66b on several; 30b has a script of its own.
+# that DSC's e2e_rlhf.py runs for a size: 1.3b on one GPU, 6.7b and 13b on a node, 66b on several; 30b has its own script.
 OPT_RECIPES: tuple[tuple[float, Recipe], ...] = (
     (3e9, adapted("DSC, opt/single_gpu, 1.3b", "1.3b", "1.3b")),
     (8e9, Recipe("DSC, opt/single_node, 6.7b", "deepspeed-chat-6.7b", "deepspeed-chat-13b", "deepspeed-chat-6.7b")),

@@ -69,7 +69,9 @@ def fixed_keys(typed_in: list[str]) -> set[str]:
 def rewrite_words(arguments: list[str]) -> list[str]:
     """Command-line arguments as Hydra understands them: options whose names are digits quoted, and models by hub id or
     directory as the option they are, or as model=local with a path. Raises ConfigError."""
-    return [word for argument in quote_digits(arguments) for word in expand_model(argument, config_root() / "conf" / "model")]
+    return [
+        word for argument in quote_digits(arguments) for word in expand_model(argument, config_root() / "conf" / "model")
+    ]
 
 
 def quote_digits(arguments: list[str]) -> list[str]:

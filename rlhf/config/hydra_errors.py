@@ -116,7 +116,9 @@ def list_options(options: list[str]) -> str:
     families: dict[str, list[tuple[float, str]]] = {}
     for option in options:
         size = re.search(r"-(tiny|medium|large|xl|[\d.]+[mb]\d?)$", option)
-        families.setdefault(option[: size.start()] if size else option, []).append((measure(size[1] if size else ""), option))
+        families.setdefault(option[: size.start()] if size else option, []).append(
+            (measure(size[1] if size else ""), option)
+        )
     if 2 * len(families) > len(options):
         return ", ".join(options) or "none"
     return "; ".join(", ".join(option for _, option in sorted(found)) for _, found in sorted(families.items()))

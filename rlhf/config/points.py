@@ -32,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlhf.catalog.recipe import ModelFacts
 from rlhf.config.command import Command, command_of
-from rlhf.config.compose import config_root, rewrite_words, register, to_config
+from rlhf.config.compose import config_root, register, rewrite_words, to_config
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.hydra_errors import REFUSED, translate_error
 from rlhf.config.overrides import check_groups, expand_ranges, fixed_overrides, parse, without_values

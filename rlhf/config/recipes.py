@@ -119,7 +119,9 @@ def fetch_settings(name: str, revision: str | None) -> str:
     if isinstance(cached, str):
         return cached
     if problem := find_hub_problem(name, revision):
-        raise ConfigError("model.path", name, f"it is neither a directory nor in the cache, and {problem}", f"{fix}; {FETCH}")
+        raise ConfigError(
+            "model.path", name, f"it is neither a directory nor in the cache, and {problem}", f"{fix}; {FETCH}"
+        )
     try:
         return hf_hub_download(name, "config.json", revision=revision)
     except Exception as error:  # the HTTP client's own errors are no public names

@@ -16,8 +16,8 @@ MODELS = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "conf"
 REAL = sorted(name for name, stated in MODELS.items() if stated.get("num_parameters", 0) >= TINY_PARAMETERS)
 TINY = sorted(name for name in MODELS if name.endswith("-tiny"))
 
-# DeepSpeed-Chat's scripts of the three steps, by deployment: applications/DeepSpeed-Chat/training/*/training_scripts. A global
-# batch is the one of a device times accumulation times the devices. What no script says is the default of its main.py.
+# DeepSpeed-Chat's scripts of the three steps, by deployment (applications/DeepSpeed-Chat/training/*/training_scripts). A
+# global batch is the one of a device times accumulation times the devices. What no script says is its main.py's default.
 COMMON = {
     "data.source": "hub", "data.hub.name": "Dahoas/rm-static", "data.hub.train_split": "train",
     "data.hub.heldout_split": "test", "data.columns.prompt": "prompt", "data.columns.response": "chosen",
@@ -29,13 +29,15 @@ COMMON = {
     "reward.warmup_steps": 0, "reward.betas": [0.9, 0.95], "reward.grouped": False, "reward.normalize": "none",
     "ppo.epochs": 1, "ppo.update_epochs": 1, "ppo.critic_learning_rate": 5e-6, "ppo.warmup_steps": 100,
     "ppo.schedule": "cosine", "ppo.kl_controller": "fixed", "ppo.kl_coef": 0.1, "ppo.reward_clip": 5.0, "ppo.gamma": 1.0,
-    "ppo.gae_lambda": 0.95, "ppo.clip_range": 0.2, "ppo.value_clip_range": 0.2, "ppo.value_coef": 1.0, "ppo.eos_penalty": None,
-    "ppo.whiten_advantages": False, "ppo.whiten_rewards": False, "ppo.eval_every": None, "ppo.critic": "reward",
+    "ppo.gae_lambda": 0.95, "ppo.clip_range": 0.2, "ppo.value_clip_range": 0.2, "ppo.value_coef": 1.0,
+    "ppo.eos_penalty": None, "ppo.whiten_advantages": False, "ppo.whiten_rewards": False, "ppo.eval_every": None,
+    "ppo.critic": "reward",
 }  # fmt: skip
 ADAPTERS = {"lora.rank": 128, "lora.learning_rate": 5e-4, "lora.only": True}
 SCRIPTS = {
     "opt-1.3b": {  # single_gpu/run_1.3b.sh, run_350m.sh
-        **ADAPTERS, "lora.alpha": 4, "sft.epochs": 1, "sft.batch_size": 128, "sft.learning_rate": 1e-3, "sft.weight_decay": 0.0,
+        **ADAPTERS, "lora.alpha": 4, "sft.epochs": 1, "sft.batch_size": 128, "sft.learning_rate": 1e-3,
+        "sft.weight_decay": 0.0,
         "reward.batch_size": 64, "ppo.rollout_batch_size": 32, "ppo.batch_size": 32, "ppo.learning_rate": 9.65e-6,
         "ppo.weight_decay": 0.0, "ppo.critic_weight_decay": 0.0,
     },
@@ -45,7 +47,8 @@ SCRIPTS = {
         "ppo.weight_decay": 0.1, "ppo.critic_weight_decay": 0.1,
     },
     "opt-13b": {  # single_node/run_13b.sh, run_350m.sh
-        **ADAPTERS, "lora.alpha": 6, "sft.epochs": 16, "sft.batch_size": 32, "sft.learning_rate": 1e-4, "sft.weight_decay": 0.0,
+        **ADAPTERS, "lora.alpha": 6, "sft.epochs": 16, "sft.batch_size": 32, "sft.learning_rate": 1e-4,
+        "sft.weight_decay": 0.0,
         "reward.batch_size": 32, "ppo.rollout_batch_size": 128, "ppo.batch_size": 128, "ppo.learning_rate": 5e-4,
         "ppo.weight_decay": 0.0, "ppo.critic_weight_decay": 0.0,
     },
@@ -55,7 +58,8 @@ SCRIPTS = {
         "ppo.learning_rate": 5e-4, "ppo.weight_decay": 0.1, "ppo.critic_weight_decay": 0.1,
     },
     "opt-66b": {  # multi_node/run_66b.sh, run_350m.sh
-        **ADAPTERS, "lora.alpha": 8, "sft.epochs": 2, "sft.batch_size": 256, "sft.learning_rate": 1e-4, "sft.weight_decay": 0.1,
+        **ADAPTERS, "lora.alpha": 8, "sft.epochs": 2, "sft.batch_size": 256, "sft.learning_rate": 1e-4,
+        "sft.weight_decay": 0.1,
         "reward.batch_size": 128, "ppo.rollout_batch_size": 256, "ppo.batch_size": 256, "ppo.learning_rate": 5e-4,
         "ppo.weight_decay": 0.1, "ppo.critic_weight_decay": 0.1,
     },
