@@ -9,7 +9,7 @@ import yaml
 from rlhf import load_config
 from rlhf.catalog.recipe import OPT_RECIPES, OTHER_RECIPES, REWARD_MODELS, TINY_PARAMETERS
 from rlhf.config.errors import ConfigError
-from rlhf.config.ranges import get_key
+from rlhf.config.keys import get_key
 
 ROOT = Path(__file__).parents[3]
 MODELS = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "conf" / "model").glob("*.yaml")}
