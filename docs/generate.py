@@ -16,6 +16,7 @@ from typing import Any, get_args
 import yaml
 
 from rlhf.catalog.metric import MACHINE_GROUPS
+from rlhf.catalog.recipe import DEMO
 from rlhf.catalog.stage import metrics_of, stage_kinds
 from rlhf.config.keys import KEYS, without_none
 from rlhf.config.metadata import WHOLE
@@ -99,13 +100,22 @@ def option(group: str, name: str) -> dict[str, Entry]:
     bases = entries["defaults"].value if "defaults" in entries else []
     merged: dict[str, Entry] = {}
     for base in bases:
-        if base != "_self_":
+        if isinstance(base, dict):  # as length@_here_, an option of a group of its own
+            ((nested, chosen),) = base.items()
+            merged |= option(f"{group}/{nested.partition('@')[0]}", default_option(chosen))
+        elif base != "_self_":
             merged |= option(group, str(base))
     for key, entry in entries.items():
         if key != "defaults":
             known = merged.get(key)
             merged[key] = Entry(entry.value, known.comment if known else entry.comment)
     return merged
+
+
+def default_option(name: object) -> str:
+    """Return an option of conf/config.yaml; of one that follows the model, what the default model, a tiny one, takes."""
+    followed = re.fullmatch(r"\$\{rlhf_recipe:\$\{model\},(\w+)\}", str(name))
+    return str(name) if followed is None else "${model}" if followed[1] == "reward_model" else getattr(DEMO, followed[1])
 
 
 def chosen_options() -> dict[str, str]:
@@ -115,7 +125,7 @@ def chosen_options() -> dict[str, str]:
         if isinstance(item, dict):
             ((group, name),) = item.items()
             if not group.startswith("override "):
-                chosen[group.rpartition("@")[2]] = str(name)
+                chosen[group.rpartition("@")[2]] = default_option(name)
     return chosen
 
 

@@ -34,7 +34,7 @@ def find_hub_problem(name: str, revision: str | None, kind: str = "model") -> st
     try:
         ask(name, revision=revision, timeout=REACH_S)
     except HfHubHTTPError as error:
-        return first_line(error)
+        return f"the hub does not give it ({first_line(error)})"
     except Exception as error:  # the HTTP client's own errors are no public names
         UNREACHABLE["hub"] = f"the hub is out of reach ({first_line(error)})"
         return UNREACHABLE["hub"]
@@ -43,3 +43,9 @@ def find_hub_problem(name: str, revision: str | None, kind: str = "model") -> st
 
 # That the hub cannot be reached at all is found out once.
 UNREACHABLE: dict[str, str] = {}
+
+
+def forget_problems() -> None:
+    """Ask anew, where the network or the address of the hub may have changed."""
+    find_hub_problem.cache_clear()
+    UNREACHABLE.clear()

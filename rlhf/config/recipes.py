@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from rlhf.catalog.recipe import DEMO, ModelFacts, Recipe, choose_recipe, choose_reward_model
 from rlhf.config.errors import ConfigError, first_line
-from rlhf.config.hub import FETCH, find_hub_problem
+from rlhf.config.hub import find_hub_problem
 
 # The option of `model` and `reward_model` that reads the shape of a model at a path.
 OWN = "local"
@@ -77,8 +77,7 @@ def expand_model(argument: str, directory: Path) -> list[str]:
 
 def read_own_facts(path: str, revision: str | None, gguf_file: str | None, directory: Path) -> ModelFacts | None:
     """The facts of a model at a path: those of the option of `model` that it is or has the shape of, else its own. None if
-    the directory has no readable config.json, which is refused later. Raises ConfigError for a hub id whose config.json is
-    not within reach: its size decides hyperparameters, which nothing else would tell."""
+    there is no config.json within reach: such a model is refused before it is used."""
     if name := find_entry(path, directory):
         return read_facts(name, (directory,))
     place = Path(path).expanduser()
@@ -93,7 +92,8 @@ def read_own_facts(path: str, revision: str | None, gguf_file: str | None, direc
         return facts_of(read_json(place / "config.json"), directory)
     if place.exists() or path.startswith(("/", "./", "../", "~", "outputs/")):
         return None
-    return facts_of(read_json(Path(fetch_settings(path, revision))), directory)
+    settings = fetch_settings(path, revision)
+    return None if settings is None else facts_of(read_json(Path(settings)), directory)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -106,27 +106,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @cache
-def fetch_settings(name: str, revision: str | None) -> str:
-    """The path of a hub model's config.json in the cache, downloaded if need be. Raises ConfigError within seconds."""
+def fetch_settings(name: str, revision: str | None) -> str | None:
+    """The path of a hub model's config.json in the cache, downloaded if need be; None if the hub does not give the model,
+    which is refused later. Raises ConfigError if the download alone fails."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    fix = "give a directory that holds config.json, or a hub id"
     try:
         cached = try_to_load_from_cache(name, "config.json", revision=revision)
-    except HFValidationError as error:
-        raise ConfigError("model.path", name, "it is neither a directory nor a hub id", fix) from error
+    except HFValidationError:
+        return None
     if isinstance(cached, str):
         return cached
-    if problem := find_hub_problem(name, revision):
-        raise ConfigError(
-            "model.path", name, f"it is neither a directory nor in the cache, and {problem}", f"{fix}; {FETCH}"
-        )
+    if find_hub_problem(name, revision) is not None:
+        return None
     try:
         return hf_hub_download(name, "config.json", revision=revision)
     except Exception as error:  # the HTTP client's own errors are no public names
         problem = f"its config.json cannot be downloaded ({first_line(error)})"
-        raise ConfigError("model.path", name, problem, fix) from error
+        raise ConfigError("model.path", name, problem, "give a directory that holds config.json, or a hub id") from error
 
 
 def facts_of(settings: dict[str, Any], directory: Path) -> ModelFacts | None:

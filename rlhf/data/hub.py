@@ -5,8 +5,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from rlhf.config.errors import ConfigError, first_line
-
-REACH_S = 5.0
+from rlhf.config.hub import FETCH, find_hub_problem
 
 
 def load_split(name: str, config: str | None, split: str, revision: str | None, key: str) -> Any:
@@ -14,25 +13,13 @@ def load_split(name: str, config: str | None, split: str, revision: str | None, 
     and the data set is not in the cache."""
     import datasets
 
-    problem = unreachable(name, revision)
+    problem = find_hub_problem(name, revision, "dataset")
     try:
         with offline() if problem else nullcontext():
             return datasets.load_dataset(name, config, split=split, revision=revision)
     except (OSError, ValueError) as error:
-        fix = "check the name, the splits and the network"
+        fix = FETCH if problem else "check the name and the splits"
         raise ConfigError(key, name, f"it cannot be loaded ({problem or first_line(error)})", fix) from error
-
-
-def unreachable(name: str, revision: str | None) -> str | None:
-    """Why the hub does not give the data set; None if it does. Asked once, for a few seconds: the datasets library goes on
-    asking for half a minute."""
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi().dataset_info(name, revision=revision, timeout=REACH_S)
-    except Exception as error:  # the HTTP client's own errors are no public names
-        return first_line(error)
-    return None
 
 
 @contextmanager

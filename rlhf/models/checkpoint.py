@@ -9,9 +9,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rlhf.config.errors import ConfigError
+from rlhf.config.hub import REACH_S
 from rlhf.experiment.files import parse_json
 from rlhf.models.lora import PREFIX
-from rlhf.models.source import REACH_S, Source
+from rlhf.models.source import Source
 
 # What transformers has renamed since checkpoints were written.
 RENAMED = {"lm_head.weight": "embed_out.weight"}

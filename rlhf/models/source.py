@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config.errors import ConfigError, first_line
+from rlhf.config.hub import FETCH, find_hub_problem
 from rlhf.config.schema import Config, Model
 from rlhf.models.families import shape_of
 from rlhf.models.quantization import check_quantization
 
-REACH_S = 5.0
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
@@ -66,7 +66,7 @@ def check_hub_access(source: Source) -> None:
     """Ask once, for a few seconds, whether the hub has the model; transformers would go on asking for most of a minute."""
     if Path(source.place).is_dir():
         return
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     fix = "give a directory with config.json and weights, or a hub id"
@@ -77,14 +77,10 @@ def check_hub_access(source: Source) -> None:
             return
     except HFValidationError as error:
         raise ConfigError(source.key, source.path, "it is neither a directory nor a hub id", fix) from error
-    problem = "it is neither a directory nor in the cache, and HF_HUB_OFFLINE is set"
-    if not constants.HF_HUB_OFFLINE:
-        try:
-            HfApi().model_info(source.path, revision=source.revision, timeout=REACH_S)
-            return
-        except Exception as error:  # the HTTP client's own errors are no public names
-            problem = f"it is no directory here, and the hub does not give it ({first_line(error)})"
-    raise ConfigError(source.key, source.path, problem, fix)
+    if problem := find_hub_problem(source.path, source.revision):
+        raise ConfigError(
+            source.key, source.path, f"it is neither a directory nor in the cache, and {problem}", f"{fix}; {FETCH}"
+        )
 
 
 def fill_shape(model: Model, key: str) -> Model:

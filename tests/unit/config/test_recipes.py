@@ -197,9 +197,9 @@ def test_adapters_take_the_recipe_of_what_they_are_put_on(make_config, tmp_path)
     assert make_config("model=local", f"model.path={adapters}").ppo.rollout_batch_size == 128
 
 
-def test_a_hub_model_of_unknown_size_is_refused_before_it_takes_a_recipe(make_config):
+def test_a_hub_model_of_unknown_size_is_refused_before_it_takes_a_recipe():
     with pytest.raises(ConfigError, match=r"^model\.path=org/no-such-model: .*HF_HUB_OFFLINE.*rlhf fetch.*HF_HOME"):
-        make_config("model=local", "model.path=org/no-such-model")
+        load_config("model=local", "model.path=org/no-such-model")
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,14 @@ from support.tiny_models import save_models
 
 from rlhf.catalog.families import FAMILIES
 from rlhf.cli.prepare import check_sources, load_config
+from rlhf.config import hub as hub_module
 from rlhf.config.errors import ConfigError
 from rlhf.experiment.graph import build_graph
 from rlhf.experiment.store import Result
-from rlhf.models import source as module
 from rlhf.models.families import build_hf_config
 from rlhf.models.load import load_policy, new_policy
 from rlhf.models.preflight import check_source
-from rlhf.models.source import REACH_S, Source, fill_shape, fill_shapes, load_hf_config
+from rlhf.models.source import Source, fill_shape, fill_shapes, load_hf_config, source_of
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.runtime.distributed import start
 
@@ -83,10 +83,12 @@ def hub(monkeypatch):
     """Let the hub be asked, at an address of the test's."""
 
     def at(address):
+        hub_module.forget_problems()
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
 
-    return at
+    yield at
+    hub_module.forget_problems()
 
 
 class NotFound(BaseHTTPRequestHandler):
@@ -108,13 +110,13 @@ def test_a_hub_that_has_no_address_is_told_within_seconds(make_config, hub):
     started = time.time()
     message = refused("org/no-such-model", make_config())
     assert time.time() - started < 10
-    assert "no directory here, and the hub does not give it" in message and "or a hub id" in message
+    assert "neither a directory nor in the cache, and the hub is out of reach" in message and "or a hub id" in message
 
 
 def test_a_hub_that_never_answers_is_not_waited_for(make_config, hub, monkeypatch):
     """Asked once: what is not found out in REACH_S is not found out."""
-    assert REACH_S <= 5
-    monkeypatch.setattr(module, "REACH_S", 0.5)
+    assert hub_module.REACH_S <= 5
+    monkeypatch.setattr(hub_module, "REACH_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hub(f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.time()
@@ -457,7 +459,7 @@ def test_a_gguf_file_is_read_for_its_shape_its_weights_and_its_tokenizer(gguf_mo
     ) == ("llama", 2, 64, 256)
     assert config.model.num_parameters == sum(weight.numel() for weight in model.parameters())
     look(config, [node for node in build_graph(config) if node.stage == "sft"])
-    found = module.source_of(config.model, "model")
+    found = source_of(config.model, "model")
     assert (found.key, found.gguf_file) == ("model.path", "tiny.gguf")
     for zero in (config.zero, load_config("zero=3").zero):
         start(config)
