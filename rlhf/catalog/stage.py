@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 
 from rlhf.catalog.metric import SPEED, Metric, standard_errors
+from rlhf.catalog.role import Role
 from rlhf.config.errors import ConfigError
-from rlhf.config.memory import Role
 from rlhf.config.schema import Config
 
 PACKAGE = "rlhf.stages"
@@ -112,7 +112,8 @@ class StageKind:
         copies: How many sequences of a step are made from one record.
         updates: Optimiser steps within one of its steps.
         records: The records that it reads of a part of a data set; None where it reads no data.
-        step_flops: Operations of a step on records of so many answers, at most.
+        phase_flops: Operations of a step on records of so many answers, at most, of all ranks together, by phase: `train`;
+            of a stage that samples, `rollout`, `score` and `update`.
         work: Its work where that is not steps over records.
         resolve: The configuration as it runs on the given inputs.
         simplify: The configuration that is checked and run instead of the composed one.
@@ -144,7 +145,7 @@ class StageKind:
     copies: Callable[[Config], int] = lambda config: 1
     updates: Callable[[Config], int] = lambda config: 1
     records: Callable[[Config, Counts], Records] | None = None
-    step_flops: Callable[[Config, int], int] = lambda config, answers: 0
+    phase_flops: Callable[[Config, int], dict[str, int]] = lambda config, answers: {}
     work: Callable[[Config], Work] | None = None
     resolve: Callable[[Config, Mapping[str, str]], Config] = keep_config
     simplify: Callable[[Config], Config] = lambda config: config
@@ -153,6 +154,10 @@ class StageKind:
     measures: Callable[[Config], list[str]] | None = None
     cards: dict[str, Card] = field(default_factory=dict)
     is_benchmark: bool = False
+
+    def step_flops(self, config: Config, answers: int) -> int:
+        """Operations of a step on records of so many answers, at most."""
+        return sum(self.phase_flops(config, answers).values())
 
     @property
     def samples_responses(self) -> bool:

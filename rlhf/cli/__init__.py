@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 # A verb: its module, which has `main(arguments)`.
 VERBS = {
     "run": "rlhf.cli.run",
+    "plan": "rlhf.cli.plan",
     "status": "rlhf.cli.status",
     "report": "rlhf.cli.report",
     "bench": "rlhf.cli.bench",

@@ -32,13 +32,14 @@ from rlhf.catalog.stage import kind_of
 from rlhf.cli.prepare import load_config
 from rlhf.config.checks import check, check_devices
 from rlhf.config.compose import config_root
-from rlhf.config.derive import batches, policy_stage, ranks
+from rlhf.config.derive import policy_stage, ranks
 from rlhf.config.errors import ConfigError
 from rlhf.config.hydra_errors import translate_error, unknown_option
 from rlhf.config.schema import Config
 from rlhf.config.secrets import mask
 from rlhf.config.terminal import Terminal
 from rlhf.experiment.store import write_json
+from rlhf.planner.batches import batches
 from rlhf.stages.bench.metrics import TIME_OF
 from rlhf.stages.bench.table import BASELINE, build_table, table
 

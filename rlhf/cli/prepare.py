@@ -1,30 +1,40 @@
 """From a composed configuration to one that can run: shapes read where none is stated, everything checked."""
 
 from rlhf.catalog.stage import Counts, Work, is_stage, kind_of
-from rlhf.config.checks import check, check_without_shapes
+from rlhf.config.checks import check, check_keys, check_without_shapes
 from rlhf.config.errors import raise_problems
 from rlhf.config.points import compose_config
 from rlhf.config.schema import Config, Model
 from rlhf.data.check import count_part, record_problems
 from rlhf.experiment.graph import Node
-from rlhf.experiment.sweep import Task
+from rlhf.experiment.plan import GraphPlan
+from rlhf.experiment.sweep import Point, Task
 from rlhf.models.source import fill_shapes, source_of
+from rlhf.planner.auto import choose_layout, is_automatic
+from rlhf.planner.plan import StagePlan, plan_stage
 from rlhf.planner.work import estimate_work
 
 
 def load_config(*overrides: str) -> Config:
-    """The configuration that `python -m rlhf <overrides>` runs: `args` for use from Python. Raises ConfigError."""
-    return resolve_config(compose_config(*overrides))
+    """The configuration that `python -m rlhf <overrides>` runs: `args` for use from Python. What is `auto` is chosen for
+    the last stage. Raises ConfigError."""
+    config = resolve_config(compose_config(*overrides))
+    return choose_layout(config, config.stages[-1]).config
 
 
 def resolve_config(config: Config) -> Config:
     """The configuration with the shapes of its models, checked. All that needs no shapes is checked before any is read."""
     if any(model.num_hidden_layers < 1 and model.path is not None for model in (config.model, config.reward_model)):
-        check_without_shapes(config)
+        (check_keys if is_automatic(config) else check_without_shapes)(config)
     whole = fill_shapes(config)
     for stage in filter(is_stage, config.stages):
         whole = kind_of(stage).simplify(whole)
-    check(whole)
+    if not is_automatic(whole) or not all(map(is_stage, whole.stages)):
+        check(whole)
+        return whole
+    check_keys(whole)
+    for stage in whole.stages:
+        check(choose_layout(whole, stage).config)
     return whole
 
 
@@ -45,6 +55,29 @@ def check_records(config: Config, node: Node) -> None:
     of the hub are not downloaded to be looked at only."""
     if kind_of(node.stage).records is not None and not (config.data.source == "hub" and config.dry_run):
         raise_problems(record_problems(config, node.stage))
+
+
+def plan_graph(points: list[Point], tasks: list[Task], waiting: list[Task]) -> GraphPlan:
+    """Plan a graph of stages, of which those in `waiting` are to run."""
+    return GraphPlan(points, tasks, frozenset(task.key for task in waiting), plan_tasks(tasks))
+
+
+def plan_tasks(tasks: list[Task]) -> dict[str, StagePlan]:
+    """Plan each stage, by fingerprint."""
+    plans: dict[str, StagePlan] = {}
+    works = estimate_tasks(tasks)
+    for task in tasks:
+        heldout = count_heldout(task.config, task.node.stage)
+        plans[task.key] = plan_stage(task.config, task.node.stage, works[task.key], heldout, task.layout, task.reason)
+    return plans
+
+
+def count_heldout(config: Config, stage: str) -> int:
+    """The records that an evaluation reads; 0 where they would have to be downloaded."""
+    kind = kind_of(stage)
+    if kind.records is None or config.data.source == "hub":
+        return 0
+    return kind.records(config, count_part(config, "heldout")).number
 
 
 def estimate_tasks(tasks: list[Task]) -> dict[str, Work | None]:

@@ -18,7 +18,8 @@ from rich.progress import track
 from rich.text import Text
 
 from rlhf.catalog.stage import kind_of
-from rlhf.cli.prepare import check_records, check_sources, estimate_tasks, resolve_config
+from rlhf.cli.changes import check_plan
+from rlhf.cli.prepare import check_records, check_sources, plan_graph, resolve_config
 from rlhf.cli.search import search, wants_search
 from rlhf.config.checks import check_devices
 from rlhf.config.command import Command, read_command
@@ -35,10 +36,11 @@ from rlhf.data.check import record_notes
 from rlhf.experiment.checkpoints import check_layout, remove_all
 from rlhf.experiment.directories import check_directories, link_latest
 from rlhf.experiment.graph import build_graph
+from rlhf.experiment.plan import GraphPlan, print_plan
 from rlhf.experiment.record import write_record
 from rlhf.experiment.store import StageDirectory
-from rlhf.experiment.summary import print_failures, print_plan, print_summary, print_sweep
-from rlhf.experiment.sweep import Outcome, Point, Task, build_task_graph
+from rlhf.experiment.summary import print_failures, print_summary, print_sweep
+from rlhf.experiment.sweep import Outcome, Point, Task, build_task_graph, lay_out
 from rlhf.launch import execute
 
 # A sweep of so many points takes seconds to plan, which a bar shows.
@@ -180,7 +182,7 @@ def save_config(composer: Composer, jobs: list[Job]) -> None:
 def run(points: list[Point], begin: Callable[[], None]) -> int:
     """Run the stages of some points that are not done, reuse those that are, and show what came out. `begin` is called
     before the first one starts, unless nothing is to run."""
-    tasks, terminal = build_task_graph(points), Terminal()
+    tasks, terminal = lay_out(build_task_graph(points)), Terminal()
     console = terminal if terminal.is_terminal else Terminal(width=160)
     waiting = [task for task in tasks if not task.node.directory.done]
     check_directories(points)
@@ -189,13 +191,14 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
     for note in dict.fromkeys(notes):
         console.print(note, soft_wrap=True)
     first = points[0].config
-    if not first.dry_run:
-        begin()
-    if first.dry_run or points[0].swept:
-        print_plan(points, tasks, estimate_tasks(waiting), console)
+    if waiting or first.dry_run:
+        plan = plan_graph(points, tasks, waiting)
+        print_plan(plan, console)
         print_cost(len(points), console)
+        refuse_plan(plan, Terminal(stderr=True, soft_wrap=True))
     if first.dry_run:
         return 0
+    begin()
     warn_of_secrets(points, console)
     outcomes = {task.key: Outcome("reused") for task in tasks if task not in waiting}
     for point in points:
@@ -220,6 +223,16 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
         print_summary(points[0].stages, outcomes, console)
     print_failures(tasks, outcomes, Terminal(stderr=True, soft_wrap=True))
     return exit_code({outcome.state for outcome in outcomes.values()})
+
+
+def refuse_plan(plan: GraphPlan, console: Terminal) -> None:
+    """Raise Invalid for a plan that does not fit or costs too much, or say so, as `plan.check` wants it."""
+    wanted = plan.points[0].config.plan.check
+    problems = [] if wanted == "off" else check_plan(plan)
+    if problems and wanted == "refuse":
+        raise Invalid(problems, len(plan.points))
+    for _, error in problems:
+        console.print(Text.assemble(("warning:", "yellow"), f" {error}"))
 
 
 def warn_of_secrets(points: list[Point], console: Terminal) -> None:

@@ -11,13 +11,14 @@ from string import Formatter
 
 from rlhf.catalog.families import is_limited
 from rlhf.catalog.stage import is_benchmark, stage_kinds
-from rlhf.config.derive import asked_kinds, batches, max_sequence, ranks, samples_responses, trained_stages, used_models
+from rlhf.config.derive import (
+    asked_kinds, divisors, max_sequence, ranks, samples_responses, share_batch, trained_stages, used_models,
+)  # fmt: skip
 from rlhf.config.directories import find_name_problem
 from rlhf.config.errors import ConfigError, raise_problems
 from rlhf.config.inputs import check_inputs, check_writable
 from rlhf.config.keys import KEYS, get_key, set_key
-from rlhf.config.memory import divisors
-from rlhf.config.rollouts import check_cache, check_engine, check_sampling, check_tensor_parallel
+from rlhf.config.rollouts import check_engine, check_sampling, check_tensor_parallel
 from rlhf.config.schema import ZEROS, Config, Zero
 from rlhf.config.shapes import check_models, is_whole
 from rlhf.config.values import check_values
@@ -34,6 +35,11 @@ def check(config: Config) -> None:
 def check_without_shapes(config: Config) -> None:
     """Raise ConfigError with everything in `config` that cannot work whatever the shapes of its models are."""
     raise_problems(find_problems(config, FIRST_CHECKS))
+
+
+def check_keys(config: Config) -> None:
+    """Raise ConfigError with every value that its key may not hold, whatever the others are."""
+    raise_problems(find_problems(config, ()))
 
 
 def find_problems(config: Config, checks: tuple[Check, ...]) -> list[ConfigError]:
@@ -268,7 +274,7 @@ def check_batches(config: Config) -> Iterator[ConfigError]:
     """Every global batch of the stages that run can be shared by the ranks."""
     for stage in trained_stages(config):
         try:
-            batches(config, stage)
+            share_batch(config, stage)
         except ConfigError as error:
             yield error
     ppo, world, uses_ppo = config.ppo, ranks(config), samples_responses(config)
@@ -292,5 +298,5 @@ def check_batches(config: Config) -> Iterator[ConfigError]:
 # What needs no shape of a model, and what does.
 FIRST_CHECKS: tuple[Check, ...] = (check_names, check_inputs, check_hardware, check_sampling, check_writable)
 SHAPE_CHECKS: tuple[Check, ...] = (
-    check_engine, check_tensor_parallel, check_lengths, check_batches, check_cache,
+    check_engine, check_tensor_parallel, check_lengths, check_batches,
 )  # fmt: skip

@@ -1,10 +1,11 @@
 """What follows from the configuration: ranks, micro-batches, accumulation, the models a stage holds."""
 
+import math
 from dataclasses import dataclass, replace
 
+from rlhf.catalog.role import Role
 from rlhf.catalog.stage import StageKind, is_stage, kind_of, stage_kinds
 from rlhf.config.errors import ConfigError
-from rlhf.config.memory import Role, divisors, largest_micro_batch, state_gib
 from rlhf.config.schema import Config, Lora, Model, Training
 
 
@@ -62,6 +63,17 @@ def policy_stage(config: Config) -> str:
     return found
 
 
+def measured_stage(config: Config, stage: str) -> str:
+    """The stage whose models and training settings a stage uses: its own, or of a benchmark the last that it measures."""
+    kind = kind_of(stage)
+    return stage if kind.measures is None else kind.measures(config)[-1]
+
+
+def samples_responses_in(stage: str) -> bool:
+    """Whether a stage trains on responses that it samples."""
+    return kind_of(stage).samples_responses
+
+
 def roles(config: Config, stage: str) -> list[Role]:
     """The models that a stage holds."""
     return kind_of(stage).roles(config)
@@ -88,8 +100,9 @@ def max_sequence(config: Config) -> int:
     return config.data.max_prompt_tokens + max(config.data.max_response_tokens, config.rollout.max_new_tokens)
 
 
-def batches(config: Config, stage: str) -> Batches:
-    """The shares of the `batch_size` of the stage's section; raises ConfigError where they do not come out even."""
+def share_batch(config: Config, stage: str) -> tuple[int, int | None]:
+    """A rank's share of the `batch_size` of the stage's section, and the micro-batch that is given for it; raises
+    ConfigError where they do not come out even."""
     section = kind_of(stage).section
     assert section is not None, f"{stage} does not train"
     training: Training = getattr(config, section)
@@ -98,30 +111,21 @@ def batches(config: Config, stage: str) -> Batches:
     if training.batch_size < world or training.batch_size % world:
         near = max(1, round(training.batch_size / world)) * world
         raise ConfigError(even, training.batch_size, f"{world} ranks cannot share it evenly", f"try {near}")
-    per_rank = training.batch_size // world
-    micro = training.micro_batch_size
-    if micro is None:
-        micro = derived_micro_batch(config, stage, per_rank)
-    if micro < 1 or per_rank % micro:
+    per_rank, micro = training.batch_size // world, training.micro_batch_size
+    if micro is not None and (micro < 1 or per_rank % micro):
         raise ConfigError(
             f"{section}.micro_batch_size",
             micro,
             f"it does not divide the {per_rank} sequences of a rank",
             f"try one of {divisors(per_rank)}",
         )
-    return Batches(world, per_rank, micro, per_rank // micro)
+    return per_rank, micro
 
 
-def derived_micro_batch(config: Config, stage: str, per_rank: int) -> int:
-    """The largest micro-batch that surely fits beside the stage's weights and optimiser state."""
-    held = roles(config, stage)
-    state = sum(state_gib(role, config) for role in held)
-    tokens = max_sequence(config) * kind_of(stage).sequences
-    return min(
-        largest_micro_batch(role.model, config, per_rank, tokens, state, role.recomputed)
-        for role in held
-        if role.lora is not None
-    )
+def divisors(number: int) -> list[int]:
+    """The divisors of a whole number above 0, in order."""
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return sorted({*small, *(number // divisor for divisor in small)})
 
 
 def trains_adapters_only(lora: Lora) -> bool:

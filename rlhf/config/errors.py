@@ -21,7 +21,7 @@ class ConfigError(Exception):
     def __init__(self, key: str, value: Any, problem: str, fix: str) -> None:
         given = mask(f"{key}={value}")
         super().__init__(one_line(f"{shorten(given)}: {mask(problem)}; {mask(fix)}"))
-        self.key = key
+        self.key, self.value, self.problem, self.fix = key, value, problem, fix
 
     @property
     def problems(self) -> "list[ConfigError]":

@@ -13,6 +13,8 @@ Effect = Literal["result", "input", "speed", "name"]
 # What the path that a key holds counts as in a fingerprint: the content of a model, or of a file of records or texts.
 Content = Literal["model", "records"]
 
+# The value of a key that the planner decides, with the hardware (rlhf/planner/auto.py).
+AUTO = "auto"
 # The largest whole number that torch, JSON readers and SLURM take alike.
 LARGEST = 2**63 - 1
 

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from importlib.metadata import version
 
 from rlhf.catalog.families import FAMILIES
-from rlhf.config.derive import ranks, samples_responses
+from rlhf.config.derive import samples_responses
 from rlhf.config.errors import ConfigError
-from rlhf.config.memory import GIB, cache_bytes_per_token, weights_gib
 from rlhf.config.schema import Config
 
 # The last release of DeepSpeed that is known not to serve OPT with transformers 5.
@@ -101,19 +100,3 @@ def parse_release(package: str) -> tuple[int, int]:
     """The release of an installed package, major and minor."""
     major, minor = version(package).split(".")[:2]
     return int(major), int(minor)
-
-
-def check_cache(config: Config) -> Iterator[ConfigError]:
-    """The key-value cache of a rollout fits beside the actor's weights."""
-    rows = config.rollout.micro_batch_size or config.ppo.rollout_batch_size // ranks(config)
-    tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    per_row = tokens * cache_bytes_per_token(config.model, config.precision.dtype) / GIB
-    room = config.hardware.memory_gib - weights_gib(config.model, config.precision.dtype, 1)
-    if samples_responses(config) and rows * per_row > room and config.zero.stage < 3:
-        fits = max(0, int(room / per_row))
-        problem = (
-            f"the key-value cache of {rows} rows of {tokens} tokens takes {rows * per_row:.1f} GiB, and the actor leaves "
-            f"{max(0.0, room):.1f} of {config.hardware.memory_gib:g} GiB: {fits} rows fit"
-        )
-        fix = f"try a divisor of the rank's responses up to {fits}" if fits else "choose more memory, or zero=3"
-        yield ConfigError("rollout.micro_batch_size", config.rollout.micro_batch_size, problem, fix)

@@ -8,9 +8,10 @@ from types import NoneType
 from typing import Any, get_args, get_origin
 
 from rlhf.catalog.stage import is_stage, stage_kinds
+from rlhf.config.automatic import AUTO_KEYS
 from rlhf.config.errors import ConfigError
 from rlhf.config.keys import KEYS, types_of, without_none
-from rlhf.config.metadata import SHARE, Range
+from rlhf.config.metadata import AUTO, SHARE, Range
 from rlhf.config.schema import Config
 
 EXPECTED: dict[Any, str] = {
@@ -90,6 +91,8 @@ def check_values(values: Mapping[str, Any]) -> Iterator[tuple[ConfigError, Any]]
             yield from check_choice(key, value, known.choices)
         elif key.endswith(".betas"):
             yield from check_betas(key, value)
+        elif key in AUTO_KEYS:
+            yield from check_count_or_auto(key, value)
         elif value is not None and known.range is not None:
             yield from check_number(key, value, known.range)
         elif value is not None and without_none(known.type) is str:
@@ -104,6 +107,18 @@ def check_choice(key: str, value: Any, options: tuple[Any, ...]) -> Iterator[tup
         if word not in options:
             fix = f"choose one of {', '.join(map(str, options))}"
             yield ConfigError(key, word, "there is no such choice", fix), known if value is chosen else known[0]
+
+
+def check_count_or_auto(key: str, value: Any) -> Iterator[tuple[ConfigError, Any]]:
+    """Find what is neither `auto` nor a number in the key's range; null passes where it stands for all."""
+    numbers = KEYS[key].range
+    assert numbers is not None  # keys without one have choices
+    if value == AUTO or (value is None and key.endswith("micro_batch_size")):
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        yield ConfigError(key, value, "it is neither auto nor a whole number", f"give auto or a number {numbers}"), 1
+    else:
+        yield from check_number(key, value, numbers)
 
 
 def check_number(key: str, value: float, numbers: Range) -> Iterator[tuple[ConfigError, Any]]:

@@ -5,6 +5,7 @@ written last: what was saved, by how many ranks, and each file's size and SHA-25
 step 12, `step-000012-rollout` after the rollout that follows it.
 """
 
+import contextlib
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -89,20 +90,26 @@ def integrity_error(place: Path, names: list[str], manifest: Manifest) -> str | 
     return None
 
 
+def find_layout(directory: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Find the newest sound checkpoint, and the keys with which it was saved that decide what each rank keeps."""
+    for place in checkpoint_dirs(directory):
+        with contextlib.suppress(ValueError):  # whoever resumes reports it and takes the one before
+            return place, read_manifest(place).layout
+    return None
+
+
 def check_layout(directory: Path, config: Config, stage: str) -> None:
     """Refuse to resume a stage on other devices than those that saved it. Raises ConfigError."""
-    for place in checkpoint_dirs(directory):
-        try:
-            saved = read_manifest(place).layout
-        except ValueError:
-            continue  # whoever resumes reports it and takes the one before
-        for key, value in shard_layout(config, stage).items():
-            if saved.get(key) != value:
-                raise ConfigError(
-                    key, value, f"{place} was saved with {saved.get(key)}",
-                    f"resume with {key}={saved.get(key)}, or train the stage anew with checkpoint.resume=false",
-                )  # fmt: skip
+    found = find_layout(directory)
+    if found is None:
         return
+    place, saved = found
+    for key, value in shard_layout(config, stage).items():
+        if saved.get(key) != value:
+            raise ConfigError(
+                key, value, f"{place} was saved with {saved.get(key)}",
+                f"resume with {key}={saved.get(key)}, or train the stage anew with checkpoint.resume=false",
+            )  # fmt: skip
 
 
 def remove_partial(directory: Path) -> None:

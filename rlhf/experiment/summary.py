@@ -1,4 +1,4 @@
-"""What is printed before a run (the plan) and after it (the final figures)."""
+"""What is printed after a run: the final figures."""
 
 from collections import Counter
 
@@ -8,42 +8,11 @@ from rich.text import Text
 
 from rlhf.catalog.display import display_of
 from rlhf.catalog.metric import Metric
-from rlhf.catalog.stage import Side, Work, order_stages
-from rlhf.config.terminal import make_printable, plural
-from rlhf.experiment.checkpoints import checkpoint_dirs
+from rlhf.catalog.stage import Side, order_stages
+from rlhf.config.terminal import make_printable
 from rlhf.experiment.files import as_float, as_text, read_lines
 from rlhf.experiment.graph import Node
 from rlhf.experiment.sweep import Outcome, Point, Task, metrics_by_stage, read_summary_metrics
-
-
-def print_plan(points: list[Point], tasks: list[Task], works: dict[str, Work | None], console: Console) -> None:
-    """What will run, in which order, for which points, and how much work it is; `works` of the stages that are not done."""
-    table = Table(title=f"Plan: {plural(len(points), 'point')}", title_justify="left")
-    for column in ("", "stage", "after", "points"):
-        table.add_column(column, no_wrap=column != "points", justify="right" if column == "" else "left")
-    numbers = {task.key: str(number) for number, task in enumerate(tasks, start=1)}
-    for column in ("steps", "TFLOP, at most"):
-        table.add_column(column, justify="right")
-    for task in tasks:
-        needs = ", ".join(numbers[parent] for parent in task.parents if parent in works)
-        used: str | Text = Text(task.points[0]) if len(task.points) == 1 else f"{len(task.points)} of {len(points)}"
-        if task.key not in works:
-            table.add_row("✓", task.node.directory.path.name, "", used, "done", "", style="dim")
-            continue
-        found = works[task.key]
-        done = task.node.directory.counted("step") if checkpoint_dirs(task.node.directory.path) else 0
-        steps = "?" if found is None else f"{found.steps:,}" + (f" ({done} done)" if done else "")
-        flops = "?" if found is None else f"{found.flops / 1e12:,.3g}"
-        table.add_row(numbers[task.key], task.node.directory.path.name, needs, used, steps, flops)
-    console.print(table)
-    run, reused = kinds([task for task in tasks if task.key in works]), len(tasks) - len(works)
-    console.print(f"{run or 'nothing'} to run, {plural(reused, 'stage')} done before")
-
-
-def kinds(tasks: list[Task]) -> str:
-    """How many stages of each kind."""
-    found = Counter(task.node.stage for task in tasks)
-    return ", ".join(f"{number} {stage}" for stage, number in found.items())
 
 
 def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Console) -> None:

@@ -1,11 +1,14 @@
 """The points of a sweep as one graph: each stage once, however many points share it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rlhf.catalog.stage import order_stages
 from rlhf.config.schema import Config
+from rlhf.experiment.checkpoints import find_layout
 from rlhf.experiment.graph import Node
+from rlhf.planner.auto import choose_layout
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Task:
-    """A stage of the graph, with the configuration of the first point that wants it and the names of all that do."""
+    """A stage of the graph, with the configuration of the first point that wants it and the names of all that do. `layout`
+    are the keys that were `auto`, with the values that `lay_out` chose, and `reason` says why these."""
 
     node: Node
     config: Config
     points: list[str] = field(default_factory=list)
+    layout: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
 
     @property
     def key(self) -> str:
@@ -84,9 +90,20 @@ def build_task_graph(points: list[Point]) -> list[Task]:
         for point in points:
             for node in point.stages:
                 if node.stage == stage:
-                    task = tasks.setdefault(node.fingerprint, Task(node, point.config))
-                    task.points.append(point.name)
+                    if node.fingerprint not in tasks:
+                        tasks[node.fingerprint] = Task(node, point.config)
+                    tasks[node.fingerprint].points.append(point.name)
     return list(tasks.values())
+
+
+def lay_out(tasks: list[Task]) -> list[Task]:
+    """The stages with what the planner chooses for them, or with what their checkpoints were saved with."""
+    found = []
+    for task in tasks:
+        resumed = find_layout(task.node.directory.path) if task.config.checkpoint.resume else None
+        chosen = choose_layout(task.config, task.node.stage, None if resumed is None else resumed[1])
+        found.append(replace(task, config=chosen.config, layout=chosen.layout, reason=chosen.reason))
+    return found
 
 
 def blocked_by(task: Task, outcomes: dict[str, Outcome], by_key: dict[str, Task]) -> str | None:

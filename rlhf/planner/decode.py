@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
-from rlhf.config.memory import bytes_per_element, cache_bytes_per_token
 from rlhf.config.schema import Model
+from rlhf.planner.memory import bytes_per_element, cache_bytes_per_token
 
 
-def weight_bytes(model: Model, dtype: str) -> int:
+def decoded_weight_bytes(model: Model, dtype: str) -> int:
     """Bytes of the weights that a decode step reads: all of them, but of an embedding that is not the head as well a few
     rows only."""
     rows_only = 0 if model.tie_word_embeddings else model.vocab_size * model.word_embed_proj_dim
@@ -25,4 +25,4 @@ def decode_bytes(model: Model, dtype: str, prompts: Iterable[int], responses: It
     for prompt, response in zip(prompts, responses, strict=True):
         steps = max(steps, response)
         cached += prompt * response + response * (response - 1) // 2
-    return weight_bytes(model, dtype) * steps + cache_bytes_per_token(model, dtype) * cached
+    return decoded_weight_bytes(model, dtype) * steps + cache_bytes_per_token(model, dtype) * cached

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from rlhf.config.derive import Batches, batches, is_reference_shared, is_reward_shared, policy_stage
+from rlhf.config.derive import Batches, is_reference_shared, is_reward_shared, policy_stage
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.data.tokens import Tokenizer
@@ -19,6 +19,7 @@ from rlhf.models.load import load_policy, load_scorer, scorer_with_new_head
 from rlhf.models.preflight import check_source
 from rlhf.models.source import Source
 from rlhf.models.tokenizer import have_same_vocabulary, load_tokenizer
+from rlhf.planner.batches import batches
 from rlhf.rewards.model import ModelReward
 from rlhf.runtime import distributed
 

@@ -1,12 +1,14 @@
 """What a rollout says of itself: rewards, KL, values, lengths, and how fast each phase was."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from rlhf.algo.kl import k1, k3
 from rlhf.algo.masked import global_moments, masked_sum
 from rlhf.config.schema import Config
-from rlhf.planner.flops import forward_flops, generation_flops, training_flops
+from rlhf.planner.ppo import phase_flops
 from rlhf.ppo.experience import Experience
 from rlhf.rollout.base import Responses
 from rlhf.runtime.distributed import maximum, total
@@ -54,29 +56,13 @@ def describe_rollout(experience: Experience, responses: Responses, shaped: Tenso
     }
 
 
-def describe_speed(config: Config, experience: Experience, clock: Clock) -> dict[str, float]:
-    """Times and throughput of a rollout and its updates, per phase and together, over all ranks."""
+def describe_speed(config: Config, experience: Experience, clock: Clock, texts: Sequence[int] = ()) -> dict[str, float]:
+    """Times and throughput of a rollout and its updates, per phase and together, over all ranks. `texts` are the lengths of
+    what this rank's updates read for the pre-training loss."""
     prompts, responses = experience.prompt_mask.sum(1).tolist(), experience.mask.sum(1).tolist()
-    lengths = [p + r for p, r in zip(prompts, responses, strict=True)]
-    ppo, critic = config.ppo, config.model if config.ppo.critic == "actor" else config.reward_model
-    actions, passes = sum(responses), ppo.update_epochs
-    scoring = (
-        forward_flops(config.model, lengths, actions, config.lora)
-        + forward_flops(config.model, lengths, actions)
-        + forward_flops(critic, lengths, 0, config.critic_lora)
-        + forward_flops(config.reward_model, lengths, 0)
-    )
-    update = passes * (
-        training_flops(config.model, lengths, actions, config.lora, ppo.gradient_checkpointing, ppo.dropout)
-        + training_flops(critic, lengths, 0, config.critic_lora, ppo.critic_gradient_checkpointing, ppo.critic_dropout)
-    )
+    flops, passes = phase_flops(config, prompts, responses, texts), config.ppo.update_epochs
     samples, sampled, tokens, rollout, score, train = total(
-        len(lengths),
-        sum(responses),
-        sum(lengths),
-        generation_flops(config.model, prompts, responses, config.lora),
-        scoring,
-        update,
+        len(prompts), sum(responses), sum(prompts) + sum(responses), flops["rollout"], flops["score"], flops["update"]
     )
     seconds = {phase: maximum(clock.seconds[phase]) for phase in ("rollout", "score", "train")}
     whole = sum(seconds.values())

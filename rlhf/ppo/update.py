@@ -56,6 +56,7 @@ class Update:
         self.norms: dict[str, list[float]] = {"policy": [], "value": []}
         self.overflows = {"policy": 0, "value": 0}
         self.text_tokens = 0.0
+        self.text_lengths: list[int] = []
         self.rates = (0.0, 0.0)
 
     def minibatches(self, samples: int) -> Iterator[list[int]]:
@@ -145,6 +146,7 @@ class Update:
         backward(actor, self.ppo.ptx_coef * loss, count)
         accumulate(actor)
         self.sums["policy/ptx_loss"] += float(loss.detach())
+        self.text_lengths += texts.lengths.tolist()
         self.text_tokens += float(mask.sum())
 
     def critic_step(self, rows: Experience, ids: Tensor, mask: Tensor, count: float) -> None:

@@ -20,14 +20,15 @@ import os
 import signal
 
 from rlhf.catalog.metric import TRAINING, Metric
+from rlhf.catalog.role import Role
 from rlhf.catalog.stage import Card, Input, Records, StageKind
-from rlhf.config.memory import Role
 from rlhf.planner.flops import training_flops
 
 
-def step_flops(config, answers):
+def phase_flops(config, answers):
     longest = config.data.max_prompt_tokens + config.data.max_response_tokens
-    return training_flops(config.model, [longest] * config.sft.batch_size, longest * config.sft.batch_size, config.lora)
+    count = config.sft.batch_size
+    return {"train": training_flops(config.model, [longest] * count, longest * count, config.lora)}
 
 
 KIND = StageKind(
@@ -48,13 +49,12 @@ KIND = StageKind(
     trained=("zero",),
     roles=lambda config: [Role(config.model, config.zero, config.lora)],
     records=lambda config, counts: Records("demonstrations", "demonstrations", counts.demonstrations),
-    step_flops=step_flops,
+    phase_flops=phase_flops,
     cards={"model": Card("a language model that was taught twice")},
 )
 
 
 def run(config, inputs, context):
-    from rlhf.config.derive import batches
     from rlhf.data.records import load_dataset
     from rlhf.data.tokens import encode_demonstrations, sequence_batch
     from rlhf.engine.save import save_model
@@ -64,6 +64,7 @@ def run(config, inputs, context):
     from rlhf.models.tokenizer import load_tokenizer
     from rlhf.stages import supervised
     from rlhf.stages.card import write_model_card
+    from rlhf.planner.batches import batches
     from rlhf.stages.sft import work
     from rlhf.stages.sft.train import evaluate, sequence_lengths, train_step
 

@@ -10,7 +10,6 @@ from support.small import SMALL_STAGES
 
 from rlhf.catalog.stage import kind_of
 from rlhf.config.checks import check
-from rlhf.config.derive import batches
 from rlhf.data.records import load_dataset
 from rlhf.data.tokens import encode_demonstrations, right_mask, sequence_batch
 from rlhf.engine.save import save_model
@@ -22,6 +21,7 @@ from rlhf.models.forward import response_scores
 from rlhf.models.load import load_policy, load_scorer, new_policy
 from rlhf.models.source import Source
 from rlhf.models.tokenizer import load_tokenizer
+from rlhf.planner.batches import batches
 from rlhf.runtime.distributed import start
 
 SMALL = (

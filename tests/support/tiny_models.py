@@ -12,13 +12,13 @@ from torch import Tensor
 
 from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
 from rlhf.catalog.families import FAMILIES
-from rlhf.config.derive import batches
 from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.data.records import load_dataset
 from rlhf.data.tokens import Encoded, encode_prompt, prompt_batch
 from rlhf.engine.state import engine_state
 from rlhf.engine.zero import TrainingSpec, frozen_engine, training_engine
 from rlhf.models.load import new_policy, new_scorer
+from rlhf.planner.batches import batches
 from rlhf.ppo.experience import Experience
 from rlhf.runtime.compat.deepspeed import local_shard
 from rlhf.runtime.distributed import start

@@ -8,14 +8,14 @@ lengths are in tokens, times in seconds, KL in nats.
 from dataclasses import dataclass
 
 from rlhf.config.metadata import WHOLE, key
-from rlhf.config.schema.command import Bench, Checkpoint, Launcher, Search, Tracking, Wandb
+from rlhf.config.schema.command import Bench, Checkpoint, Launcher, Plan, Search, Tracking, Wandb
 from rlhf.config.schema.data import Columns, Data, DemoData, Files, Hub, Text
 from rlhf.config.schema.models import Hardware, Lora, Model, PeakTflops, Precision, Zero
 from rlhf.config.schema.training import Ppo, Reward, Rollout, Sft, Training
 
 __all__ = [
     "LORAS", "ZEROS", "Bench", "Checkpoint", "Columns", "Config", "Data", "DemoData", "Files", "Hardware", "Hub",
-    "Launcher", "Lora", "Model", "PeakTflops", "Ppo", "Precision", "Reward", "Rollout", "Search", "Sft", "Text",
+    "Launcher", "Lora", "Model", "PeakTflops", "Plan", "Ppo", "Precision", "Reward", "Rollout", "Search", "Sft", "Text",
     "Tracking", "Training", "Wandb", "Zero",
 ]  # fmt: skip
 
@@ -32,6 +32,7 @@ class Config:
     checkpoint: Checkpoint = key(effect="name")
     sweep: Search = key(effect="name", once=True)
     bench: Bench = key(effect="speed")
+    plan: Plan = key(effect="name", once=True)
     model: Model = key(effect="result")
     reward_model: Model = key(effect="result")
     hardware: Hardware = key(effect="speed")

@@ -58,6 +58,16 @@ class Bench:
 
 
 @dataclass
+class Plan:
+    """What is done about a plan, and what it may come to."""
+
+    check: str = key(choices=("refuse", "warn", "off"))
+    max_hours: float | None = key(Range(0, 1e9), unit="hours")
+    max_dollars: float | None = key(Range(0, 1e12), unit="US dollars")
+    constants: str | None = key()
+
+
+@dataclass
 class Launcher:
     """Where stages run; the keys from `partition` on are SLURM's."""
 

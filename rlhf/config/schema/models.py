@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.config.metadata import COEFFICIENT, RATE, SHARE, WHOLE, Range, above_zero, key
+from rlhf.config.metadata import AUTO, COEFFICIENT, RATE, SHARE, WHOLE, Range, above_zero, key
 
 DTYPES = ("fp32", "bf16", "fp16")
 
@@ -57,9 +57,9 @@ class Lora:
 class Zero:
     """DeepSpeed ZeRO: stage 0 to 3, what is kept in host memory, and ZeRO++'s savings of communication."""
 
-    stage: int = key(choices=(0, 1, 2, 3))
-    offload_optimizer: bool = key()
-    offload_param: bool = key()
+    stage: Any = key(choices=(0, 1, 2, 3, AUTO))
+    offload_optimizer: Any = key(choices=(False, True, AUTO))
+    offload_param: Any = key(choices=(False, True, AUTO))
     reduce_bucket_size: int = key(Range(1, 1e12), unit="elements")
     stage3_param_persistence_threshold: int = key(Range(0, 1e12), unit="elements")
     stage3_max_live_parameters: int = key(Range(1, 1e12), unit="elements")
@@ -79,7 +79,7 @@ class PeakTflops:
 
 @dataclass
 class Hardware:
-    """A GPU type and how many of it: GiB, TFLOP/s, GB/s and US dollars per GPU-hour."""
+    """A GPU type, how many of it, and the node around it: GiB, TFLOP/s, GB/s and US dollars per GPU-hour."""
 
     device: str = key(choices=("cpu", "cuda"))
     gpu: str = key()
@@ -88,7 +88,11 @@ class Hardware:
     memory_bandwidth_gb_s: float = key(above_zero(1e9), unit="GB/s")
     link: str = key()
     link_gb_s: float = key(above_zero(1e9), unit="GB/s")
+    host_memory_gib: float = key(above_zero(1e9), unit="GiB")
+    host_link_gb_s: float = key(above_zero(1e9), unit="GB/s")
+    network_gb_s: float = key(above_zero(1e9), unit="GB/s")
     gpus_per_node: int = key(Range(1, 1024))
     nodes: int = key(Range(1, 65536))
     price_per_gpu_hour: float = key(COEFFICIENT, unit="US dollars")
+    price_source: str = key(effect="name")
     dtype: str = key(choices=DTYPES)

@@ -1,12 +1,10 @@
 """How fast step 3 is, on random weights and random tokens: what `python -m rlhf bench` and stage=bench are made of."""
 
-from collections.abc import Callable
-
 from rlhf.catalog.stage import StageKind, Work, kind_of
 from rlhf.config.derive import benchmark_config
 from rlhf.config.schema import LORAS, ZEROS, Bench, Config
+from rlhf.planner.ppo import longest_step
 from rlhf.stages.bench.metrics import MEASURED, METRICS, RATES
-from rlhf.stages.ppo.work import ppo_step, rollout_step, scoring_step, update_step
 
 
 def measured_stages(config: Config) -> list[str]:
@@ -16,17 +14,14 @@ def measured_stages(config: Config) -> list[str]:
 
 def work(config: Config) -> Work:
     """The rounds of a benchmark, and its operations with those that warm up."""
-    phases: dict[str, Callable[[Config], int]] = {
-        "rollout": rollout_step,
-        "score": lambda config: rollout_step(config) + scoring_step(config),
-        "train": update_step,
-        "step3": ppo_step,
-    }
+    ppo = longest_step(config)
+    experience = ppo["rollout"] + ppo["score"]
+    phases = {"rollout": ppo["rollout"], "score": experience, "train": ppo["update"], "step3": sum(ppo.values())}
     if config.bench.what == "stages":
         measured = [kind_of(stage).step_flops(config, 2) for stage in measured_stages(config)]
     else:
-        measured = [phases[config.bench.what](config)]
-    once = rollout_step(config) + scoring_step(config) if config.bench.what == "train" else 0
+        measured = [phases[config.bench.what]]
+    once = experience if config.bench.what == "train" else 0
     return Work(config.bench.repeats * len(measured), once + (config.bench.repeats + 1) * sum(measured))
 
 

@@ -3,24 +3,23 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from rlhf.catalog.role import Role
 from rlhf.catalog.stage import Card, Counts, Input, Records, Side, StageKind
 from rlhf.config.derive import is_reference_shared, is_reward_shared
-from rlhf.config.memory import Role
 from rlhf.config.schema import ZEROS, Config, Ppo
 from rlhf.experiment.resolve import are_scores_normalized, default_eos_penalty_mode
+from rlhf.planner.ppo import critic_of, longest_step
 from rlhf.stages.ppo.checks import problems
 from rlhf.stages.ppo.metrics import METRICS, PHASE_SPEED
-from rlhf.stages.ppo.work import ppo_step
 
 
 def roles(config: Config) -> list[Role]:
     """The actor, the critic, the reference and the reward model; with adapters alone, a frozen model shares the weights of
     the one that learns."""
     ppo = config.ppo
-    critic = config.model if ppo.critic == "actor" else config.reward_model
     held = [
         Role(config.model, config.zero, config.lora, ppo.ema, ppo.gradient_checkpointing),
-        Role(critic, config.critic_zero, config.critic_lora, recomputed=ppo.critic_gradient_checkpointing),
+        Role(critic_of(config), config.critic_zero, config.critic_lora, recomputed=ppo.critic_gradient_checkpointing),
     ]
     if not is_reference_shared(config):
         held.append(Role(config.model, config.reference_zero, None))
@@ -88,7 +87,7 @@ KIND = StageKind(
     copies=lambda config: config.rollout.samples_per_prompt,
     updates=lambda config: config.ppo.update_epochs * (config.ppo.rollout_batch_size // config.ppo.batch_size),
     records=count_records,
-    step_flops=lambda config, answers: ppo_step(config),
+    phase_flops=lambda config, answers: longest_step(config),
     resolve=resolve,
     problems=problems,
     check=check,

@@ -59,7 +59,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             out = trainer.pending or trainer.generate_experience(prompt_batch)
             saver.boundary(number - 1, "rollout", numbers, trainer.tensors)
             trainer.train_rlhf(out)
-            metrics = trainer.metrics | describe_speed(config, out, trainer.clock)
+            metrics = trainer.metrics | describe_speed(config, out, trainer.clock, trainer.update.text_lengths)
             metrics["memory/peak_gib"] = maximum(peak_memory_gib())
             if should_evaluate(number, len(loader), ppo.eval_every):
                 after = evaluation.answers(engine.actor, lambda done, of: bar.say(f"evaluating {done}/{of}"))

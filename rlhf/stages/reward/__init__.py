@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 
 from rlhf.catalog.metric import TRAINING, Metric
+from rlhf.catalog.role import Role
 from rlhf.catalog.stage import Card, Counts, Records, StageKind
-from rlhf.config.derive import max_sequence
 from rlhf.config.errors import ConfigError
-from rlhf.config.memory import Role, count_fitting_sequences, state_gib
 from rlhf.config.schema import Config, Reward
 from rlhf.planner.flops import training_flops
 
@@ -30,22 +29,10 @@ def work(config: Config, lengths: list[int]) -> int:
     return training_flops(config.reward_model, lengths, 0, *how)
 
 
-def step_flops(config: Config, answers: int) -> int:
+def phase_flops(config: Config, answers: int) -> dict[str, int]:
     """Operations of a step on records of so many answers, at most."""
     longest = config.data.max_prompt_tokens + config.data.max_response_tokens
-    return work(config, [longest] * answers * config.reward.batch_size)
-
-
-def answers_per_pass(config: Config) -> int:
-    """The most answers that a forward pass of the reward stage's training reads: two for each comparison of
-    `reward.micro_batch_size`, or, where that is null, as many as fit beside the stage's weights and optimiser state. One
-    prompt's answers beyond that, if `reward.grouped` puts many together, take several passes."""
-    if config.reward.micro_batch_size is not None:
-        return 2 * config.reward.micro_batch_size
-    state = sum(state_gib(role, config) for role in roles(config))
-    return count_fitting_sequences(
-        config.reward_model, config, max_sequence(config), state, config.reward.gradient_checkpointing
-    )
+    return {"train": answers * config.reward.batch_size * work(config, [longest])}
 
 
 def problems(config: Config) -> Iterator[ConfigError]:
@@ -94,7 +81,7 @@ KIND = StageKind(
     roles=roles,
     sequences=2,  # a pair has two answers
     records=count_records,
-    step_flops=step_flops,
+    phase_flops=phase_flops,
     problems=problems,
     cards={"reward": Card("a reward model trained on comparisons", scorer=True)},
 )  # fmt: skip

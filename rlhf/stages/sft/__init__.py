@@ -1,8 +1,8 @@
 """Supervised fine-tuning."""
 
 from rlhf.catalog.metric import TRAINING, Metric
+from rlhf.catalog.role import Role
 from rlhf.catalog.stage import Card, Counts, Records, StageKind
-from rlhf.config.memory import Role
 from rlhf.config.schema import Config, Sft
 from rlhf.planner.flops import training_flops
 
@@ -23,9 +23,10 @@ def work(config: Config, lengths: list[int]) -> int:
     return training_flops(config.model, lengths, sum(lengths), *how)
 
 
-def step_flops(config: Config, answers: int) -> int:
+def phase_flops(config: Config, answers: int) -> dict[str, int]:
     """Operations of a step, at most."""
-    return work(config, [config.data.max_prompt_tokens + config.data.max_response_tokens] * config.sft.batch_size)
+    longest = config.data.max_prompt_tokens + config.data.max_response_tokens
+    return {"train": config.sft.batch_size * work(config, [longest])}
 
 
 METRICS = (
@@ -53,6 +54,6 @@ KIND = StageKind(
     trained=("zero",),
     roles=roles,
     records=count_records,
-    step_flops=step_flops,
+    phase_flops=phase_flops,
     cards={"sft": Card("a language model fine-tuned on demonstrations")},
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 from rlhf.algo.errors import ratio_with_error
 from rlhf.algo.logprobs import token_logprobs
 from rlhf.algo.masked import zero_padding
-from rlhf.config.derive import Batches, batches
+from rlhf.config.derive import Batches
 from rlhf.config.schema import Config
 from rlhf.data.loaders import evenly, from_shares
 from rlhf.data.records import load_dataset, require_records
@@ -28,6 +28,7 @@ from rlhf.engine.zero import TrainingSpec, backward, release, training_engine
 from rlhf.models.heads import model_inputs
 from rlhf.models.load import new_policy
 from rlhf.models.tokenizer import build_tokenizer
+from rlhf.planner.batches import batches
 from rlhf.runtime.distributed import rank, total
 from rlhf.stages import supervised
 from rlhf.stages.card import write_model_card

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf.config.derive import Batches, batches
+from rlhf.config.derive import Batches
 from rlhf.config.errors import ConfigError
 from rlhf.engine.step import accumulate, optimizer_step
 from rlhf.engine.zero import TrainingSpec, adamw, backward, frozen_engine, set_rates, training_engine
 from rlhf.models.load import new_policy
+from rlhf.planner.batches import batches
 from rlhf.runtime.distributed import join, start
 from rlhf.runtime.ds_config import frozen_settings, training_settings
 

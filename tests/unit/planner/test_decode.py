@@ -2,17 +2,17 @@
 
 import pytest
 
-from rlhf.config.memory import cache_bytes_per_token
-from rlhf.planner.decode import decode_bytes, weight_bytes
+from rlhf.planner.decode import decode_bytes, decoded_weight_bytes
+from rlhf.planner.memory import cache_bytes_per_token
 
 
 def test_weights_are_read_but_for_an_embedding_that_is_no_head(make_config):
     model = make_config().model
     assert model.tie_word_embeddings
-    assert weight_bytes(model, "fp32") == 4 * model.num_parameters
-    assert weight_bytes(model, "bf16") == 2 * model.num_parameters
+    assert decoded_weight_bytes(model, "fp32") == 4 * model.num_parameters
+    assert decoded_weight_bytes(model, "bf16") == 2 * model.num_parameters
     model.tie_word_embeddings = False
-    assert weight_bytes(model, "bf16") == 2 * (model.num_parameters - model.vocab_size * model.word_embed_proj_dim)
+    assert decoded_weight_bytes(model, "bf16") == 2 * (model.num_parameters - model.vocab_size * model.word_embed_proj_dim)
 
 
 def test_the_cache_of_grouped_queries_is_smaller(make_config):
@@ -27,7 +27,7 @@ def test_each_live_row_reads_its_own_tokens_at_each_step(make_config, prompts, r
     expected = 0
     for step in range(1, max(responses) + 1):
         alive = [prompt for prompt, response in zip(prompts, responses, strict=True) if response >= step]
-        expected += weight_bytes(model, "fp32") + cache_bytes_per_token(model, "fp32") * sum(
+        expected += decoded_weight_bytes(model, "fp32") + cache_bytes_per_token(model, "fp32") * sum(
             prompt + step - 1 for prompt in alive
         )
     assert decode_bytes(model, "fp32", prompts, responses) == expected

@@ -1,0 +1,95 @@
+"""Tell what a command would take, before a GPU is asked for: memory, hours and dollars of every stage.
+
+    python -m rlhf plan model=opt-13b hardware=dgx8          # does it fit, how long does it take, what does it cost
+    python -m rlhf plan -m +sweeps=kl                        # of a sweep: stages that points share count once
+    python -m rlhf plan model=opt-66b hardware=dgx8 --json   # one object for scripts; exit code 2 if something does not fit
+    python -m rlhf plan --fit model=opt-66b                  # which hardware runs it, at what time and price
+    python -m rlhf plan --largest hardware=a100-80g          # the largest model of each family
+    python -m rlhf plan --calibrate outputs/                 # this machine's own constants, from its finished stages
+    python -m rlhf plan --published                          # DeepSpeed-Chat's published times beside planned ones
+
+Overrides are those of `python -m rlhf`. Nothing is loaded, downloaded or written (but the file that --calibrate writes).
+No GPU is needed. Exit codes: 0 if all fits, 2 if not or for bad input.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from rich.text import Text
+
+from rlhf.cli.changes import check_plan
+from rlhf.cli.prepare import plan_graph
+from rlhf.cli.run import Invalid, compose_points, print_cost
+from rlhf.config.command import read_command
+from rlhf.config.errors import ConfigError
+from rlhf.config.points import Composer
+from rlhf.config.terminal import Terminal
+from rlhf.experiment.plan import GraphPlan, describe_plan, print_plan, print_stage
+from rlhf.experiment.sweep import build_task_graph, lay_out
+
+# Flags of this verb, each with the function that answers it instead of planning the command.
+TABLES = ("--fit", "--largest", "--published", "--calibrate")
+
+
+def main(arguments: list[str]) -> int:
+    """Print the plan that the arguments ask for; returns the exit code."""
+    errors = Terminal(stderr=True, soft_wrap=True)
+    try:
+        if {"-h", "--help"} & set(arguments):
+            Terminal(soft_wrap=True).print(__doc__)
+            return 0
+        if tables := [word for word in arguments if word in TABLES]:
+            return show_table(tables[0], [word for word in arguments if word != tables[0]])
+        as_json = "--json" in arguments
+        return show_plan(make_plan([word for word in arguments if word != "--json"]), as_json)
+    except (ConfigError, Invalid) as error:
+        for line in str(error).splitlines():
+            errors.print(Text.assemble(("error:", "bold red"), f" {line}"))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def make_plan(words: list[str]) -> GraphPlan:
+    """Compose what the overrides describe, and plan it. Raises ConfigError or Invalid."""
+    command = read_command(words)
+    if command.shows:
+        raise ConfigError("argument", command.flags[0], "a plan has no such flag", "give it to python -m rlhf")
+    sys.argv[1:] = command.words
+    with Composer(command) as composer:
+        points, _ = compose_points(composer)
+    tasks = lay_out(build_task_graph(points))
+    return plan_graph(points, tasks, [task for task in tasks if not task.node.directory.done])
+
+
+def show_plan(plan: GraphPlan, as_json: bool) -> int:
+    """Print a plan, and what is wrong with it on standard error; returns the exit code."""
+    problems = check_plan(plan)
+    if as_json:
+        print(json.dumps(describe_plan(plan), indent=1))
+    else:
+        console = Terminal() if Terminal().is_terminal else Terminal(width=160)
+        print_plan(plan, console)
+        for task in plan.tasks if len(plan.points) == 1 else ():
+            if task.key in plan.waiting:
+                console.print()
+                print_stage(task, plan.plans[task.key], console)
+        print_cost(len(plan.points), console)
+    errors = Terminal(stderr=True, soft_wrap=True)
+    for names, error in problems:
+        where = f"{names}: " if len(plan.points) > 1 else ""
+        errors.print(Text.assemble(("error:", "bold red"), f" {where}{error}"))
+    return 2 if problems else 0
+
+
+def show_table(flag: str, words: list[str]) -> int:
+    """Answer one of the flags that stand for a table of several plans; returns the exit code."""
+    from rlhf.cli import tables
+
+    console = Terminal() if Terminal().is_terminal else Terminal(width=160)
+    if flag == "--calibrate":
+        return tables.calibrate([Path(word) for word in words], console)
+    make = {"--fit": tables.fit_table, "--largest": tables.largest_table, "--published": tables.published_table}[flag]
+    console.print(make(words))
+    return 0

@@ -1,0 +1,136 @@
+"""Tables of several plans: the hardware that runs a model, a GPU's largest models, published times beside planned ones."""
+
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+from rich.table import Table
+
+from rlhf.cli.prepare import plan_tasks, resolve_config
+from rlhf.config.compose import config_root
+from rlhf.config.errors import ConfigError
+from rlhf.config.points import compose_config
+from rlhf.experiment.graph import build_graph
+from rlhf.experiment.plan import format_dollars, format_seconds
+from rlhf.experiment.sweep import Point, Task, build_task_graph, lay_out
+from rlhf.planner.cost import Step, Totals, add_up
+from rlhf.planner.memory import GIB
+from rlhf.planner.plan import HOUR, StagePlan
+from rlhf.planner.published import BENCHMARK, DOLLARS, HOURS, LARGEST
+
+CONF = config_root() / "conf"
+
+
+def plan_words(words: list[str]) -> tuple[list[Task], list[StagePlan], Totals]:
+    """Plan what some overrides describe, stages that are done too. Raises ConfigError."""
+    config = resolve_config(compose_config(*words))
+    tasks = lay_out(build_task_graph([Point(config, words, Path("plan"), False, build_graph(config))]))
+    plans = plan_tasks(tasks)
+    totals = add_up([Step(task.key, task.parents, plans[task.key]) for task in tasks], slots=1)
+    return tasks, [plans[task.key] for task in tasks], totals
+
+
+def preset_names(group: str) -> list[str]:
+    """The presets of a group, without those that need something more to be a choice."""
+    return [file.stem for file in sorted((CONF / group).glob("*.yaml")) if file.stem not in ("cpu", "local")]
+
+
+def fit_table(words: list[str]) -> Table:
+    """The presets of hardware: which of them run what the overrides describe, at what time and price."""
+    given = [word for word in words if not word.startswith("hardware=")]
+    table = Table(title=f"Hardware for {' '.join(given) or 'the default'}", title_justify="left")
+    for column in ("hardware", "GPUs", "GiB/GPU", "time", "GPU-hours", "cost", ""):
+        table.add_column(column, justify="left" if column in ("hardware", "") else "right", no_wrap=True)
+    for name in preset_names("hardware"):
+        try:
+            tasks, plans, totals = plan_words([*given, f"hardware={name}"])
+        except ConfigError as error:
+            table.add_row(name, "", "", "", "", "", str(error.problem), style="dim")
+            continue
+        hardware = tasks[0].config.hardware
+        peak = max(plan.peak for plan in plans) / GIB
+        cells = [name, str(hardware.nodes * hardware.gpus_per_node), f"{peak:.0f}/{hardware.memory_gib:g}"]
+        if not totals.fits:
+            table.add_row(*cells, "", "", "", "does not fit", style="dim")
+            continue
+        hours = "?" if totals.gpu_hours is None else f"{totals.gpu_hours:,.0f}"
+        table.add_row(*cells, format_seconds(totals.seconds), hours, format_dollars(totals.dollars), "")
+    return table
+
+
+def largest_table(words: list[str]) -> Table:
+    """The largest model of each family that the overrides' hardware runs."""
+    given = [word for word in words if not word.startswith("model=")]
+    table = Table(title=f"Largest models: {' '.join(given) or 'the default hardware'}", title_justify="left")
+    for column in ("family", "model", "GiB/GPU", "time", "cost"):
+        table.add_column(column, justify="left" if column in ("family", "model") else "right", no_wrap=True)
+    for family, names in models_by_family().items():
+        found = largest_model(names, given)
+        if found is None:
+            table.add_row(family, "none", "", "", "", style="dim")
+            continue
+        name, plans, totals = found
+        peak = max(plan.peak for plan in plans) / GIB
+        table.add_row(family, name, f"{peak:.0f}", format_seconds(totals.seconds), format_dollars(totals.dollars))
+    return table
+
+
+def models_by_family() -> dict[str, list[str]]:
+    """The presets of real models by family, the largest first."""
+    sizes: dict[str, dict[str, int]] = {}
+    for name in preset_names("model"):
+        values = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())
+        if values.get("path") is not None:
+            sizes.setdefault(values["family"], {})[name] = values["num_parameters"]
+    return {family: sorted(found, key=lambda name: -found[name]) for family, found in sorted(sizes.items())}
+
+
+def largest_model(names: list[str], words: list[str]) -> tuple[str, list[StagePlan], Totals] | None:
+    """The first of some models whose stages all fit."""
+    for name in names:
+        try:
+            _, plans, totals = plan_words([*words, f"model={name}"])
+        except ConfigError:
+            continue
+        if totals.fits:
+            return name, plans, totals
+    return None
+
+
+def published_cells() -> Iterator[tuple[str, str, float, Totals]]:
+    """The published hours of step 3 by hardware and model, each with the plan of the published recipe."""
+    for (hardware, model), hours in HOURS.items():
+        _, _, totals = plan_words([BENCHMARK, f"model={model}", f"hardware={hardware}"])
+        yield hardware, model, hours, totals
+
+
+def published_largest() -> Iterator[tuple[str, str, str]]:
+    """The hardware of the published table of largest models, with its model and the plan's."""
+    names = models_by_family()["opt"]
+    for hardware, model in LARGEST.items():
+        found = largest_model(names, [BENCHMARK, f"hardware={hardware}"])
+        yield hardware, model, "none" if found is None else found[0]
+
+
+def published_table(words: list[str]) -> Table:
+    """DeepSpeed-Chat's published times, dollars and largest models beside planned ones."""
+    if words:
+        raise ConfigError("argument", words[0], "the published recipe is what it is", "leave it out")
+    table = Table(title="DeepSpeed-Chat, step 3: published beside planned", title_justify="left")
+    for column in ("hardware", "model", "published h", "planned h", "error", "published", "planned"):
+        table.add_column(column, justify="left" if column in ("hardware", "model") else "right", no_wrap=True)
+    errors = []
+    for hardware, model, hours, totals in published_cells():
+        planned = (totals.seconds or 0.0) / HOUR
+        errors.append(abs(planned / hours - 1))
+        price = f"${DOLLARS[hardware, model]:,.0f}" if (hardware, model) in DOLLARS else ""
+        cost = format_dollars(totals.dollars) if price else ""
+        table.add_row(hardware, model, f"{hours:.3g}", f"{planned:.3g}", f"{planned / hours - 1:+.0%}", price, cost)
+    table.add_section()
+    table.add_row("median error", "", "", "", f"{statistics.median(errors):.0%}", "", "")
+    table.add_row("worst error", "", "", "", f"{max(errors):.0%}", "", "")
+    table.add_section()
+    for hardware, model, planned_model in published_largest():
+        table.add_row(hardware, "largest model", model, planned_model, "", "", "")
+    return table

@@ -1,0 +1,234 @@
+"""The plan of a graph of stages: its totals, the table for people, the object for scripts, and what is wrong with it."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlhf.config.errors import ConfigError
+from rlhf.config.schema import Config
+from rlhf.config.terminal import plural
+from rlhf.experiment.checkpoints import checkpoint_dirs
+from rlhf.experiment.sweep import Point, Task
+from rlhf.planner.auto import HOST_SHARE
+from rlhf.planner.cost import Step, Totals, add_up
+from rlhf.planner.memory import GIB
+from rlhf.planner.plan import HOUR, StagePlan
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """A graph of stages with the plan of each, by fingerprint; those in `waiting` are to run, the others are done."""
+
+    points: Sequence[Point]
+    tasks: Sequence[Task]
+    waiting: frozenset[str]
+    plans: Mapping[str, StagePlan]
+
+    @property
+    def totals(self) -> Totals:
+        """What the stages that are to run take together."""
+        steps = [Step(t.key, t.parents, self.plans[t.key]) for t in self.tasks if t.key in self.waiting]
+        return add_up(steps, count_slots(self.tasks[0].config))
+
+    @property
+    def unshared_dollars(self) -> float | None:
+        """What the points would cost if each ran all its stages itself, those that are done too."""
+        costs = [(len(task.points), self.plans[task.key].dollars) for task in self.tasks]
+        return None if any(cost is None for _, cost in costs) else sum(count * (cost or 0.0) for count, cost in costs)
+
+
+def count_slots(config: Config) -> int:
+    """How many stages run at a time."""
+    launcher = config.launcher
+    return launcher.array_parallelism if launcher.kind == "slurm" else launcher.parallel
+
+
+def find_plan_problems(plan: GraphPlan) -> list[tuple[list[str], ConfigError]]:
+    """Find the stages that do not fit, and the limits that the whole exceeds; each with the points that it concerns."""
+    found = [(task.points, lacking(task, plan.plans[task.key])) for task in plan.tasks if task.key in plan.waiting]
+    problems = [(points, error) for points, error in found if error is not None]
+    totals, limits = plan.totals, plan.tasks[0].config.plan
+    names = [point.name for point in plan.points]
+    if limits.max_hours is not None and totals.seconds is not None and totals.seconds > limits.max_hours * HOUR:
+        problem = f"the plan takes {format_seconds(totals.seconds)}"
+        problems.append((names, ConfigError("plan.max_hours", limits.max_hours, problem, "raise it, or ask for less")))
+    if limits.max_dollars is not None and totals.dollars is not None and totals.dollars > limits.max_dollars:
+        problem = f"the plan costs ${totals.dollars:,.2f}"
+        problems.append((names, ConfigError("plan.max_dollars", limits.max_dollars, problem, "raise it, or ask for less")))
+    return problems
+
+
+def lacking(task: Task, plan: StagePlan) -> ConfigError | None:
+    """What a stage lacks, as an error whose fix is still to be found; None if it fits."""
+    if plan.fits:
+        return None
+    stage, hardware = task.node.stage, task.config.hardware
+    if plan.peak > plan.room:
+        parts = plan.memory[plan.fullest]
+        most = sorted((name for name in parts if parts[name] > 0), key=lambda name: -parts[name])[:3]
+        shown = ", ".join(f"{name} {parts[name] / GIB:.1f}" for name in most)
+        problem = (
+            f"{stage} takes {plan.peak / GIB:.1f} GiB of a {hardware.gpu} with {hardware.memory_gib:g} GiB in its "
+            f"{plan.fullest} phase ({shown})"
+        )
+        return ConfigError("hardware.memory_gib", hardware.memory_gib, problem, "")
+    problem = (
+        f"{stage} keeps {plan.host / GIB:.1f} GiB a GPU in main memory, and {HOST_SHARE:.0%} of "
+        f"{hardware.host_memory_gib:g} GiB are there for it"
+    )
+    return ConfigError("hardware.host_memory_gib", hardware.host_memory_gib, problem, "")
+
+
+def describe_plan(plan: GraphPlan) -> dict[str, Any]:
+    """Return the object that `python -m rlhf plan --json` prints: seconds, GiB, GPU-hours and US dollars; null where the
+    steps of a stage are not known."""
+    totals = plan.totals
+    return {
+        "fits": totals.fits,
+        "seconds": totals.seconds,
+        "gpu_hours": totals.gpu_hours,
+        "dollars": totals.dollars,
+        "unshared_dollars": plan.unshared_dollars,
+        "stages": [describe_stage(task, plan.plans[task.key], task.key not in plan.waiting) for task in plan.tasks],
+    }
+
+
+def describe_stage(task: Task, plan: StagePlan, reused: bool) -> dict[str, Any]:
+    """One stage of that object; one that is done takes nothing."""
+    taken = {"seconds": plan.total_seconds, "gpu_hours": plan.gpu_hours, "dollars": plan.dollars}
+    return {
+        "stage": task.node.stage,
+        "name": task.node.directory.path.name,
+        "points": task.points,
+        "reused": reused,
+        "fits": reused or plan.fits,
+        "steps": plan.steps,
+        "gib_per_gpu": plan.peak / GIB,
+        "host_gib": plan.host / GIB,
+        "disk_gib": plan.disk / GIB,
+        **(dict.fromkeys(taken, 0.0) if reused else taken),
+        "layout": plan.layout,
+        "phases": plan.phases,
+        "memory": {
+            phase: {name: value / GIB for name, value in parts.items() if value > 0} for phase, parts in plan.memory.items()
+        },
+    }
+
+
+def print_plan(plan: GraphPlan, console: Console) -> None:
+    """Print what will run, in which order and for which points, whether it fits, how long it takes and what it costs."""
+    several = len(plan.points) > 1
+    table = Table(title=f"Plan: {plural(len(plan.points), 'point')}", title_justify="left")
+    for column in ("", "stage", "after", *(["points"] if several else []), "steps", "GiB/GPU", "time", "cost"):
+        left = column in ("stage", "after", "points")
+        table.add_column(column, no_wrap=column != "points", justify="left" if left else "right")
+    numbers = {task.key: str(number) for number, task in enumerate(plan.tasks, start=1)}
+    for task in plan.tasks:
+        name, own = task.node.directory.path.name, plan.plans[task.key]
+        used: list[str | Text] = []
+        if several:
+            used = [Text(task.points[0]) if len(task.points) == 1 else f"{len(task.points)} of {len(plan.points)}"]
+        if task.key not in plan.waiting:
+            table.add_row("✓", name, "", *used, "done", "", "", "", style="dim")
+            continue
+        needs = ", ".join(numbers[parent] for parent in task.parents if parent in plan.waiting)
+        style = None if own.fits else "red"
+        table.add_row(numbers[task.key], name, needs, *used, steps_text(task, own), *costs_of(own), style=style)
+    console.print(table)
+    for line in sentences(plan):
+        console.print(Text(line), soft_wrap=True)
+
+
+def steps_text(task: Task, plan: StagePlan) -> str:
+    """The steps of a stage, and how many of them are done."""
+    done = task.node.directory.counted("step") if checkpoint_dirs(task.node.directory.path) else 0
+    return "?" if plan.steps is None else f"{plan.steps:,}" + (f" ({done} done)" if done else "")
+
+
+def costs_of(plan: StagePlan) -> list[str]:
+    """Memory, time and cost of a stage as cells."""
+    memory = f"{plan.peak / GIB:.1f}/{plan.room / GIB:.0f}"
+    return [memory, format_seconds(plan.total_seconds), format_dollars(plan.dollars)]
+
+
+def sentences(plan: GraphPlan) -> list[str]:
+    """What the whole takes, and the layouts that were chosen."""
+    kinds = Counter(task.node.stage for task in plan.tasks if task.key in plan.waiting)
+    reused, totals = len(plan.tasks) - len(plan.waiting), plan.totals
+    run = ", ".join(f"{number} {stage}" for stage, number in kinds.items())
+    lines = [f"{run or 'nothing'} to run, {plural(reused, 'stage')} done before"]
+    if plan.waiting and totals.seconds is None:
+        lines.append("time and cost depend on records that are not here: data.source=hub is read when it runs")
+    elif plan.waiting:
+        config = plan.tasks[0].config
+        at_once = f", {plural(totals.slots, 'stage')} at a time" if len(plan.waiting) > 1 else ""
+        whole = f"{format_seconds(totals.seconds)}{at_once}, {totals.gpu_hours:,.4g} GPU-hours"
+        if totals.dollars:
+            whole += f", {format_dollars(totals.dollars)} at ${config.hardware.price_per_gpu_hour:g} a GPU-hour"
+        lines.append(whole)
+        if len(plan.points) > 1 and plan.unshared_dollars:
+            lines.append(f"without sharing stages it would cost {format_dollars(plan.unshared_dollars)}")
+    told: dict[str, list[str]] = {}
+    for task in plan.tasks:
+        if task.key in plan.waiting and task.layout:
+            text = " ".join(f"{key}={format_value(value)}" for key, value in visible(task.layout).items())
+            told.setdefault(f"{task.node.stage}: {text} ({task.reason})", []).append(task.key)
+    return lines + list(told)
+
+
+def visible(layout: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a layout that say something: what is off, or as it is by default, is left out, but for ZeRO's stage."""
+    silent = (False, None, "auto")
+    return {key: value for key, value in layout.items() if key.endswith(".stage") or value not in silent}
+
+
+def format_value(value: Any) -> str:
+    """A value as it is typed."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def format_seconds(seconds: float | None) -> str:
+    """A time for people."""
+    if seconds is None:
+        return "?"
+    for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def format_dollars(dollars: float | None) -> str:
+    """A cost for people."""
+    return "?" if dollars is None else f"${dollars:,.0f}" if dollars >= 100 else f"${dollars:,.2f}"
+
+
+def print_stage(task: Task, plan: StagePlan, console: Console) -> None:
+    """Print a stage's memory by phase and component, and its seconds by phase and part."""
+    phases = list(plan.memory)
+    table = Table(title=f"{task.node.stage}: GiB on a GPU with {plan.room / GIB:.0f}", title_justify="left")
+    table.add_column("")
+    for phase in phases:
+        table.add_column(phase, justify="right")
+    for name in dict.fromkeys(name for parts in plan.memory.values() for name in parts):
+        sizes = [plan.memory[phase].get(name, 0.0) / GIB for phase in phases]
+        if any(sizes):
+            table.add_row(name, *(f"{size:.2f}" if size else "" for size in sizes))
+    table.add_section()
+    table.add_row("sum", *(f"{sum(plan.memory[phase].values()) / GIB:.2f}" for phase in phases))
+    console.print(table)
+    console.print(f"main memory {plan.host / GIB:.1f} GiB a GPU, disk {plan.disk / GIB:.1f} GiB", soft_wrap=True)
+    times = Table(title=f"{task.node.stage}: time", title_justify="left")
+    times.add_column("")
+    for phase in plan.seconds:
+        times.add_column(phase, justify="right")
+    for name in dict.fromkeys(name for found in plan.seconds.values() for name in found):
+        spent = [found.get(name, 0.0) for found in plan.seconds.values()]
+        times.add_row(name, *(format_seconds(seconds) if seconds >= 0.5 else "" for seconds in spent))
+    times.add_section()
+    times.add_row("sum", *(format_seconds(seconds) for seconds in plan.phases.values()))
+    console.print(times)

@@ -1,0 +1,48 @@
+"""How a global batch is shared: by ranks, and on each of them by micro-batches that fit its memory."""
+
+from rlhf.catalog.stage import kind_of
+from rlhf.config.derive import Batches, divisors, ranks, samples_responses_in, share_batch
+from rlhf.config.schema import Config
+from rlhf.planner.memory import GIB, Batch, peak_bytes, phase_bytes
+
+
+def batches(config: Config, stage: str) -> Batches:
+    """The shares of the `batch_size` of the stage's section; raises ConfigError where they do not come out even."""
+    per_rank, micro = share_batch(config, stage)
+    if micro is None:
+        micro = largest_micro_batch(config, stage, per_rank)
+    return Batches(ranks(config), per_rank, micro, per_rank // micro)
+
+
+def rollout_rows(config: Config) -> int:
+    """The responses that a rank samples at a time, or that the ranks do which share each layer."""
+    own = max(1, config.ppo.rollout_batch_size // ranks(config))
+    given = config.rollout.micro_batch_size
+    return own * config.rollout.tensor_parallel if given is None else int(given)
+
+
+def largest_micro_batch(config: Config, stage: str, per_rank: int) -> int:
+    """The largest divisor of a rank's batch with which the stage fits a device by the plan; 1 if none does."""
+    fitting = (size for size in reversed(divisors(per_rank)) if fits_device(config, stage, size))
+    return next(fitting, 1)
+
+
+def fits_device(config: Config, stage: str, micro: int) -> bool:
+    """Whether training on so many records at a time fits a device by the plan."""
+    batch = Batch(micro, rollout_rows(config) if samples_responses_in(stage) else 0)
+    phases = phase_bytes(config, stage, batch)
+    trained = {name: parts for name, parts in phases.items() if name in ("train", "score", "update")}
+    return peak_bytes(trained) <= config.hardware.memory_gib * GIB
+
+
+def answers_per_pass(config: Config) -> int:
+    """The most answers that a forward pass of the reward stage's training reads: two for each comparison of
+    `reward.micro_batch_size`, or, where that is null, as many as fit beside the stage's weights and optimiser state. One
+    prompt's answers beyond that, if `reward.grouped` puts many together, take several passes."""
+    if config.reward.micro_batch_size is not None:
+        return 2 * config.reward.micro_batch_size
+    per_comparison = kind_of("reward").sequences
+    size = 1
+    while size < 2**20 and fits_device(config, "reward", 2 * size):
+        size *= 2
+    return per_comparison * size

@@ -1,0 +1,74 @@
+"""The numbers that turn operations and bytes into seconds: few, physical, each with its source.
+
+Shares are of a data-sheet figure in conf/hardware. `FITTED` ones were chosen once, by hand, so that DeepSpeed-Chat's
+published table of times (docs/planning.md) comes out with a small median error over all its cells; none belongs to a row.
+`python -m rlhf plan --calibrate outputs/` measures `matmul_efficiency` and `decode_efficiency` of a machine on its finished
+stages.
+"""
+
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from rlhf.config.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What is assumed of every machine.
+
+    Attributes:
+        matmul_efficiency: Share of the peak that products of matrices reach while they run. FITTED; cuBLAS reaches 0.6 to
+            0.8 on large square products of an A100 (arXiv 2104.04473, section 5.1, has 0.44 to 0.52 of whole models).
+        memory_efficiency: Share of a device's memory bandwidth that element-wise operations reach. FITTED.
+        decode_efficiency: Share of a device's memory bandwidth that decoding reaches on weights and cache. FITTED.
+        element_passes: Reads and writes of a [tokens, hidden size] tensor in a layer's forward pass: two norms, two
+            residuals, the biases, an activation four times as wide, and the products' own inputs and outputs. Counted.
+        score_passes: Reads and writes of a [tokens, heads, length] tensor of attention scores in a layer's forward pass
+            without a fused kernel: product, mask, softmax in float32, dropout, product. Counted.
+        launch_seconds: Time that the host takes to start a layer's kernels in one pass: about 25 of 10 microseconds
+            (DeepSpeed#8271: 5 ms for the 24 layers of OPT-1.3B on an H100). A shorter layer takes this long.
+        link_efficiency: Share of a link's bandwidth in one direction that collectives reach (NCCL's bus bandwidth on a DGX
+            A100 is 235 of 300 GB/s). FITTED within that.
+        host_update_gb_s: Memory bandwidth with which a GPU's share of a node's processors updates weights whose optimiser
+            state is offloaded: an eighth of the 200 GB/s or so that 16 channels of DDR4-3200 reach.
+        startup_seconds: From the start of a stage's processes to its first step, without reading weights: imports,
+            communicators, optimisers, kernels that are compiled. Measured on a CPU, rounded.
+        disk_gb_s: What a node reads and writes of a shared file system.
+    """
+
+    matmul_efficiency: float = 0.50
+    memory_efficiency: float = 0.30
+    decode_efficiency: float = 0.35
+    element_passes: float = 20.0
+    score_passes: float = 8.0
+    launch_seconds: float = 250e-6
+    link_efficiency: float = 0.70
+    host_update_gb_s: float = 25.0
+    startup_seconds: float = 20.0
+    disk_gb_s: float = 1.0
+
+
+# Bytes that Adam moves for a weight: master weight, two moments and gradient are read, the first three and a weight in half
+# precision written, all but that in float32.
+ADAM_BYTES = 28
+
+
+@cache
+def load_constants(path: str | None) -> Constants:
+    """Return the constants, those that a file of `plan --calibrate` states replaced. Raises ConfigError."""
+    if path is None:
+        return Constants()
+    key, fix = "plan.constants", "write it with python -m rlhf plan --calibrate outputs/"
+    try:
+        given = yaml.safe_load(Path(path).expanduser().read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(key, path, f"it cannot be read ({type(error).__name__})", fix) from error
+    known = {field.name for field in fields(Constants)}
+    if not isinstance(given, dict) or not set(given) <= known:
+        raise ConfigError(key, path, f"it holds other things than {', '.join(sorted(known))}", fix)
+    if not all(isinstance(value, int | float) and value > 0 for value in given.values()):
+        raise ConfigError(key, path, "it holds a value that is no number above 0", fix)
+    return replace(Constants(), **{name: float(value) for name, value in given.items()})

@@ -1,0 +1,61 @@
+"""What a graph of stages takes as a whole: its time on so many slots, and its cost."""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rlhf.planner.plan import StagePlan
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of a graph: its key, those of the stages it needs, and its plan."""
+
+    key: str
+    parents: tuple[str, ...]
+    plan: StagePlan
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over a graph; None where a stage's steps are not known.
+
+    Attributes:
+        fits: Whether all stages fit.
+        seconds: From the start of the first stage to the end of the last, on `slots` slots.
+        slots: How many stages run at a time.
+        gpu_hours: Device-hours.
+        dollars: US dollars.
+    """
+
+    fits: bool
+    seconds: float | None
+    slots: int
+    gpu_hours: float | None
+    dollars: float | None
+
+
+def add_up(steps: Sequence[Step], slots: int) -> Totals:
+    """Sum the plans of stages, parents before the stages that need them."""
+    seconds = {step.key: step.plan.total_seconds for step in steps}
+    known = {key: value for key, value in seconds.items() if value is not None}
+    whole = len(known) == len(seconds)
+    return Totals(
+        fits=all(step.plan.fits for step in steps),
+        seconds=find_makespan(steps, known, slots) if whole else None,
+        slots=slots,
+        gpu_hours=sum(step.plan.gpu_hours or 0.0 for step in steps) if whole else None,
+        dollars=sum(step.plan.dollars or 0.0 for step in steps) if whole else None,
+    )
+
+
+def find_makespan(steps: Sequence[Step], seconds: Mapping[str, float], slots: int) -> float:
+    """Return when the last stage ends if each starts, in order, as soon as its parents are done and a slot is free."""
+    ends: dict[str, float] = {}
+    free = [0.0] * max(1, min(slots, len(steps)))
+    for step in steps:
+        ready = max((ends[parent] for parent in step.parents if parent in ends), default=0.0)
+        start = max(ready, heapq.heappop(free))
+        ends[step.key] = start + seconds[step.key]
+        heapq.heappush(free, ends[step.key])
+    return max(ends.values(), default=0.0)

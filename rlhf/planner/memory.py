@@ -1,0 +1,295 @@
+"""How much memory a stage takes, by formula: per role and phase on a device, on a node's host, and on the disk.
+
+Micro-batches (rlhf/planner/batches.py), the plan and the choice of a layout (rlhf/planner/auto.py) read these formulas.
+Pure: no torch, no GPU, no weights. All sizes are in bytes unless a name says GiB.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rlhf.catalog.role import Role
+from rlhf.catalog.stage import kind_of
+from rlhf.config.derive import max_sequence, measured_stage, ranks, samples_responses_in
+from rlhf.config.schema import Config, Model, Zero
+
+GIB = 2**30
+# Share of a GPU's memory that is left free: what the allocator cannot use between blocks of unlike sizes.
+FRAGMENTATION = 0.06
+# A CUDA context with its kernels, NCCL's buffers and cuBLAS's workspace, on each GPU.
+CONTEXT = int(1.2 * GIB)
+# A process with torch, transformers and DeepSpeed imported; on the CPU it is part of a device's memory. Measured.
+PROCESS = int(0.75 * GIB)
+# Tokens whose logits rlhf/algo/logprobs.py holds in float32 at once, and the copies that it makes of them.
+LOGITS_CHUNK, LOGITS_COPIES = 1024, 3
+# What captured graphs of decode steps keep beside the cache.
+GRAPHS = GIB // 2
+
+Bytes = dict[str, float]
+
+
+def bytes_per_element(dtype: str) -> int:
+    """Size of one weight or activation."""
+    return 4 if dtype == "fp32" else 2
+
+
+def adapter_parameters(model: Model, rank: int) -> int:
+    """Weights of adapters of this rank on every matrix of the blocks: rank * (inputs + outputs) each."""
+    queries, keys = (heads * model.head_dim for heads in (model.num_attention_heads, model.num_key_value_heads))
+    attention = 2 * (model.hidden_size + queries) + 2 * (model.hidden_size + keys)
+    matrices = 3 if model.gated_mlp else 2
+    return rank * model.num_hidden_layers * (attention + matrices * (model.hidden_size + model.intermediate_size))
+
+
+def weight_bytes(model: Model, dtype: str) -> int:
+    """A whole model's weights."""
+    return model.num_parameters * bytes_per_element(dtype)
+
+
+def cache_bytes_per_token(model: Model, dtype: str) -> int:
+    """What one token takes in a key-value cache: a key and a value of every key-value head of every layer."""
+    return 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * bytes_per_element(dtype)
+
+
+def count_trained(role: Role) -> int:
+    """The parameters of a role that are trained."""
+    if role.lora is None:
+        return 0
+    adapters = adapter_parameters(role.model, role.lora.rank)
+    return adapters if role.lora.rank > 0 and role.lora.only else role.model.num_parameters + adapters
+
+
+def count_held(role: Role) -> int:
+    """The parameters of a role, adapters included."""
+    return role.model.num_parameters + (adapter_parameters(role.model, role.lora.rank) if role.lora else 0)
+
+
+def optimizer_bytes_per_parameter(config: Config, zero: Zero) -> int:
+    """Master weight and Adam's two moments in float32; fp32 at ZeRO stage 0 needs no master weight."""
+    return 12 if config.precision.dtype != "fp32" or zero.stage >= 1 else 8
+
+
+def state_bytes(role: Role, config: Config) -> Bytes:
+    """Weights, gradients and optimiser state of a role on one device.
+
+    Mixed precision keeps 2 + 2 bytes of weight and gradient and 12 of master weight and Adam's moments per trained
+    parameter; fp32 keeps 4 + 4 + 8, and DeepSpeed's ZeRO a master weight there too. ZeRO divides by the ranks what its
+    stage shards (arXiv 1910.02054, section 5); in mixed precision stage 0 is run as stage 1. Gradients of an offloaded
+    optimiser at stages 2 and 3 leave the device as they come.
+    """
+    size, world, zero = bytes_per_element(config.precision.dtype), ranks(config), role.zero
+    sharded, half, trained = zero.stage == 3, config.precision.dtype != "fp32", count_trained(role)
+    weights = 0.0 if zero.offload_param else size * count_held(role) / (world if sharded else 1)
+    gradients = size * trained / (world if zero.stage >= 2 else 1)
+    if zero.offload_optimizer and zero.stage >= 2:
+        gradients = 0.0
+    optimizer = optimizer_bytes_per_parameter(config, zero) * trained / (world if half or zero.stage >= 1 else 1)
+    average = 4 * trained / (world if sharded else 1) if role.average else 0
+    return {
+        "weights": weights,
+        "gradients": gradients,
+        "optimizer": (0.0 if zero.offload_optimizer else optimizer) + average,
+    }
+
+
+def buffer_bytes(role: Role, config: Config) -> float:
+    """What ZeRO gathers and reduces through: buckets of gradients and weights, and at stage 3 the layers in flight."""
+    size, zero, world = bytes_per_element(config.precision.dtype), role.zero, ranks(config)
+    if world == 1 and not (zero.offload_param or zero.offload_optimizer):
+        return 0.0
+    trained, held = count_trained(role), count_held(role)
+    copies = 2 if config.hardware.device == "cuda" else 1  # one is filled while the other is sent
+    buckets = copies * min(zero.reduce_bucket_size, trained) if zero.stage >= 1 or config.precision.dtype != "fp32" else 0
+    layer = held / max(1, role.model.num_hidden_layers)
+    gathered = min(held, 2 * layer + min(zero.reduce_bucket_size, held)) if zero.stage == 3 else 0
+    return size * (buckets + gathered)
+
+
+def activation_bytes_per_token(model: Model, dtype: str, checkpointing: bool) -> float:
+    """What the blocks of a forward pass keep for the backward pass, per token.
+
+    34 bytes per element of width and layer at 2 bytes an activation (arXiv 2205.05198, equation 1, without the attention
+    matrix, which fused attention does not keep), scaled by the width of the feed-forward layers; or one element per layer,
+    and a single layer's, when it is recomputed.
+    """
+    size, hidden = bytes_per_element(dtype), model.hidden_size
+    wide = model.intermediate_size * (3 if model.gated_mlp else 2)
+    layer = size * (9 * hidden + wide)
+    return model.num_hidden_layers * size * hidden + layer if checkpointing else model.num_hidden_layers * layer
+
+
+def logits_bytes(model: Model, dtype: str, tokens: int) -> float:
+    """Logits of so many tokens with their gradient, and the float32 copies of a chunk of them."""
+    size, vocabulary = bytes_per_element(dtype), model.vocab_size
+    return 2 * size * vocabulary * tokens + 4 * LOGITS_COPIES * vocabulary * min(tokens, LOGITS_CHUNK)
+
+
+def forward_bytes_per_token(model: Model, dtype: str) -> float:
+    """What a forward pass without a backward pass holds per token: the residual stream and a layer's intermediates."""
+    wide = model.intermediate_size * (2 if model.gated_mlp else 1)
+    return bytes_per_element(dtype) * (6 * model.hidden_size + wide)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The sequences of a stage that a device holds at a time: `micro` of a forward pass, and `rows` of responses being
+    sampled."""
+
+    micro: int
+    rows: int
+
+
+def phase_bytes(config: Config, stage: str, batch: Batch) -> dict[str, Bytes]:
+    """Bytes on one device by phase and component: weights, gradients, optimizer, activations, logits, cache, graphs,
+    gather, context and reserve."""
+    name = measured_stage(config, stage)
+    roles = kind_of(name).roles(config)
+    state = add_bytes(state_bytes(role, config) for role in roles)
+    fixed = {"context": float(CONTEXT if config.hardware.device == "cuda" else PROCESS)}
+    fixed["reserve"] = FRAGMENTATION * config.hardware.memory_gib * GIB if config.hardware.device == "cuda" else 0.0
+    trained = [role for role in roles if role.lora is not None]
+    phases = {"load": {**state, "gradients": 0.0}}
+    if samples_responses_in(name):
+        phases |= sampling_phases(config, roles, state, batch)
+    else:
+        phases["train"] = {**state, **training_bytes(config, name, trained, batch.micro, max_sequence(config), None)}
+        logits = logits_bytes(roles[0].model, config.precision.dtype, batch.micro * max_sequence(config)) / 2
+        needs_logits = kind_of(name).sequences == 1
+        phases["evaluate"] = {
+            **state,
+            "gradients": 0.0,
+            "activations": scoring_bytes(config, roles, batch.micro * kind_of(name).sequences),
+            "logits": logits if needs_logits else 0.0,
+            "gather": max(buffer_bytes(role, config) for role in roles),
+        }
+    return {phase: {**fixed, **parts} for phase, parts in phases.items()}
+
+
+def training_bytes(
+    config: Config, stage: str, trained: list[Role], micro: int, tokens: int, logit_tokens: int | None
+) -> Bytes:
+    """Activations, logits and buffers of training on `micro` records: those of the role that takes most at a time. Scorers
+    have no logits; of a language model `logit_tokens` of each sequence have, or all."""
+    dtype, sequences = config.precision.dtype, micro * kind_of(stage).sequences
+    found: list[Bytes] = []
+    for number, role in enumerate(trained):
+        has_logits = number == 0 and kind_of(stage).sequences == 1
+        logits = sequences * (tokens if logit_tokens is None else logit_tokens) if has_logits else 0
+        per_token = activation_bytes_per_token(role.model, dtype, role.recomputed)
+        found.append(
+            {
+                "activations": sequences * tokens * per_token,
+                "logits": logits_bytes(role.model, dtype, logits) if logits else 0.0,
+                "gather": buffer_bytes(role, config),
+            }
+        )
+    return max(found, key=lambda parts: sum(parts.values()))
+
+
+def scoring_bytes(config: Config, roles: list[Role], sequences: int) -> float:
+    """Activations of a forward pass of the role that takes most."""
+    tokens = sequences * max_sequence(config)
+    return max(forward_bytes_per_token(role.model, config.precision.dtype) * tokens for role in roles)
+
+
+def sampling_phases(config: Config, roles: list[Role], state: Bytes, batch: Batch) -> dict[str, Bytes]:
+    """The phases of a stage that samples: rollout, scoring and updates, and the evaluation, which samples too."""
+    dtype, actor, rollout = config.precision.dtype, roles[0], config.rollout
+    size, on_gpu = bytes_per_element(dtype), config.hardware.device == "cuda"
+    critic = next(role for role in roles[1:] if role.lora is not None)
+    idle = [role for role in roles[1:] if role is not critic]
+    prompt, new = config.data.max_prompt_tokens, rollout.max_new_tokens
+    cache = batch.rows * (prompt + new) * cache_bytes_per_token(actor.model, dtype) / rollout.tensor_parallel
+    gathered = rollout_gather_bytes(config, actor)
+    graphs = float(GRAPHS) if on_gpu and rollout.graphs and rollout.engine == "hybrid" else 0.0
+    kept = 0.0 if rollout.release_cache else 1.0
+    held = {"cache": kept * cache, "graphs": kept * graphs}
+    buffers = kept * gathered
+    without = add_bytes(state_bytes(role, config) for role in (actor, *([] if config.ppo.offload_idle else roles[1:])))
+    with_critic = add_bytes(state_bytes(role, config) for role in (actor, critic))
+    updating = with_critic if config.ppo.offload_idle else state
+    sampling = {
+        "activations": batch.rows * prompt * forward_bytes_per_token(actor.model, dtype),
+        "logits": batch.rows * actor.model.vocab_size * (size + 4 * LOGITS_COPIES),
+        "cache": cache,
+        "graphs": graphs,
+        "gather": gathered,
+    }
+    logits = batch.micro * new
+    score = {
+        "activations": scoring_bytes(config, roles, batch.micro),
+        "logits": logits_bytes(actor.model, dtype, logits) / 2,
+        "gather": buffers + max(buffer_bytes(role, config) for role in (actor, critic, *idle)),
+    }
+    update = training_bytes(config, "ppo", [actor, critic], batch.micro, prompt + new, new)
+    if config.ppo.ptx_coef > 0:
+        texts = training_bytes(config, "ppo", [actor], batch.micro, max_sequence(config), None)
+        update = max(update, texts, key=lambda parts: sum(parts.values()))
+    update["gather"] += buffers
+    return {
+        "rollout": {**without, "gradients": 0.0, **sampling},
+        "score": {**state, "gradients": 0.0, **held, **score},
+        "update": {**updating, **held, **update},
+        "evaluate": {**without, "gradients": 0.0, **sampling},
+    }
+
+
+def rollout_gather_bytes(config: Config, actor: Role) -> float:
+    """What a rollout gathers of an actor that ZeRO stage 3 shards: all of it, its share of it, or two layers at a time."""
+    if actor.zero.stage != 3:
+        return 0.0
+    whole = weight_bytes(actor.model, config.precision.dtype)
+    if config.rollout.tensor_parallel > 1:
+        return whole / int(config.rollout.tensor_parallel)
+    return 2 * whole / max(1, actor.model.num_hidden_layers) if config.rollout.gather == "layers" else whole
+
+
+def add_bytes(parts: Iterable[Bytes]) -> Bytes:
+    """Sum bytes by component."""
+    total: Bytes = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
+
+
+def peak_bytes(phases: dict[str, Bytes]) -> float:
+    """The largest sum over a phase's components."""
+    return max(sum(parts.values()) for parts in phases.values())
+
+
+def host_bytes(config: Config, stage: str) -> float:
+    """What a rank holds of its node's main memory: its process, and what is offloaded, pinned copies included; on the CPU
+    nothing beside its device's memory."""
+    if config.hardware.device == "cpu":
+        return 0.0
+    size, world = bytes_per_element(config.precision.dtype), ranks(config)
+    each = 2.0 * PROCESS
+    for role in kind_of(measured_stage(config, stage)).roles(config):
+        shares = world if role.zero.stage >= 1 else 1
+        if role.zero.offload_optimizer:  # float32 gradients are summed up there
+            each += (optimizer_bytes_per_parameter(config, role.zero) + 4) * count_trained(role) / shares
+        if role.zero.offload_param:
+            each += size * count_held(role) / shares
+    if samples_responses_in(stage) and config.ppo.offload_idle:
+        roles = kind_of(stage).roles(config)
+        each += sum(sum(state_bytes(role, config).values()) for role in roles[1:])
+    return each
+
+
+def disk_bytes(config: Config, stage: str) -> float:
+    """What a stage writes at most: the checkpoints that are kept, one that is being written, and its models."""
+    return (config.checkpoint.keep + 1) * state_on_disk(config, stage) + saved_bytes(config, stage)
+
+
+def state_on_disk(config: Config, stage: str) -> float:
+    """A checkpoint: weights, master weights and moments of what is trained, of all ranks together."""
+    size = bytes_per_element(config.precision.dtype)
+    trained = [role for role in kind_of(stage).roles(config) if role.lora is not None]
+    return sum(count_trained(role) * (size + optimizer_bytes_per_parameter(config, role.zero)) for role in trained)
+
+
+def saved_bytes(config: Config, stage: str) -> float:
+    """The models that a stage saves."""
+    size = bytes_per_element(config.precision.dtype)
+    trained = [role for role in kind_of(stage).roles(config) if role.lora is not None]
+    return sum(size * role.model.num_parameters * (2 if role.average else 1) for role in trained)

@@ -1,0 +1,173 @@
+"""The plan of a stage: whether it fits, how long it takes, and what it costs. Pure: no torch, no GPU, no weights."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlhf.catalog.stage import StageKind, Work, kind_of
+from rlhf.config.derive import Batches, measured_stage, ranks, samples_responses_in, share_batch
+from rlhf.config.schema import Config, Training
+from rlhf.planner.auto import HOST_SHARE
+from rlhf.planner.batches import largest_micro_batch, rollout_rows
+from rlhf.planner.constants import Constants, load_constants
+from rlhf.planner.memory import (
+    GIB,
+    Batch,
+    Bytes,
+    disk_bytes,
+    host_bytes,
+    peak_bytes,
+    phase_bytes,
+    saved_bytes,
+    state_on_disk,
+)
+from rlhf.planner.time import Parts, merge, read_seconds, step_seconds
+
+HOUR = 3600.0
+# A set's held-out records are read before the first step and after the last one, beside those between.
+EVALUATIONS = 2
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage takes.
+
+    Attributes:
+        stage: Its kind.
+        steps: Its steps; None where they depend on records that are not known.
+        flops: Its operations at most; None where its steps are not known.
+        devices: How many devices it holds while it runs.
+        memory: Bytes on a device by phase and component.
+        room: Bytes that a device has.
+        host: Bytes that a rank holds of its node's main memory.
+        host_room: Bytes that it may hold.
+        disk: Bytes that it writes at most.
+        seconds: Seconds by phase and part; phases of steps are empty where their number is not known.
+        price: US dollars for a device and hour.
+        layout: The keys that the planner chose, with their values.
+        reason: Why it chose them.
+    """
+
+    stage: str
+    steps: int | None
+    flops: int | None
+    devices: int
+    memory: dict[str, Bytes]
+    room: float
+    host: float
+    host_room: float
+    disk: float
+    seconds: dict[str, Parts]
+    price: float
+    layout: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def peak(self) -> float:
+        """Bytes on a device in the phase that takes most, with what stays free."""
+        return peak_bytes(self.memory)
+
+    @property
+    def fullest(self) -> str:
+        """The phase that takes most."""
+        return max(self.memory, key=lambda phase: sum(self.memory[phase].values()))
+
+    @property
+    def fits(self) -> bool:
+        """Whether a device and its node have what the stage takes."""
+        return self.peak <= self.room and self.host <= self.host_room
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds by phase."""
+        return {phase: sum(parts.values()) for phase, parts in self.seconds.items()}
+
+    @property
+    def total_seconds(self) -> float | None:
+        """Seconds from its start to its end; None where its steps are not known."""
+        return None if self.steps is None else sum(self.phases.values())
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Device-hours."""
+        return None if self.total_seconds is None else self.total_seconds / HOUR * self.devices
+
+    @property
+    def dollars(self) -> float | None:
+        """US dollars."""
+        return None if self.gpu_hours is None else self.gpu_hours * self.price
+
+
+def plan_stage(
+    config: Config, stage: str, work: Work | None, heldout: int = 0, layout: dict[str, Any] | None = None, reason: str = ""
+) -> StagePlan:
+    """Plan a stage.
+
+    Args:
+        config: Its configuration, without `auto`.
+        stage: Its kind.
+        work: Its steps and operations; None where they are not known.
+        heldout: Records that each of its evaluations reads.
+        layout: The keys that the planner chose, with their values.
+        reason: Why it chose them.
+    """
+    constants, measured, kind = load_constants(config.plan.constants), measured_stage(config, stage), kind_of(stage)
+    shares = plan_batches(config, measured)
+    rows = rollout_rows(config) if samples_responses_in(measured) else 0
+    flops = kind_of(measured).phase_flops(config, 2)
+    step = step_seconds(config, measured, flops, shares, constants)
+    steps = None if work is None else work.steps
+    seconds = {"load": load_parts(config, measured, kind, constants)}
+    if steps is not None:
+        rounds = steps + 1 if kind.is_benchmark else steps  # one warms up
+        seconds |= {phase: {name: rounds * value for name, value in parts.items()} for phase, parts in step.items()}
+        if not kind.is_benchmark:
+            seconds["evaluate"] = evaluation_parts(config, measured, step, steps, heldout)
+            seconds["save"] = saving_parts(
+                config, measured, sum(sum(p.values()) for p in seconds.values()), steps, constants
+            )
+    on_gpu = config.hardware.device == "cuda"
+    return StagePlan(
+        stage=stage, steps=steps, flops=None if work is None else work.flops, devices=ranks(config),
+        memory=phase_bytes(config, measured, Batch(shares.micro, rows)), room=config.hardware.memory_gib * GIB,
+        host=host_bytes(config, measured),
+        host_room=HOST_SHARE * config.hardware.host_memory_gib * GIB if on_gpu else float("inf"),
+        disk=0.0 if kind.is_benchmark else disk_bytes(config, measured), seconds=seconds,
+        price=config.hardware.price_per_gpu_hour, layout=layout or {}, reason=reason,
+    )  # fmt: skip
+
+
+def plan_batches(config: Config, stage: str) -> Batches:
+    """The shares of a stage's batch, as they will be."""
+    per_rank, micro = share_batch(config, stage)
+    micro = largest_micro_batch(config, stage, per_rank) if micro is None else micro
+    return Batches(ranks(config), per_rank, micro, per_rank // micro)
+
+
+def load_parts(config: Config, stage: str, kind: StageKind, constants: Constants) -> Parts:
+    """Seconds from the start of a stage's processes to its first step."""
+    models = [] if kind.is_benchmark else [role.model for role in kind_of(stage).roles(config)]
+    return {"start": constants.startup_seconds, "disk": read_seconds(config, models, constants)}
+
+
+def evaluation_parts(config: Config, stage: str, step: dict[str, Parts], steps: int, heldout: int) -> Parts:
+    """Seconds of all evaluations: of a stage that samples, rollouts and scores of the held-out prompts; else forward
+    passes over the held-out records."""
+    kind = kind_of(stage)
+    training: Training = getattr(config, str(kind.section))
+    times = EVALUATIONS + (steps // training.eval_every if training.eval_every else 0)
+    batch = getattr(training, kind.batch_key)
+    share = times * heldout / batch
+    if samples_responses_in(stage):
+        parts = merge(step["rollout"], step["score"])
+    else:
+        parts = {name: seconds / 3 for name, seconds in step["train"].items() if name != "optimizer"}
+    return {name: share * seconds for name, seconds in parts.items()}
+
+
+def saving_parts(config: Config, stage: str, seconds: float, steps: int, constants: Constants) -> Parts:
+    """Seconds of writing checkpoints and, at the end, models; each node writes its ranks' share."""
+    rules, rate = config.checkpoint, constants.disk_gb_s * 1e9
+    by_time = seconds / 60 / rules.every_minutes if rules.every_minutes else 0.0
+    by_steps = steps / rules.every_steps if rules.every_steps else 0.0
+    state = state_on_disk(config, stage) / config.hardware.nodes
+    return {"checkpoints": int(max(by_time, by_steps)) * state / rate, "models": saved_bytes(config, stage) / rate}

@@ -1,0 +1,54 @@
+"""The operations of PPO by phase: the plan, the progress of a stage and its MFU read this one function. No torch."""
+
+from collections.abc import Sequence
+
+from rlhf.config.derive import max_sequence
+from rlhf.config.schema import Config, Model
+from rlhf.planner.flops import forward_flops, generation_flops, training_flops
+
+
+def critic_of(config: Config) -> Model:
+    """The critic's shape."""
+    return config.model if config.ppo.critic == "actor" else config.reward_model
+
+
+def longest_step(config: Config) -> dict[str, int]:
+    """Operations of a step by phase if every prompt, response and text were as long as it may be."""
+    texts = [max_sequence(config)] * config.ppo.update_epochs if config.ppo.ptx_coef > 0 else []
+    one = phase_flops(config, [config.data.max_prompt_tokens], [config.rollout.max_new_tokens], texts)
+    return {phase: config.ppo.rollout_batch_size * flops for phase, flops in one.items()}
+
+
+def phase_flops(
+    config: Config, prompts: Sequence[int], responses: Sequence[int], texts: Sequence[int] = ()
+) -> dict[str, int]:
+    """Operations of a rollout, of its scoring and of its updates.
+
+    Args:
+        config: The configuration of the stage.
+        prompts: Tokens of each prompt, without padding.
+        responses: Tokens of each response.
+        texts: Tokens of each text that the updates' pre-training loss reads (`ppo.ptx_coef`).
+
+    A reference or reward model that is another model with its adapters off costs what a copy would.
+    """
+    lengths, actions = [p + r for p, r in zip(prompts, responses, strict=True)], sum(responses)
+    model, critic, ppo = config.model, critic_of(config), config.ppo
+    scoring = (
+        forward_flops(model, lengths, actions, config.lora)
+        + forward_flops(model, lengths, actions)
+        + forward_flops(critic, lengths, 0, config.critic_lora)
+        + forward_flops(config.reward_model, lengths, 0)
+    )
+    how = config.lora, ppo.gradient_checkpointing, ppo.dropout
+    update = ppo.update_epochs * (
+        training_flops(model, lengths, actions, *how)
+        + training_flops(critic, lengths, 0, config.critic_lora, ppo.critic_gradient_checkpointing, ppo.critic_dropout)
+    )
+    if texts:  # logits of every token but the last, which predicts nothing, are computed and thrown away with it
+        update += training_flops(model, texts, sum(texts), *how)
+    return {
+        "rollout": generation_flops(model, prompts, responses, config.lora),
+        "score": scoring,
+        "update": update,
+    }
