@@ -86,10 +86,11 @@ def show_plan(plan: GraphPlan, as_json: bool) -> int:
 def show_table(flag: str, words: list[str]) -> int:
     """Answer one of the flags that stand for a table of several plans; returns the exit code."""
     from rlhf.cli import tables
+    from rlhf.cli.calibrate import calibrate
 
     console = Terminal() if Terminal().is_terminal else Terminal(width=160)
     if flag == "--calibrate":
-        return tables.calibrate([Path(word) for word in words], console)
+        return calibrate([Path(word) for word in words], console)
     make = {"--fit": tables.fit_table, "--largest": tables.largest_table, "--published": tables.published_table}[flag]
     console.print(make(words))
     return 0

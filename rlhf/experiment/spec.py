@@ -4,7 +4,7 @@ import os
 import socket
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -86,9 +86,7 @@ def write_spec(node: Node, config: Config) -> Spec:
 
 def read_spec(file: Path) -> Spec:
     """Read a spec; refuses one that was launched by other code, unless launcher.allow_code_change."""
-    values = parse_json(file.read_text())
-    merged = OmegaConf.merge(OmegaConf.structured(Config), values.pop("config"))
-    spec = Spec(**values, config=cast(Config, OmegaConf.to_object(merged)))
+    spec = load_spec(parse_json(file.read_text()))
     if spec.code != code_hash() and not spec.config.launcher.allow_code_change:
         raise ConfigError(
             "launcher.allow_code_change",
@@ -97,6 +95,12 @@ def read_spec(file: Path) -> Spec:
             "launch it again or set it true",
         )
     return spec
+
+
+def load_spec(values: dict[str, Any]) -> Spec:
+    """Make a spec of what its file holds."""
+    merged = OmegaConf.merge(OmegaConf.structured(Config), values.pop("config"))
+    return Spec(**values, config=cast(Config, OmegaConf.to_object(merged)))
 
 
 def stage_directory(spec: Spec) -> StageDirectory:
