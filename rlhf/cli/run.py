@@ -191,14 +191,9 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
     for note in dict.fromkeys(notes):
         console.print(note, soft_wrap=True)
     first = points[0].config
-    if waiting or first.dry_run:
-        plan = plan_graph(points, tasks, waiting)
-        print_plan(plan, console)
-        print_cost(len(points), console)
-        refuse_plan(plan, Terminal(stderr=True, soft_wrap=True))
+    present_plan(plan_graph(points, tasks, waiting), begin, console)
     if first.dry_run:
         return 0
-    begin()
     warn_of_secrets(points, console)
     outcomes = {task.key: Outcome("reused") for task in tasks if task not in waiting}
     for point in points:
@@ -225,14 +220,21 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
     return exit_code({outcome.state for outcome in outcomes.values()})
 
 
-def refuse_plan(plan: GraphPlan, console: Terminal) -> None:
-    """Raise Invalid for a plan that does not fit or costs too much, or say so, as `plan.check` wants it."""
-    wanted = plan.points[0].config.plan.check
-    problems = [] if wanted == "off" else check_plan(plan)
-    if problems and wanted == "refuse":
-        raise Invalid(problems, len(plan.points))
-    for _, error in problems:
-        console.print(Text.assemble(("warning:", "yellow"), f" {error}"))
+def present_plan(plan: GraphPlan, begin: Callable[[], None], console: Terminal) -> None:
+    """Show what is to run, and begin it unless it is only looked at. Raises Invalid for what does not fit or costs too much,
+    or warns of it, as `plan.check` wants it."""
+    first, swept = plan.points[0].config, plan.points[0].swept
+    problems = [] if first.plan.check == "off" else check_plan(plan)
+    refused = Invalid(problems, len(plan.points)) if problems and first.plan.check == "refuse" else None
+    if not first.dry_run and refused is None:
+        begin()
+    if plan.waiting or first.dry_run or swept:
+        print_plan(plan, console)
+        print_cost(len(plan.points), console)
+    if refused is not None:
+        raise refused
+    for _, problem in problems:
+        Terminal(stderr=True, soft_wrap=True).print(Text.assemble(("warning:", "yellow"), f" {problem}"))
 
 
 def warn_of_secrets(points: list[Point], console: Terminal) -> None:

@@ -240,11 +240,13 @@ def test_the_grid_of_the_readme(sweep, stages, tmp_path):
 
 def test_the_plan_tells_order_needs_and_work(sweep):
     _, out, _ = sweep(*grid(0.01, 0.05, seeds=(1,)), dry_run=True)
-    numbers, names, after, users, steps, flops = zip(*planned(out), strict=True)
+    numbers, names, after, users, steps, memory, times, costs = zip(*planned(out), strict=True)
     assert numbers == ("1", "2", "3", "4") and [name.split("-")[0] for name in names] == ["sft", "reward", "ppo", "ppo"]
     assert after == ("", "", "1, 2", "1, 2") and steps == ("4", "3", "1", "1")
     assert users == ("2 of 2", "2 of 2", "ppo.kl_coef=0.01,seed=1", "ppo.kl_coef=0.05,seed=1")
-    assert all(float(number) > 0 for number in flops)
+    assert all(float(used.partition("/")[0]) > 0 and used.endswith("/16") for used in memory)
+    assert all(time.endswith((" s", " min")) for time in times) and set(costs) == {"$0.00"}
+    assert "without sharing" not in out  # where a GPU-hour costs nothing
 
 
 def test_a_stage_that_fails_stops_what_needs_it_alone(sweep, stages, tmp_path):

@@ -45,4 +45,8 @@ def test_the_words_of_a_verb_are_what_hydra_is_told(called):
 def test_an_unknown_verb_is_refused_and_the_nearest_is_named(called, capsys):
     assert called("statsu") == (2, [])
     said = capsys.readouterr().err
-    assert said.startswith("error: verb=statsu") and "did you mean status?" in said and "run, status, report, bench" in said
+    assert (
+        said.startswith("error: verb=statsu")
+        and "did you mean status?" in said
+        and "run, plan, status, report, bench" in said
+    )
