@@ -221,8 +221,8 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
 
 
 def present_plan(plan: GraphPlan, begin: Callable[[], None], console: Terminal) -> None:
-    """Show what is to run, and begin it unless it is only looked at. Raises Invalid for what does not fit or costs too much,
-    or warns of it, as `plan.check` wants it."""
+    """Show what is to run, and begin it unless it is only looked at. Raises Invalid for a plan that does not fit or costs
+    too much, or warns of it, as `plan.check` wants it."""
     first, swept = plan.points[0].config, plan.points[0].swept
     problems = [] if first.plan.check == "off" else check_plan(plan)
     refused = Invalid(problems, len(plan.points)) if problems and first.plan.check == "refuse" else None

@@ -12,7 +12,14 @@ from string import Formatter
 from rlhf.catalog.families import is_limited
 from rlhf.catalog.stage import is_benchmark, stage_kinds
 from rlhf.config.derive import (
-    asked_kinds, divisors, max_sequence, ranks, samples_responses, share_batch, trained_stages, used_models,
+    asked_kinds,
+    divisors,
+    max_sequence,
+    ranks,
+    samples_responses,
+    share_batch,
+    trained_stages,
+    used_models,
 )  # fmt: skip
 from rlhf.config.directories import find_name_problem
 from rlhf.config.errors import ConfigError, raise_problems
