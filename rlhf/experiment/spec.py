@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from rlhf.catalog.display import DISPLAY_FILE, display_of, is_in_package, to_json
-from rlhf.config.errors import ConfigError
+from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config
 from rlhf.config.secrets import to_yaml
 from rlhf.experiment.checkpoints import check_layout, remove_all
@@ -85,16 +86,17 @@ def write_spec(node: Node, config: Config) -> Spec:
 
 
 def read_spec(file: Path) -> Spec:
-    """Read a spec; refuses one that was launched by other code, unless launcher.allow_code_change."""
-    spec = load_spec(parse_json(file.read_text()))
-    if spec.code != code_hash() and not spec.config.launcher.allow_code_change:
-        raise ConfigError(
-            "launcher.allow_code_change",
-            False,
-            "the package has changed since this stage was launched",
-            "launch it again or set it true",
-        )
-    return spec
+    """Read a spec. Raises ConfigError for one that was launched by other code, unless launcher.allow_code_change, and for
+    one whose keys are those of another release."""
+    values = parse_json(file.read_text())
+    if values["code"] != code_hash() and not values["config"]["launcher"]["allow_code_change"]:
+        problem = "the package has changed since this stage was launched"
+        raise ConfigError("launcher.allow_code_change", False, problem, "launch it again or set it true")
+    try:
+        return load_spec(values)
+    except OmegaConfBaseException as error:
+        problem = f"another release launched this stage: {first_line(error)}"
+        raise ConfigError("spec", file, problem, "launch it again with this release") from error
 
 
 def load_spec(values: dict[str, Any]) -> Spec:

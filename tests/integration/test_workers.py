@@ -93,3 +93,18 @@ def test_a_spec_survives_freezing_and_refuses_other_code(make_config, tmp_path, 
     monkeypatch.setattr("rlhf.experiment.spec.code_hash", lambda: "other")
     with pytest.raises(ConfigError, match="allow_code_change"):
         read_spec(spec.file)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_spec_with_the_keys_of_an_older_release_is_refused_in_one_line(make_config, tmp_path, monkeypatch, allowed):
+    from rlhf.config.errors import ConfigError
+
+    config = make_config("stage=sft", f"output_root={tmp_path}", f"launcher.allow_code_change={allowed}")
+    (node,) = build_graph(config)
+    file = write_spec(node, config).file
+    file.write_text(file.read_text().replace('"hidden_size"', '"width"'))
+    monkeypatch.setattr("rlhf.experiment.spec.code_hash", lambda: "other")
+    expected = "another release launched this stage: Key 'width'" if allowed else "the package has changed"
+    with pytest.raises(ConfigError, match=expected) as error:
+        read_spec(file)
+    assert "\n" not in str(error.value)

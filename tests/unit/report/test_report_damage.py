@@ -5,10 +5,12 @@ import sys
 import time
 
 import pytest
+import yaml
 from support.command import ROOT
 from support.fake_sweep import FakeSweep, answer, config, grid, step, write
 
 from rlhf.cli.report import main
+from rlhf.cli.status import main as status
 from rlhf.report.collect import collect
 from rlhf.report.failures import failures, missing
 
@@ -218,3 +220,15 @@ def test_nothing_heavy_is_imported():
     code = f"import sys, rlhf.cli.report; print(sorted(set({heavy}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_stages_of_a_release_with_other_keys_are_listed_and_reported(tmp_path, capsys):
+    """Version 3 of the schema called the width of a model `width`, and stages lie beside those of today."""
+    sweep = FakeSweep(tmp_path)
+    for number, shape in enumerate(({"width": 64, "ffn": 256}, {"hidden_size": 64, "intermediate_size": 256}), 1):
+        stage = sweep.stage("sft", number, {"eval/perplexity": 2.0 + number})
+        (stage / "config.yaml").write_text(yaml.safe_dump(config(model=shape)))
+        sweep.point([stage], settings=config(model=shape, zero={"bucket_elements": number}), name=f"point{number}")
+    assert main([str(sweep.place)]) == 0
+    assert status(["--once", str(tmp_path)]) == 0
+    assert "perplexity 3" in (shown := capsys.readouterr().out) and "perplexity 4" in shown
