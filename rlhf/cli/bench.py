@@ -24,8 +24,6 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from rlhf.catalog.stage import kind_of
@@ -34,7 +32,6 @@ from rlhf.config.checks import check, check_devices
 from rlhf.config.compose import config_root
 from rlhf.config.derive import policy_stage, ranks
 from rlhf.config.errors import ConfigError
-from rlhf.config.hydra_errors import translate_error, unknown_option
 from rlhf.config.schema import Config
 from rlhf.config.secrets import mask
 from rlhf.config.terminal import Terminal
@@ -93,13 +90,7 @@ def compose_benchmark(arguments: list[str]) -> Config:
         preset = re.fullmatch(r"\+experiments=\[?([\w.,-]+)\]?", word)
         presets += preset[1].split(",") if preset else []
         overrides += [] if preset else [word]
-    known = sorted(file.stem for file in (config_root() / "experiments").glob("*.yaml"))
-    if unknown := next((name for name in presets if name not in known), None):
-        raise unknown_option("experiments", unknown, known)
-    try:
-        return load_config(f"+experiments=[{','.join(dict.fromkeys(presets))}]", *overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise translate_error(error, overrides) from error
+    return load_config(f"+experiments=[{','.join(dict.fromkeys(presets))}]", *overrides)
 
 
 def measure(config: Config, console: Console) -> None:

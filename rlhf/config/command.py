@@ -4,10 +4,9 @@ import argparse
 from dataclasses import dataclass
 from typing import NoReturn
 
-from hydra._internal.utils import get_args_parser
-
 from rlhf.config.compose import config_root, rewrite_words
 from rlhf.config.errors import ConfigError
+from rlhf.config.hydra_compat import build_parser, list_flags
 
 COMMANDS = ("run", "multirun", "cfg", "info", "shell_completion")
 
@@ -41,7 +40,7 @@ class Unparsed(Exception):
 
 def read_command(arguments: list[str]) -> Command:
     """Take a command line apart. Raises ConfigError for a flag that there is not, or that another one rules out."""
-    parser = get_args_parser()
+    parser = build_parser()
     parser.error = refuse  # type: ignore[method-assign]
     unknown = [word for word in arguments if word.startswith("--") and "=" in word and not known_flag(parser, word)]
     if unknown:
@@ -78,7 +77,7 @@ def refuse(message: str) -> NoReturn:
 def known_flag(parser: argparse.ArgumentParser, word: str) -> bool:
     """Whether a flag, as --cfg=job, is one of Hydra's or the beginning of one."""
     flag = word.split("=", 1)[0]
-    return len(flag) > 2 and any(option.startswith(flag) for option in parser._option_string_actions)
+    return len(flag) > 2 and any(option.startswith(flag) for option in list_flags(parser))
 
 
 def flags_of(arguments: list[str], overrides: list[str]) -> list[str]:

@@ -62,8 +62,9 @@ def typed_value(override: Override) -> str:
     return str(override.input_line).partition("=")[2]
 
 
-def check_groups(overrides: list[Override], options: Options) -> None:
-    """Refuse choices of options that Hydra would refuse without naming the word, or take for something else."""
+def check_groups(overrides: list[Override], options: Options, files: Options) -> None:
+    """Refuse choices of options that Hydra would refuse without naming the word, or take for something else. `options` of a
+    group are its `files` and the groups in it."""
     for override in overrides:
         key, value, typed = override.key_or_group, override.value(), typed_value(override)
         name = override.get_key_element().lstrip("+")
@@ -85,7 +86,9 @@ def check_groups(overrides: list[Override], options: Options) -> None:
             fix = f"give {has_several(key, name, typed)}, or choose one"
             raise ConfigError(name, typed, "only the last of several options would count", fix)
         if not isinstance(value, str | list):
-            raise unknown_option(name, typed, options(key))
+            raise unknown_option(name, typed, files(key))
+        if isinstance(value, list) and (unknown := [option for option in value if option not in files(key)]):
+            raise unknown_option(name, str(unknown[0]), files(key))
 
 
 def write_override(key: str, name: str) -> str:

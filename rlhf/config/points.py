@@ -11,16 +11,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from hydra import version
-from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
-from hydra._internal.config_repository import CachingConfigRepository
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
@@ -31,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from rlhf.catalog.recipe import ModelFacts
+from rlhf.config import hydra_compat
 from rlhf.config.command import Command, command_of
 from rlhf.config.compose import config_root, register, rewrite_words, to_config
 from rlhf.config.errors import ConfigError, first_line
@@ -67,13 +61,10 @@ class Composer:
         register()
         self.outer = GlobalHydra.instance().hydra, HydraConfig.instance().cfg  # of a program that uses Hydra itself
         GlobalHydra.instance().clear()
-        path = create_config_search_path(self.command.config_path)
-        if self.command.config_dir is not None:
-            extra = Path(self.command.config_dir).absolute()
-            if not extra.is_dir():
-                raise ConfigError("--config-dir", extra, "there is no such directory", "give one that holds YAML files")
-            path.prepend("command-line", f"file://{extra}", SearchPathQuery(provider="schema"))
-        self.loader = Hydra.create_main_hydra2(task_name="rlhf", config_search_path=path).config_loader
+        extra = None if self.command.config_dir is None else Path(self.command.config_dir).absolute()
+        if extra is not None and not extra.is_dir():
+            raise ConfigError("--config-dir", extra, "there is no such directory", "give one that holds YAML files")
+        self.loader = hydra_compat.build_loader(self.command.config_path, extra)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -83,7 +74,7 @@ class Composer:
     def master(self) -> DictConfig:
         """What Hydra composes of the command itself: of a sweep without what is swept."""
         words = self.command.overrides
-        check_groups([self.parse(word) for word in words], self.group)
+        check_groups([self.parse(word) for word in words], self.group, self.get_group_options)
         config = self.load(words, RunMode.MULTIRUN)
         mode = RunMode.MULTIRUN if self.command.multirun else config.hydra.mode or RunMode.RUN
         if config.hydra.mode != mode:
@@ -117,7 +108,7 @@ class Composer:
         if not self.swept:
             return [overrides_typed(self.master, "task")]
         self.check()
-        return [rewrite_words(words) for words in BasicSweeper.split_arguments(self.overrides, None)[0]]
+        return [rewrite_words(words) for words in hydra_compat.split_points(self.overrides)]
 
     def check(self) -> None:
         """Raise ConfigError for the first word that is wrong by itself."""
@@ -133,15 +124,12 @@ class Composer:
 
     def get_group_options(self, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG) -> list[str]:
         """The options of a group, as a glob asks for them; presets included, which Hydra's own answer lacks."""
-        return self.files.get_group_options(group_name, results_filter)
+        return list(self.files.get_group_options(group_name, results_filter))
 
     @cached_property
-    def files(self) -> CachingConfigRepository:
-        """All files of the configuration as Hydra finds them, which it would do anew for each group, in 50 ms."""
-        found: tuple[Any, CachingConfigRepository] = cast(
-            ConfigLoaderImpl, self.loader
-        )._parse_overrides_and_create_caching_repo(self.command.config_name, [])
-        return found[1]
+    def files(self) -> Any:
+        """All files of the configuration as Hydra finds them."""
+        return hydra_compat.list_files(self.loader, self.command.config_name)
 
     def group(self, name: str) -> list[str]:
         """The options of a group, and the groups in it; empty if there is no such group."""
@@ -179,19 +167,16 @@ class Composer:
                 config = self.compose_values(choices, values, own)
         except REFUSED as error:
             raise translate_error(error, words, self.raw_load) from error
-        shown = config.hydra.job.config.override_dirname
         task = [override for override in parsed if not override.is_hydra_override()]
         with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.overrides.task = [override.input_line for override in task]
-            config.hydra.job.override_dirname = get_overrides_dirname(
-                task, list(shown.exclude_keys), shown.item_sep, shown.kv_sep
-            )
+            config.hydra.job.override_dirname = hydra_compat.join_overrides(task, config.hydra.job.config)
         return config
 
     def compose_values(self, choices: tuple[str, ...], values: list[Override], own: ModelFacts | None = None) -> DictConfig:
         """A choice of options with these values in it; `own` are the facts of the model that model=local names."""
         config: DictConfig = pickle.loads(self.base(choices, own))
-        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        hydra_compat.set_values(values, config)
         return config
 
     def read_own_model(self, config: DictConfig) -> ModelFacts | None:
@@ -315,11 +300,10 @@ def resolve(config: DictConfig, key: str) -> str:
 def check_choices(master: DictConfig) -> None:
     """Refuse Hydra's ways of running jobs, which would do nothing here: stages are run by our launcher."""
     hydra = master.hydra
-    name = f"{BasicLauncher.__module__}.{BasicLauncher.__name__}"
-    if hydra.launcher.get("_target_") != name:
+    if hydra.launcher.get("_target_") != hydra_compat.LAUNCHER:
         chosen = hydra.runtime.choices["hydra/launcher"]
         raise ConfigError("hydra/launcher", chosen, "stages are started by this program", "choose launcher=local or slurm")
-    if hydra.sweeper.get("_target_") != f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
+    if hydra.sweeper.get("_target_") != hydra_compat.SWEEPER:
         chosen = hydra.runtime.choices["hydra/sweeper"]
         fix = "leave it out; give a key as interval(a,b) to search"
         raise ConfigError("hydra/sweeper", chosen, "points are proposed by this program", fix)

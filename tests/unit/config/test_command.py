@@ -40,7 +40,7 @@ WRONG = [
     ("sweeps=kl", "sweeps=kl", "write +sweeps=kl"),
     ("+sweeps=kl", "+sweeps=kl", "python -m rlhf -m +sweeps=kl"),
     ("+experiments=nope", "experiments=nope", "choose one of bench"),
-    ("+experiments=[bench,nope]", "+experiments=[bench,nope]", ""),
+    ("+experiments=[bench,nope]", "experiments=nope: there is no such option", "choose one of bench"),
     # values
     ("seed=${nosuch}", "seed=${nosuch}", "correct the reference"),
     ("name=${oc.env:NOSUCH}", "name=${oc.env:NOSUCH}", "correct the reference"),
