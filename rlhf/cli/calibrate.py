@@ -27,7 +27,12 @@ PHASES = {"time/rollout_s": "rollout", "time/score_s": "score", "time/train_s": 
 def calibrate(directories: list[Path], console: Console) -> int:
     """Write the constants that make the plan of finished stages as long as they were; returns the exit code."""
     root = directories[0] if directories else Path("outputs")
-    ratios = [pair for file in sorted(root.glob("stages/*/spec.json")) for pair in compare_stage(file)]
+    ratios: list[tuple[str, float]] = []
+    for file in sorted(root.glob("stages/*/spec.json")):
+        try:
+            ratios += compare_stage(file)
+        except ConfigError as error:  # of another release
+            console.print(f"left out: {error}", soft_wrap=True)
     computed = [ratio for phase, ratio in ratios if phase != "rollout"]
     sampled = [ratio for phase, ratio in ratios if phase == "rollout"]
     if not computed:

@@ -92,17 +92,18 @@ def read_spec(file: Path) -> Spec:
     if values["code"] != code_hash() and not values["config"]["launcher"]["allow_code_change"]:
         problem = "the package has changed since this stage was launched"
         raise ConfigError("launcher.allow_code_change", False, problem, "launch it again or set it true")
-    try:
-        return load_spec(values)
-    except OmegaConfBaseException as error:
-        problem = f"another release launched this stage: {first_line(error)}"
-        raise ConfigError("spec", file, problem, "launch it again with this release") from error
+    return load_spec(values)
 
 
 def load_spec(values: dict[str, Any]) -> Spec:
-    """Make a spec of what its file holds."""
-    merged = OmegaConf.merge(OmegaConf.structured(Config), values.pop("config"))
-    return Spec(**values, config=cast(Config, OmegaConf.to_object(merged)))
+    """Make a spec of what its file holds. Raises ConfigError for one whose keys are those of another release."""
+    config = values.pop("config")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), config)
+        return Spec(**values, config=cast(Config, OmegaConf.to_object(merged)))
+    except OmegaConfBaseException as error:
+        problem = f"another release launched this stage: {first_line(error)}"
+        raise ConfigError("spec", values["directory"], problem, "launch it again with this release") from error
 
 
 def stage_directory(spec: Spec) -> StageDirectory:
