@@ -51,6 +51,13 @@ def local_share(batch: list[Any], rank: int, world: int) -> list[Any]:
     return batch[rank * per_rank : (rank + 1) * per_rank]
 
 
+def balanced_share(batch: list[Any], sizes: list[int], rank: int, world: int) -> list[Any]:
+    """Return a rank's share of a global batch, of about as many tokens as another rank's: the records of these sizes,
+    largest first, are dealt out."""
+    order = sorted(range(len(batch)), key=lambda number: -sizes[number])
+    return [batch[number] for number in order[rank::world]]
+
+
 def evenly(items: list[Any], plan: Batches, rank: int) -> list[tuple[list[Any], Tensor]]:
     """This rank's micro-batches of held-out items, each with weights [B]: 1, or 0 for an item that is there only so that
     all ranks have equally many, since they run forward passes together under ZeRO stage 3."""

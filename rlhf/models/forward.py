@@ -1,5 +1,5 @@
 """Forward passes over prompts and responses: [B, T] sequences whose last R columns are the responses, with padding before,
-between and after, which `packing` (ppo.packing) takes out before a model reads them."""
+between and after, which `packing` (sft.packing, reward.packing, ppo.packing) takes out before a model reads them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,17 +64,37 @@ def response_logprobs(
     nats. Logits are computed for the responses only."""
     read, places = pack_inputs(engine, ids, mask, packing), response_positions(mask, responses, packing)
     before = (read.slots[:, -responses:] - 1).flatten()[places]
-    keep: int | Tensor = before
-    kept = None
-    if read.inputs["attention_mask"].ndim == 2:  # columns of a rectangle, and where among them the responses are
-        width = read.inputs["input_ids"].size(1)
-        first = int((before % width).min())
-        keep, kept = width - first, before // width * (width - first) + before % width - first
-    logits = engine(**read.inputs, use_cache=False, logits_to_keep=keep).logits
     tokens = (ids * mask)[:, -responses:].flatten()[places]
-    found = token_logprobs(logits, tokens, temperature, kept, entropies)
+    found = predict_tokens(engine, read.inputs, before, tokens, temperature, entropies)
     logprobs, entropy = (unpack_outputs(column, places, mask[:, -responses:]) for column in found)
     return logprobs, entropy
+
+
+def target_logprobs(engine: Any, ids: Tensor, mask: Tensor, targets: Tensor, packing: str = "packed") -> Tensor:
+    """Return the log-probabilities, at temperature 1, of the tokens of right-padded sequences [B, T] where `targets` [B, T]
+    is 1, and 0 elsewhere: [B, T] in float32 and nats. No first token may be a target. Logits are computed for the targets
+    only, or with packing `none` for all tokens."""
+    read = pack_inputs(engine, ids, mask, packing)
+    wanted = targets if packing != "none" else torch.ones_like(targets).index_fill_(1, targets.new_zeros(1), 0)
+    places = wanted.flatten().nonzero().squeeze(1)
+    before, tokens = read.slots.flatten()[places] - 1, (ids * mask).flatten()[places]
+    logprobs, _ = predict_tokens(engine, read.inputs, before, tokens, 1.0, entropies=False)
+    return unpack_outputs(logprobs, places, targets)
+
+
+def predict_tokens(
+    engine: Any, inputs: dict[str, Tensor], before: Tensor, tokens: Tensor, temperature: float, entropies: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the log-probabilities of `tokens` [A] and the entropies of their distributions, [A] in float32 and nats, from
+    the outputs at `before` [A], indices among the inputs' tokens, flattened."""
+    keep: int | Tensor = before
+    kept = None
+    if inputs["attention_mask"].ndim == 2:  # the last columns of a rectangle [B, T], and the indices among them
+        width = inputs["input_ids"].size(1)
+        first = int((before % width).min())
+        keep, kept = width - first, before // width * (width - first) + before % width - first
+    logits = engine(**inputs, use_cache=False, logits_to_keep=keep).logits
+    return token_logprobs(logits, tokens, temperature, kept, entropies)
 
 
 def response_values(engine: Any, ids: Tensor, mask: Tensor, responses: int, packing: str = "packed") -> Tensor:

@@ -12,7 +12,7 @@ from rlhf.algo.schedule import learning_rate
 from rlhf.catalog.stage import metrics_of
 from rlhf.config.derive import Batches, logged_learning_rate
 from rlhf.config.schema import Config, Lora, Training
-from rlhf.data.loaders import all_batches, local_share, steps_per_epoch, total_steps
+from rlhf.data.loaders import all_batches, balanced_share, local_share, steps_per_epoch, total_steps
 from rlhf.data.tokens import SequenceBatch
 from rlhf.engine.zero import set_rates
 from rlhf.runtime.distributed import is_main, rank
@@ -40,6 +40,7 @@ class Learner:
         records: The encoded training records of all ranks.
         step: Takes an optimiser step on this rank's records; returns its metrics and the lengths of the sequences read.
         flops: Operations of a step on sequences of these lengths.
+        size: Counts a record's tokens.
         batch: Joins the records of a step that is not finite, to be kept.
         evaluate: Measures the model on held-out records.
         judged_by: The metric that is noted of the model that training starts from.
@@ -54,6 +55,7 @@ class Learner:
     records: Sequence[Any]
     step: Callable[[list[Any]], tuple[Metrics, list[int]]]
     flops: Callable[[list[int]], int]
+    size: Callable[[Any], int]
     batch: Callable[[list[Any]], SequenceBatch]
     evaluate: Callable[[], Metrics]
     judged_by: str
@@ -85,7 +87,7 @@ def train(config: Config, context: Context, learner: Learner) -> Metrics:
             torch.manual_seed(torch_seed(config.seed, f"{section} dropout", number, rank()))
             clock = Clock()
             with clock.phase("step"):
-                own = [learner.records[i] for i in local_share(chosen, rank(), learner.plan.ranks)]
+                own = own_records(learner, chosen)
                 measured, lengths = learner.step(own)
             metrics = {
                 "lr/model": factor * logged_learning_rate(learner.lora, training.learning_rate),
@@ -102,3 +104,11 @@ def train(config: Config, context: Context, learner: Learner) -> Metrics:
             bar.update(number + 1, describe_progress(metrics | measured, shown, known))
             saver.boundary(number + 1, None, partial(dict, final=final, nonfinite=nonfinite.row, initial=initial))
     return final
+
+
+def own_records(learner: Learner, chosen: list[int]) -> list[Any]:
+    """Return this rank's records of a global batch; without padding each rank gets about as many tokens."""
+    batch, ranks = [learner.records[number] for number in chosen], learner.plan.ranks
+    if learner.training.packing == "none":
+        return local_share(batch, rank(), ranks)
+    return balanced_share(batch, [learner.size(record) for record in batch], rank(), ranks)

@@ -117,7 +117,8 @@ def reward_rounds(config: Config, place: Path) -> Iterator[Round]:
     with built_engine(new_scorer(config.reward_model, config, tokenizer, zero, step.dropout), config, learning) as engine:
 
         def once() -> tuple[list[int], int]:
-            _, lengths = reward.train_step(engine, items, plan.ranks, answers_per_pass(config), tokenizer.pad_token_id)
+            how = plan.ranks, answers_per_pass(config), tokenizer.pad_token_id, step.packing
+            _, lengths = reward.train_step(engine, items, *how)
             return lengths, reward_work(config, lengths)
 
         yield time_rounds(config, once)

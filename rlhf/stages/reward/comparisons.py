@@ -16,7 +16,7 @@ from rlhf.algo.losses import preference_loss
 from rlhf.data.tokens import ComparisonBatch, Encoded, SequenceBatch, comparison_batch, right_mask
 from rlhf.engine.step import accumulate
 from rlhf.engine.zero import backward
-from rlhf.models.heads import last_token, model_inputs
+from rlhf.models.forward import response_scores
 from rlhf.runtime.distributed import maximum, world
 
 Element = list[tuple[Encoded, Encoded]]
@@ -41,13 +41,17 @@ class Pass:
     seed: int | None = None
 
 
-def train_on_comparisons(engine: Any, elements: list[Element], answers: int, count: float, pad: int) -> Reading:
+def train_on_comparisons(
+    engine: Any, elements: list[Element], answers: int, count: float, pad: int, packing: str = "packed"
+) -> Reading:
     """Accumulate the gradient of this rank's share of a step, `count` comparisons over all ranks, in forward passes of at
     most `answers` answers. All ranks make equally many passes, since under ZeRO they make each of them together."""
+    if packing != "none":  # answers of about one length together
+        elements = sorted(elements, key=lambda element: -count_tokens(element))
     batches = [comparison_batch(part, pad, engine.device) for part in parts(elements, answers)]
     pieces = [split(batch.rows, answers) for batch in batches]
     seeds = [draw_seed() if len(found) > 1 else None for found in pieces]
-    known = first_readings(engine, batches, pieces, seeds)
+    known = first_readings(engine, batches, pieces, seeds, packing)
     results: list[tuple[Tensor, Tensor]] = []
     passes: list[Pass] = []
     for batch, found, seed, scores in zip(batches, pieces, seeds, known, strict=True):
@@ -63,10 +67,16 @@ def train_on_comparisons(engine: Any, elements: list[Element], answers: int, cou
         engine.set_gradient_accumulation_boundary(number == len(passes))
         if made.seed is not None:
             torch.manual_seed(made.seed)
-        backward(engine, made.loss(read_scores(engine, made.rows)), count)
+        backward(engine, made.loss(read_scores(engine, made.rows, packing)), count)
         accumulate(engine)
     lengths = [length for batch in batches for length in batch.rows.lengths.tolist()]
     return Reading(sum(float(loss) for loss, _ in results), torch.cat([margins for _, margins in results]), lengths)
+
+
+def count_tokens(element: Element) -> int:
+    """Return the tokens of a comparison's different answers, each with its prompt."""
+    answers = {tuple(answer.response): len(answer.prompt) + len(answer.response) for pair in element for answer in pair}
+    return sum(answers.values())
 
 
 def parts(elements: list[Element], answers: int) -> Iterator[list[Element]]:
@@ -91,10 +101,9 @@ def split(rows: SequenceBatch, size: int) -> list[SequenceBatch]:
     return [SequenceBatch(rows.ids[own, : int(lengths.max())], lengths, rows.starts[own]) for lengths, own in taken]
 
 
-def read_scores(engine: Any, batch: SequenceBatch) -> Tensor:
-    """Score of each sequence, at its last token, [B] in float32."""
-    outputs: Tensor = engine(**model_inputs(engine, batch.ids, right_mask(batch.lengths, batch.ids.size(1))))
-    return last_token(outputs.float(), batch.lengths)
+def read_scores(engine: Any, batch: SequenceBatch, packing: str = "packed") -> Tensor:
+    """Return the score of each sequence, at its last token, [B] in float32."""
+    return response_scores(engine, batch.ids, right_mask(batch.lengths, batch.ids.size(1)), packing).float()
 
 
 def pair_margins(scores: Tensor, batch: ComparisonBatch) -> Tensor:
@@ -110,7 +119,11 @@ def pairs_loss(scores: Tensor, batch: ComparisonBatch) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def first_readings(
-    engine: Any, batches: list[ComparisonBatch], pieces: list[list[SequenceBatch]], seeds: list[int | None]
+    engine: Any,
+    batches: list[ComparisonBatch],
+    pieces: list[list[SequenceBatch]],
+    seeds: list[int | None],
+    packing: str,
 ) -> list[Tensor | None]:
     """The scores [B] of each batch that takes several passes; None of one that takes one."""
     several = [found for found in pieces if len(found) > 1]
@@ -121,10 +134,10 @@ def first_readings(
         scores = []
         for number, rows in enumerate(found if seed is not None else []):
             torch.manual_seed(int(seed or 0) + number)
-            scores.append(read_scores(engine, rows))
+            scores.append(read_scores(engine, rows, packing))
         known.append(torch.cat(scores) if scores else None)
     for _ in range(idle):
-        read_scores(engine, split(batches[0].rows, 1)[0])
+        read_scores(engine, split(batches[0].rows, 1)[0], packing)
     return known
 
 

@@ -34,7 +34,7 @@ from rlhf.stages import supervised
 from rlhf.stages.card import write_model_card
 from rlhf.stages.context import Context
 from rlhf.stages.reward import work
-from rlhf.stages.reward.comparisons import Element, pair_margins, read_scores, train_on_comparisons
+from rlhf.stages.reward.comparisons import Element, count_tokens, pair_margins, read_scores, train_on_comparisons
 from rlhf.stages.supervised import Learner
 from rlhf.tracking.progress import Bar
 
@@ -60,10 +60,11 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     engine = training_engine(scorer, config, learning)
     learner = Learner(
         "reward", reward, config.reward_lora, plan, engine, train,
-        step=lambda own: train_step(engine, own, plan.ranks, answers_per_pass(config), pad),
+        step=lambda own: train_step(engine, own, plan.ranks, answers_per_pass(config), pad, reward.packing),
         flops=lambda lengths: work(config, lengths),
+        size=count_tokens,
         batch=lambda own: join_pairs(own, pad),
-        evaluate=lambda: evaluate(engine, heldout, dataset.agreement, plan, pad),
+        evaluate=lambda: evaluate(engine, heldout, dataset.agreement, plan, pad, reward.packing),
         judged_by="eval/accuracy",
         shown=("train/loss", "train/accuracy"),
     )  # fmt: skip
@@ -77,13 +78,13 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
 
 
 def train_step(
-    engine: Any, elements: list[Element], ranks: int, answers: int, pad: int
+    engine: Any, elements: list[Element], ranks: int, answers: int, pad: int, packing: str = "packed"
 ) -> tuple[dict[str, float], list[int]]:
     """One optimiser step on this rank's share of a batch, at most `answers` answers at a time: metrics over all ranks, and
     the lengths of what was read."""
     engine.train()
     count = float(len(elements) * ranks)
-    found = train_on_comparisons(engine, elements, answers, count, pad)
+    found = train_on_comparisons(engine, elements, answers, count, pad, packing)
     (norm,) = optimizer_step(engine)
     loss, right, pairs = total(found.loss, float(fraction_correct(found.margins).sum()), found.margins.numel())
     return {"train/loss": loss / count, "train/accuracy": right / pairs, "train/grad_norm": norm}, found.lengths
@@ -128,7 +129,7 @@ def heldout_pairs(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> lis
 
 @torch.no_grad()
 def evaluate(
-    engine: Any, pairs: list[tuple[Element, float]], ceiling: float | None, plan: Batches, pad: int
+    engine: Any, pairs: list[tuple[Element, float]], ceiling: float | None, plan: Batches, pad: int, packing: str = "packed"
 ) -> dict[str, float]:
     """Loss, accuracy and margin on held-out pairs, against the labels, and against the gold reward where there is one; with
     standard errors over prompts."""
@@ -136,7 +137,7 @@ def evaluate(
     own: list[tuple[float, float]] = []  # loss and margin of each pair
     for part, _ in evenly(pairs, plan, rank()):
         batch = comparison_batch([element for element, _ in part], pad, engine.device)
-        margins = pair_margins(read_scores(engine, batch.rows), batch)
+        margins = pair_margins(read_scores(engine, batch.rows, packing), batch)
         losses = [float(preference_loss(m, torch.zeros_like(m), w)) for m, w in zip(margins, batch.weights, strict=True)]
         own += zip(losses, margins.tolist(), strict=True)
     every = from_shares(own, len(pairs))
@@ -188,7 +189,7 @@ def score_moments(
     with Bar("bias", len(shares), is_main()) as bar:
         for number, (own, on_host) in enumerate(shares, start=1):
             batch, weights = sequence_batch(own, tokenizer.pad_token_id, engine.device), on_host.to(engine.device)
-            found = read_scores(engine, batch)
+            found = read_scores(engine, batch, config.reward.packing)
             score_sum += float((found * weights).sum())
             square_sum += float((found.double() ** 2 * weights).sum())
             count += float(weights.sum())

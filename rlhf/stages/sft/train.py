@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from rlhf.algo.errors import ratio_with_error
-from rlhf.algo.logprobs import token_logprobs
 from rlhf.algo.masked import zero_padding
 from rlhf.config.derive import Batches
 from rlhf.config.schema import Config
@@ -25,7 +24,7 @@ from rlhf.data.tokens import (
 from rlhf.engine.save import save_model
 from rlhf.engine.step import accumulate, optimizer_step
 from rlhf.engine.zero import TrainingSpec, backward, release, training_engine
-from rlhf.models.heads import model_inputs
+from rlhf.models.forward import micro_batches, target_logprobs
 from rlhf.models.load import new_policy
 from rlhf.models.tokenizer import build_tokenizer
 from rlhf.planner.batches import batches
@@ -55,8 +54,9 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         "sft", sft, config.lora, plan, engine, train,
         step=lambda own: (train_step(engine, own, plan, config, tokenizer.pad_token_id), sequence_lengths(own)),
         flops=lambda lengths: work(config, lengths),
+        size=lambda item: len(item.prompt) + len(item.response),
         batch=lambda own: sequence_batch(own, tokenizer.pad_token_id),
-        evaluate=lambda: evaluate(engine, heldout, plan, tokenizer.pad_token_id),
+        evaluate=lambda: evaluate(engine, heldout, plan, tokenizer.pad_token_id, sft.packing),
         judged_by="eval/perplexity",
         shown=("train/loss",),
     )  # fmt: skip
@@ -72,7 +72,9 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
 def train_step(engine: Any, items: list[Encoded], plan: Batches, config: Config, pad: int) -> dict[str, float]:
     """One optimiser step on this rank's share of a batch: loss per token over all ranks, and gradient norm."""
     engine.train()
-    parts = [sequence_batch(items[i : i + plan.micro], pad, engine.device) for i in range(0, len(items), plan.micro)]
+    parts = [
+        sequence_batch(part, pad, engine.device) for part in share_items(engine, items, plan.micro, config.sft.packing)
+    ]
     (count,) = total(sum(float(loss_mask(part, config).sum()) for part in parts))
     loss_sum = 0.0
     for part in parts:
@@ -85,6 +87,15 @@ def train_step(engine: Any, items: list[Encoded], plan: Batches, config: Config,
     return {"train/loss": loss_total / count, "train/grad_norm": norm}
 
 
+def share_items(engine: Any, items: list[Encoded], size: int, packing: str) -> list[list[Encoded]]:
+    """Share a step's records among forward passes of `size` records at most; without padding by length."""
+    if packing == "none":
+        return [items[start : start + size] for start in range(0, len(items), size)]
+    lengths = sequence_lengths(items)
+    order = sorted(range(len(items)), key=lambda row: -lengths[row])
+    return [[items[row] for row in part] for part in micro_batches(order, size, packing, engine)]
+
+
 def loss_mask(batch: SequenceBatch, config: Config) -> Tensor:
     """[B, T - 1] mask of the tokens that are predicted: the response, or everything after the first token."""
     mask = response_mask(batch) if config.sft.loss_on == "completion" else right_mask(batch.lengths, batch.ids.size(1))
@@ -92,20 +103,19 @@ def loss_mask(batch: SequenceBatch, config: Config) -> Tensor:
 
 
 def loss_of(engine: Any, batch: SequenceBatch, config: Config) -> Tensor:
-    """Summed negative log-likelihood of the tokens that the loss covers, in nats."""
-    return row_losses(engine, batch, loss_mask(batch, config)).sum()
+    """Return the summed negative log-likelihood of the tokens that the loss covers, in nats."""
+    return row_losses(engine, batch, loss_mask(batch, config), config.sft.packing).sum()
 
 
-def row_losses(engine: Any, batch: SequenceBatch, mask: Tensor) -> Tensor:
-    """Negative log-likelihood of each sequence's tokens where `mask` [B, T - 1] is 1, [B] in nats."""
-    inputs = model_inputs(engine, batch.ids, right_mask(batch.lengths, batch.ids.size(1)))
-    logits = engine(**inputs, use_cache=False).logits[:, :-1]
-    logprobs, _ = token_logprobs(logits, inputs["input_ids"][:, 1:], 1.0, entropies=False)
-    return -zero_padding(logprobs, mask).sum(1)
+def row_losses(engine: Any, batch: SequenceBatch, mask: Tensor, packing: str) -> Tensor:
+    """Return the negative log-likelihood of each sequence's tokens where `mask` [B, T - 1] is 1, [B] in nats."""
+    real, targets = right_mask(batch.lengths, batch.ids.size(1)), torch.nn.functional.pad(mask, (1, 0))
+    logprobs = target_logprobs(engine, batch.ids, real, targets, packing)  # [B, T]
+    return -zero_padding(logprobs[:, 1:], mask).sum(1)
 
 
 @torch.no_grad()
-def evaluate(engine: Any, items: list[Encoded], plan: Batches, pad: int) -> dict[str, float]:
+def evaluate(engine: Any, items: list[Encoded], plan: Batches, pad: int, packing: str = "packed") -> dict[str, float]:
     """Held-out loss and perplexity per completion token, whatever the training loss covers, and the perplexity's standard
     error over prompts: by the delta method perplexity times that of the loss."""
     engine.eval()
@@ -113,7 +123,7 @@ def evaluate(engine: Any, items: list[Encoded], plan: Batches, pad: int) -> dict
     for part, _ in evenly(items, plan, rank()):
         batch = sequence_batch(part, pad, engine.device)
         mask = response_mask(batch)[:, 1:]
-        own += zip(row_losses(engine, batch, mask).tolist(), mask.sum(1).tolist(), strict=True)
+        own += zip(row_losses(engine, batch, mask, packing).tolist(), mask.sum(1).tolist(), strict=True)
     losses, tokens = zip(*from_shares(own, len(items)), strict=True)
     figures = ratio_with_error("eval/loss", [tuple(item.prompt) for item in items], losses, tokens)
     perplexity = math.exp(min(figures["eval/loss"], 700.0))

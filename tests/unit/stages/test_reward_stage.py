@@ -19,9 +19,9 @@ def sizes(monkeypatch):
     """How many answers each forward pass reads."""
     found, read = [], comparisons.read_scores
 
-    def counting(engine, rows):
+    def counting(engine, rows, packing):
         found.append(len(rows.lengths))
-        return read(engine, rows)
+        return read(engine, rows, packing)
 
     monkeypatch.setattr(comparisons, "read_scores", counting)
     return found
@@ -79,8 +79,8 @@ def test_answers_that_are_read_twice_meet_the_same_dropout(make_config, tokenize
     engine.train()
     read = comparisons.read_scores
 
-    def remember(engine, rows):
-        seen.append(read(engine, rows))
+    def remember(engine, rows, packing):
+        seen.append(read(engine, rows, packing))
         return seen[-1]
 
     with pytest.MonkeyPatch.context() as patch:
