@@ -3,6 +3,7 @@
     python -m rlhf bench model=opt-1.3b hardware=h100           # a step of PPO: rollout, scoring, updates
     python -m rlhf bench bench.what=rollout model=opt-125m      # rollouts alone, engine by engine (bench.engines=[...])
     python -m rlhf bench bench.what=train bench.lengths=real    # one phase alone (or score); answers of many lengths
+    python -m rlhf bench bench.what=sft bench.lengths=real      # a step of fine-tuning (or reward), beside a padded one
     python -m rlhf bench bench.what=stages hardware=a100-80g    # a training step of each of the three stages
     python -m rlhf bench --table                                # the stored results as the table of docs/performance.md
 
@@ -37,6 +38,7 @@ from rlhf.config.secrets import mask
 from rlhf.config.terminal import Terminal
 from rlhf.experiment.store import write_json
 from rlhf.planner.batches import batches
+from rlhf.stages.bench import measured_stages
 from rlhf.stages.bench.metrics import TIME_OF
 from rlhf.stages.bench.table import BASELINE, build_table, table
 
@@ -147,18 +149,22 @@ def list_variants(config: Config) -> tuple[dict[str, Config], dict[str, str]]:
 
 
 def with_engine_and_packing(config: Config, engine: str, packing: str) -> Config:
-    """The configuration with a rollout engine and a way of padding."""
-    return replace(config, rollout=replace(config.rollout, engine=engine), ppo=replace(config.ppo, packing=packing))
+    """Return the configuration with a rollout engine and a way of padding, in all stages."""
+    return replace(
+        config, rollout=replace(config.rollout, engine=engine), ppo=replace(config.ppo, packing=packing),
+        sft=replace(config.sft, packing=packing), reward=replace(config.reward, packing=packing),
+    )  # fmt: skip
 
 
 def compare_variants(config: Config, configs: dict[str, Config]) -> "dict[str, Measured]":
-    """The variants of step 3, or of a phase of it, in turns on the same models."""
+    """Measure the variants of a step, or of a phase of it, in turns on the same models."""
     from rlhf.stages.bench.compare import compare
-    from rlhf.stages.bench.rounds import random_models
+    from rlhf.stages.bench.run import benchmarked_stages
 
     optional = [] if config.bench.engines else [name for name in configs if name not in (BASELINE, "ours")]
     with tempfile.TemporaryDirectory() as place:
-        return compare(configs, lambda: random_models(config, Path(place) / "random"), config.bench.repeats, optional)
+        (rounds,) = benchmarked_stages(config).values()
+        return compare(configs, lambda: rounds(config, Path(place) / "random"), config.bench.repeats, optional)
 
 
 def measure_stages(config: Config) -> "dict[str, Measured]":
@@ -172,8 +178,9 @@ def measure_stages(config: Config) -> "dict[str, Measured]":
     with tempfile.TemporaryDirectory() as place:
         for name, rounds in benchmarked_stages(config).items():
             try:
-                with rounds(config, Path(place) / "random") as once:
-                    found[name] = Measured(interleave({name: once}, config.bench.repeats, False)[name])
+                with rounds(config, Path(place) / "random") as make_round:
+                    once = {name: make_round(config)}
+                    found[name] = Measured(interleave(once, config.bench.repeats, False)[name])
             except (Failed, torch.OutOfMemoryError):
                 found[name] = Measured(problem="out of memory")
     return found
@@ -182,23 +189,28 @@ def measure_stages(config: Config) -> "dict[str, Measured]":
 def variant_entry(name: str, own: Config, measured: "Measured") -> dict[str, Any]:
     """A variant as it is stored: how it works, its medians, and its main figure in every round."""
     engine = f"{own.rollout.engine} rollouts"
-    padding = {"none": "padded", "length": "by length", "packed": "packed"}[own.ppo.packing]
-    how = {"rollout": engine, "score": padding, "train": padding}.get(own.bench.what, f"{engine}, {padding}")
-    if own.bench.what == "stages" and not kind_of(name).samples_responses:
-        how = ""
+    stage = name if own.bench.what == "stages" else measured_stages(own)[0]
+    samples = kind_of(stage).samples_responses
+    padding = {"none": "padded", "length": "by length", "packed": "packed"}[getattr(own, stage).packing]
+    how = f"{engine}, {padding}" if samples and own.bench.what not in ("score", "train") else padding
+    how = engine if own.bench.what == "rollout" else how
     rounds = [figures[TIME_OF[own.bench.what]] for figures in measured.rounds]
     return {"how": how, "problem": measured.problem, "median": measured.median, "rounds": rounds}
 
 
 def describe_recipe(config: Config) -> dict[str, Any]:
-    """What the figures depend on, beside the machine and the versions."""
+    """Describe what the metrics depend on, beside the machine and the versions."""
+    stages = measured_stages(config)
+    stage = stages[0] if len(stages) == 1 else policy_stage(config)
+    samples = kind_of(stage).samples_responses
+    batch = config.ppo.rollout_batch_size if samples else getattr(config, stage).batch_size
+    longest = config.rollout.max_new_tokens if samples else config.data.max_response_tokens
     return {
         "what": config.bench.what, "lengths": config.bench.lengths, "repeats": config.bench.repeats,
         "model": config.model.name, "reward_model": config.reward_model.name, "dtype": config.precision.dtype,
         "zero": config.zero.stage, "offload": config.zero.offload_optimizer or config.zero.offload_param,
-        "lora": config.lora.rank, "batch": config.ppo.rollout_batch_size,
-        "micro_batch": batches(config, policy_stage(config)).micro,
-        "prompt_tokens": config.data.max_prompt_tokens, "response_tokens": config.rollout.max_new_tokens,
+        "lora": config.lora.rank, "batch": batch, "micro_batch": batches(config, stage).micro,
+        "prompt_tokens": config.data.max_prompt_tokens, "response_tokens": longest,
         "update_epochs": config.ppo.update_epochs, "seed": config.seed,
     }  # fmt: skip
 

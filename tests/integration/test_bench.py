@@ -20,7 +20,7 @@ SMALL = (
     "ppo.batch_size=4", "sft.batch_size=4", "reward.batch_size=4", "bench.repeats=1", "bench.lengths=real",
 )  # fmt: skip
 QUICK = ("step3", "stages")  # tried whenever tests run, the others by CI; in tests/unit/stages all are
-VARIANTS = {what: {"baseline", "ours"} for what in ("step3", "score", "train")}
+VARIANTS = {what: {"baseline", "ours"} for what in ("step3", "score", "train", "sft", "reward")}
 VARIANTS |= {"rollout": {"baseline", "hybrid"}, "stages": {"sft", "reward", "ppo"}}
 
 
@@ -60,7 +60,7 @@ def test_stored_results_are_a_table(tmp_path):
 def test_help_says_what_can_be_measured(tmp_path):
     done = bench("--help", cwd=tmp_path)
     assert done.returncode == 0 and not done.stderr
-    assert all(f"bench.what={what}" in done.stdout for what in ("rollout", "train", "stages"))
+    assert all(f"bench.what={what}" in done.stdout for what in ("rollout", "train", "sft", "stages"))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_stage_that_does_not_fit_says_so_and_the_others_go_on(monkeypatch, bui
         def made(config, place):
             if building and not fits:
                 raise torch.OutOfMemoryError
-            yield once if fits else once_too_large
+            yield lambda variant: once if fits else once_too_large
 
         return made
 

@@ -51,7 +51,7 @@ class Search:
 class Bench:
     """What `python -m rlhf bench` and stage=bench measure."""
 
-    what: str = key(choices=("step3", "rollout", "score", "train", "stages"))
+    what: str = key(choices=("step3", "rollout", "score", "train", "sft", "reward", "stages"))
     lengths: str = key(choices=("fixed", "real"))
     repeats: int = key(COUNT)
     engines: list[str] | None = key(choices=("hybrid", "paged", "deepspeed"))

@@ -8,8 +8,9 @@ from rlhf.stages.bench.metrics import MEASURED, METRICS, RATES
 
 
 def measured_stages(config: Config) -> list[str]:
-    """The stages whose steps are measured: PPO, or all three."""
-    return list(MEASURED) if config.bench.what == "stages" else ["ppo"]
+    """Return the stages whose steps are measured: all three, the stage that is named, or else PPO."""
+    what = config.bench.what
+    return list(MEASURED) if what == "stages" else [what] if what in MEASURED else ["ppo"]
 
 
 def work(config: Config) -> Work:
@@ -17,7 +18,7 @@ def work(config: Config) -> Work:
     ppo = longest_step(config)
     experience = ppo["rollout"] + ppo["score"]
     phases = {"rollout": ppo["rollout"], "score": experience, "train": ppo["update"], "step3": sum(ppo.values())}
-    if config.bench.what == "stages":
+    if config.bench.what not in phases:
         measured = [kind_of(stage).step_flops(config, 2) for stage in measured_stages(config)]
     else:
         measured = [phases[config.bench.what]]

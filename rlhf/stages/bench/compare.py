@@ -10,7 +10,7 @@ import torch
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.runtime.device import held_gib, peak_memory_gib, reset_peak
-from rlhf.stages.bench.rounds import Models, Round, round_of
+from rlhf.stages.bench.rounds import MakeRound, Round
 
 Figures = dict[str, float]
 
@@ -46,7 +46,7 @@ def medians(rounds: list[Figures]) -> Figures:
 
 def compare(
     variants: dict[str, Config],
-    build: Callable[[], AbstractContextManager[Models]],
+    build: Callable[[], AbstractContextManager[MakeRound]],
     repeats: int,
     optional: Collection[str] = (),
 ) -> dict[str, Measured]:
@@ -56,8 +56,8 @@ def compare(
     found = {name: Measured() for name in variants}
     while left := {name: config for name, config in variants.items() if found[name].problem is None}:
         try:
-            with build() as models:
-                once = {name: round_of(config, models) for name, config in left.items()}
+            with build() as make_round:
+                once = {name: make_round(config) for name, config in left.items()}
                 rounds = interleave(once, repeats, next(iter(left.values())).bench.what == "rollout", optional)
         except Failed as failed:
             found[failed.variant] = failed.measured

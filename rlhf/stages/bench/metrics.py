@@ -15,7 +15,7 @@ RATES = (
 # What a benchmark's variants are compared by, for each `bench.what`.
 TIME_OF = {
     "rollout": "time/rollout_s", "score": "time/score_s", "train": "time/train_s", "step3": "time/step_s",
-    "stages": "time/step_s",
+    "sft": "time/step_s", "reward": "time/step_s", "stages": "time/step_s",
 }  # fmt: skip
 DECODING = (
     Metric("time/decode_step_ms", "ms",

@@ -29,6 +29,8 @@ from rlhf.tracking.throughput import Clock, throughput_metrics
 
 # A round: does what is measured once, and returns its figures.
 Round = Callable[[], dict[str, float]]
+# Makes the round of a configuration, on models that several share.
+MakeRound = Callable[[Config], Round]
 # Rollouts to come, of which learning rates fall: more than any benchmark does.
 ROLLOUTS = 10**6
 

@@ -5,6 +5,7 @@ It saves no checkpoints: one that is broken off begins anew.
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rlhf.stages.bench import measured_stages
 from rlhf.stages.bench.compare import medians
 from rlhf.stages.bench.inputs import comparisons, demonstrations
 from rlhf.stages.bench.metrics import RATES
-from rlhf.stages.bench.rounds import Round, random_models, round_of, train_toy_tokenizer
+from rlhf.stages.bench.rounds import MakeRound, Round, random_models, round_of, train_toy_tokenizer
 from rlhf.stages.context import Context
 from rlhf.stages.reward import train as reward
 from rlhf.stages.reward import work as reward_work
@@ -31,7 +32,8 @@ from rlhf.stages.speed import step_speed
 from rlhf.tracking.progress import Bar, describe_progress
 from rlhf.tracking.throughput import Clock
 
-Rounds = Callable[[Config, Path], AbstractContextManager[Round]]
+# The models of a stage, made for a configuration and removed afterwards: gives the round of a variant of it.
+Rounds = Callable[[Config, Path], AbstractContextManager[MakeRound]]
 
 
 def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, float]:
@@ -57,7 +59,8 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
 def measure_rounds(config: Config, place: Path) -> Generator[dict[str, float]]:
     """The figures of each round, after one that warms up; of several stages under names of their own."""
     for stage, rounds in benchmarked_stages(config).items():
-        with rounds(config, place) as once:
+        with rounds(config, place) as make_round:
+            once = make_round(config)
             once()
             for _ in range(config.bench.repeats):
                 yield once() if config.bench.what != "stages" else prefix_with_stage(stage, once())
@@ -79,15 +82,15 @@ def prefix_with_stage(stage: str, figures: dict[str, float]) -> dict[str, float]
 
 
 @contextmanager
-def ppo_rounds(config: Config, place: Path) -> Iterator[Round]:
-    """Rounds of PPO, or of one of its phases."""
+def ppo_rounds(config: Config, place: Path) -> Iterator[MakeRound]:
+    """Make rounds of PPO, or of one of its phases."""
     with random_models(config, place) as models:
-        yield round_of(config, models)
+        yield lambda variant: round_of(variant, models)
 
 
 @contextmanager
-def sft_rounds(config: Config, place: Path) -> Iterator[Round]:
-    """Steps of supervised fine-tuning."""
+def sft_rounds(config: Config, place: Path) -> Iterator[MakeRound]:
+    """Make rounds of a step of supervised fine-tuning."""
     start(config)
     step, plan, tokenizer = config.sft, batches(config, "sft"), train_toy_tokenizer(config)
     items = demonstrations(config, step.batch_size)
@@ -96,17 +99,17 @@ def sft_rounds(config: Config, place: Path) -> Iterator[Round]:
     )
     with built_engine(new_policy(config.model, config, tokenizer, config.zero, step.dropout), config, learning) as engine:
 
-        def once() -> tuple[list[int], int]:
-            sft.train_step(engine, items, plan, config, tokenizer.pad_token_id)
+        def train(variant: Config) -> tuple[list[int], int]:
+            sft.train_step(engine, items, plan, variant, tokenizer.pad_token_id)
             lengths = sft.sequence_lengths(items)
-            return lengths, sft_work(config, lengths)
+            return lengths, sft_work(variant, lengths)
 
-        yield time_rounds(config, once)
+        yield lambda variant: time_rounds(variant, partial(train, variant))
 
 
 @contextmanager
-def reward_rounds(config: Config, place: Path) -> Iterator[Round]:
-    """Steps of reward modelling, each record a prompt with two answers."""
+def reward_rounds(config: Config, place: Path) -> Iterator[MakeRound]:
+    """Make rounds of a step of reward modelling, each record a prompt with two answers."""
     start(config)
     step, plan, tokenizer = config.reward, batches(config, "reward"), train_toy_tokenizer(config)
     items, zero = comparisons(config, step.batch_size), config.reward_zero
@@ -116,12 +119,12 @@ def reward_rounds(config: Config, place: Path) -> Iterator[Round]:
     )  # fmt: skip
     with built_engine(new_scorer(config.reward_model, config, tokenizer, zero, step.dropout), config, learning) as engine:
 
-        def once() -> tuple[list[int], int]:
-            how = plan.ranks, answers_per_pass(config), tokenizer.pad_token_id, step.packing
+        def train(variant: Config) -> tuple[list[int], int]:
+            how = plan.ranks, answers_per_pass(variant), tokenizer.pad_token_id, variant.reward.packing
             _, lengths = reward.train_step(engine, items, *how)
-            return lengths, reward_work(config, lengths)
+            return lengths, reward_work(variant, lengths)
 
-        yield time_rounds(config, once)
+        yield lambda variant: time_rounds(variant, partial(train, variant))
 
 
 @contextmanager

@@ -15,9 +15,8 @@ class Bench:
     """Stands in for models: `act(variant, number)` is a round; notes all rounds, and how often models are made and
     freed."""
 
-    def __init__(self, monkeypatch, act=lambda name, number: float(number)):
+    def __init__(self, act=lambda name, number: float(number)):
         self.act, self.turns, self.made, self.freed = act, [], 0, 0
-        monkeypatch.setattr("rlhf.stages.bench.compare.round_of", lambda config, models: lambda: self.round(config, models))
 
     def round(self, config, models):
         number = sum(turn == (models, config.name) for turn in self.turns)
@@ -28,7 +27,8 @@ class Bench:
     def build(self):
         self.made += 1
         try:
-            yield self.made
+            models = self.made
+            yield lambda config: lambda: self.round(config, models)
         finally:
             self.freed += 1
 
@@ -38,8 +38,8 @@ def configs(make_config, set_key):
     return {name: set_key(make_config("stage=bench"), "name", name) for name in ("baseline", "hybrid", "paged")}
 
 
-def test_variants_take_turns_and_the_first_round_warms_up(monkeypatch, configs):
-    bench = Bench(monkeypatch, lambda name, number: 100.0 if number == 0 else {1: 4.0, 2: 1.0, 3: 2.0}[number])
+def test_variants_take_turns_and_the_first_round_warms_up(configs):
+    bench = Bench(lambda name, number: 100.0 if number == 0 else {1: 4.0, 2: 1.0, 3: 2.0}[number])
     found = compare(configs, bench.build, 3)
     assert [name for _, name in bench.turns] == [*configs] * 4
     assert (bench.made, bench.freed) == (1, 1)
@@ -49,13 +49,13 @@ def test_variants_take_turns_and_the_first_round_warms_up(monkeypatch, configs):
         assert measured.median["memory/peak_gib"] > 0
 
 
-def test_one_that_runs_out_of_memory_is_told_and_the_others_begin_anew(monkeypatch, configs):
+def test_one_that_runs_out_of_memory_is_told_and_the_others_begin_anew(configs):
     def act(name, number):
         if name == "hybrid" and number == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return 1.0
 
-    bench = Bench(monkeypatch, act)
+    bench = Bench(act)
     found = compare(configs, bench.build, 2)
     assert (found["hybrid"].problem, found["hybrid"].rounds) == ("out of memory", [])
     assert [len(found[name].rounds) for name in ("baseline", "paged")] == [2, 2]
@@ -64,22 +64,22 @@ def test_one_that_runs_out_of_memory_is_told_and_the_others_begin_anew(monkeypat
     assert {name for models, name in bench.turns if models == 2} == {"baseline", "paged"}
 
 
-def test_if_all_run_out_of_memory_all_say_so(monkeypatch, configs):
+def test_if_all_run_out_of_memory_all_say_so(configs):
     def act(name, number):
         raise torch.OutOfMemoryError
 
-    found = compare(configs, Bench(monkeypatch, act).build, 2)
+    found = compare(configs, Bench(act).build, 2)
     assert {measured.problem for measured in found.values()} == {"out of memory"}
 
 
 @pytest.mark.parametrize("optional", [(), ("paged",)])
-def test_an_engine_that_cannot_serve_the_model_is_refused_or_left_out(monkeypatch, configs, optional):
+def test_an_engine_that_cannot_serve_the_model_is_refused_or_left_out(configs, optional):
     def act(name, number):
         if name == "paged":
             raise REFUSAL
         return 1.0
 
-    bench = Bench(monkeypatch, act)
+    bench = Bench(act)
     if not optional:
         with pytest.raises(ConfigError, match=r"^rollout\.engine=paged: "):
             compare(configs, bench.build, 2)
