@@ -1,15 +1,12 @@
-"""What rollouts need: sampling options that agree, an engine that serves the actor, room for the key-value cache."""
+"""Checks of rollouts: sampling options agree, the sampler serves the actor, ranks can share its layers."""
 
 from collections.abc import Iterator
-from importlib.metadata import version
 
 from rlhf.catalog.families import FAMILIES
+from rlhf.catalog.sampler import sampler_problem
 from rlhf.config.derive import samples_responses
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
-
-# The last release of DeepSpeed that is known not to serve OPT with transformers 5.
-NO_CACHE = (0, 19)
 
 
 def check_sampling(config: Config) -> Iterator[ConfigError]:
@@ -53,50 +50,7 @@ def check_tensor_parallel(config: Config) -> Iterator[ConfigError]:
 
 
 def check_engine(config: Config) -> Iterator[ConfigError]:
-    """The rollout engine serves the actor."""
-    if samples_responses(config) and config.rollout.engine == "paged":
-        yield from check_paged(config)
-    if samples_responses(config) and config.rollout.engine == "deepspeed":
-        yield from check_deepspeed(config)
-
-
-def check_paged(config: Config) -> Iterator[ConfigError]:
-    """Continuous batching answers this family rightly, and has whole weights."""
-    rollout, family, served = config.rollout, config.model.family, paged_families()
-    if family not in served:
-        problem = f"the continuous batching of transformers {version('transformers')} does not serve a {family}"
-        yield ConfigError("rollout.engine", "paged", f"{problem} (but {', '.join(served)})", "try rollout=hybrid")
-    if config.zero.stage == 3 and rollout.gather == "layers":
-        problem = "ranks that sample at their own pace cannot gather layers together"
-        yield ConfigError("rollout.gather", "layers", problem, "set rollout.gather=all, or try rollout=hybrid")
-
-
-def paged_families() -> tuple[str, ...]:
-    """The families that continuous batching serves here."""
-    release = parse_release("transformers")
-    return tuple(name for name, family in FAMILIES.items() if family.is_paged(release))
-
-
-def check_deepspeed(config: Config) -> Iterator[ConfigError]:
-    """DeepSpeed's hybrid engine has kernels for this actor here."""
-    problem, family = None, config.model.family
-    served = [name for name, known in FAMILIES.items() if known.has_deepspeed_kernels]
-    if config.hardware.device == "cpu":
-        problem = "DeepSpeed's hybrid engine has kernels for GPUs only"
-    elif family not in served:
-        problem = f"DeepSpeed's hybrid engine does not serve a {family} (but {', '.join(served)})"
-    elif config.lora.rank > 0:
-        problem = "DeepSpeed's hybrid engine adds adapters to the weights and subtracts them, which does not give them back"
-    elif parse_release("deepspeed") <= NO_CACHE and parse_release("transformers") >= (5, 0):
-        problem = (
-            f"the hybrid engine of DeepSpeed {version('deepspeed')} wants the key-value cache of transformers 4, and "
-            f"transformers is {version('transformers')}"
-        )
+    """The sampler serves the actor."""
+    problem = sampler_problem(config) if samples_responses(config) else None
     if problem is not None:
-        yield ConfigError("rollout.engine", "deepspeed", problem, "try rollout=hybrid")
-
-
-def parse_release(package: str) -> tuple[int, int]:
-    """The release of an installed package, major and minor."""
-    major, minor = version(package).split(".")[:2]
-    return int(major), int(minor)
+        yield problem

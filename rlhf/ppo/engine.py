@@ -9,7 +9,7 @@ from torch import nn
 
 from rlhf.config.derive import Batches, is_reference_shared, is_reward_shared, policy_stage
 from rlhf.config.errors import ConfigError
-from rlhf.config.schema import Config
+from rlhf.config.schema import Config, Rollout
 from rlhf.data.tokens import Tokenizer
 from rlhf.engine.compiled import compile_layers
 from rlhf.engine.offload import OffloadedEngine
@@ -21,6 +21,8 @@ from rlhf.models.source import Source
 from rlhf.models.tokenizer import have_same_vocabulary, load_tokenizer
 from rlhf.planner.batches import batches
 from rlhf.rewards.model import ModelReward
+from rlhf.rollout import create_sampler
+from rlhf.rollout.base import Sampler
 from rlhf.runtime import distributed
 
 
@@ -82,7 +84,26 @@ class DeepSpeedRLHFEngine:
             for name, engine in movable.items()
             if not is_shared(engine)
         }
+        self.samplers: dict[tuple[int, str], tuple[Rollout, Sampler]] = {}
         self.ensure_on_device("critic")
+
+    def sampler_of(self, policy: Any, rollout: Rollout) -> Sampler:
+        """Return the sampler of a policy (the actor or the reference) for these settings. It is kept for later rollouts; a
+        sampler of the same kind with other settings is released first."""
+        key = id(policy), rollout.engine
+        settings, sampler = self.samplers.get(key, (None, None))
+        if sampler is None or settings != rollout:
+            if sampler is not None:
+                sampler.release()
+            sampler = create_sampler(policy, self.tokenizer, rollout)
+            self.samplers[key] = rollout, sampler
+        return sampler
+
+    def release_samplers(self, *policies: Any) -> None:
+        """Free all that is kept for rollouts of these policies; without policies, for all rollouts."""
+        for key in [key for key in self.samplers if not policies or key[0] in map(id, policies)]:
+            _, sampler = self.samplers.pop(key)
+            sampler.release()
 
     @property
     def score_responses(self) -> ModelReward:
@@ -160,7 +181,8 @@ class DeepSpeedRLHFEngine:
             self.offloaded[name].to_device()
 
     def release(self) -> None:
-        """Free the engines."""
+        """Free the engines, and the caches of their rollouts."""
+        self.release_samplers()
         release(*(engine for engine in (self.actor, self.critic, self.ref, self.reward) if not is_shared(engine)))
 
 

@@ -20,7 +20,6 @@ from rlhf.data.tokens import Tokenizer, encode_prompt, left_mask, prompt_batch, 
 from rlhf.engine.compiled import run_uncompiled
 from rlhf.models.forward import response_logprobs
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
-from rlhf.rollout import generate
 from rlhf.runtime.distributed import rank, world
 from rlhf.runtime.seeds import uniforms
 
@@ -90,8 +89,10 @@ class Evaluation:
         prompts = [self.prompts[i] for i in numbers]
         batch = prompt_batch([prompt.ids for prompt in prompts], numbers, pad, engine.device)
         random = uniforms(self.config.seed, "evaluation", 0, numbers, rollout.max_new_tokens)
+        sampler = engine.sampler_of(policy, rollout)
         with run_uncompiled(self.config.ppo.compile):
-            responses = generate(policy, batch, random, engine.tokenizer, rollout)
+            sampler.sync()
+            responses = sampler.generate(batch, torch.from_numpy(random).to(engine.device))
         actions = right_mask(responses.lengths, responses.tokens.size(1))
         ids = torch.cat([batch.ids, responses.tokens], 1)
         mask = torch.cat([left_mask(batch.lengths, batch.ids.size(1)), actions], 1)

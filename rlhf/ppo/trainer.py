@@ -21,7 +21,6 @@ from rlhf.ppo.engine import DeepSpeedRLHFEngine
 from rlhf.ppo.experience import Experience, from_all_ranks
 from rlhf.ppo.report import describe_rollout
 from rlhf.ppo.update import Update
-from rlhf.rollout import generate
 from rlhf.rollout.base import Responses
 from rlhf.runtime.distributed import gather, rank, total
 from rlhf.runtime.seeds import uniforms
@@ -66,7 +65,9 @@ class DeepSpeedPPOTrainer:
             # 1. Sample, each sample from a random stream of its own.
             rollout = self.args.rollout
             random = uniforms(self.args.seed, "rollout", self.iteration, prompt_batch.samples, rollout.max_new_tokens)
-            responses = generate(self.engine.actor, prompt_batch, random, self.engine.tokenizer, rollout)
+            sampler = self.engine.sampler_of(self.engine.actor, rollout)
+            sampler.sync()
+            responses = sampler.generate(prompt_batch, torch.from_numpy(random).to(self.engine.device))
         with self.clock.phase("score"), self.engine.models_on_device("critic", "ref", "reward"):
             experience, shaped = self.make_experience(prompt_batch, responses)
         self.metrics = describe_rollout(experience, responses, shaped, self.kl.coef)

@@ -1,22 +1,32 @@
-"""What generation engines take and return."""
+"""The protocol of samplers, what they return, and what several of them share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf.config.schema import Rollout
+from rlhf.config.errors import ConfigError
+from rlhf.config.schema import Config, Rollout
 from rlhf.data.tokens import PromptBatch, Tokenizer, right_mask
+from rlhf.runtime.device import free_bytes
+
+GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Responses:
-    """Sampled responses: `tokens` [B, R] right-padded with a valid id, `lengths` [B] with end-of-text included, `ended`
-    [B] whether end-of-text or a stop text was reached, and the sampler's own log-probabilities [B, R] (float32, nats, with
-    the sampling temperature, before penalties, top-k and top-p, 0 on padding)."""
+    """Sampled responses.
+
+    Attributes:
+        tokens: [B, R], right-padded with a valid id.
+        lengths: [B] in tokens, end-of-text included.
+        ended: [B], whether end-of-text or a stop text was reached.
+        logprobs: [B, R] in float32 and nats, the sampler's own: with the sampling temperature, before penalties, top-k and
+            top-p; 0 on padding.
+    """
 
     tokens: Tensor
     lengths: Tensor
@@ -24,19 +34,56 @@ class Responses:
     logprobs: Tensor
 
 
-Generate = Callable[[Any, PromptBatch, np.ndarray, Tokenizer, Rollout], Responses]
+class Sampler(Protocol):
+    """Draws responses from a model. One object serves one DeepSpeed engine, for one setting of `rollout`.
 
-# Of some rows: tokens and log-probabilities [B, R] (what follows an end is not to be used), lengths [B], whether ended [B].
+    Args:
+        engine: The engine whose `module` is sampled from.
+        tokenizer: Its tokenizer.
+        rollout: How to sample.
+    """
+
+    def __init__(self, engine: Any, tokenizer: Tokenizer, rollout: Rollout) -> None: ...
+
+    @staticmethod
+    def problem(config: Config) -> ConfigError | None:
+        """Say why this sampler cannot serve a configuration; None if it can. Called before anything starts, without a
+        model, and in programs that only plan: it should not import torch."""
+
+    def sync(self) -> None:
+        """Bring the training weights to the sampler, where they are not the same tensors. Called before each `generate`, by
+        all ranks together."""
+
+    def generate(self, prompts: PromptBatch, draws: Tensor) -> Responses:
+        """Answer prompts.
+
+        `draws` [B, max_new_tokens] in [0, 1) decide each sample's tokens (sampling.next_tokens), so that a sample gets the
+        same response in whatever batch, sampler or rank. Called by all ranks together.
+        """
+        ...
+
+    def release(self) -> None:
+        """Free what is kept for the next rollout. A later rollout makes it anew."""
+
+
+# Of some rows: tokens and log-probabilities [B, R] (the rest after an end is undefined), lengths [B], whether ended [B].
 Part = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
+@contextmanager
+def evaluation_mode(engine: Any) -> Iterator[None]:
+    """A context for sampling: no gradients, no dropout, and no adapters if the engine is a model without them."""
+    engine.eval()
+    with torch.no_grad(), getattr(engine, "off", nullcontext)():
+        yield
+
+
 def generate_in_parts(
-    prompts: PromptBatch, uniforms: np.ndarray, rollout: Rollout, sample: Callable[[Tensor, Tensor], Part]
+    prompts: PromptBatch, draws: Tensor, rollout: Rollout, sample: Callable[[Tensor, Tensor], Part]
 ) -> Responses:
-    """The responses that `sample` gives to rows, by their numbers and draws [B, R]: the longest prompts first,
-    `rollout.micro_batch_size` at a time."""
+    """Put together the responses that `sample` gives to rows, by their indices [b] and draws [b, R]: the longest prompts
+    first, `rollout.micro_batch_size` at a time."""
     count, width, device = len(prompts.samples), rollout.max_new_tokens, prompts.ids.device
-    draws = torch.from_numpy(uniforms).to(device)
     tokens, logprobs = prompts.ids.new_zeros(count, width), torch.zeros(count, width, device=device)
     lengths, ended = prompts.ids.new_zeros(count), torch.zeros(count, dtype=torch.bool, device=device)
     order = torch.argsort(prompts.lengths, descending=True, stable=True)
@@ -44,4 +91,16 @@ def generate_in_parts(
         tokens[rows], logprobs[rows], lengths[rows], ended[rows] = sample(rows, draws[rows])
     longest = int(lengths.max())
     mask = right_mask(lengths, longest)
-    return Responses(tokens[:, :longest] * mask, lengths, ended, logprobs[:, :longest] * mask)
+    return Responses(tokens[:, :longest] * mask, lengths, ended, logprobs[:, :longest] * mask)  # [B, longest]
+
+
+def check_room(rows: int, slots: int, per_token: int, device: torch.device) -> None:
+    """Raise ConfigError where a key-value cache of so many rows and slots does not fit the device; `per_token` is in
+    bytes."""
+    per_row, free = slots * per_token, free_bytes(device)
+    if rows * per_row > free:
+        fits = free // per_row
+        wanted = f"the key-value cache of {rows} rows of {slots} tokens takes {rows * per_row / GIB:.2f} GiB"
+        problem = f"{wanted}, and {free / GIB:.2f} GiB are free: {fits} rows fit"
+        fix = f"try a divisor of the rank's responses up to {fits}" if fits else "shorten prompts and responses"
+        raise ConfigError("rollout.micro_batch_size", rows, problem, fix)

@@ -1,22 +1,21 @@
-"""Rollouts by transformers' continuous batching: a paged key-value cache, requests that join and leave a running batch."""
+"""Sampling by transformers' continuous batching: a paged key-value cache, requests that join and leave a running batch."""
 
 from dataclasses import fields, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
+from rlhf.catalog.sampler import paged_problem
 from rlhf.config.schema import Rollout
 from rlhf.data.tokens import PromptBatch, Tokenizer, left_mask
 from rlhf.models.attention import attention
 from rlhf.models.families import shape_of
 from rlhf.models.lora import base_model
-from rlhf.rollout.base import Part, Responses, generate_in_parts
-from rlhf.rollout.cache import check_room
+from rlhf.rollout.base import Part, Responses, check_room, evaluation_mode, generate_in_parts
 from rlhf.rollout.sampling import StopTexts, next_tokens, seen_tokens
-from rlhf.rollout.weights import synced_weights
+from rlhf.rollout.weights import RolloutWeights
 from rlhf.runtime.compat.continuous_batching import (
     RequestProcessor,
     failure_of,
@@ -26,6 +25,38 @@ from rlhf.runtime.compat.continuous_batching import (
 
 # Tokens of a page of the cache, transformers' default, and of a forward pass, at most.
 PAGE, PASS_TOKENS = 256, 2**13
+
+
+class PagedSampler:
+    """Samples by transformers' continuous batching. At ZeRO stage 3 the whole model is gathered: managers go at their own
+    pace, so that ranks could not gather layers together."""
+
+    problem = staticmethod(paged_problem)
+
+    def __init__(self, engine: Any, tokenizer: Tokenizer, rollout: Rollout) -> None:
+        self.engine, self.tokenizer, self.rollout = engine, tokenizer, rollout
+        self.weights = RolloutWeights(engine, replace(rollout, gather="all"))
+
+    def sync(self) -> None:
+        """Gather the weights of a sharded model."""
+        self.weights.sync()
+
+    def release(self) -> None:
+        """Free the gathered weights."""
+        self.weights.release()
+
+    def generate(self, prompts: PromptBatch, draws: Tensor) -> Responses:
+        """Answer prompts by the draws [B, max_new_tokens], part by part."""
+        model = base_model(self.engine.module)
+        with evaluation_mode(self.engine), self.weights.in_place(), managed_attention(model, attention):
+
+            def sample(rows: Tensor, draws: Tensor) -> Part:
+                chooser = PresampledLogitsProcessor(prompts.rows(rows), draws, self.tokenizer, self.rollout)
+                answer(model, chooser, self.rollout)
+                count = len(rows)
+                return chooser.tokens[:count], chooser.logprobs[:count], chooser.lengths[:count], chooser.ended[:count]
+
+            return generate_in_parts(prompts, draws, self.rollout, sample)
 
 
 class PresampledLogitsProcessor(RequestProcessor):
@@ -85,22 +116,6 @@ class PresampledLogitsProcessor(RequestProcessor):
         self.ended[rows] = ended
         shown = torch.where(ended, self.eos, tokens)
         return torch.full_like(scores, -torch.inf).scatter(-1, shown[:, None], 0.0)
-
-
-@torch.no_grad()
-def generate(engine: Any, prompts: PromptBatch, uniforms: np.ndarray, tokenizer: Tokenizer, rollout: Rollout) -> Responses:
-    """Answer the prompts, part by part."""
-    # Managers go at their own pace, so that ranks could not gather layers together.
-    whole = synced_weights(engine, replace(rollout, gather="all"))
-    with whole, managed_attention(base_model(engine.module), attention) as model:
-
-        def sample(rows: Tensor, draws: Tensor) -> Part:
-            chooser = PresampledLogitsProcessor(prompts.rows(rows), draws, tokenizer, rollout)
-            answer(model, chooser, rollout)
-            count = len(rows)
-            return chooser.tokens[:count], chooser.logprobs[:count], chooser.lengths[:count], chooser.ended[:count]
-
-        return generate_in_parts(prompts, uniforms, rollout, sample)
 
 
 def answer(model: Any, chooser: PresampledLogitsProcessor, rollout: Rollout) -> None:

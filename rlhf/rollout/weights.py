@@ -1,46 +1,82 @@
-"""The weights as a rollout wants them: whole on every rank where they fit, adapters merged."""
+"""The weights for a rollout: whole on every rank where they fit, adapters merged."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from rlhf.config.schema import Rollout
-from rlhf.engine.gather import fits_whole, gathered, is_sharded
+from rlhf.engine.gather import fits_whole, gather_weights, is_sharded
 from rlhf.models.lora import merge_lora_weight
+from rlhf.runtime.compat.deepspeed import held_whole
 from rlhf.runtime.distributed import is_main
 
-told: set[str] = set()
+announced: set[str] = set()
 
 
-@contextmanager
-def synced_weights(engine: Any, rollout: Rollout) -> Iterator[bool]:
-    """A context for a rollout of an engine; gives whether ranks go through it together, layer by layer."""
-    with ExitStack() as stack:
-        sharded = is_sharded(engine)
-        whole = sharded and (rollout.gather == "all" or (rollout.gather == "auto" and fits_whole(engine)))
+class RolloutWeights:
+    """The weights of an engine, as a sampler that reads them in place needs them.
+
+    Without ZeRO stage 3 they are the training weights. At stage 3 `sync` gathers the whole model into buffers, unless
+    `rollout.gather` or the memory says layer by layer. With CUDA graphs the buffers are kept: graphs read the weights at
+    their addresses.
+    """
+
+    def __init__(self, engine: Any, rollout: Rollout) -> None:
+        self.engine, self.rollout, self.sharded = engine, rollout, is_sharded(engine)
+        self.keeps = rollout.graphs and not rollout.release_cache and engine.device.type == "cuda"
+        self.buffers: list[Tensor] = []
+        self.is_synced = not self.sharded
+
+    def sync(self) -> None:
+        """Gather sharded weights, if the whole model fits. All ranks must call it together."""
+        if not self.sharded:
+            return
+        gather = self.rollout.gather
+        whole = gather == "all" or (gather == "auto" and (bool(self.buffers) or fits_whole(self.engine)))
         if whole:
-            keep = rollout.graphs and not rollout.release_cache and engine.device.type == "cuda"
-            stack.enter_context(gathered(engine, keep))
-        if sharded:
-            announce("rollouts gather the whole model once" if whole else "rollouts gather the model layer by layer")
-        scale = adapter_scale(engine)
-        if scale is not None and (whole or not sharded):
-            stack.enter_context(with_merged_adapters(engine.module, scale))
-        yield sharded and not whole
+            gather_weights(self.buffers, list(self.engine.module.parameters()))
+        announce("rollouts gather the whole model once" if whole else "rollouts gather the model layer by layer")
+        self.is_synced = True
+
+    @contextmanager
+    def in_place(self) -> Iterator[bool]:
+        """A context in which the engine's module has these weights, its adapters merged into them; gives whether ranks go
+        through it together, layer by layer. Raises RuntimeError without a `sync` since the last one."""
+        if not self.is_synced:
+            raise RuntimeError("the sampler's weights are those of an earlier rollout: sync() comes before generate()")
+        whole = bool(self.buffers)
+        try:
+            with ExitStack() as stack:
+                if whole:
+                    stack.enter_context(held_whole(self.engine, self.buffers))
+                scale = adapter_scale(self.engine)
+                if scale is not None and (whole or not self.sharded):
+                    stack.enter_context(with_merged_adapters(self.engine.module, scale))
+                yield self.sharded and not whole
+        finally:
+            self.is_synced = not self.sharded
+            if not self.keeps:
+                self.release()
+
+    def release(self) -> None:
+        """Free the buffers."""
+        self.buffers = []
+        self.is_synced = not self.sharded
 
 
 def announce(text: str) -> None:
-    """Say a choice, once."""
-    if is_main() and text not in told:
-        told.add(text)
+    """Print a choice, once per process, on rank 0."""
+    if is_main() and text not in announced:
+        announced.add(text)
         print(text, flush=True)
 
 
 def adapter_scale(engine: Any) -> float | None:
-    """What an engine's adapters are scaled by; None if it has none, or they are to be off."""
+    """Return the factor of an engine's adapters, alpha / rank; None if it has no adapters, or they are off."""
     if not hasattr(engine.module, "peft_config") or hasattr(engine, "off"):
         return None
     settings = engine.module.peft_config["default"]
@@ -49,8 +85,8 @@ def adapter_scale(engine: Any) -> float | None:
 
 @contextmanager
 def with_merged_adapters(model: Any, scale: float) -> Iterator[None]:
-    """A context in which adapters, times `scale`, are part of the weights, which are afterwards what they were, bit for
-    bit."""
+    """A context in which adapters, times `scale`, are part of the weights. Afterwards the weights are what they were, bit
+    for bit."""
     from peft.tuners.lora import LoraLayer
 
     layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]

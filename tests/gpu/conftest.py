@@ -29,7 +29,7 @@ def plain_calls_for_graphs(monkeypatch):
     """In a dry run steps are 'captured' as plain calls."""
     import torch
 
-    from rlhf.rollout.decoder import Decoder
+    from rlhf.rollout.hybrid.decoder import Decoder
 
     if not torch.cuda.is_available():
         monkeypatch.setattr(Decoder, "captures", property(lambda self: self.rollout.graphs and not self.together))

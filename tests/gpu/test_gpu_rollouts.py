@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 from support.rollout_compare import disagreements
-from support.tiny_models import policy_engine
+from support.tiny_models import generate, policy_engine, sample
 
 from rlhf.catalog.families import gemma2, gpt_neo
 from rlhf.data.tokens import left_mask, prompt_batch, right_mask
 from rlhf.models.forward import response_logprobs
-from rlhf.rollout import generate
-from rlhf.rollout.hybrid import DECODERS
+from rlhf.rollout import create_sampler
 
 FAMILIES = (
     "opt", "bloom", "gpt-neox", "gptj", "gpt-neo", "gpt2", "codegen", "llama", "qwen2", "qwen3", "mistral", "gemma2",
@@ -44,8 +43,9 @@ def test_graphs_give_the_tokens_of_plain_calls_and_of_transformers(gpu_config, t
     batch, numbers = ragged(engine, config, 20)
     for sampling in ({"do_sample": False}, {}, {"top_k": 20, "top_p": 0.9, "min_new_tokens": 6}, {"fixed_length": True}):
         rollout = replace(config.rollout, **sampling)
-        graphs = [generate(engine, batch, numbers, tokenizer, rollout) for _ in range(2)]
-        assert any(play is not None for play in DECODERS[engine.module].graphs.values())
+        sampler = create_sampler(engine, tokenizer, rollout)
+        graphs = [sample(sampler, batch, numbers) for _ in range(2)]
+        assert any(play is not None for play in sampler.decoder.graphs.values())
         for changes in ({"graphs": False}, {"engine": "hf"}):
             plain = generate(engine, batch, numbers, tokenizer, replace(rollout, **changes))
             for found in graphs:
@@ -60,8 +60,9 @@ def test_graphs_go_on_beyond_a_window(gpu_config, tokenizer, family, monkeypatch
     config = gpu_config(f"model={family}-tiny", "precision=fp32", "rollout.max_new_tokens=100")
     engine = sharpened(policy_engine(config, tokenizer), 3.0)
     batch, numbers = ragged(engine, config, 12)
+    sampler = create_sampler(engine, tokenizer, config.rollout)
     for _ in range(2):
-        graphs = generate(engine, batch, numbers, tokenizer, config.rollout)
+        graphs = sample(sampler, batch, numbers)
         plain = generate(engine, batch, numbers, tokenizer, replace(config.rollout, engine="hf"))
         assert disagreements(engine, batch, numbers, graphs, plain, config.rollout, tokenizer.eos_token_id) == []
 
@@ -69,10 +70,11 @@ def test_graphs_go_on_beyond_a_window(gpu_config, tokenizer, family, monkeypatch
 def test_graphs_serve_later_rollouts_of_other_sizes_and_see_new_weights(gpu_config, tokenizer):
     config = gpu_config("precision=fp32", "rollout.max_new_tokens=24", "rollout.temperature=3.0")
     engine = policy_engine(config, tokenizer)
+    sampler = create_sampler(engine, tokenizer, config.rollout)
     for number, count in enumerate((32, 5, 32, 17, 31, 1)):
         batch, numbers = ragged(engine, config, count, number)
         sharpened(engine, 1.1)
-        graphs = generate(engine, batch, numbers, tokenizer, config.rollout)
+        graphs = sample(sampler, batch, numbers)
         plain = generate(engine, batch, numbers, tokenizer, replace(config.rollout, engine="hf"))
         assert disagreements(engine, batch, numbers, graphs, plain, config.rollout, tokenizer.eos_token_id) == []
 
@@ -83,8 +85,9 @@ def test_penalties_and_stop_texts_work_inside_graphs(gpu_config, tokenizer):
     rollout = replace(config.rollout, stop=["qu", "e"], repetition_penalty=1.5, min_new_tokens=3)
     batch, numbers = ragged(engine, config, 24)
     plain = generate(engine, batch, numbers, tokenizer, replace(rollout, engine="hf"))
+    sampler = create_sampler(engine, tokenizer, rollout)
     for _ in range(2):
-        graphs = generate(engine, batch, numbers, tokenizer, rollout)
+        graphs = sample(sampler, batch, numbers)
         assert torch.equal(graphs.lengths, plain.lengths) and torch.equal(graphs.ended, plain.ended)
         assert torch.equal(graphs.tokens, plain.tokens)
 
@@ -99,8 +102,9 @@ def test_half_precision_is_near_the_trainers_log_probabilities(gpu_config, token
     engine = policy_engine(config, tokenizer)
     batch, numbers = ragged(engine, config, 16)
     batch = replace(batch, limits=torch.arange(1, 33, 2, device=batch.ids.device))
+    sampler = create_sampler(engine, tokenizer, config.rollout)
     for _ in range(2):  # by plain calls, some of them; by graphs
-        responses = generate(engine, batch, numbers, tokenizer, config.rollout)
+        responses = sample(sampler, batch, numbers)
     actions = right_mask(responses.lengths, responses.tokens.size(1))
     mask = torch.cat([left_mask(batch.lengths, batch.ids.size(1)), actions], 1)
     ids = torch.cat([batch.ids, responses.tokens], 1)
@@ -114,9 +118,10 @@ def test_a_rollout_gives_its_memory_back(gpu_config, tokenizer):
     config = gpu_config("precision=bf16", "rollout.max_new_tokens=40", "rollout.release_cache=true")
     engine = policy_engine(config, tokenizer)
     batch, numbers = ragged(engine, config, 32)
-    generate(engine, batch, numbers, tokenizer, config.rollout)  # libraries take their workspaces once
+    sampler = create_sampler(engine, tokenizer, config.rollout)
+    sample(sampler, batch, numbers)  # libraries take their workspaces once
     before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
-    responses = generate(engine, batch, numbers, tokenizer, config.rollout)
-    assert engine.module not in DECODERS
+    responses = sample(sampler, batch, numbers)
+    assert sampler.decoder is None
     del responses
     assert (torch.cuda.memory_allocated() if torch.cuda.is_available() else 0) <= before

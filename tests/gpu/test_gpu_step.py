@@ -7,7 +7,6 @@ import torch
 from support.tiny_models import built, save_models
 
 from rlhf.engine.zero import release
-from rlhf.rollout.hybrid import DECODERS
 
 LARGE = "model=opt-1.3b", "model.path=null", "reward_model=opt-350m", "reward_model.path=null"
 STEP = (
@@ -48,7 +47,8 @@ def test_ten_iterations(made, tokenizer, options):
         assert trainer.metrics["policy/sampler_gap"] < 0.02  # and the trainer itself checks that ratios begin at 1
         done += 1
     assert done == 10
-    assert (engine.actor.module in DECODERS) == (not config.rollout.release_cache)
+    sampler = engine.sampler_of(engine.actor, config.rollout)
+    assert (sampler.decoder is not None) == (not config.rollout.release_cache)
     assert bool(frozen) == (config.lora.rank > 0)
     assert all(torch.equal(frozen[name], p) for name, p in engine.actor.module.named_parameters() if name in frozen)
     release(engine.actor, engine.critic)

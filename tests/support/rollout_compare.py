@@ -6,7 +6,8 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import torch
 
-from rlhf.rollout import decoder, hf
+from rlhf.rollout import hf
+from rlhf.rollout.hybrid import decoder
 from rlhf.rollout.sampling import next_tokens, restrict
 
 # Log-probabilities of two engines differ by less than this, and boundaries between tokens in the cumulated distribution by

@@ -20,6 +20,7 @@ from rlhf.engine.zero import TrainingSpec, frozen_engine, training_engine
 from rlhf.models.load import new_policy, new_scorer
 from rlhf.planner.batches import batches
 from rlhf.ppo.experience import Experience
+from rlhf.rollout import create_sampler
 from rlhf.runtime.compat.deepspeed import local_shard
 from rlhf.runtime.distributed import start
 from support.rounding import assert_same_gradients, assert_same_step
@@ -65,6 +66,17 @@ def prompts(config, tokenizer, texts=PROMPTS, samples=None):
 def random_numbers(config, count, seed=0):
     """Uniform numbers for a rollout of so many samples."""
     return np.random.default_rng(seed).random((count, config.rollout.max_new_tokens), dtype=np.float32)
+
+
+def generate(engine, batch, numbers, tokenizer, rollout):
+    """The responses of a sampler that is made for this rollout alone."""
+    return sample(create_sampler(engine, tokenizer, rollout), batch, numbers)
+
+
+def sample(sampler, batch, numbers):
+    """The responses of a sampler by these numbers, with the weights of now."""
+    sampler.sync()
+    return sampler.generate(batch, torch.from_numpy(numbers).to(batch.ids.device))
 
 
 def save_models(config, tokenizer, directory):

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
 from rlhf.catalog.metric import PHASES
 from rlhf.config.schema import Config
@@ -20,7 +22,6 @@ from rlhf.planner.decode import decode_bytes
 from rlhf.planner.flops import generation_flops
 from rlhf.ppo.experience import Experience
 from rlhf.ppo.report import describe_speed
-from rlhf.rollout import generate
 from rlhf.runtime.device import copy_gb_s, free, reset_peak
 from rlhf.runtime.distributed import barrier, device, is_main, maximum, start, total, world
 from rlhf.runtime.seeds import uniforms
@@ -87,11 +88,14 @@ def rollout_round(config: Config, models: Models) -> Round:
     """A rollout, by itself."""
     batch = models.prompts
     random = uniforms(config.seed, "bench", 0, batch.samples, config.rollout.max_new_tokens)
+    draws = torch.from_numpy(random).to(models.engine.device)
 
     def once() -> dict[str, float]:
         clock = Clock()
         with clock.phase("rollout"):
-            answers = generate(models.engine.actor, batch, random, models.tokenizer, config.rollout)
+            sampler = models.engine.sampler_of(models.engine.actor, config.rollout)
+            sampler.sync()
+            answers = sampler.generate(batch, draws)
         asked, said = batch.lengths.tolist(), answers.lengths.tolist()
         seconds = maximum(clock.seconds["rollout"])
         samples, tokens, flops = total(len(said), sum(said), generation_flops(config.model, asked, said, config.lora))

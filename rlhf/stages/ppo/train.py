@@ -14,7 +14,6 @@ from rlhf.engine.save import save_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.ppo.evaluate import Answer, Evaluation, compare, heldout_prompts
 from rlhf.ppo.report import describe_speed
-from rlhf.rollout import release_cache
 from rlhf.runtime.device import peak_memory_gib
 from rlhf.runtime.distributed import is_main, maximum, world
 from rlhf.stages.card import write_model_card
@@ -47,7 +46,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         trainer.load_state_dict(start.numbers["trainer"], start.tensors)
         start.tensors.clear()
     before = [Answer(**kept) for kept in start.numbers.get("before", [])] or answer_with_start(evaluation)
-    release_cache(engine.ref)  # it answers no more
+    engine.release_samplers(engine.ref)  # which answers no more prompts
     final: dict[str, float] = start.numbers.get("final", {})
 
     def numbers() -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 import pytest
 from support.rollout_compare import disagreements
+from support.tiny_models import generate
 
 from rlhf.cli.prepare import load_config
-from rlhf.rollout import generate
 from rlhf.runtime.seeds import uniforms
 from rlhf.stages.bench.rounds import random_models
 

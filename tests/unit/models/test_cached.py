@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rlhf.models import cached
 from rlhf.models.cached import Runs, attend_folded, attend_runs
-from rlhf.rollout.cache import SlotLayer
+from rlhf.rollout.hybrid.cache import SlotLayer
 
 HEADS, SHARED, WIDTH, ROWS, SLOTS = 6, 2, 8, 5, 24
 

@@ -7,13 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from support.small import SMALL_PPO
-from support.tiny_models import built
+from support.tiny_models import built, generate
 
 import rlhf.ppo.trainer as trainer_module
 from rlhf.config.keys import KEYS
 from rlhf.ppo.agreement import FATAL, SAMPLER_TOLERANCE, check_first_ratio, check_sampler
-from rlhf.rollout import generate
-from rlhf.rollout.decoder import Decoder
+from rlhf.rollout.hybrid.decoder import Decoder
 
 SMALL = (*SMALL_PPO, "ppo.batch_size=8", "ppo.max_steps=3", "rollout.fixed_length=true", "ppo.eos_penalty=null")
 TOKENS = 64

@@ -12,6 +12,7 @@ from support.tiny_models import (
     built,
     dataset,
     first_step,
+    generate,
     policy_engine,
     prompts,
     random_numbers,
@@ -29,7 +30,6 @@ from rlhf.models.load import load_scorer
 from rlhf.models.source import Source
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.ppo.report import describe_rollout
-from rlhf.rollout import generate
 from rlhf.rollout.base import Responses
 
 pytestmark = pytest.mark.rounding

@@ -4,13 +4,12 @@ that serves the installed transformers; neither is here, so an engine without ke
 from types import SimpleNamespace
 
 import pytest
-from support.tiny_models import policy_engine, prompts, random_numbers
+from support.tiny_models import generate, policy_engine, prompts, random_numbers
 
-from rlhf.config import rollouts
+from rlhf.catalog import sampler
 from rlhf.config.checks import check
 from rlhf.config.errors import ConfigError
 from rlhf.engine.zero import check_kernels
-from rlhf.rollout import generate
 from rlhf.runtime.ds_config import hybrid_settings
 
 GPU = "rollout=deepspeed", "hardware=h100"
@@ -26,13 +25,13 @@ GPU = "rollout=deepspeed", "hardware=h100"
     ],
 )
 def test_what_it_cannot_serve_is_refused_in_a_line(make_config, monkeypatch, options, reason):
-    monkeypatch.setattr(rollouts, "NO_CACHE", rollouts.parse_release("deepspeed"))
+    monkeypatch.setattr(sampler, "NO_CACHE", sampler.parse_release("deepspeed"))
     with pytest.raises(ConfigError, match=f"^rollout.engine=deepspeed: .*{reason}.*; try rollout=hybrid$"):
         check(make_config(*options))
 
 
 def test_a_release_that_may_serve_it_is_let_try(make_config, monkeypatch):
-    monkeypatch.setattr(rollouts, "NO_CACHE", (0, 0))
+    monkeypatch.setattr(sampler, "NO_CACHE", (0, 0))
     check(make_config(*GPU))
     settings = hybrid_settings(make_config(*GPU, "rollout.max_new_tokens=48", "rollout.release_cache=true"))[
         "hybrid_engine"

@@ -12,14 +12,13 @@ import pytest
 import torch
 from support.ranks import run_script
 from support.rollout_compare import disagreements, distances
-from support.tiny_models import learning_engine, policy_engine, prompts
+from support.tiny_models import generate, learning_engine, policy_engine, prompts, sample
 
 from rlhf.config.errors import ConfigError
 from rlhf.data.tokens import encode_prompt, prompt_batch, right_mask
 from rlhf.engine.zero import frozen_engine
-from rlhf.rollout import generate, release_cache
-from rlhf.rollout.decoder import SLOTS, Decoder, next_size
-from rlhf.rollout.hybrid import DECODERS
+from rlhf.rollout import create_sampler
+from rlhf.rollout.hybrid.decoder import SLOTS, Decoder, next_size
 
 pytestmark = pytest.mark.rounding
 
@@ -133,25 +132,24 @@ def test_caches_are_kept_for_the_next_rollout_unless_they_are_to_be_freed(make_c
     numbers = np.random.default_rng(3).random((10, 12), dtype=np.float32)
     engine, other = (policy_engine(config, tokenizer) for _ in range(2))
     long, short = prompts(config, tokenizer, TEXTS), prompts(config, tokenizer, TEXTS[:2])
-    generate(engine, long, numbers[::-1].copy(), tokenizer, config.rollout)
-    kept = DECODERS[engine.module]
+    sampler = create_sampler(engine, tokenizer, config.rollout)
+    sample(sampler, long, numbers[::-1].copy())
+    kept = sampler.decoder
     for batch in (short, long, short):  # of fewer rows, of shorter prompts, after a longer one
         count = len(batch.samples)
-        again = generate(engine, batch, numbers[:count], tokenizer, config.rollout)
-        assert DECODERS[engine.module] is kept
-        fresh = generate(other, batch, numbers[:count], tokenizer, replace(config.rollout, release_cache=True))
-        assert other.module not in DECODERS
+        again = sample(sampler, batch, numbers[:count])
+        assert sampler.decoder is kept
+        forgetful = create_sampler(other, tokenizer, replace(config.rollout, release_cache=True))
+        fresh = sample(forgetful, batch, numbers[:count])
+        assert forgetful.decoder is None
         assert torch.equal(again.tokens, fresh.tokens) and torch.equal(again.lengths, fresh.lengths)
         assert torch.allclose(again.logprobs, fresh.logprobs, atol=1e-5)
-    hotter = replace(config.rollout, temperature=2.0)
-    generate(engine, short, numbers[:2], tokenizer, hotter)
-    assert DECODERS[engine.module] is not kept and DECODERS[engine.module].rollout == hotter
-    release_cache(engine)
-    assert engine.module not in DECODERS
-    generate(engine, short, numbers[:2], tokenizer, hotter)
+    sampler.release()
+    assert sampler.decoder is None
+    sample(sampler, short, numbers[:2])
     module = weakref.ref(engine.module)
     engine.destroy()
-    del engine, kept
+    del engine, kept, sampler
     gc.collect()
     assert module() is None
 
@@ -173,7 +171,7 @@ def test_a_cache_that_does_not_fit_says_how_many_rows_would(make_config, tokeniz
     numbers = np.random.default_rng(0).random((10, 12), dtype=np.float32)
     settings = engine.module.config
     per_row = 2 * settings.num_hidden_layers * settings.hidden_size * 4 * SLOTS["cpu"]
-    monkeypatch.setattr("rlhf.rollout.cache.free_bytes", lambda device: 7 * per_row)
+    monkeypatch.setattr("rlhf.rollout.base.free_bytes", lambda device: 7 * per_row)
     with pytest.raises(ConfigError, match=r"^rollout.micro_batch_size=10: .* 7 rows fit; try a divisor .* up to 7$"):
         generate(engine, batch, numbers, tokenizer, config.rollout)
     found = generate(engine, batch, numbers, tokenizer, replace(config.rollout, micro_batch_size=5))
@@ -191,8 +189,8 @@ def main(lora, gather):
     """Rank by rank: rollouts of different lengths equal plain generate's, the shards stay, and training goes on."""
     from rlhf.config.points import compose_config
     from rlhf.data.records import load_dataset
-    from rlhf.engine.gather import KEPT, gathered
     from rlhf.models.tokenizer import build_tokenizer
+    from rlhf.rollout.weights import RolloutWeights
     from rlhf.runtime.compat.deepspeed import local_shard
     from rlhf.runtime.distributed import rank, start
 
@@ -215,13 +213,15 @@ def main(lora, gather):
         plain = generate(engine, batch, numbers, tokenizer, replace(config.rollout, engine="hf"))
     assert min(apart) > 1e-7, "draw other numbers: rounding decides a token"
     found = generate(engine, batch, numbers, tokenizer, config.rollout)
-    places = []
+    places, weights = [], RolloutWeights(engine, replace(config.rollout, gather="all"))
     for keep in (True, True, False):
-        with gathered(engine, keep):
+        weights.keeps = keep
+        weights.sync()
+        with weights.in_place():
             places.append([parameter.data_ptr() for parameter in engine.module.parameters()])
         engine.module(input_ids=batch.ids)  # layer by layer
     told = {
-        "kept": places[0] == places[1] == places[2] and engine.module not in KEPT,
+        "kept": places[0] == places[1] == places[2] and not weights.buffers,
         "tokens": torch.equal(found.tokens, plain.tokens * right_mask(plain.lengths, plain.tokens.size(1))),
         "weights": all(torch.equal(before[name], local_shard(p)) for name, p in engine.module.named_parameters()),
         "gap": torch.allclose(found.logprobs, plain.logprobs, atol=1e-4),

@@ -29,13 +29,12 @@ def rollout(zero):
     in the vocabulary."""
     import numpy as np
     import torch
-    from support.tiny_models import policy_engine, prompts
+    from support.tiny_models import generate, policy_engine, prompts
 
     from rlhf.config.points import compose_config
     from rlhf.data.records import load_dataset
     from rlhf.models.forward import response_logprobs
     from rlhf.models.tokenizer import build_tokenizer
-    from rlhf.rollout import generate
     from rlhf.runtime.distributed import rank, start, total
 
     config = compose_config(

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 from support.rollout_compare import disagreements
-from support.tiny_models import policy_engine, prompts
+from support.tiny_models import generate, policy_engine, prompts
 from transformers import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.offloading_manager import OffloadingManager
 
+from rlhf.catalog.sampler import paged_families
 from rlhf.config.checks import check
 from rlhf.config.errors import ConfigError
-from rlhf.config.rollouts import check_engine, paged_families
-from rlhf.rollout import generate, paged
+from rlhf.config.rollouts import check_engine
+from rlhf.rollout import paged
 
 pytestmark = pytest.mark.rounding
 

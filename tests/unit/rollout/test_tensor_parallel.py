@@ -71,15 +71,14 @@ def main(lora, *families):
     import numpy as np
     import torch
     from support.rollout_compare import distances
-    from support.tiny_models import learning_engine, prompts
+    from support.tiny_models import generate, learning_engine, prompts, sample
 
     from rlhf.catalog.families import gemma2, gpt_neo
     from rlhf.config.points import compose_config
     from rlhf.data.records import load_dataset
     from rlhf.models.lora import base_model
     from rlhf.models.tokenizer import build_tokenizer
-    from rlhf.rollout import generate
-    from rlhf.rollout.tensor_parallel import SHARED as COPIES
+    from rlhf.rollout import create_sampler
     from rlhf.runtime.compat.deepspeed import local_shard
     from rlhf.runtime.distributed import rank, start
 
@@ -112,7 +111,8 @@ def main(lora, *families):
         told = {}
         for name, changes in (("greedy", {"do_sample": False}), ("sampled", {})):
             rollout = replace(config.rollout, **changes)
-            together = generate(engine, batch, numbers, tokenizer, rollout)
+            sampler = create_sampler(engine, tokenizer, rollout)
+            together = sample(sampler, batch, numbers)
             with distances() as apart:
                 plain = generate(engine, batch, numbers, tokenizer, replace(rollout, engine="hf", tensor_parallel=1))
             assert min(apart) > BOUNDARY, f"{family}: draw other numbers, rounding decides a token"
@@ -124,7 +124,7 @@ def main(lora, *families):
                 alone = generate(engine, batch, numbers, tokenizer, whole)
                 told[name] = torch.equal(together.tokens, alone.tokens)
         told["weights"] = all(torch.equal(before[name], local_shard(p)) for name, p in engine.module.named_parameters())
-        shared, whole = in_blocks(COPIES[engine.module].module), in_blocks(base_model(engine.module))
+        shared, whole = in_blocks(sampler.shared.module), in_blocks(base_model(engine.module))
         told["half"] = 2 * shared == whole > 0
         found[family] = told
     print(json.dumps(found))

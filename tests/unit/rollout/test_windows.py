@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 from support.rollout_compare import disagreements
+from support.tiny_models import generate
 from transformers import AutoModelForCausalLM
 
-from rlhf.config.rollouts import paged_families
+from rlhf.catalog.sampler import paged_families
 from rlhf.data.tokens import left_mask, prompt_batch, right_mask
 from rlhf.engine.zero import frozen_engine
 from rlhf.models.attention import extend_attention, takes_packed
 from rlhf.models.families import build_hf_config
 from rlhf.models.forward import response_logprobs, response_scores, response_values
 from rlhf.models.heads import ScalarHeadModel, classifier_class
-from rlhf.rollout import generate
-from rlhf.rollout.decoder import SLOTS, Decoder
+from rlhf.rollout.hybrid.decoder import SLOTS, Decoder
 from rlhf.runtime.distributed import start
 
 pytestmark = pytest.mark.rounding

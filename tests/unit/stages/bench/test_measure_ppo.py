@@ -9,7 +9,6 @@ from support.small import SMALL_BENCH
 from rlhf.catalog.stage import check_metrics
 from rlhf.cli.prepare import load_config
 from rlhf.planner.decode import decode_bytes
-from rlhf.rollout import ENGINES
 from rlhf.runtime.device import copy_gb_s
 from rlhf.stages.bench.inputs import prompts
 from rlhf.stages.bench.rounds import decode_metrics, random_models, round_of
@@ -49,16 +48,12 @@ def test_all_answers_are_as_long_as_the_recipe_says(models, engine, monkeypatch)
     lengths = []
     for overrides in ((), ("bench.lengths=real",)):
         config = load_config(*SMALL, "bench.what=rollout", f"rollout={engine}", *overrides)
-        found = []
-
-        def noted(*arguments, own=ENGINES[engine], found=found):
-            found.append(own(*arguments))
-            return found[-1]
-
-        asked = replace(models, prompts=prompts(config, models.engine.device))
-        monkeypatch.setitem(ENGINES, engine, noted)
-        round_of(config, asked)()
-        monkeypatch.undo()
+        found, asked = [], replace(models, prompts=prompts(config, models.engine.device))
+        sampler = models.engine.sampler_of(models.engine.actor, config.rollout)
+        own = sampler.generate
+        with monkeypatch.context() as patch:
+            patch.setattr(sampler, "generate", lambda *given, own=own, found=found: found.append(own(*given)) or found[-1])
+            round_of(config, asked)()
         lengths.append((found[0].lengths.tolist(), asked.prompts.limits))
     assert lengths[0] == ([6] * 4, None)
     assert lengths[1][0] == lengths[1][1].tolist()

@@ -2,15 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, StaticLayer
 
-from rlhf.config.errors import ConfigError
 from rlhf.models.lora import base_model
-from rlhf.runtime.device import free_bytes
-
-GIB = 2**30
+from rlhf.rollout.base import check_room
 
 
 class SlotLayer(StaticLayer):
@@ -78,14 +74,3 @@ class SlotCache(Cache):
         """Move these rows to the front; slots from `slots` on hold nothing yet."""
         for tensor in (tensor for pair in self.whole for tensor in pair):
             tensor[: len(rows), :, :slots] = tensor[rows, :, :slots]
-
-
-def check_room(rows: int, slots: int, per_token: int, device: torch.device) -> None:
-    """Raise ConfigError where a cache of so many rows and slots, of `per_token` bytes, does not fit the device."""
-    per_row, free = slots * per_token, free_bytes(device)
-    if rows * per_row > free:
-        fits = free // per_row
-        wanted = f"the key-value cache of {rows} rows of {slots} tokens takes {rows * per_row / GIB:.2f} GiB"
-        problem = f"{wanted}, and {free / GIB:.2f} GiB are free: {fits} rows fit"
-        fix = f"try a divisor of the rank's responses up to {fits}" if fits else "shorten prompts and responses"
-        raise ConfigError("rollout.micro_batch_size", rows, problem, fix)

@@ -1,7 +1,6 @@
 """Decoding a batch of rows step by step: all that a step reads and writes lies in tensors whose addresses stay, so that on
 a GPU one captured graph serves every step of a kind, in this rollout and in those to come."""
 
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +16,7 @@ from rlhf.models.attention import reads_runs, takes_packed
 from rlhf.models.cached import Runs
 from rlhf.models.heads import accepted_inputs, model_inputs
 from rlhf.rollout.base import Part
-from rlhf.rollout.cache import SlotCache
+from rlhf.rollout.hybrid.cache import SlotCache
 from rlhf.rollout.sampling import StopTexts, next_tokens, seen_tokens
 from rlhf.runtime.distributed import total
 
@@ -47,8 +46,7 @@ class Decoder:
         self, model: Any, rows: int, longest: int, tokenizer: Tokenizer, rollout: Rollout, together: bool,
         device: torch.device,
     ) -> None:  # fmt: skip
-        self.reference = weakref.ref(model)  # a decoder is kept as long as its model is, and no longer
-        self.rollout, self.together, self.device = rollout, together, device
+        self.model, self.rollout, self.together, self.device = model, rollout, together, device
         self.takes, self.eos, self.width = accepted_inputs(model), int(tokenizer.eos_token_id), rollout.max_new_tokens
         self.cache_name = "cache" if "cache" in self.takes else "past_key_values"  # since transformers 5.24; before it
         self.stops = StopTexts(rollout.stop, tokenizer, device) if rollout.stop else None
@@ -68,21 +66,16 @@ class Decoder:
         self.pool: Any = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     @property
-    def model(self) -> Any:
-        """The model that it decodes with."""
-        return self.reference()
-
-    @property
     def captures(self) -> bool:
         """Whether steps are captured as graphs."""
         return self.device.type == "cuda" and self.rollout.graphs and not self.together
 
-    def serves(self, rows: int, longest: int, rollout: Rollout, together: bool) -> bool:
-        """Whether such a rollout can be done with what there is, graphs included."""
+    def serves(self, rows: int, longest: int, together: bool) -> bool:
+        """Whether its tensors and graphs suffice for so many rows after prompts of at most `longest` tokens."""
         return (
             rows <= self.rows
-            and longest + rollout.max_new_tokens <= self.slots
-            and (rollout, together) == (self.rollout, self.together)
+            and longest + self.width <= self.slots
+            and together == self.together
             and (not self.graphs or self.weights == weight_addresses(self.model))
         )
 
