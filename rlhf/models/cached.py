@@ -20,46 +20,68 @@ KERNEL_GAP = 0.03
 STARTS, LENGTHS, QUERIES = range(3)
 
 
-class Runs:
-    """What each of up to `rows` rows of a cache of `slots` slots holds: a mask, True where a slot holds a token; and for
-    the kernel the runs themselves, int32 [1, 1, 3, rows + 1]: where the run of each row begins among the slots of all rows,
-    its length, and the number of its query. The last column ends the line of queries."""
+def held_tokens(lengths: Tensor, size: int) -> Tensor:
+    """Return how many slots each of `size` rows holds, [size]: `lengths` [B] for the first, and 1 for those that have
+    ended, since a row that sees nothing would be NaN."""
+    return torch.cat([lengths, lengths.new_ones(size - len(lengths))])
+
+
+class SlotMask:
+    """The slots that hold a token, of up to `rows` rows of a cache of `slots` slots: a mask [rows, slots]."""
 
     def __init__(self, rows: int, slots: int, device: torch.device) -> None:
-        self.slots, self.places = slots, torch.arange(slots, device=device)
+        self.indices = torch.arange(slots, device=device)
         self.mask = torch.zeros(rows, slots, dtype=torch.bool, device=device)
+
+    def begin(self, lengths: Tensor, end: int, size: int) -> None:
+        """Start a batch of `size` rows whose prompts, of `lengths` [B], end before slot `end`."""
+        held = held_tokens(lengths, size)
+        self.mask[:size] = (self.indices >= end - held[:, None]) & (self.indices < end)
+
+    def add(self, rows: int, place: Tensor) -> None:
+        """Add a token to each of the first `rows` rows, in the slot `place` [1]."""
+        self.mask[:rows].index_fill_(1, place, True)
+
+    def move(self, kept: Tensor) -> None:
+        """Move the rows `kept` to the front."""
+        self.mask[: len(kept)] = self.mask[kept]
+
+    def seen(self, rows: int, slots: int) -> Tensor:
+        """Return the mask of the first rows and slots, [rows, slots]."""
+        return self.mask[:rows, :slots]
+
+
+class Runs:
+    """The run of slots that each row fills, as the kernel reads it: int32 [1, 1, 3, rows + 1] with, for each row, the index
+    at which its run begins among the slots of all rows, the run's length, and the index of its query. The last column ends
+    the line of queries."""
+
+    def __init__(self, rows: int, slots: int, device: torch.device) -> None:
+        self.slots = slots
         self.runs = torch.zeros(1, 1, 3, rows + 1, dtype=torch.int32, device=device)
         self.numbers = torch.arange(rows + 1, dtype=torch.int32, device=device)
         self.runs[0, 0, QUERIES] = self.numbers
 
     def begin(self, lengths: Tensor, end: int, size: int) -> None:
-        """Row b < B holds `lengths`[b] tokens that end before slot `end`; those from B up to `size` hold one, since a row
-        that sees nothing would be NaN."""
-        held = torch.cat([lengths, lengths.new_ones(size - len(lengths))])
-        self.mask[:size] = (self.places >= end - held[:, None]) & (self.places < end)
+        """Start a batch of `size` rows whose prompts, of `lengths` [B], end before slot `end`."""
+        held = held_tokens(lengths, size)
         self.runs[0, 0, STARTS, :size] = self.numbers[:size] * self.slots + (end - held)
         self.runs[0, 0, LENGTHS, :size] = held
 
     def add(self, rows: int, place: Tensor) -> None:
-        """The first `rows` rows hold one more token, in the slot `place` [1]."""
-        self.mask[:rows].index_fill_(1, place, True)
+        """Add a token to each of the first `rows` rows, in the slot that follows its run."""
         self.runs[0, 0, LENGTHS, :rows].add_(1)
 
     def move(self, kept: Tensor) -> None:
-        """Move the rows that are kept to the front."""
+        """Move the rows `kept` to the front."""
         count = len(kept)
-        self.mask[:count] = self.mask[kept]
         starts, lengths = self.runs[0, 0, STARTS], self.runs[0, 0, LENGTHS]
         starts[:count] = (starts - self.numbers * self.slots)[kept] + self.numbers[:count] * self.slots
         lengths[:count] = lengths[kept]
 
-    def of_kernel(self, rows: int) -> Tensor:
-        """The runs of the first rows, [1, 1, 3, rows + 1]."""
+    def seen(self, rows: int, slots: int) -> Tensor:
+        """Return the runs of the first rows, [1, 1, 3, rows + 1]; they are within the first `slots` slots."""
         return self.runs[..., : rows + 1]
-
-    def of_mask(self, rows: int, slots: int) -> Tensor:
-        """[rows, slots] of the mask."""
-        return self.mask[:rows, :slots]
 
 
 def attend_runs(
@@ -82,13 +104,14 @@ def kernel_agrees(device: torch.device, dtype: torch.dtype, heads: int, shared: 
     """Try once on this device whether the kernel gives what the mask gives: torch does not document this use of it.
     `heads` have `shared` keys and values of `width` elements. Warns of a kernel that does not."""
     rows, slots, draw = 3, 24, torch.Generator().manual_seed(0)
-    runs = Runs(rows, slots, device)
-    runs.begin(torch.tensor([1, 7, 16], device=device), 16, rows)
+    mask, runs = SlotMask(rows, slots, device), Runs(rows, slots, device)
+    for held in (mask, runs):
+        held.begin(torch.tensor([1, 7, 16], device=device), 16, rows)
     query = torch.randn(rows, heads, 1, width, generator=draw).to(device, dtype)
     key, value = (torch.randn(rows, slots, shared, width, generator=draw).to(device, dtype).transpose(1, 2) for _ in "kv")
-    wanted = attend_folded(query, key, value, runs.of_mask(rows, slots)[:, None, None]).float()
+    wanted = attend_folded(query, key, value, mask.seen(rows, slots)[:, None, None]).float()
     try:
-        gap = float((attend_runs(query, key, value, runs.of_kernel(rows)).float() - wanted).abs().max())
+        gap = float((attend_runs(query, key, value, runs.seen(rows, slots)).float() - wanted).abs().max())
         problem = None if gap <= KERNEL_GAP else f"the kernel is off by {gap:.3g}"
     except RuntimeError as error:
         problem = str(error)

@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache
 from rlhf.config.schema import Rollout
 from rlhf.data.tokens import PromptBatch, Tokenizer, left_mask
 from rlhf.models.attention import reads_runs, takes_packed
-from rlhf.models.cached import Runs
+from rlhf.models.cached import Runs, SlotMask
 from rlhf.models.heads import accepted_inputs, model_inputs
 from rlhf.rollout.base import Part
 from rlhf.rollout.hybrid.cache import SlotCache
@@ -55,7 +55,8 @@ class Decoder:
         self.bucket = slots if self.reads_runs else SLOTS[device.type]
         self.step_number, self.place = (torch.zeros(1, dtype=torch.long, device=device) for _ in range(2))
         self.cache, self.weights = SlotCache(model, rows, slots, self.place), weight_addresses(model)
-        self.rows, self.slots, self.runs = rows, slots, Runs(rows, slots, device)
+        self.rows, self.slots = rows, slots
+        self.held: Runs | SlotMask = (Runs if self.reads_runs else SlotMask)(rows, slots, device)
         self.token, self.position = (torch.zeros(rows, 1, dtype=torch.long, device=device) for _ in range(2))
         self.limits, self.lengths = (torch.zeros(rows, dtype=torch.long, device=device) for _ in range(2))
         self.alive = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -107,7 +108,7 @@ class Decoder:
         self.position.zero_()
         self.draws[:count], self.position[:count] = draws, lengths[:, None]
         self.limits[:count] = 2**31 if prompts.limits is None else prompts.limits
-        self.runs.begin(lengths, self.longest, size)
+        self.held.begin(lengths, self.longest, size)
         for tensor in (self.tokens, self.logprobs, self.lengths, self.step_number):
             tensor.zero_()
         self.place.fill_(self.longest)
@@ -197,7 +198,7 @@ class Decoder:
         rows, slots = kind.rows, kind.slots
         positions = {"position_ids": self.position[:rows]} if "position_ids" in self.takes else {}
         cache: dict[str, Any] = {self.cache_name: self.cache.shown(rows, slots), "use_cache": True}
-        self.runs.add(rows, self.place)
+        self.held.add(rows, self.place)
         out = self.model(input_ids=self.token[:rows], attention_mask=self.visible(rows, slots), **positions, **cache)
         self.position.add_(1)
         self.place.add_(1)
@@ -205,10 +206,8 @@ class Decoder:
 
     def visible(self, rows: int, slots: int) -> Tensor:
         """What the tokens of a step see, as the model's attention takes it."""
-        if self.reads_runs:
-            return self.runs.of_kernel(rows)
-        mask = self.runs.of_mask(rows, slots)
-        return mask[:, None, None] if takes_packed(self.model) else mask
+        held = self.held.seen(rows, slots)
+        return held if self.reads_runs or not takes_packed(self.model) else held[:, None, None]  # [rows, 1, 1, slots]
 
     def play(self, kind: GraphKey) -> None:
         """Do a step: on a GPU by a captured graph, from the second time on that one of its kind is done."""
@@ -249,7 +248,7 @@ class Decoder:
         for tensor in moved:
             tensor[:count] = tensor[kept]
         self.alive[count:smaller] = False
-        self.runs.move(kept)
+        self.held.move(kept)
         self.cache.move(kept, self.slots_for(int(self.step_number)))
         return rows[kept]
 

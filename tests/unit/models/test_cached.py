@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf.models import cached
-from rlhf.models.cached import Runs, attend_folded, attend_runs
+from rlhf.models.cached import Runs, SlotMask, attend_folded, attend_runs
 from rlhf.rollout.hybrid.cache import SlotLayer
 
 HEADS, SHARED, WIDTH, ROWS, SLOTS = 6, 2, 8, 5, 24
@@ -46,26 +46,29 @@ def drawn():
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=ROWS), steps=st.integers(1, 8), data=st.data())
 def test_the_kernel_sees_what_the_mask_shows(drawn, window, lengths, steps, data):
     query, keys, values = drawn
-    runs, place, size = Runs(ROWS + 2, SLOTS, torch.device("cpu")), torch.tensor([9]), ROWS
-    runs.begin(torch.tensor(lengths), 9, size)
+    shown, runs = (kind(ROWS + 2, SLOTS, torch.device("cpu")) for kind in (SlotMask, Runs))
+    place, size = torch.tensor([9]), ROWS
+    for held in (shown, runs):
+        held.begin(torch.tensor(lengths), 9, size)
     for step in range(steps):
         if step == 1 and size > 1:
             kept = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=size - 1, unique=True))
-            runs.move(torch.tensor(kept))
+            for held in (shown, runs):
+                held.move(torch.tensor(kept))
             size = len(kept)
-        runs.add(size, place)
+        for held in (shown, runs):
+            held.add(size, place)
         place += 1
         slots = int(place)
         seen = [part[:size, :, :slots] for part in (keys, values)]
-        mask = runs.of_mask(size, slots)
-        held = mask.sum(1)
-        assert runs.of_kernel(size)[0, 0, cached.LENGTHS, :-1].tolist() == held.tolist()
+        mask = shown.seen(size, slots)
+        assert runs.seen(size, slots)[0, 0, cached.LENGTHS, :-1].tolist() == mask.sum(1).tolist()
         if window is not None:
             mask = mask & (torch.arange(slots) > slots - 1 - window)
         wanted = written_out(query[:size], *seen, mask[:, None, None], 0.3)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cached, "kernel", stand_in)
-            found = attend_runs(query[:size], *seen, runs.of_kernel(size), window, 0.3)
+            found = attend_runs(query[:size], *seen, runs.seen(size, slots), window, 0.3)
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
