@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from support.small import SMALL_PPO
-from support.tiny_models import built, generate
+from support.tiny_models import built
 
-import rlhf.ppo.trainer as trainer_module
 from rlhf.config.keys import KEYS
 from rlhf.ppo.agreement import FATAL, SAMPLER_TOLERANCE, check_first_ratio, check_sampler
 from rlhf.rollout.hybrid.decoder import Decoder
+from rlhf.rollout.hybrid.sampler import HybridSampler
 
 SMALL = (*SMALL_PPO, "ppo.batch_size=8", "ppo.max_steps=3", "rollout.fixed_length=true", "ppo.eos_penalty=null")
 TOKENS = 64
@@ -33,10 +33,11 @@ def shift(monkeypatch, amount):
     """Have the sampler report log-probabilities that are off by an amount."""
 
     def shifted(*given):
-        responses = generate(*given)
+        responses = plain(*given)
         return replace(responses, logprobs=responses.logprobs + amount)
 
-    monkeypatch.setattr(trainer_module, "generate", shifted)
+    plain = HybridSampler.generate
+    monkeypatch.setattr(HybridSampler, "generate", shifted)
 
 
 @pytest.mark.parametrize(
@@ -74,12 +75,13 @@ def test_a_sampler_with_other_weights_stops_the_run(build, monkeypatch):
         with torch.no_grad():
             for parameter in engine.actor.module.parameters():
                 parameter.mul_(1.5)
-            responses = generate(*given)
+            responses = plain(*given)
             for parameter, former in zip(engine.actor.module.parameters(), kept, strict=True):
                 parameter.copy_(former)
         return responses
 
-    monkeypatch.setattr(trainer_module, "generate", with_other_weights)
+    plain = HybridSampler.generate
+    monkeypatch.setattr(HybridSampler, "generate", with_other_weights)
     with pytest.raises(RuntimeError) as error:
         trainer.generate_experience(batches[0])
     assert re.match(

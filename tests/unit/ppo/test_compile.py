@@ -8,7 +8,7 @@ from support.small import SMALL_PPO
 from support.tiny_models import assert_same_update, first_step, save_models, smooth_opt
 from torch import nn
 
-from rlhf.ppo import trainer as trainer_module
+from rlhf.rollout.hybrid.sampler import HybridSampler
 
 pytestmark = pytest.mark.rounding
 
@@ -31,7 +31,7 @@ def test_layers_are_compiled_once_for_scoring_and_updates_and_not_for_rollouts(
 ):
     """With a compiler that only counts its programs."""
     torch._dynamo.reset()
-    programs, rolling, plain_compile, plain_generate = [], [], nn.Module.compile, trainer_module.generate
+    programs, rolling, plain_compile, plain_generate = [], [], nn.Module.compile, HybridSampler.generate
 
     def count(graph, inputs):
         programs.append(graph)
@@ -45,7 +45,7 @@ def test_layers_are_compiled_once_for_scoring_and_updates_and_not_for_rollouts(
             rolling.clear()
 
     monkeypatch.setattr(nn.Module, "compile", lambda module, **options: plain_compile(module, backend=count, **options))
-    monkeypatch.setattr(trainer_module, "generate", generate)
+    monkeypatch.setattr(HybridSampler, "generate", generate)
     config = make_config(*SMALL, f"ppo.packing={packing}")
     found = first_step(config, smooth_models, tokenizer)
     # Before and after attention, with and without gradients, of the two models alike: not one per layer or length.

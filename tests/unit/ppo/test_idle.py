@@ -7,9 +7,9 @@ from support.tiny_models import built, dataset
 
 from rlhf.engine.offload import storages
 from rlhf.ppo import engine as engine_module
-from rlhf.ppo import trainer as trainer_module
 from rlhf.ppo.engine import is_shared
 from rlhf.ppo.evaluate import Evaluation, heldout_prompts
+from rlhf.rollout.hybrid.sampler import HybridSampler
 
 SMALL = (*SMALL_PPO, "ppo.micro_batch_size=2", "rollout.max_new_tokens=6", "data.demo.heldout_prompts=4")
 
@@ -54,7 +54,8 @@ def run(config, models, tokenizer, monkeypatch):
 
         monkeypatch.setattr(owner, name, noted)
 
-    noting(trainer_module, "generate", "rollout")
+    sampler = engine.sampler_of(engine.actor, config.rollout)
+    noting(sampler, "generate", "rollout")
     noting(trainer, "score_rollout", "score")
     noting(trainer.update, "micro_batch", "update")
     evaluation = Evaluation(engine, config, None, heldout_prompts(config, dataset(config), tokenizer))
@@ -65,6 +66,7 @@ def run(config, models, tokenizer, monkeypatch):
         seen.setdefault("between", []).append(at_hand(engine))
         trainer.train_rlhf(experience)
         metrics.append(trainer.metrics)
+    monkeypatch.delattr(sampler, "generate")
     answers = evaluation.answers(engine.ref), evaluation.answers(engine.actor)
     weights = [p.detach().clone() for e in (engine.actor, engine.critic) for p in e.module.parameters()]
     monkeypatch.undo()
@@ -109,7 +111,7 @@ def test_a_rollout_that_fails_leaves_the_critic_at_hand(make_config, models, tok
     def broken(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer_module, "generate", broken)
+    monkeypatch.setattr(HybridSampler, "generate", broken)
     with pytest.raises(KeyboardInterrupt):
         trainer.generate_experience(next(iter(loader)))
     assert at_hand(engine) == ["critic"]
