@@ -22,7 +22,10 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 RESULTS = ROOT / "experiments" / "results" / "demo-families-cpu.json"
 # Paths of files that the pages tell the reader to write.
-EXAMPLES = ("conf/data/rm-static.yaml",)
+EXAMPLES = (
+    "conf/data/rm-static.yaml",
+    "conf/rollout/plain.yaml",
+)
 HEAD = (
     "| family | sizes in `conf/model` | tests, all weights | tests, LoRA, two ranks | demo, gold: SFT → PPO | KL, nats |\n"
     "|---|---|---|---|---|---|"
