@@ -41,7 +41,7 @@ class Work:
 @dataclass(frozen=True)
 class Counts:
     """Records of a part of a data set, before any is left out for its length; the most answers that one compared prompt
-    has; and how many records of a kind have been left out."""
+    has; how many records of a kind have been left out; and the shape that so many rows were read in."""
 
     demonstrations: int
     comparisons: int
@@ -49,6 +49,8 @@ class Counts:
     prompts: int
     answers: int = 2
     left_out: dict[str, int] = field(default_factory=dict)
+    shape: str = ""
+    rows: int = 0
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,14 @@ def check_sources(config: Config, node: Node) -> None:
     kind.check(config, node.inputs)
 
 
+def reads_records(task: Task) -> bool:
+    """Tell whether a task's records are looked at beforehand: those of files, and those of the hub that will be trained
+    on."""
+    source = task.config.data.source
+    is_there = source == "files" or (source == "hub" and not task.config.dry_run)
+    return is_there and kind_of(task.node.stage).records is not None
+
+
 def check_records(config: Config, node: Node) -> None:
     """Look at the records that a stage will read, before anything starts. Raises ConfigError, once for all they lack. Those
     of the hub are not downloaded to be looked at only."""

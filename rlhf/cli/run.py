@@ -19,7 +19,7 @@ from rich.text import Text
 
 from rlhf.catalog.stage import kind_of
 from rlhf.cli.changes import check_plan
-from rlhf.cli.prepare import check_records, check_sources, plan_graph, resolve_config
+from rlhf.cli.prepare import check_records, check_sources, plan_graph, reads_records, resolve_config
 from rlhf.cli.search import search, wants_search
 from rlhf.config.checks import check_devices
 from rlhf.config.command import Command, read_command
@@ -35,6 +35,7 @@ from rlhf.config.terminal import Terminal
 from rlhf.data.check import record_notes
 from rlhf.experiment.checkpoints import check_layout, remove_all
 from rlhf.experiment.directories import check_directories, link_latest
+from rlhf.experiment.fingerprint import remember_files
 from rlhf.experiment.graph import build_graph
 from rlhf.experiment.plan import GraphPlan, print_plan
 from rlhf.experiment.record import write_record
@@ -78,7 +79,8 @@ def main(arguments: list[str]) -> int:
         with Composer(command) as composer:
             if wants_search(composer):
                 return search(composer, lambda job: run_one(composer, job))
-            return run(*compose_points(composer))
+            with remember_files():
+                return run(*compose_points(composer))
     except (ConfigError, Invalid) as error:
         for line in str(error).splitlines():
             console.print(Text.assemble(("error:", "bold red"), f" {line}"))
@@ -187,7 +189,7 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
     waiting = [task for task in tasks if not task.node.directory.done]
     check_directories(points)
     check_tasks(tasks, waiting)
-    notes = [note for task in waiting if task.config.data.source == "files" for note in record_notes(task.config)]
+    notes = [note for task in waiting if reads_records(task) for note in record_notes(task.config)]
     for note in dict.fromkeys(notes):
         console.print(note, soft_wrap=True)
     first = points[0].config

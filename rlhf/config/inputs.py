@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from glob import glob
 from pathlib import Path
 
 from rlhf.catalog.stage import stage_kinds
@@ -19,10 +20,11 @@ def check_inputs(config: Config) -> Iterator[ConfigError]:
     if config.data.source == "files":
         for key in ("train", "heldout"):
             path = getattr(config.data.files, key)
-            if path is None or not Path(path).is_file():
-                yield ConfigError(
-                    f"data.files.{key}", path, "there is no such file", "give a .jsonl, .json, .csv or .parquet file"
-                )
+            if key == "heldout" and path is None and config.data.heldout_fraction is not None:
+                continue
+            if path is None or not matching_files(path):
+                fix = "give a .jsonl, .json, .csv, .tsv or .parquet file, or a pattern that matches some"
+                yield ConfigError(f"data.files.{key}", path, "there is no such file", fix)
     if config.data.source == "hub" and config.data.hub.name is None:
         yield ConfigError(
             "data.hub.name", "null", "data=hub needs a data set", "give one, as data.hub.name=Dahoas/rm-static"
@@ -39,6 +41,15 @@ def check_inputs(config: Config) -> Iterator[ConfigError]:
         problem = None if path is None else directory_problem(path, gguf_file)
         if problem is not None:
             yield ConfigError(key, path, problem, PLACE)
+
+
+def matching_files(path: str) -> list[Path]:
+    """Return the file of this name, whatever characters it holds, or else the files that match it as a pattern (`*`, `?`,
+    `[...]`, `**`), in the order of their names."""
+    place = Path(path).expanduser()
+    if place.is_file():
+        return [place]
+    return sorted(Path(found) for found in glob(str(place), recursive=True) if Path(found).is_file())
 
 
 def directory_problem(path: str, gguf_file: str | None = None) -> str | None:
@@ -76,6 +87,15 @@ def check_ptx(config: Config) -> Iterator[ConfigError]:
 def check_unread(config: Config) -> Iterator[ConfigError]:
     """What is named would be read: a file of another source, or a revision of a directory, is a mistake."""
     data, ptx = config.data, config.ppo.ptx
+    if data.source == "demo" and data.converter != "auto":
+        fix = "set data=files or data=hub, or leave it out"
+        yield ConfigError("data.converter", data.converter, "data.source=demo does not read it", fix)
+    if data.source == "demo" and data.heldout_fraction is not None:
+        fix = "set data.demo.heldout_prompts, or leave it out"
+        yield ConfigError("data.heldout_fraction", data.heldout_fraction, "data.source=demo does not read it", fix)
+    if data.source == "files" and data.heldout_fraction is not None and data.files.heldout is not None:
+        problem = "the held-out records are a file of their own"
+        yield ConfigError("data.heldout_fraction", data.heldout_fraction, problem, "leave out one of the two")
     for key, value, source, wanted in (
         ("data.files.train", data.files.train, f"data.source={data.source}", "data=files"),
         ("data.files.heldout", data.files.heldout, f"data.source={data.source}", "data=files"),

@@ -10,8 +10,9 @@ from omegaconf import MISSING
 # paths, what is kept of a result, and when a run gives up. A benchmark's result is a speed: all but names are in its
 # fingerprint.
 Effect = Literal["result", "input", "speed", "name"]
-# What the path that a key holds counts as in a fingerprint: the content of a model, or of a file of records or texts.
-Content = Literal["model", "records"]
+# What the path that a key holds counts as in a fingerprint: the content of a model, or of a file of records or texts, or
+# the source of a function, where it is the dotted path of one.
+Content = Literal["model", "records", "function"]
 
 # The value of a key that the planner decides, with the hardware (rlhf/planner/auto.py).
 AUTO = "auto"

@@ -1,12 +1,15 @@
 """Whether a data set has what the stages need, told before the first of them starts."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from rlhf.catalog.stage import Counts, kind_of
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Training
+from rlhf.config.terminal import plural
 from rlhf.data.dataset import Split
-from rlhf.data.records import file_split, hub_split
+from rlhf.data.files import Origin
+from rlhf.data.records import load_part, name_origin
 from rlhf.experiment.fingerprint import content_id
 
 
@@ -16,8 +19,14 @@ def count_records(split: Split) -> Counts:
     for comparison in split.comparisons:
         answers.setdefault(comparison.prompt, set()).update((comparison.chosen, comparison.rejected))
     most = max((len(found) for found in answers.values()), default=2)
-    return Counts(len(split.demonstrations), len(split.comparisons), len(answers), len(split.prompts), most, split.left_out)
+    return Counts(
+        len(split.demonstrations), len(split.comparisons), len(answers), len(split.prompts), most, split.left_out,
+        split.shape, split.rows,
+    )  # fmt: skip
 
+
+# What the name of a licence holds that restricts commercial use.
+RESTRICTED = ("-nc", "non-commercial", "not to compete")
 
 # What is known of data sets, by their origins, contents and columns: the points of a sweep read the same ones.
 KNOWN: dict[str, Counts] = {}
@@ -32,26 +41,37 @@ def count_part(config: Config, part: str) -> Counts:
         made, kept = demo_counts(data.demo), data.demo.heldout_prompts
         train = Counts(made.demonstrations, made.comparisons, made.prompts, made.prompts, made.answers)
         return train if part == "train" else Counts(kept, kept, kept, kept)
-    read = file_split if data.source == "files" else hub_split
-    path = getattr(data.files, part)
-    about = f"{part} {path} {content_id(path, f'data.files.{part}')} {data.hub} {data.columns}"
+    origin = name_origin(data, part)
+    content = content_id(origin.value, origin.key)
+    about = f"{part} {content} {config.seed if data.heldout_fraction else ''} {asdict(data)}"
     if about not in KNOWN:
-        KNOWN[about] = count_records(read(config, part))
+        KNOWN[about] = count_records(load_part(config, part))
     return KNOWN[about]
 
 
-def resolve_part(config: Config, part: str) -> tuple[str, str]:
-    """The key and the value that name the training or the held-out part."""
-    if config.data.source == "files":
-        return f"data.files.{part}", str(getattr(config.data.files, part))
-    return ("data.hub.name", str(config.data.hub.name)) if config.data.source == "hub" else ("data.source", "demo")
+def name_part(config: Config, part: str) -> Origin:
+    """Return the key and the value that name the training or the held-out part."""
+    return Origin("data.source", "demo") if config.data.source == "demo" else name_origin(config.data, part)
 
 
 def record_notes(config: Config) -> Iterator[str]:
-    """Tell what is left out of the records."""
+    """Tell how the data set is read, what is left out of it, and what its owner asks."""
+    data = config.data
     for part in ("train", "heldout"):
-        for kind, number in count_part(config, part).left_out.items():
-            yield f"{'='.join(resolve_part(config, part))}: {number} {kind} left out"
+        counts, origin = count_part(config, part), name_origin(data, part)
+        share = " (held out)" if data.heldout_fraction is not None and part == "heldout" else ""
+        where = f"{origin.key}={origin.value}{share}"
+        made = ("demonstration", counts.demonstrations), ("pair", counts.comparisons), ("prompt", counts.prompts)
+        numbers = ", ".join(plural(number, noun, ",") for noun, number in made)
+        yield f"{where}: {plural(counts.rows, 'row', ',')} read as {counts.shape}: {numbers}"
+        for kind, number in counts.left_out.items():
+            yield f"{where}: {number} {kind} left out"
+        published = getattr(data.hub, f"{part}_rows")
+        if published is not None and data.heldout_fraction is None and published != counts.rows:
+            yield f"{where}: published are {published} rows; the data set has changed, or a part of it is missing"
+    licence = data.hub.licence or ""
+    if any(word in licence.lower() for word in RESTRICTED):
+        yield f"data.hub.name={data.hub.name}: the licence restricts commercial use: {licence}"
 
 
 def record_problems(config: Config, stage: str) -> Iterator[ConfigError]:
@@ -63,7 +83,7 @@ def record_problems(config: Config, stage: str) -> Iterator[ConfigError]:
     training: Training = getattr(config, kind.section)
     size, copies, found = getattr(training, kind.batch_key), kind.copies(config), train.number
     if found < size // copies:
-        problem = f"a batch takes {size // copies} {train.name}, and {resolve_part(config, 'train')[1]} has {found}"
+        problem = f"a batch takes {size // copies} {train.name}, and {name_part(config, 'train').value} has {found}"
         fix = f"give at most {found * copies}, or more records" if found else "add some, or check data.columns"
         yield ConfigError(f"{kind.section}.{kind.batch_key}", size, problem, fix)
     elif training.max_steps is None:
@@ -71,7 +91,8 @@ def record_problems(config: Config, stage: str) -> Iterator[ConfigError]:
         yield from warmup_problems(stage, kind.section, training, steps)
     if heldout.number == 0:
         problem = f"it has no {heldout.evaluated}, which the {stage} stage is measured on"
-        yield ConfigError(*resolve_part(config, "heldout"), problem, "add some, or check data.columns")
+        where = name_part(config, "heldout")
+        yield ConfigError(where.key, where.value, problem, "add some, or check data.columns")
 
 
 def warmup_problems(stage: str, section: str, training: Training, steps: int) -> Iterator[ConfigError]:

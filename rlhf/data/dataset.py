@@ -1,7 +1,40 @@
-"""A data set: its splits, their demonstrations and comparisons."""
+"""A data set: its records, and what the stages make of them: demonstrations, comparisons and prompts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Message:
+    """A turn of a conversation: who speaks, and the text."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """A prompt with the responses to it, whatever the shape of the data set that it comes from.
+
+    Attributes:
+        prompt: The text of the prompt, or the messages up to the response, of which the last is the user's.
+        response: The response to imitate. Where it is None, `chosen` is imitated, or the best of `ranked`.
+        chosen: The preferred response of a pair.
+        rejected: The other response of the pair.
+        ranked: Responses with scores, of which a higher one is preferred; those of one score are no pair.
+        labelled: Responses with whether each is desirable.
+        meta: Whatever else is known of the prompt, for rewards and evaluation: the reference answer (`answer`), the source,
+            scores, an id.
+    """
+
+    prompt: str | tuple[Message, ...]
+    response: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    ranked: tuple[tuple[str, float], ...] = ()
+    labelled: tuple[tuple[str, bool], ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -23,12 +56,25 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Split:
-    """Records for the three stages, and how many of a kind in the rows they were read from were left out."""
+    """Records for the three stages.
+
+    Attributes:
+        demonstrations: Prompts with a response to imitate.
+        comparisons: Prompts with two responses.
+        prompts: Each different prompt once.
+        left_out: How many rows hold no record, or one that no stage can read, by the reason.
+        meta: What is known of a prompt besides its text, by the prompt.
+        shape: The name of the shape that the rows were read in; "" for records that are made.
+        rows: How many rows were read.
+    """
 
     demonstrations: list[Demonstration]
     comparisons: list[Comparison]
     prompts: list[str]
     left_out: dict[str, int] = field(default_factory=dict)
+    meta: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    shape: str = ""
+    rows: int = 0
 
 
 @dataclass(frozen=True)

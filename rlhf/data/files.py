@@ -1,32 +1,36 @@
-"""Rows of files, as they are written: JSON Lines, JSON, CSV, Parquet and plain text.
+"""Rows of files, as they are written: JSON Lines, JSON, CSV, TSV, Parquet and plain text.
 
-No type is guessed, and a path is the file of that name, whatever characters it holds.
+No type is guessed, and a path is the file of that name, whatever characters it holds. A file is hashed while it is read: a
+stage stops where that is not the content that its fingerprint says.
 """
 
 import csv
 import gzip
+import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import date, time
-from io import TextIOWrapper
+from io import BufferedReader, RawIOBase, TextIOWrapper
 from pathlib import Path
 from typing import IO, Any, cast
 
 from rlhf.config.errors import ConfigError, first_line
+from rlhf.config.inputs import matching_files
+from rlhf.data.cells import CellError, name_type, read_text
+from rlhf.experiment.fingerprint import changed_file, hash_files
 
-FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 # What is read as lines may be compressed too, if its name says so.
-ZIPPED = ".gz"
+ZIPPED = {".gz": "gzip", ".zst": "zstd"}
 # How files begin that are compressed, and what they are then called.
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}
 # Bytes of the longest record that is read: a larger one is a mistake, or an archive that unpacks without end.
 LONGEST = 64 * 2**20
-TYPES = {
-    bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", bytes: "bytes",
-    date: "a date or time", time: "a date or time",
-}  # fmt: skip
+# The hashes that the fingerprint of the running stage has of the files it reads, by their keys.
+PLANNED: ContextVar[Mapping[str, str] | None] = ContextVar("PLANNED", default=None)
 
 
 @dataclass(frozen=True)
@@ -45,43 +49,113 @@ class Origin:
 Row = tuple[int, Mapping[str, Any]]
 
 
-def read_rows(origin: Origin, formats: Iterable[str] = FORMATS) -> Iterator[Row]:
-    """Read the rows of a file. Raises ConfigError for what cannot be read, with the number of the row."""
-    path = Path(origin.value).expanduser()
+@contextmanager
+def expect_hashes(planned: Mapping[str, str]) -> Iterator[None]:
+    """Within this context a file whose content is not what was planned raises ConfigError once it is read."""
+    token = PLANNED.set(planned)
+    try:
+        yield
+    finally:
+        PLANNED.reset(token)
+
+
+class HashingReader(RawIOBase):
+    """A file that is hashed while it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self.size, self.digest = path.name, 0, hashlib.sha256()
+        self.stream = path.open("rb", buffering=0)
+
+    def readable(self) -> bool:
+        """A file can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read some bytes into a buffer, and hash them."""
+        count = self.stream.readinto(buffer)
+        self.size += count
+        self.digest.update(memoryview(buffer)[:count])
+        return count
+
+    def close(self) -> None:
+        """Close the file."""
+        self.stream.close()
+        super().close()
+
+
+def read_files(origin: Origin, formats: Iterable[str] = FORMATS) -> Iterator[tuple[Origin, Row]]:
+    """Read the rows of a file, or of all files that a pattern matches, in the order of their names; each with the file
+    it is of. Raises ConfigError for what cannot be read, and, after the last row, where the files are not those of the
+    fingerprint."""
+    paths = matching_files(origin.value)
+    if not paths:
+        raise origin.error("there is no such file", f"give one of {', '.join(formats)}")
+    read: list[tuple[str, int, bytes]] = []
+    for path in paths:
+        part = Origin(origin.key, str(path) if len(paths) > 1 else origin.value)
+        yield from ((part, row) for row in read_rows(part, path, read, formats))
+    planned = (PLANNED.get() or {}).get(origin.key)
+    if planned is not None and planned != (found := hash_files(read)):
+        raise changed_file(origin.key, origin.value, planned, found)
+
+
+def read_rows(
+    origin: Origin, path: Path, read: list[tuple[str, int, bytes]], formats: Iterable[str] = FORMATS
+) -> Iterator[Row]:
+    """Read the rows of a file; once it is read, its name, size and hash are added to `read`. Raises ConfigError for what
+    cannot be read, with the number of the row."""
     suffix, zipped = suffix_of(path)
     if suffix not in formats or (zipped and suffix == ".parquet"):
         raise origin.error("unknown file type", f"give one of {', '.join(formats)}")
     try:
-        check_magic(origin, path, zipped)
-        if suffix == ".parquet":
-            yield from parquet_rows(path)
-            return
-        with cast(IO[bytes], gzip.open(path) if zipped else path.open("rb")) as stream:
-            if suffix == ".csv":
-                yield from csv_rows(origin, stream)
-            elif suffix == ".txt":
-                yield from ((number, {"text": text}) for number, text in text_lines(origin, stream))
-            else:
-                yield from json_rows(origin, stream)
+        with HashingReader(path) as raw, BufferedReader(raw, 2**20) as stream:
+            check_magic(origin, path, stream.peek(8)[:8], zipped)
+            unpacked = unpack(cast(IO[bytes], stream), zipped)  # which closes the file once nobody names it
+            yield from rows_of(origin, suffix, unpacked)
+            while stream.read(2**20):  # what the format leaves unread is hashed too
+                pass
+            read.append((raw.name, raw.size, raw.digest.digest()))
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise origin.error(f"it cannot be read ({first_line(error)})") from error
 
 
-def suffix_of(path: Path) -> tuple[str, bool]:
-    """The type that a file's name states, in small letters, and whether it says that the file is compressed."""
+def rows_of(origin: Origin, suffix: str, stream: IO[bytes]) -> Iterator[Row]:
+    """Read the rows of an open file of the type that its name states."""
+    if suffix == ".parquet":
+        return parquet_rows(stream.read())
+    if suffix in (".csv", ".tsv"):
+        return csv_rows(origin, stream, "," if suffix == ".csv" else "\t")
+    if suffix == ".txt":
+        return ((number, {"text": text}) for number, text in text_lines(origin, stream))
+    return json_rows(origin, stream, is_one_value=suffix == ".json")
+
+
+def unpack(stream: IO[bytes], zipped: str) -> IO[bytes]:
+    """Return the stream of what a compressed file holds; the file itself where it is not compressed."""
+    if zipped == ".gz":
+        return cast(IO[bytes], gzip.open(stream))
+    if zipped == ".zst":
+        import pyarrow
+
+        return BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, mode="r"), "zstd"))
+    return stream
+
+
+def suffix_of(path: Path) -> tuple[str, str]:
+    """The type that a file's name states, in small letters, and how the file is compressed: `.gz`, `.zst` or not, ""."""
     name = path.name.lower()
-    return Path(name.removesuffix(ZIPPED)).suffix, name.endswith(ZIPPED)
+    zipped = next((ending for ending in ZIPPED if name.endswith(ending)), "")
+    return Path(name.removesuffix(zipped)).suffix, zipped
 
 
-def check_magic(origin: Origin, path: Path, zipped: bool) -> None:
+def check_magic(origin: Origin, path: Path, head: bytes, zipped: str) -> None:
     """A file is compressed if and only if its name says so."""
-    with path.open("rb") as stream:
-        head = stream.read(8)
     found = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
-    if zipped and found != "gzip":
-        raise origin.error("it is not compressed with gzip, as its name says", "rename it")
+    if zipped and found != ZIPPED[zipped]:
+        raise origin.error(f"it is not compressed with {ZIPPED[zipped]}, as its name says", "rename it")
     if found is not None and not zipped:
-        fix = f"rename it to {path.name}{ZIPPED}" if found == "gzip" else "unpack it"
+        ending = next((ending for ending, name in ZIPPED.items() if name == found), None)
+        fix = f"rename it to {path.name}{ending}" if ending else "unpack it"
         raise origin.error(f"it is compressed ({found}), and its name does not say so", fix)
 
 
@@ -100,17 +174,29 @@ def text_lines(origin: Origin, stream: IO[bytes]) -> Iterator[tuple[int, str]]:
         yield number, text.removesuffix("\n").removesuffix("\r")
 
 
-def json_rows(origin: Origin, stream: IO[bytes]) -> Iterator[Row]:
-    """Objects, one a line, or one list of them; blank lines are passed over."""
+def json_rows(origin: Origin, stream: IO[bytes], is_one_value: bool) -> Iterator[Row]:
+    """Objects, one a line, or one list of them, or, where the name says that the file `is_one_value`, one object over
+    several lines; blank lines are passed over."""
     for number, line in text_lines(origin, stream):
         if not line.strip():
             continue
-        if number == 1 and line.lstrip().startswith("["):
+        is_open = line.lstrip().startswith("[") or (is_one_value and not is_json(line))
+        if number == 1 and is_open:
             rest = "\n".join(text for _, text in text_lines(origin, stream))
-            values = enumerate(parse_json(origin, f"{line}\n{rest}", None), 1)
-            yield from ((place, as_object(origin, value, place)) for place, value in values)
+            value = parse_json(origin, f"{line}\n{rest}", None)
+            values = enumerate(value if isinstance(value, list) else [value], 1)
+            yield from ((place, as_object(origin, item, place)) for place, item in values)
             return
         yield number, as_object(origin, parse_json(origin, line, number), number)
+
+
+def is_json(text: str) -> bool:
+    """Tell whether a text is a whole JSON value."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def parse_json(origin: Origin, text: str, row: int | None) -> Any:
@@ -138,14 +224,15 @@ def refuse_constant(name: str) -> None:
 def as_object(origin: Origin, value: Any, row: int) -> Mapping[str, Any]:
     """A row that is an object."""
     if not isinstance(value, dict):
-        raise origin.error(f"row {row}: it is {type_of(value)}, not an object", "write an object a row: {...}")
+        raise origin.error(f"row {row}: it is {name_type(value)}, not an object", "write an object a row: {...}")
     return value
 
 
-def csv_rows(origin: Origin, stream: IO[bytes]) -> Iterator[Row]:
+def csv_rows(origin: Origin, stream: IO[bytes], delimiter: str) -> Iterator[Row]:
     """Rows under a header; every cell is text as it is typed, an empty one is missing."""
     csv.field_size_limit(LONGEST)
-    reader = csv.reader(TextIOWrapper(stream, encoding="utf-8-sig", newline=""), strict=True)
+    text = TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    reader = csv.reader(text, strict=True, delimiter=delimiter)
     header: list[str] = []
     number = 0
     try:
@@ -163,16 +250,18 @@ def csv_rows(origin: Origin, stream: IO[bytes]) -> Iterator[Row]:
             yield number, {name: cell or None for name, cell in zip(header, cells, strict=True)}
     except csv.Error as error:
         raise origin.error(f"it cannot be read (row {number + 1}: it is no CSV, {first_line(error)})") from error
+    finally:
+        text.detach()  # the file stays open for whoever opened it
 
 
-def parquet_rows(path: Path) -> Iterator[Row]:
-    """Rows of a Parquet file, with the types that it states."""
-    from pyarrow import ArrowException
+def parquet_rows(content: bytes) -> Iterator[Row]:
+    """Rows of a Parquet file, with the types that it states. It is read from the bytes that were hashed."""
+    from pyarrow import ArrowException, BufferReader
     from pyarrow.parquet import ParquetFile
 
     number = 0
     try:
-        for batch in ParquetFile(path).iter_batches():
+        for batch in ParquetFile(BufferReader(content)).iter_batches():
             for cells in batch.to_pylist():
                 number += 1
                 yield number, cells
@@ -180,23 +269,9 @@ def parquet_rows(path: Path) -> Iterator[Row]:
         raise ValueError(first_line(error)) from error
 
 
-def type_of(value: Any) -> str:
-    """What a value that is no text is called."""
-    return next((name for kind, name in TYPES.items() if isinstance(value, kind)), type(value).__name__)
-
-
 def text_of(origin: Origin, row: Row, column: str) -> str | None:
-    """The text in a column of a row; None where there is none, or an empty one. Raises ConfigError for what is no text."""
-    number, cells = row
-    value = cells.get(column)
-    if value is None:
-        return None
-    where = f"row {number}, column {column}: "
-    if not isinstance(value, str):
-        fix = "write it as text" + (", in quotes" if isinstance(value, int | float) else "")
-        if isinstance(value, list | dict):
-            fix += ": conversations are not read as such"
-        raise origin.error(f"{where}it is {type_of(value)}, not text", fix)
-    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-        raise origin.error(f"{where}it holds half a character (a lone surrogate)", "write the whole character")
-    return value or None
+    """The text in a column of a row; None where there is none. Raises ConfigError for what is no text."""
+    try:
+        return read_text(row[1], column)
+    except CellError as error:
+        raise origin.error(f"row {row[0]}, column {error.column}: {error.problem}", error.fix) from error

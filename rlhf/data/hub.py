@@ -8,15 +8,24 @@ from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.hub import FETCH, find_hub_problem
 
 
-def load_split(name: str, config: str | None, split: str, revision: str | None, key: str) -> Any:
+def load_split(
+    name: str, config: str | None, split: str, revision: str | None, key: str, data_dir: str | None = None
+) -> Any:
     """A split as the datasets library has it. Raises ConfigError, naming `key`, within seconds if the hub does not answer
-    and the data set is not in the cache."""
+    and the data set is not in the cache, and for a data set that only a script of its authors could read."""
     import datasets
 
     problem = find_hub_problem(name, revision, "dataset")
+    options = {} if data_dir is None else {"data_dir": data_dir}
     try:
         with offline() if problem else nullcontext():
-            return datasets.load_dataset(name, config, split=split, revision=revision)
+            return datasets.load_dataset(name, config, split=split, revision=revision, **options)
+    except RuntimeError as error:
+        if "script" not in str(error):
+            raise
+        group = key.rpartition(".")[0]
+        fix = f"set {group}.revision=refs/convert/parquet, the copy that the hub keeps without it"
+        raise ConfigError(key, name, "it is read by a script of its own, which datasets no longer runs", fix) from error
     except (OSError, ValueError) as error:
         fix = FETCH if problem else "check the name and the splits"
         raise ConfigError(key, name, f"it cannot be loaded ({problem or first_line(error)})", fix) from error

@@ -1,14 +1,20 @@
-"""Where data sets come from."""
+"""Where data sets come from, and how their rows become the records of the stages."""
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from itertools import combinations
+from typing import Any, TypeVar
 
 from rlhf.config.errors import ConfigError
-from rlhf.config.schema import Columns, Config
-from rlhf.data.dataset import Comparison, Dataset, Demonstration, Split
-from rlhf.data.files import Origin, Row, read_rows, text_of
+from rlhf.config.schema import Columns, Config, Data
+from rlhf.data.cells import CellError, Dropped
+from rlhf.data.dataset import Comparison, Dataset, Demonstration, Record, Split
+from rlhf.data.deepspeed_chat import cut
+from rlhf.data.files import Origin, Row, read_files
 from rlhf.data.hub import load_split
+from rlhf.data.plain import prompt_text
+from rlhf.data.shapes import Shape, find_shape
 
 Item = TypeVar("Item")
 
@@ -19,22 +25,43 @@ def load_dataset(config: Config) -> Dataset:
         from rlhf.data.demo import demo_dataset
 
         return demo_dataset(config.data.demo, config.seed)
-    read = file_split if config.data.source == "files" else hub_split
-    return Dataset(read(config, "train"), read(config, "heldout"))
+    return Dataset(load_part(config, "train"), load_part(config, "heldout"))
 
 
-def file_split(config: Config, part: str) -> Split:
-    """The records of the training or the held-out file."""
-    origin = Origin(f"data.files.{part}", str(getattr(config.data.files, part)))
-    return read_split(read_rows(origin), origin, config.data.columns)
+def load_part(config: Config, part: str) -> Split:
+    """Return the records of the training or the held-out part of files or of a hub data set."""
+    data = config.data
+    shared = data.heldout_fraction is not None
+    source = "train" if shared else part
+    rows = file_rows(data, source) if data.source == "files" else hub_rows(data, source)
+    if not rows:
+        raise name_origin(data, source).error("it cannot be read (it is empty)")
+    if data.heldout_fraction is not None:
+        fraction = data.heldout_fraction
+        train, heldout = cut(len(rows), (1.0 - fraction, fraction), config.seed)
+        rows = [rows[place] for place in (train if part == "train" else heldout)]
+    return build_split(rows, data, name_origin(data, part))
 
 
-def hub_split(config: Config, part: str) -> Split:
-    """The records of the training or the held-out split of a hub data set."""
-    hub = config.data.hub
-    split: str = getattr(hub, f"{part}_split")
-    rows = load_split(str(hub.name), hub.config, split, hub.revision, "data.hub.name")
-    return read_split(enumerate(rows, 1), Origin("data.hub.name", f"{hub.name} ({split})"), config.data.columns)
+def name_origin(data: Data, part: str) -> Origin:
+    """Return the key and the value that say where a part comes from."""
+    if data.source == "files":
+        own = part if getattr(data.files, part) is not None else "train"
+        return Origin(f"data.files.{own}", str(getattr(data.files, own)))
+    split = data.hub.train_split if data.heldout_fraction is not None else getattr(data.hub, f"{part}_split")
+    return Origin("data.hub.name", f"{data.hub.name} ({split})")
+
+
+def file_rows(data: Data, part: str) -> list[tuple[Origin, Row]]:
+    """Read the rows of a part's files, each with the file it is of."""
+    return list(read_files(name_origin(data, part)))
+
+
+def hub_rows(data: Data, part: str) -> list[tuple[Origin, Row]]:
+    """Load the rows of a part of a hub data set."""
+    hub, origin = data.hub, name_origin(data, part)
+    rows = load_split(str(hub.name), hub.config, getattr(hub, f"{part}_split"), hub.revision, "data.hub.name", hub.data_dir)
+    return [(origin, row) for row in enumerate(rows, 1)]
 
 
 def require_records(items: list[Item], kind: str, config: Config) -> list[Item]:
@@ -45,28 +72,114 @@ def require_records(items: list[Item], kind: str, config: Config) -> list[Item]:
     return items
 
 
-def read_split(rows: Iterable[Row], origin: Origin, columns: Columns) -> Split:
-    """Read rows as records: a record needs a prompt, and a response or a pair. What is left out is counted."""
-    demonstrations, comparisons, prompts, left_out = [], [], [], Counter[str]()
-    found: list[str] = []
-    for row in rows:
-        found = found or list(row[1])
-        prompt, response, chosen, rejected = (
-            text_of(origin, row, column) for column in (columns.prompt, columns.response, columns.chosen, columns.rejected)
-        )
-        if prompt is None:
-            left_out["rows without a prompt"] += 1
+def build_split(rows: list[tuple[Origin, Row]], data: Data, origin: Origin) -> Split:
+    """Make the records of a part from its rows, in the shape that `data.converter` names or that their columns show.
+    Each row that holds no record is counted with the reason. Raises ConfigError where no shape fits, or no row holds a
+    record."""
+    renamed = rename_columns(rows, data.columns)
+    columns = find_columns(row for _, row in renamed)
+    name, shape = find_shape(data, columns, origin.value)
+    left_out = Counter[str]()
+    records = list(convert_rows(renamed, name, shape, left_out))
+    split = sort_records(records, data, left_out)
+    if not split.prompts:
+        found = ", ".join(columns)
+        if not left_out or set(left_out) == {"rows without a prompt"}:
+            raise ConfigError("data.columns.prompt", data.columns.prompt, f"no row has it (found: {found})",
+                              "name the column that holds the prompt, or set data.converter")  # fmt: skip
+        dropped = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
+        fix = "set data.converter, or check the rows"
+        raise origin.error(f"no row holds a record, read as {name} (found: {found}; {dropped})", fix)
+    return Split(
+        split.demonstrations, split.comparisons, split.prompts, dict(left_out), split.meta,
+        describe_shape(name, shape, columns), len(rows),
+    )  # fmt: skip
+
+
+def describe_shape(name: str, shape: Shape, columns: Mapping[str, Any]) -> str:
+    """Return a shape's name with the columns of the data set that it is recognised by, or all there are."""
+    known = {column for wanted in shape.sets for column in wanted} or set(columns)
+    return f"{name} ({', '.join(column for column in columns if column in known)})"
+
+
+def rename_columns(rows: list[tuple[Origin, Row]], columns: Columns) -> list[tuple[Origin, Row]]:
+    """Give the columns that `data.columns` names the names that converters know them by."""
+    other = {ours: theirs for ours, theirs in asdict(columns).items() if ours != theirs}
+    if not other:
+        return rows
+    return [
+        (origin, (number, {**cells, **{ours: cells[theirs] for ours, theirs in other.items() if theirs in cells}}))
+        for origin, (number, cells) in rows
+    ]
+
+
+def find_columns(rows: Iterable[Row]) -> dict[str, Any]:
+    """Return the columns that rows have, in the order in which they are met, each with the first value that is no null."""
+    found: dict[str, Any] = {}
+    for _, cells in rows:
+        for column, value in cells.items():
+            if found.get(column) is None:
+                found[column] = value
+    return found
+
+
+def convert_rows(rows: list[tuple[Origin, Row]], name: str, shape: Shape, left_out: Counter[str]) -> Iterator[Record]:
+    """Yield the records of rows; a row that holds none is counted in `left_out`. Raises ConfigError, with file, row and
+    column, for a cell of a wrong type."""
+    origins = {number: origin for origin, (number, _) in rows} if shape.gather else {}
+    gathered = shape.gather(row for _, row in rows) if shape.gather else None
+    numbered = rows if gathered is None else ((origins[row[0]], row) for row in gathered)
+    for origin, (number, cells) in numbered:
+        try:
+            yield from shape.convert(cells)
+        except Dropped as reason:
+            left_out[str(reason)] += 1
+        except CellError as error:
+            raise origin.error(f"row {number}, column {error.column}: {error.problem}", error.fix) from error
+        except Exception as error:
+            if ":" not in name:
+                raise
+            problem = f"it fails on row {number} of {origin.value} ({type(error).__name__}: {error})"
+            raise ConfigError("data.converter", name, problem, "correct the function") from error
+
+
+def sort_records(records: list[Record], data: Data, left_out: Counter[str]) -> Split:
+    """Sort what records hold into what the stages read: responses to imitate, pairs, and each different prompt once.
+    What no stage reads is counted in `left_out`."""
+    demonstrations: list[Demonstration] = []
+    comparisons: list[Comparison] = []
+    meta: dict[str, Mapping[str, Any]] = {}
+    for record in records:
+        try:
+            prompt = prompt_text(record.prompt, data)
+        except Dropped as reason:
+            left_out[str(reason)] += 1
             continue
-        prompts.append(prompt)
-        if response is not None or chosen is not None:
-            demonstrations.append(Demonstration(prompt, str(response or chosen)))
-        if chosen is not None and rejected is not None:
-            comparisons.append(Comparison(prompt, chosen, rejected))
-        elif rejected is not None:
+        meta.setdefault(prompt, record.meta)
+        demonstrations += [Demonstration(prompt, response) for response in responses_to_imitate(record)]
+        comparisons += [Comparison(prompt, chosen, rejected) for chosen, rejected in pairs_of(record)]
+        if record.rejected is not None and record.chosen is None:
             left_out["rejected answers without a chosen one"] += 1
-    if not found:
-        raise origin.error("it cannot be read (it is empty)")
-    if not prompts:
-        problem = f"no row has it (found: {', '.join(found)})"
-        raise ConfigError("data.columns.prompt", columns.prompt, problem, "name the column that holds the prompt")
-    return Split(demonstrations, comparisons, list(dict.fromkeys(prompts)), dict(left_out))
+        if undesirable := sum(not label for _, label in record.labelled):
+            left_out["undesirable responses, which no stage reads,"] += undesirable
+    return Split(demonstrations, comparisons, list(meta), meta={prompt: known for prompt, known in meta.items() if known})
+
+
+def responses_to_imitate(record: Record) -> list[str]:
+    """Return the responses of a record that supervised fine-tuning imitates."""
+    if record.response is not None:
+        return [record.response]
+    if record.chosen is not None:
+        return [record.chosen]
+    if record.ranked:
+        return [max(record.ranked, key=lambda ranked: ranked[1])[0]]
+    return [response for response, label in record.labelled if label]
+
+
+def pairs_of(record: Record) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of a record, the preferred response first: its own, and all that its ranking makes."""
+    if record.chosen is not None and record.rejected is not None:
+        yield record.chosen, record.rejected
+    for (first, score), (second, other) in combinations(record.ranked, 2):
+        if score != other:
+            yield (first, second) if score > other else (second, first)

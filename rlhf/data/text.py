@@ -3,19 +3,20 @@
 from collections.abc import Iterable
 
 from rlhf.config.errors import ConfigError
-from rlhf.config.schema import Text
+from rlhf.config.schema import Data, Text
 from rlhf.data.dataset import Demonstration
-from rlhf.data.files import FORMATS, Origin, Row, read_rows, text_of
+from rlhf.data.files import FORMATS, Origin, Row, read_files, text_of
 from rlhf.data.hub import load_split
+from rlhf.data.plain import render_prompt, render_response
 
 
-def load_texts(ptx: Text, prompt_format: str, demonstrations: list[Demonstration]) -> list[str]:
+def load_texts(ptx: Text, data: Data, demonstrations: list[Demonstration]) -> list[str]:
     """The texts that `ppo.ptx` names. Raises ConfigError for what cannot be read."""
     if ptx.source == "demonstrations":
-        return [f"{prompt_format.format(prompt=d.prompt)} {d.response.strip()}" for d in demonstrations]
+        return [render_prompt(d.prompt, data) + render_response(d.response, data) for d in demonstrations]
     if ptx.source == "file":
         origin, formats = Origin("ppo.ptx.file", str(ptx.file)), (".txt", *FORMATS)
-        rows: Iterable[Row] = read_rows(origin, formats)
+        rows: Iterable[Row] = (row for _, row in read_files(origin, formats))
     else:
         origin = Origin("ppo.ptx.hub", str(ptx.hub))
         rows = enumerate(load_split(str(ptx.hub), ptx.config, ptx.split, ptx.revision, "ppo.ptx.hub"), 1)

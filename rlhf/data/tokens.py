@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlhf.config.schema import Data
 from rlhf.data.dataset import Comparison, Demonstration
+from rlhf.data.plain import render_prompt, render_response
 
 Tokenizer = Any  # transformers.PreTrainedTokenizerBase, which is slow to import
 
@@ -118,7 +119,7 @@ def last_tokens(ids: list[int], count: int, tokenizer: Tokenizer) -> list[int]:
 
 def prompt_ids(prompt: str, tokenizer: Tokenizer, data: Data) -> list[int]:
     """Ids of a formatted prompt, with whatever the tokenizer puts before a text."""
-    return text_ids(data.prompt_format.format(prompt=prompt), tokenizer)
+    return text_ids(render_prompt(prompt, data), tokenizer)
 
 
 def text_ids(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -145,7 +146,7 @@ def encode_response(response: str, tokenizer: Tokenizer, data: Data) -> list[int
 
 def encode_answer(prompt: list[int], response: str, tokenizer: Tokenizer, data: Data) -> Encoded:
     """A prompt's ids with those of a response to it (see `encode_response`), and whether the response was cut."""
-    ids = list(tokenizer(" " + response.strip(), add_special_tokens=False)["input_ids"]) + [tokenizer.eos_token_id]
+    ids = list(tokenizer(render_response(response, data), add_special_tokens=False)["input_ids"]) + [tokenizer.eos_token_id]
     return Encoded(prompt, ids[: data.max_response_tokens], cut=len(ids) > data.max_response_tokens)
 
 

@@ -2,14 +2,18 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rlhf.catalog.stage import kind_of
 from rlhf.config.errors import ConfigError
+from rlhf.config.inputs import matching_files
 from rlhf.config.keys import KEYS, get_key, is_neutral, matches_prefix
 from rlhf.config.schema import Config
 from rlhf.experiment.files import parse_json
@@ -18,6 +22,9 @@ from rlhf.experiment.integrity import integrity_error, known_files, safetensors_
 # Raised when the meaning of a stage's result changes without a key, so that older results are not taken for it. A new key
 # does not raise it: it has a neutral value (rlhf/config/metadata.py). CHANGELOG.md says what each version means.
 SCHEMA_VERSION = 4
+
+# The files that were hashed in this context, with what was found.
+HASHED: ContextVar[dict[Path, tuple[str, int, bytes]] | None] = ContextVar("HASHED", default=None)
 
 MIB = 2**20
 BLOCK = 2**14
@@ -33,7 +40,28 @@ def result_config(config: Config, stage: str) -> dict[str, Any]:
     """Return the dotted keys that decide the stage's result, with their values; paths by what they hold. A key at its
     neutral value is left out."""
     chosen = {key: get_key(config, key) for key in result_keys(stage) if not is_neutral(config, key)}
-    return {key: content_id(value, key) if KEYS[key].content else value for key, value in chosen.items()}
+    return {key: identify_value(value, key) for key, value in chosen.items()}
+
+
+def identify_value(value: Any, key: str) -> Any:
+    """Return what a key's value counts as: what a path holds, a function with the source of its module, or itself."""
+    content = KEYS[key].content
+    if content == "function":
+        return f"{value} {hash_source(value, key)}" if ":" in value else value
+    return content_id(value, key) if content else value
+
+
+def hash_source(path: str, key: str) -> str:
+    """Return the hash of the source that defines a function, `package.module:name`, without importing it. Raises
+    ConfigError where there is no such module."""
+    try:
+        spec = importlib.util.find_spec(path.partition(":")[0])
+        if spec is None or spec.origin is None:
+            raise ImportError("there is no such module")
+        return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+    except (ImportError, ValueError, OSError) as error:
+        fix = "give a function as package.module:name, in a module that Python finds"
+        raise ConfigError(key, path, f"it cannot be imported ({error})", fix) from error
 
 
 @cache
@@ -53,7 +81,8 @@ def content_id(path: str | None, key: str = "path") -> str | None:
         return None
     place = Path(path).expanduser()
     if not place.exists():
-        return path
+        matched = matching_files(path) if key in KEYS and KEYS[key].content == "records" else []
+        return hash_files(file_digest(file.absolute()) for file in matched) if matched else path
     if place.is_dir():
         for stage in (place, place.parent if place.name == "model" else place):
             known = stated_fingerprint(stage, path, key)
@@ -61,25 +90,46 @@ def content_id(path: str | None, key: str = "path") -> str | None:
                 check_unchanged(stage / "model", path, key)
                 return known
         check_unchanged(place, path, key)
-    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+    if place.is_file():  # data: one changed record is another data set
+        return hash_files([file_digest(place.absolute())])
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name}:{file.stat().st_size}:".encode())
-        if place.is_file():  # data: one changed record is another data set
-            about = file.stat()
-            digest.update(file_digest(file.absolute(), about.st_size, about.st_mtime_ns, about.st_ino))
-        else:
-            digest.update(sample(file))
+    for file in sorted(p for p in place.rglob("*") if p.is_file()):
+        digest.update(f"{file.name}:{file.stat().st_size}:".encode() + sample(file))
     if (base := base_of_adapters(place)) is not None:
         digest.update(str(content_id(base, key)).encode())
     return digest.hexdigest()
 
 
-@cache
-def file_digest(file: Path, size: int, modified_ns: int, inode: int) -> bytes:
-    """The hash of a file's content, taken once for all points of a sweep while the file stays as it is."""
+def hash_files(files: Iterable[tuple[str, int, bytes]]) -> str:
+    """Return what files of records count as in a fingerprint: a hash of their names, sizes and the SHA-256 of each."""
+    digest = hashlib.sha256()
+    for name, size, content in files:
+        digest.update(f"{name}:{size}:".encode() + content)
+    return digest.hexdigest()
+
+
+@contextmanager
+def remember_files() -> Iterator[None]:
+    """Within this context each file of records is hashed once, for all points of a command. Whoever reads the file
+    hashes it again (rlhf/data/files.py), so that no edit goes unseen."""
+    token = HASHED.set({})
+    try:
+        yield
+    finally:
+        HASHED.reset(token)
+
+
+def file_digest(file: Path) -> tuple[str, int, bytes]:
+    """Return a file's name, size and SHA-256."""
+    known = HASHED.get()
+    if known is not None and file in known:
+        return known[file]
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
+        content = hashlib.file_digest(stream, "sha256").digest()
+        found = file.name, stream.tell(), content
+    if known is not None:
+        known[file] = found
+    return found
 
 
 def data_files(config: Config, stage: str) -> dict[str, str]:
@@ -92,12 +142,17 @@ def data_files(config: Config, stage: str) -> dict[str, str]:
 
 def check_data_files(config: Config, hashes: dict[str, str]) -> None:
     """Raise ConfigError for a file of records or texts that is no longer what a stage's fingerprint says."""
-    file_digest.cache_clear()  # an edit may keep the time and the size
+    HASHED.set(None)
     for key, planned in hashes.items():
         found = str(content_id(get_key(config, key), key))
         if found != planned:
-            problem = f"it has changed since this stage was planned: its hash was {planned[:16]}, and is {found[:16]}"
-            raise ConfigError(key, get_key(config, key), problem, "restore the file, or begin anew with the new one")
+            raise changed_file(key, get_key(config, key), planned, found)
+
+
+def changed_file(key: str, value: Any, planned: str, found: str) -> ConfigError:
+    """Return the error of a file that is not what a stage's fingerprint says, with both hashes."""
+    problem = f"it has changed since this stage was planned: its hash was {planned[:16]}, and is {found[:16]}"
+    return ConfigError(key, value, problem, "restore the file, or begin anew with the new one")
 
 
 def base_of_adapters(place: Path) -> str | None:

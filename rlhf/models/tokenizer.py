@@ -3,6 +3,7 @@
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config, Model
 from rlhf.data.dataset import Dataset
+from rlhf.data.plain import render_prompt, render_response
 from rlhf.data.tokens import Tokenizer
 from rlhf.models.source import Source, check_hub_access, expand_path
 
@@ -54,11 +55,11 @@ def padding_token(tokenizer: Tokenizer) -> str:
 
 def tokenizer_corpus(config: Config, dataset: Dataset) -> list[str]:
     """The text a tokenizer is trained on: what models will read of the training split."""
-    prompts = [config.data.prompt_format.format(prompt=prompt) for prompt in dataset.train.prompts]
+    data, train = config.data, dataset.train
     return (
-        prompts
-        + [" " + d.response for d in dataset.train.demonstrations]
-        + [" " + c.rejected for c in dataset.train.comparisons]
+        [render_prompt(prompt, data) for prompt in train.prompts]
+        + [render_response(demonstration.response, data) for demonstration in train.demonstrations]
+        + [render_response(comparison.rejected, data) for comparison in train.comparisons]
     )
 
 

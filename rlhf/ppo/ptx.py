@@ -21,7 +21,7 @@ class Texts:
         self.config, self.plan, self.device, self.pad = config, plan, device, int(tokenizer.pad_token_id)
         limit = max_sequence(config)
         demonstrations = load_dataset(config).train.demonstrations if config.ppo.ptx.source == "demonstrations" else []
-        texts = load_texts(config.ppo.ptx, config.data.prompt_format, demonstrations)
+        texts = load_texts(config.ppo.ptx, config.data, demonstrations)
         encoded = [[*text_ids(text, tokenizer), tokenizer.eos_token_id] for text in texts]
         self.items = [Encoded([], ids[:limit], cut=len(ids) > limit) for ids in encoded if len(ids) > 1]
         if not self.items:

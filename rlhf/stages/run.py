@@ -7,6 +7,7 @@ import pkgutil
 import torch
 
 from rlhf.catalog.stage import kind_of
+from rlhf.data.files import expect_hashes
 from rlhf.experiment.checkpoints import remove_all
 from rlhf.experiment.fingerprint import check_data_files
 from rlhf.experiment.spec import Spec, stage_directory
@@ -37,7 +38,8 @@ def run_stage(spec: Spec) -> None:
         check_data_files(spec.config, spec.files)
         verify_inputs(spec)
         run = pkgutil.resolve_name(kind_of(spec.stage).run)
-        metrics: dict[str, float] = run(spec.config, spec.inputs, Context(directory, tracker, spec))
+        with expect_hashes(spec.files):
+            metrics: dict[str, float] = run(spec.config, spec.inputs, Context(directory, tracker, spec))
         require_finite(metrics)
         code = 0
     except Stopped as stopped:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rlhf.config.metadata import COUNT, Range, key
+from rlhf.config.metadata import COUNT, WHOLE, Range, key
 
 
 @dataclass
@@ -31,8 +31,12 @@ class Hub:
     name: str | None = key()
     config: str | None = key()
     revision: str | None = key()
+    data_dir: str | None = key(neutral=None)
     train_split: str = key()
     heldout_split: str = key()
+    train_rows: int | None = key(WHOLE, effect="name", unit="rows")
+    heldout_rows: int | None = key(WHOLE, effect="name", unit="rows")
+    licence: str | None = key(effect="name")
 
 
 @dataclass
@@ -50,6 +54,9 @@ class Data:
     """Prompts, demonstrations and preferences; lengths in tokens."""
 
     source: str = key(choices=("demo", "files", "hub"))
+    converter: str = key(neutral="auto", content="function")
+    heldout_fraction: float | None = key(Range(0, 1, open_low=True, open_high=True), neutral=None)
+    format: str = key(choices=("plain", "deepspeed-chat"), neutral="plain")
     prompt_format: str = key()
     max_prompt_tokens: int = key(COUNT, unit="tokens")
     max_response_tokens: int = key(COUNT, unit="tokens")

@@ -51,7 +51,7 @@ def check(config: Config, inputs: Mapping[str, str]) -> None:
 
     ppo = config.ppo
     if ppo.ptx_coef > 0 and ppo.ptx.source != "demonstrations":
-        load_texts(ppo.ptx, config.data.prompt_format, [])
+        load_texts(ppo.ptx, config.data, [])
     starts = {"lora": "actor", "critic_lora": ppo.critic if ppo.critic in inputs else "critic"}
     for lora, start in starts.items():
         check_new_adapters(config, lora, Source(inputs[start], f"ppo.{start}"))

@@ -74,7 +74,30 @@ def test_what_is_left_out_is_told(rlhf, tmp_path):
     assert code == 0 and f"data.files.train={train}: 2 rows without a prompt left out" in shown
 
 
-@pytest.mark.parametrize("cell", [0, False, [{"role": "user", "content": "q"}], {"a": 1}])
+def test_conversations_are_read_as_such_and_the_shape_is_told(rlhf, tmp_path):
+    """UltraFeedback's columns: the prompt stands in both conversations."""
+
+    def said(number, text):
+        return [{"role": "user", "content": f"q{number}"}, {"role": "assistant", "content": text}]
+
+    rows = [{"prompt": f"q{i}", "chosen": said(i, "good"), "rejected": said(i, "bad"), "score": 0.5} for i in range(60)]
+    train = write(tmp_path / "train.jsonl", rows)
+    sizes = ("ppo.rollout_batch_size=32", "ppo.batch_size=32")
+    code, shown = rlhf(train, train, "dry_run=true", *sizes)
+    line = f"{train}: 60 rows read as pairs (prompt, chosen, rejected): 60 demonstrations, 60 pairs, 60 prompts"
+    assert code == 0 and f"data.files.train={line}" in shown
+    code, shown = rlhf(train, train, "dry_run=true", "data.prompt_format='{prompt}'", *sizes)
+    assert code == 2 and "error: data.prompt_format={prompt}: the records are conversations" in shown
+
+
+def test_columns_that_are_no_shape_stop_before_anything_runs(rlhf, tmp_path):
+    train = write(tmp_path / "train.jsonl", [{"frage": "q", "antwort": "a"}])
+    code, shown = rlhf(train, train)
+    assert code == 2 and "no row has it (found: frage, antwort)" in shown and "the shapes known are pairs (" in shown
+    assert not (tmp_path / "out" / "stages").exists()
+
+
+@pytest.mark.parametrize("cell", [0, False, ["q", "a"], {"a": 1}])
 def test_a_cell_that_is_no_text_stops_before_anything_runs(rlhf, tmp_path, cell):
     train = write(tmp_path / "train.jsonl", [*ROWS, {**ROWS[0], "chosen": cell}])
     code, shown = rlhf(train, write(tmp_path / "heldout.jsonl", ROWS))

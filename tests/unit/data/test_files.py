@@ -11,7 +11,9 @@ from pyarrow import parquet
 
 from rlhf.config.errors import ConfigError
 from rlhf.data.dataset import Comparison, Demonstration
+from rlhf.data.files import expect_hashes
 from rlhf.data.records import load_dataset
+from rlhf.experiment.fingerprint import data_files
 
 ROWS = [{"prompt": f"q{i}", "response": f"a{i}", "chosen": f"c{i}", "rejected": f"x{i}"} for i in range(4)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -71,14 +73,15 @@ def test_text_stays_as_it_is_written(load, tmp_path, suffix, text):
         write(path, "prompt,response,chosen,rejected\n" + "".join(",".join(row.values()) + "\n" for row in rows))
     else:
         write(path, json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows)))
-    assert load(path).demonstrations == [Demonstration(f"q{i}", text or f"c{i}") for i in range(3)]
+    missing = suffix == "csv" and not text  # an empty cell of a CSV file is no text
+    assert load(path).demonstrations == [Demonstration(f"q{i}", f"c{i}" if missing else text) for i in range(3)]
 
 
 @pytest.mark.parametrize(
     ("value", "kind"),
     [
         (0, "a number"), (7, "a number"), (0.5, "a number"), (False, "true or false"), (True, "true or false"),
-        ({"a": 1}, "an object"), ([], "a list"), ([{"role": "user", "content": "q"}], "a list"),
+        ({"a": 1}, "an object"), ([], "a list"), (["q", "a"], "a list"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("column", ["prompt", "response", "chosen", "rejected"])
@@ -88,9 +91,7 @@ def test_what_is_no_text_is_refused_with_row_column_and_type(refused, tmp_path, 
     assert refused(path).startswith(f"row 5, column {column}: it is {kind}, not text; write it as text")
 
 
-@pytest.mark.parametrize(
-    "value", [datetime.date(2024, 1, 1), datetime.datetime(2024, 1, 1), b"bytes", 3, [{"role": "user"}]]
-)
+@pytest.mark.parametrize("value", [datetime.date(2024, 1, 1), datetime.datetime(2024, 1, 1), b"bytes", 3, ["q", "a"]])
 def test_types_of_a_parquet_file_are_refused_alike(refused, tmp_path, value):
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.Table.from_pylist([{"prompt": "q", "response": value}]), path)
@@ -117,6 +118,9 @@ def test_null_alone_is_missing_and_what_is_left_out_is_counted(load, tmp_path):
         ("lines.json", LINES, 4),
         ("CAPITALS.JSONL", LINES, 4),
         ("packed.jsonl.gz", gzip.compress(LINES.encode(), mtime=0), 4),
+        ("packed.jsonl.zst", pyarrow.compress(LINES.encode(), codec="zstd", asbytes=True), 4),
+        ("a.tsv", "prompt\tresponse\nq, a\ta\n", 1),
+        ("one.json", json.dumps({"type": "text2text", "instances": [{"input": "q", "output": "a"}]}, indent=1), 1),
         ("packed.CSV.GZ", gzip.compress(b"prompt,response\nq,a\n", mtime=0), 1),
     ],
 )
@@ -172,3 +176,49 @@ def test_an_archive_under_a_plain_name_is_not_unpacked_until_it_is_renamed(load,
 def test_an_archive_that_unpacks_without_end_is_left_at_the_first_record(refused, tmp_path):
     path = write(tmp_path / "bomb.jsonl.gz", gzip.compress(b'{"prompt": "' + bytes(80 * 2**20), mtime=0))
     assert "row 1 is longer than 64 MiB" in refused(path)
+
+
+def test_a_pattern_is_all_files_that_match_it_in_the_order_of_their_names(load, tmp_path):
+    for name in ("b.jsonl", "a.csv", "sub/c.jsonl"):
+        (tmp_path / "many" / name).parent.mkdir(parents=True, exist_ok=True)
+        content = f"prompt,response\n{name},a\n" if name.endswith("csv") else json.dumps({"prompt": name, "response": "a"})
+        (tmp_path / "many" / name).write_text(content)
+    assert load(tmp_path / "many" / "*.*").prompts == ["a.csv", "b.jsonl"]
+    assert load(tmp_path / "many" / "**" / "*.jsonl").prompts == ["b.jsonl", "sub/c.jsonl"]
+
+
+def test_a_fraction_of_one_file_is_held_out(make_config, tmp_path):
+    rows = [{"prompt": f"q{i}", "response": "a"} for i in range(40)]
+    config = make_config("data=files", "data.heldout_fraction=0.1")
+    config.data.files.train = str(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows))))
+    found = load_dataset(config)
+    assert (len(found.train.prompts), len(found.heldout.prompts)) == (36, 4)
+    assert {*found.train.prompts, *found.heldout.prompts} == {row["prompt"] for row in rows}
+    config.seed += 1
+    assert load_dataset(config).heldout.prompts != found.heldout.prompts
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz", "a.json"])
+def test_what_is_hashed_is_what_is_read(make_config, tmp_path, name):
+    """An edit between the plan and the reading, which no look at the file before it is read would see."""
+    path, other = tmp_path / name, write(tmp_path / "heldout.jsonl", LINES)
+
+    def save(rows):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        if name.endswith("parquet"):
+            parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        elif name.endswith("csv"):
+            write(path, "prompt,response,chosen,rejected\n" + "".join(",".join(row.values()) + "\n" for row in rows))
+        else:
+            write(path, gzip.compress(lines.encode(), mtime=0) if name.endswith("gz") else lines)
+
+    save(ROWS)
+    config = make_config("data=files")
+    config.data.files.train, config.data.files.heldout = str(path), str(other)
+    planned = data_files(config, "sft")
+    with expect_hashes(planned):
+        assert load_dataset(config).train.prompts == ["q0", "q1", "q2", "q3"]
+        save([*ROWS[:3], {**ROWS[3], "response": "edited"}])
+        with pytest.raises(ConfigError, match=rf"its hash was {planned['data.files.train'][:16]}, and is [0-9a-f]{{16}}"):
+            load_dataset(config)
+    assert load_dataset(config).train.demonstrations[3].response == "edited"

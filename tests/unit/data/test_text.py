@@ -6,10 +6,12 @@ import datasets
 import pytest
 
 from rlhf.config.errors import ConfigError
+from rlhf.config.schema import Data
 from rlhf.data.dataset import Demonstration
 from rlhf.data.text import load_texts
 
 ROWS = [{"text": "One.", "other": "a"}, {"text": "Two, two.", "other": "b"}, {"text": "Three", "other": "c"}]
+DATA = Data(prompt_format="Human: {prompt}\n\nAssistant:", format="plain")
 TEXTS = ["One.", "Two, two.", "Three"]
 
 
@@ -28,7 +30,7 @@ def ptx(make_config):
 
 
 def load(text, demonstrations=()):
-    return load_texts(text, "Human: {prompt}\n\nAssistant:", list(demonstrations))
+    return load_texts(text, DATA, list(demonstrations))
 
 
 def write(place, kind):
@@ -81,7 +83,7 @@ def test_an_unknown_type_of_file_comes_with_the_known_ones(ptx, tmp_path):
     file = tmp_path / "texts.docx"
     file.write_text("One.")
     message = refused(ptx(source="file", file=str(file)), "ppo.ptx.file", file)
-    assert message.endswith("unknown file type; give one of .txt, .jsonl, .json, .csv, .parquet")
+    assert message.endswith("unknown file type; give one of .txt, .jsonl, .json, .csv, .tsv, .parquet")
 
 
 def test_a_column_that_is_not_there_comes_with_those_that_are(ptx, tmp_path):
