@@ -39,9 +39,9 @@ class Constants:
         disk_gb_s: What a node reads and writes of a shared file system.
     """
 
-    matmul_efficiency: float = 0.50
-    memory_efficiency: float = 0.30
-    decode_efficiency: float = 0.35
+    matmul_efficiency: float = 0.42
+    memory_efficiency: float = 0.28
+    decode_efficiency: float = 0.33
     element_passes: float = 20.0
     score_passes: float = 8.0
     launch_seconds: float = 250e-6
