@@ -16,7 +16,19 @@ from rlhf.planner.memory import GIB, Batch, host_bytes, peak_bytes, phase_bytes
 from rlhf.planner.plan import plan_stage
 from rlhf.planner.published import BENCHMARK, HOURS, LARGEST
 
-KEYS = {"stage", "points", "reused", "fits", "gib_per_gpu", "host_gib", "seconds", "gpu_hours", "dollars", "layout", "phases"}
+KEYS = {
+    "stage",
+    "points",
+    "reused",
+    "fits",
+    "gib_per_gpu",
+    "host_gib",
+    "seconds",
+    "gpu_hours",
+    "dollars",
+    "layout",
+    "phases",
+}
 
 
 def plan_error(hardware, model):
