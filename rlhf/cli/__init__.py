@@ -4,6 +4,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 
 # A verb: its module, which has `main(arguments)`.
 VERBS = {
@@ -12,7 +13,11 @@ VERBS = {
     "status": "rlhf.cli.status",
     "report": "rlhf.cli.report",
     "bench": "rlhf.cli.bench",
+    "fetch": "rlhf.cli.fetch",
 }
+
+# What --version names beside this program.
+LIBRARIES = ("torch", "deepspeed", "transformers", "hydra-core")
 
 
 def main() -> int:
@@ -21,6 +26,9 @@ def main() -> int:
     A verb is a first word of letters alone. All other words are overrides, as Hydra reads them, and flags.
     """
     arguments = sys.argv[1:]
+    if "--version" in arguments:
+        print(describe_versions())
+        return 0
     if not arguments or not re.fullmatch(r"[A-Za-z][\w-]*", arguments[0]):
         return call("run", arguments)
     verb = arguments.pop(0)
@@ -32,6 +40,22 @@ def main() -> int:
         return 2
     sys.argv[1:] = arguments
     return call(verb, arguments)
+
+
+def describe_versions() -> str:
+    """Name the version of this program and of the libraries that results depend on most. Imports none of them."""
+    from rlhf import __version__
+
+    found = [f"{name} {installed}" for name in LIBRARIES if (installed := find_version(name))]
+    return f"rlhf {__version__} ({', '.join(found)})"
+
+
+def find_version(package: str) -> str | None:
+    """The version of an installed package, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def call(verb: str, arguments: Sequence[str]) -> int:

@@ -3,9 +3,10 @@
 from rlhf.catalog.stage import Counts, Work, is_stage, kind_of
 from rlhf.config.checks import check, check_keys, check_without_shapes
 from rlhf.config.errors import raise_problems
+from rlhf.config.inputs import is_hub_id
 from rlhf.config.points import compose_config
 from rlhf.config.schema import Config, Model
-from rlhf.data.check import count_part, record_problems
+from rlhf.data.check import count_without_download, record_problems
 from rlhf.experiment.graph import Node
 from rlhf.experiment.plan import GraphPlan
 from rlhf.experiment.sweep import Point, Task
@@ -40,14 +41,15 @@ def resolve_config(config: Config) -> Config:
 
 def check_sources(config: Config, node: Node) -> None:
     """Look at what a stage that is not done will load beside the data set, before anything starts: models (within seconds,
-    without reading weights) and further texts."""
+    without reading weights) and further texts. Where nothing is to run, the hub is not asked."""
     kind = kind_of(node.stage)
     model: Model | None = None if kind.loads is None else getattr(config, kind.loads)
-    if model is not None and model.path is not None:
+    if model is not None and model.path is not None and not (config.dry_run and is_hub_id(model.path)):
         from rlhf.models.preflight import check_source  # which imports torch
 
         check_source(source_of(model, str(kind.loads)), config, scorer=False, declared=model)
-    kind.check(config, node.inputs)
+    if not (config.dry_run and all(map(is_hub_id, node.inputs.values()))):
+        kind.check(config, node.inputs)
 
 
 def reads_records(task: Task) -> bool:
@@ -82,10 +84,9 @@ def plan_tasks(tasks: list[Task]) -> dict[str, StagePlan]:
 
 def count_heldout(config: Config, stage: str) -> int:
     """The records that an evaluation reads; 0 where they would have to be downloaded."""
-    kind = kind_of(stage)
-    if kind.records is None or config.data.source == "hub":
-        return 0
-    return kind.records(config, count_part(config, "heldout")).number
+    records = kind_of(stage).records
+    counts = None if records is None else count_without_download(config, "heldout")
+    return 0 if records is None or counts is None else records(config, counts).number
 
 
 def estimate_tasks(tasks: list[Task]) -> dict[str, Work | None]:
@@ -94,12 +95,12 @@ def estimate_tasks(tasks: list[Task]) -> dict[str, Work | None]:
     found: dict[str, Work | None] = {}
     for task in tasks:
         config, kind = task.config, kind_of(task.node.stage)
-        if config.data.source == "hub" or kind.records is None:
+        source = str(config.data)
+        if source not in known and (counts := count_without_download(config, "train")) is not None:
+            known[source] = counts
+        if source not in known or kind.records is None:
             found[task.key] = estimate_work(config, kind.name, None)
             continue
-        source = str(config.data)
-        if source not in known:
-            known[source] = count_part(config, "train")
         records = kind.records(config, known[source])
         found[task.key] = estimate_work(config, kind.name, records.number, records.answers)
     return found

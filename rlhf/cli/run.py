@@ -8,8 +8,9 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -19,6 +20,7 @@ from rich.text import Text
 
 from rlhf.catalog.stage import kind_of
 from rlhf.cli.changes import check_plan
+from rlhf.cli.fetch import print_unseen
 from rlhf.cli.prepare import check_records, check_sources, plan_graph, reads_records, resolve_config
 from rlhf.cli.search import search, wants_search
 from rlhf.config.checks import check_devices
@@ -26,6 +28,7 @@ from rlhf.config.command import Command, read_command
 from rlhf.config.compose import config_root, point_name, register
 from rlhf.config.disk import CLOSED, FULL, disk_problem
 from rlhf.config.errors import ConfigError
+from rlhf.config.hub import find_hub_problem
 from rlhf.config.hydra_errors import REFUSED, translate_error
 from rlhf.config.keys import KEYS, get_key
 from rlhf.config.overrides import parse
@@ -106,6 +109,7 @@ def show(command: Command) -> int:
     def nothing(config: DictConfig) -> None:
         """Nothing runs."""
 
+    tell_own_model(command)
     wanted_traceback = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that what is wrong is raised, instead of printed in several lines
     try:
@@ -123,6 +127,22 @@ def show(command: Command) -> int:
         if wanted_traceback is not None:
             os.environ["HYDRA_FULL_ERROR"] = wanted_traceback
     return 0
+
+
+def tell_own_model(command: Command) -> None:
+    """Let Hydra choose by the model that model=local names, as a run does; what is wrong with the words is told after.
+    Raises ConfigError for a model of unknown size: hyperparameters that follow it would be shown wrong."""
+    with Composer(command) as composer:
+        try:
+            config = composer.compose(composer.points[0])
+        except (ConfigError, *REFUSED):
+            register()
+            return
+        if composer.lacks_facts(config):
+            problem = "its size, which hyperparameters follow, cannot be read"
+            raise ConfigError(
+                "model.path", config.model.path, problem, "give a directory that holds config.json, or a hub id"
+            )
 
 
 def compose_points(composer: Composer) -> tuple[list[Point], Callable[[], None]]:
@@ -233,6 +253,8 @@ def present_plan(plan: GraphPlan, begin: Callable[[], None], console: Terminal) 
     if plan.waiting or first.dry_run or swept:
         print_plan(plan, console)
         print_cost(len(plan.points), console)
+    if first.dry_run:
+        print_unseen([task.config for task in plan.tasks if task.key in plan.waiting], console)
     if refused is not None:
         raise refused
     for _, problem in problems:
@@ -265,27 +287,42 @@ def run_one(composer: Composer, job: Job) -> tuple[int, Point]:
 
 
 def check_tasks(tasks: list[Task], waiting: list[Task]) -> None:
-    """Look at what stages start from, and, unless nothing is to run, at the devices they want. Raises Invalid."""
-    problems: list[tuple[str, ConfigError]] = []
+    """Look at what stages start from, and, unless nothing is to run, at the devices they want. Raises Invalid with all that
+    is wrong."""
     needed = {parent for task in waiting for parent in task.parents}
     known = {task.key for task in tasks}
+    problems: list[tuple[str, ConfigError]] = []
     for task in tasks:
-        try:
-            if task in waiting:
-                if not task.config.dry_run:
-                    check_devices(task.config)
-                check_records(task.config, task.node)
-                check_sources(task.config, task.node)
-                if task.config.checkpoint.resume:
-                    check_layout(task.node.directory.path, task.config, task.node.stage)
-            else:
-                check_done(task.node.directory, task.key in needed)
-            for place in input_paths(task, known) if task in waiting else []:
-                check_done(place, True)
-        except ConfigError as error:
-            problems.append((", ".join(task.points), error))
+        checks: list[Callable[[], None]] = [partial(check_done, task.node.directory, task.key in needed)]
+        if task in waiting:
+            checks = [*list_checks(task), *(partial(check_done, place, True) for place in input_paths(task, known))]
+        problems += [(", ".join(task.points), error) for error in collect_problems(checks)]
     if problems:
         raise Invalid(problems, len({name for task in tasks for name in task.points}))
+
+
+def list_checks(task: Task) -> list[Callable[[], None]]:
+    """What is looked at before a stage runs; of a dry run not the devices. Records of the hub are not downloaded to be
+    looked at where the stage cannot run anyway."""
+    config, node = task.config, task.node
+    checks: list[Callable[[], None]] = [] if config.dry_run else [partial(check_devices, config)]
+    hub, blocked = config.data.hub, any(collect_problems(checks))
+    from_hub = blocked and config.data.source == "hub"
+    if not (from_hub and find_hub_problem(str(hub.name), hub.revision, "dataset") is None):
+        checks.append(partial(check_records, config, node))
+    checks.append(partial(check_sources, config, node))
+    if config.checkpoint.resume:
+        checks.append(partial(check_layout, node.directory.path, config, node.stage))
+    return checks
+
+
+def collect_problems(checks: Iterable[Callable[[], None]]) -> Iterator[ConfigError]:
+    """The errors that some checks raise."""
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            yield error
 
 
 def input_paths(task: Task, known: set[str]) -> list[StageDirectory]:

@@ -30,6 +30,11 @@ from rlhf.config.schema import ZEROS, Config, Zero
 from rlhf.config.shapes import check_models, is_whole
 from rlhf.config.values import check_values
 
+# What a command does on a machine that lacks what it wants to run on.
+ELSEWHERE = "here dry_run=true shows what would run"
+# A model of so many weights is still trained on a processor within days.
+CPU_PARAMETERS = 200_000_000
+
 Check = Callable[[Config], Iterator[ConfigError]]
 
 
@@ -229,10 +234,10 @@ def check_devices(config: Config) -> None:
     if config.launcher.kind == "slurm":
         if shutil.which("sbatch") is None:
             problem = "there is no SLURM on this machine (no sbatch on PATH)"
-            raise ConfigError("launcher", "slurm", problem, "log in to the cluster, or try launcher=local")
+            raise ConfigError("launcher", "slurm", problem, f"type this on a node of the cluster; {ELSEWHERE}")
         return
     if hardware.nodes > 1:
-        fix = "set hardware.nodes=1, or launcher=slurm"
+        fix = f"submit it to a cluster: launcher=slurm; {ELSEWHERE}"
         raise ConfigError("hardware.nodes", hardware.nodes, "stages run on this machine only", fix)
     if hardware.device == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -245,7 +250,10 @@ def check_devices(config: Config) -> None:
             problem = f"{parallel} stages of {hardware.gpus_per_node} GPUs at once need more than the {there} GPUs here"
             raise ConfigError("launcher.parallel", parallel, problem, f"try {there // hardware.gpus_per_node}")
         if there < hardware.gpus_per_node:
-            fix = f"set hardware.gpus_per_node={there}" if there else "try hardware=cpu"
+            fix = f"set hardware.gpus_per_node={there}, or submit it to a cluster: launcher=slurm"
+            if not there:
+                small = config.model.num_parameters < CPU_PARAMETERS
+                fix = f"{'try hardware=cpu, or ' if small else ''}type it where they are, or launcher=slurm; {ELSEWHERE}"
             raise ConfigError("hardware.gpus_per_node", hardware.gpus_per_node, f"this machine shows {there} GPUs", fix)
 
 

@@ -24,7 +24,7 @@ def find_hub_problem(name: str, revision: str | None, kind: str = "model") -> st
     """Why the hub does not give a `model` or a `dataset`; None if it does. The libraries would go on asking for most of a
     minute."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if is_offline():
         return "HF_HUB_OFFLINE is set"
@@ -33,6 +33,8 @@ def find_hub_problem(name: str, revision: str | None, kind: str = "model") -> st
     ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
     try:
         ask(name, revision=revision, timeout=REACH_S)
+    except HFValidationError:
+        return "it is no hub id"
     except HfHubHTTPError as error:
         return f"the hub does not give it ({first_line(error)})"
     except Exception as error:  # the HTTP client's own errors are no public names

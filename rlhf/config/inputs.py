@@ -52,6 +52,11 @@ def matching_files(path: str) -> list[Path]:
     return sorted(Path(found) for found in glob(str(place), recursive=True) if Path(found).is_file())
 
 
+def is_hub_id(path: str | None) -> bool:
+    """Whether a path is none here, so that it names something on the hub."""
+    return path is not None and not Path(path).expanduser().exists()
+
+
 def directory_problem(path: str, gguf_file: str | None = None) -> str | None:
     """Why a path holds no model that can be loaded; None if it may, or if it may be a hub id."""
     place = Path(path).expanduser()

@@ -186,6 +186,11 @@ class Composer:
             return None
         return read_own_facts(model.path, model.revision, model.gguf_file, self.model_directories[0])
 
+    def lacks_facts(self, config: DictConfig) -> bool:
+        """Whether model=local names a model of which nothing can be read."""
+        named = config.hydra.runtime.choices.get("model") == OWN and isinstance(config.model.path, str)
+        return named and self.read_own_model(config) is None
+
     @property
     def model_directories(self) -> tuple[Path, ...]:
         """The directories that hold the options of `model`: this program's, and the user's own."""

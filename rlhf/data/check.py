@@ -49,6 +49,14 @@ def count_part(config: Config, part: str) -> Counts:
     return KNOWN[about]
 
 
+def count_without_download(config: Config, part: str) -> Counts | None:
+    """The records of a part, of a hub data set as many as are published; None where that is not known."""
+    if config.data.source != "hub":
+        return count_part(config, part)
+    rows: int | None = getattr(config.data.hub, f"{part}_rows")
+    return None if rows is None else Counts(rows, rows, rows, rows)
+
+
 def name_part(config: Config, part: str) -> Origin:
     """Return the key and the value that name the training or the held-out part."""
     return Origin("data.source", "demo") if config.data.source == "demo" else name_origin(config.data, part)

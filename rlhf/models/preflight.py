@@ -21,6 +21,8 @@ def check_source(source: Source, config: Config, scorer: bool, declared: Model |
     (`scorer`) or one where a language model is wanted, a tokenizer with more tokens than the embedding has rows, or another
     shape than `declared`. Reads no weights."""
     place = Path(source.place)
+    if config.dry_run and not place.is_dir():
+        return  # nothing is asked of the hub, and nothing downloaded, to be looked at only
     base = adapter_base(source)
     settings = load_hf_config(base or source)
     shape = shape_of(settings)

@@ -69,7 +69,7 @@ def check_hub_access(source: Source) -> None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    fix = "give a directory with config.json and weights, or a hub id"
+    fix = f"give a directory with config.json and weights, as {source.key}=DIR, or a hub id"
     try:
         if isinstance(
             try_to_load_from_cache(source.path, source.gguf_file or "config.json", revision=source.revision), str

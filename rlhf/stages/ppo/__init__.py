@@ -50,7 +50,8 @@ def check(config: Config, inputs: Mapping[str, str]) -> None:
     from rlhf.models.source import Source
 
     ppo = config.ppo
-    if ppo.ptx_coef > 0 and ppo.ptx.source != "demonstrations":
+    downloaded = ppo.ptx.source == "hub"
+    if ppo.ptx_coef > 0 and ppo.ptx.source != "demonstrations" and not (downloaded and config.dry_run):
         load_texts(ppo.ptx, config.data, [])
     starts = {"lora": "actor", "critic_lora": ppo.critic if ppo.critic in inputs else "critic"}
     for lora, start in starts.items():
