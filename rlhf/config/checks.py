@@ -237,7 +237,7 @@ def check_devices(config: Config) -> None:
             raise ConfigError("launcher", "slurm", problem, f"type this on a node of the cluster; {ELSEWHERE}")
         return
     if hardware.nodes > 1:
-        fix = f"submit it to a cluster: launcher=slurm; {ELSEWHERE}"
+        fix = f"submit it with launcher=slurm; {ELSEWHERE}"
         raise ConfigError("hardware.nodes", hardware.nodes, "stages run on this machine only", fix)
     if hardware.device == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -250,10 +250,9 @@ def check_devices(config: Config) -> None:
             problem = f"{parallel} stages of {hardware.gpus_per_node} GPUs at once need more than the {there} GPUs here"
             raise ConfigError("launcher.parallel", parallel, problem, f"try {there // hardware.gpus_per_node}")
         if there < hardware.gpus_per_node:
-            fix = f"set hardware.gpus_per_node={there}, or submit it to a cluster: launcher=slurm"
-            if not there:
-                small = config.model.num_parameters < CPU_PARAMETERS
-                fix = f"{'try hardware=cpu, or ' if small else ''}type it where they are, or launcher=slurm; {ELSEWHERE}"
+            fix = f"set hardware.gpus_per_node={there}" if there else "try hardware=cpu"
+            if not there and config.model.num_parameters > CPU_PARAMETERS:
+                fix = f"type it where they are, or submit it with launcher=slurm; {ELSEWHERE}"
             raise ConfigError("hardware.gpus_per_node", hardware.gpus_per_node, f"this machine shows {there} GPUs", fix)
 
 

@@ -54,12 +54,21 @@ def test_processors_are_shared_by_as_many_stages_as_you_like(make_config):
     check_devices(config)
 
 
+def test_what_no_processor_can_train_is_not_sent_to_one(make_config, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    said = refused(check_devices, make_config("model=opt-13b", "hardware=dgx8"))
+    assert "hardware=cpu" not in said
+    assert "launcher=slurm" in said and "dry_run=true" in said
+
+
 def test_a_cluster_has_devices_that_are_not_here(config, monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     config.hardware.nodes, config.launcher.kind = 4, "slurm"
     monkeypatch.setenv("PATH", str(tmp_path))
     said = refused(check_devices, config)
-    assert said.startswith("launcher=slurm: there is no SLURM on this machine") and "try launcher=local" in said
+    assert said.startswith("launcher=slurm: there is no SLURM on this machine") and said.endswith(
+        "here dry_run=true shows what would run"
+    )
     (tmp_path / "sbatch").write_text("#!/bin/sh\n")
     (tmp_path / "sbatch").chmod(0o755)
     check_devices(config)
@@ -68,7 +77,7 @@ def test_a_cluster_has_devices_that_are_not_here(config, monkeypatch, tmp_path):
 def test_this_machine_is_one_node(config, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     config.hardware.nodes = 2
-    assert refused(check_devices, config).endswith("set hardware.nodes=1, or launcher=slurm")
+    assert refused(check_devices, config).endswith("submit it with launcher=slurm; here dry_run=true shows what would run")
 
 
 @pytest.mark.parametrize(

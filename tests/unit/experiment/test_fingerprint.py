@@ -62,9 +62,18 @@ def test_a_key_changes_a_benchmark_unless_it_is_a_name(make_config, set_key, key
 
 # What stages are called on users' disks. A fingerprint that is another one means that every such stage is trained again:
 # give a new key a neutral value instead. Where values of conf/ change on purpose, so do these, and CHANGELOG.md says so.
+DEMO = (  # what a model took by itself before recipes followed it
+    "data=demo", "sft=demo", "reward=demo", "ppo=demo", "rollout/length@rollout=demo", "lora=none", "lora@critic_lora=same",
+    "lora@reward_lora=same",
+)  # fmt: skip
 GOLDEN = {
     (): {"sft": "01e7943ee50f", "reward": "3da5ce0fe584", "ppo": "7ceb200c5ca2"},
     ("model=opt-1.3b", "reward_model=opt-350m"): {"sft": "0a049fc62354", "reward": "4788dd643de0", "ppo": "951a90c20882"},
+    ("model=opt-1.3b", "reward_model=opt-350m", *DEMO): {
+        "sft": "3f1249098fd2",
+        "reward": "cb32c37d815a",
+        "ppo": "7ceb200c5ca2",
+    },
     ("model=llama-tiny", "lora=r8", "ppo.ema=true", "ppo.kl_controller=adaptive"): {
         "sft": "f883417f156e",
         "reward": "cf7f8f285749",
