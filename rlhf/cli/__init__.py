@@ -44,10 +44,9 @@ def main() -> int:
 
 def describe_versions() -> str:
     """Name the version of this program and of the libraries that results depend on most. Imports none of them."""
-    from rlhf import __version__
-
+    own: str = importlib.import_module("rlhf").__version__
     found = [f"{name} {installed}" for name in LIBRARIES if (installed := find_version(name))]
-    return f"rlhf {__version__} ({', '.join(found)})"
+    return f"rlhf {own} ({', '.join(found)})"
 
 
 def find_version(package: str) -> str | None:

@@ -233,3 +233,19 @@ def test_options_and_paths_are_not_swept_together():
 def test_a_recipe_passes_every_check(model, hardware):
     """Its batches can be shared by the ranks, its sequences fit."""
     assert load_config(f"model={model}", f"hardware={hardware}", "zero=3").model.name == model
+
+
+def test_the_documentation_has_the_table():
+    lines = (ROOT / "docs" / "models.md").read_text().splitlines()
+    rows = [
+        [cell.strip(" `") for cell in line.strip("|").split("|")]
+        for line in lines
+        if line.startswith(("| opt | ", "| others"))
+    ]
+    told = [(row[0], row[1], *row[2:6]) for row in rows if row[1] == "any" or row[1].endswith("B")]
+    written = [
+        (family, "any" if most == float("inf") else f"{most / 1e9:g}B", recipe.sft, recipe.reward, recipe.ppo, recipe.lora)
+        for family, table in (("opt", OPT_RECIPES), ("others", OTHER_RECIPES))
+        for most, recipe in table
+    ]
+    assert [row for row in told if row[2].startswith("deepspeed")] == written
