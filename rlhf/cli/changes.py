@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.cli.prepare import plan_tasks, resolve_config
+from rlhf.cli.prepare import build_point, plan_tasks
 from rlhf.config.compose import config_root
 from rlhf.config.errors import ConfigError
 from rlhf.config.points import compose_config
 from rlhf.config.schema import Config
-from rlhf.experiment.graph import build_graph
 from rlhf.experiment.plan import GraphPlan, find_plan_problems
 from rlhf.experiment.sweep import Point, build_task_graph, lay_out
 from rlhf.planner.plan import StagePlan
@@ -92,8 +91,7 @@ def try_change(point: Point, words: tuple[str, ...]) -> list[StagePlan]:
     keys = {word.partition("=")[0] for word in words}
     kept = [word for word in point.overrides if word.partition("=")[0].lstrip("+") not in keys]
     try:
-        config = resolve_config(compose_config(*kept, *words))
-        changed = Point(config, [*kept, *words], Path(point.directory), False, build_graph(config))
+        changed = build_point(compose_config(*kept, *words), [*kept, *words], Path(point.directory))
         return list(plan_tasks(lay_out(build_task_graph([changed]))).values())
     except ConfigError:
         return []

@@ -1,5 +1,7 @@
 """From a composed configuration to one that can run: shapes read where none is stated, everything checked."""
 
+from pathlib import Path
+
 from rlhf.catalog.stage import Counts, Work, is_stage, kind_of
 from rlhf.config.checks import check, check_keys, check_without_shapes
 from rlhf.config.errors import raise_problems
@@ -7,7 +9,7 @@ from rlhf.config.inputs import is_hub_id
 from rlhf.config.points import compose_config
 from rlhf.config.schema import Config, Model
 from rlhf.data.check import count_without_download, record_problems
-from rlhf.experiment.graph import Node
+from rlhf.experiment.graph import Node, build_graph
 from rlhf.experiment.plan import GraphPlan
 from rlhf.experiment.sweep import Point, Task
 from rlhf.models.source import fill_shapes, source_of
@@ -37,6 +39,12 @@ def resolve_config(config: Config) -> Config:
     for stage in whole.stages:
         check(choose_layout(whole, stage).config)
     return whole
+
+
+def build_point(config: Config, overrides: list[str], directory: Path, swept: bool = False) -> Point:
+    """Make a point of a composed configuration: resolved, checked, and with its stages. Raises ConfigError."""
+    resolved = resolve_config(config)
+    return Point(resolved, overrides, directory, swept, build_graph(resolved))
 
 
 def check_sources(config: Config, node: Node) -> None:

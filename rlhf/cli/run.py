@@ -21,7 +21,7 @@ from rich.text import Text
 from rlhf.catalog.stage import kind_of
 from rlhf.cli.changes import check_plan
 from rlhf.cli.fetch import print_unseen
-from rlhf.cli.prepare import check_records, check_sources, plan_graph, reads_records, resolve_config
+from rlhf.cli.prepare import build_point, check_records, check_sources, plan_graph, reads_records
 from rlhf.cli.search import search, wants_search
 from rlhf.config.checks import check_devices
 from rlhf.config.command import Command, read_command
@@ -39,7 +39,6 @@ from rlhf.data.check import record_notes
 from rlhf.experiment.checkpoints import check_layout, remove_all
 from rlhf.experiment.directories import check_directories, link_latest
 from rlhf.experiment.fingerprint import remember_files
-from rlhf.experiment.graph import build_graph
 from rlhf.experiment.plan import GraphPlan, print_plan
 from rlhf.experiment.record import write_record
 from rlhf.experiment.store import StageDirectory
@@ -152,8 +151,8 @@ def compose_points(composer: Composer) -> tuple[list[Point], Callable[[], None]]
     described, command_line = composer.points, composer.command.words
     for number, overrides in enumerate(progress_bar(described, "checking points")):
         try:
-            job = composer.job(overrides, number)
-            point = compose_point(job, composer.swept)
+            job = composer.compose_job(overrides, number)
+            point = build_point(job.config, job.overrides, job.directory, composer.swept)
         except ConfigError as error:
             problems.append((point_name(overrides, command_line), error))
             continue
@@ -171,12 +170,6 @@ def progress_bar(described: list[list[str]], what: str) -> Iterator[list[str]]:
     console = Terminal(stderr=True)
     hidden = len(described) < MANY_POINTS or not console.is_terminal
     return iter(track(described, what, console=console, transient=True, disable=hidden))
-
-
-def compose_point(job: Job, swept: bool) -> Point:
-    """A point with its stages. Raises ConfigError for what cannot work."""
-    config = resolve_config(job.config)
-    return Point(config, job.overrides, job.directory, swept, build_graph(config))
 
 
 def check_decided_once(points: list[Point]) -> None:
@@ -282,7 +275,7 @@ def exit_code(states: set[str]) -> int:
 
 def run_one(composer: Composer, job: Job) -> tuple[int, Point]:
     """Run one point of a search."""
-    point = compose_point(job, False)
+    point = build_point(job.config, job.overrides, job.directory)
     return run([point], lambda: save_config(composer, [job])), point
 
 

@@ -69,7 +69,7 @@ def run_trials(
         chosen = [f"{override.get_key_element()}={suggest(trial, override)}" for override in space]
         told = (f"trial {done + 1} of {base.sweep.trials}", "bold"), f": {' '.join(chosen)}"
         console.print(Text.assemble(*told), soft_wrap=True)
-        ended, point = run_one(composer.job([*fixed, *rewrite_words(chosen)], done))
+        ended, point = run_one(composer.compose_job([*fixed, *rewrite_words(chosen)], done))
         if ended == 130:
             return 130
         value = objective(point, base.sweep) if ended == 0 else None
@@ -94,7 +94,7 @@ def split_sweep(composer: Composer) -> tuple[list[str], list[Override]]:
 def check_search(composer: Composer, fixed: list[str], space: list[Override]) -> Config:
     """The configuration of what is not searched. Raises ConfigError for a search that cannot work: what is sought, and each
     searched key at both ends of its interval and at all values of its list."""
-    base = resolve_config(composer.job(fixed).config)
+    base = resolve_config(composer.compose_job(fixed).config)
     settings = base.sweep
     known = [*known_metrics(), *(name for stage in base.stages for name in metrics_of(stage))]
     if settings.objective not in known:
@@ -122,7 +122,7 @@ def find_search_problems(composer: Composer, fixed: list[str], override: Overrid
     known only if this key `alone` is searched."""
     for value in candidates(override):
         try:
-            config = composer.job([*fixed, *rewrite_words([f"{override.get_key_element()}={value}"])]).config
+            config = composer.compose_job([*fixed, *rewrite_words([f"{override.get_key_element()}={value}"])]).config
             if alone:
                 resolve_config(config)
             elif (key := str(override.key_or_group)) in KEYS:

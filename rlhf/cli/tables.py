@@ -7,13 +7,12 @@ from pathlib import Path
 import yaml
 from rich.table import Table
 
-from rlhf.cli.prepare import plan_tasks, resolve_config
+from rlhf.cli.prepare import build_point, plan_tasks
 from rlhf.config.compose import config_root
 from rlhf.config.errors import ConfigError
 from rlhf.config.points import compose_config
-from rlhf.experiment.graph import build_graph
 from rlhf.experiment.plan import format_dollars, format_seconds
-from rlhf.experiment.sweep import Point, Task, build_task_graph, lay_out
+from rlhf.experiment.sweep import Task, build_task_graph, lay_out
 from rlhf.planner.cost import Step, Totals, add_up
 from rlhf.planner.memory import GIB
 from rlhf.planner.plan import HOUR, StagePlan
@@ -24,8 +23,7 @@ CONF = config_root() / "conf"
 
 def plan_words(words: list[str]) -> tuple[list[Task], list[StagePlan], Totals]:
     """Plan what some overrides describe, stages that are done too. Raises ConfigError."""
-    config = resolve_config(compose_config(*words))
-    tasks = lay_out(build_task_graph([Point(config, words, Path("plan"), False, build_graph(config))]))
+    tasks = lay_out(build_task_graph([build_point(compose_config(*words), words, Path("plan"))]))
     plans = plan_tasks(tasks)
     totals = add_up([Step(task.key, task.parents, plans[task.key]) for task in tasks], slots=1)
     return tasks, [plans[task.key] for task in tasks], totals

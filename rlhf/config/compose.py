@@ -86,7 +86,7 @@ def quote_digits(arguments: list[str]) -> list[str]:
 
 
 def unquote_digits(override: str) -> str:
-    """An override as it was typed before `quoted`."""
+    """Return an override as it was before `quote_digits`."""
     return re.sub(r"^(zero(?:@[\w.]+)?)='([\w-]+)'$", r"\1=\2", override)
 
 

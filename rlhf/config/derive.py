@@ -25,7 +25,7 @@ def ranks(config: Config) -> int:
 
 
 def shard_layout(config: Config, stage: str) -> dict[str, str | int]:
-    """The keys on which it depends what each rank keeps of the models that the stage trains."""
+    """Return the keys that determine how a checkpoint of the stage is sharded; with other values it cannot be resumed."""
     keys: dict[str, str | int] = {
         "hardware.nodes": config.hardware.nodes,
         "hardware.gpus_per_node": config.hardware.gpus_per_node,
@@ -134,7 +134,7 @@ def trains_adapters_only(lora: Lora) -> bool:
 
 
 def logged_learning_rate(lora: Lora, rate: float) -> float:
-    """The peak learning rate of what mostly learns: adapters that are alone, or the model."""
+    """Return the peak learning rate to log: the adapters' if adapters alone are trained, else the model's."""
     return lora.learning_rate if trains_adapters_only(lora) and lora.learning_rate is not None else rate
 
 

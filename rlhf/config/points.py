@@ -175,7 +175,7 @@ class Composer:
 
     def compose_values(self, choices: tuple[str, ...], values: list[Override], own: ModelFacts | None = None) -> DictConfig:
         """A choice of options with these values in it; `own` are the facts of the model that model=local names."""
-        config: DictConfig = pickle.loads(self.base(choices, own))
+        config: DictConfig = pickle.loads(self.compose_options(choices, own))
         hydra_compat.set_values(values, config)
         return config
 
@@ -197,7 +197,7 @@ class Composer:
         added = () if self.command.config_dir is None else (Path(self.command.config_dir).absolute() / "model",)
         return (config_root() / "conf" / "model", *added)
 
-    def base(self, words: tuple[str, ...], own: ModelFacts | None = None) -> bytes:
+    def compose_options(self, words: tuple[str, ...], own: ModelFacts | None = None) -> bytes:
         """The configuration of a choice of options, composed once and pickled: that is copied three times as fast as by
         deepcopy. Raises what Hydra raises."""
         if (words, own) not in self.bases:
@@ -211,14 +211,14 @@ class Composer:
             raise found
         return found
 
-    def job(self, overrides: list[str], number: int = 0) -> Job:
+    def compose_job(self, overrides: list[str], number: int = 0) -> Job:
         """Compose a point. Raises ConfigError."""
-        config = self.placed(overrides, number)
+        config = self.make_current(overrides, number)
         directory = Path(config.hydra.runtime.output_dir)
         return Job(number, overrides, to_config(drop_hydra_words(config)), directory)
 
-    def placed(self, overrides: list[str], number: int) -> DictConfig:
-        """A point's configuration as the one that Hydra makes current: its number and its directory are told in it."""
+    def make_current(self, overrides: list[str], number: int) -> DictConfig:
+        """Compose a point with its number and its directory, and make it Hydra's current configuration."""
         config = self.compose(overrides)
         key = "hydra.sweep.dir" if self.swept else "hydra.run.dir"
         resolve(self.master, key)  # a time in it is that of the command
@@ -256,7 +256,7 @@ class Composer:
 
     def save_job(self, job: Job) -> None:
         """Write .hydra/ of a point."""
-        config = self.placed(job.overrides, job.number)
+        config = self.make_current(job.overrides, job.number)
         job.directory.mkdir(parents=True, exist_ok=True)
         configure_log(config.hydra.job_logging, config.hydra.verbose)
         if config.hydra.output_subdir is None:

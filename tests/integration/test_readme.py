@@ -99,10 +99,10 @@ def test_commands_compose(words):
         with Composer(read_command(arguments)) as composer:
             if wants_search(composer):
                 fixed, space = split_sweep(composer)
-                assert composer.job(fixed).config
+                assert composer.compose_job(fixed).config
                 assert space
             else:
-                assert composer.job(composer.points[0]).config
+                assert composer.compose_job(composer.points[0]).config
 
 
 def test_paths_that_are_named_exist():
@@ -121,7 +121,7 @@ def test_the_example_of_a_data_set_composes(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / f"{example[1]}.yaml").write_text(example[2])
     with Composer(read_command(["--config-dir", str(tmp_path), f"data={example[1]}"])) as composer:
-        data = composer.job(composer.points[0]).config.data
+        data = composer.compose_job(composer.points[0]).config.data
     assert (data.source, data.hub.name, data.prompt_format) == ("hub", "Dahoas/rm-static", "{prompt}")
 
 

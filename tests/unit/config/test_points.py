@@ -161,7 +161,7 @@ def test_what_is_written_is_what_hydra_writes(tmp_path, monkeypatch, own_state, 
     words = quote_digits([word.format(root=tmp_path / "out") for word in words])
     monkeypatch.setattr("sys.argv", ["rlhf", *(["-m"] if multirun else []), *words])
     with Composer(read_command([*(["-m"] if multirun else []), *words])) as composer:
-        composer.save([composer.job(point, number) for number, point in enumerate(composer.points)])
+        composer.save([composer.compose_job(point, number) for number, point in enumerate(composer.points)])
         ours = files(tmp_path)
     assert len(ours) >= 3
     shutil.rmtree(tmp_path / "out")

@@ -52,7 +52,9 @@ def points(name, *overrides):
     preset = f"+sweeps={name}"
     with Composer(read_command(["-m", preset, *overrides])) as composer:
         return {
-            tuple(word for word in words if word not in (preset, *overrides)): resolve_config(composer.job(words).config)
+            tuple(word for word in words if word not in (preset, *overrides)): resolve_config(
+                composer.compose_job(words).config
+            )
             for words in composer.points
         }
 

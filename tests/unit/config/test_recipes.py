@@ -150,7 +150,7 @@ def test_each_point_of_a_sweep_takes_the_recipe_of_its_model(make_config):
     from rlhf.config.points import Composer
 
     with Composer(read_command(["-m", "model=opt-tiny,opt-1.3b,opt-13b"])) as composer:
-        found = [composer.job(words).config.sft.learning_rate for words in composer.points]
+        found = [composer.compose_job(words).config.sft.learning_rate for words in composer.points]
     assert found == [6e-3, 1e-3, 1e-4]
 
 

@@ -111,7 +111,7 @@ def test_a_private_file_never_is_readable_by_others(tmp_path, monkeypatch):
 def test_what_hydra_writes_of_a_sweep_is_masked(tmp_path):
     words = ["-m", "ppo.kl_coef=0.1,0.2", f"launcher.setup=['{SETUP}']", f"output_root={tmp_path}", "name=a"]
     with Composer(read_command(words)) as composer:
-        composer.save([composer.job(overrides, number) for number, overrides in enumerate(composer.points)])
+        composer.save([composer.compose_job(overrides, number) for number, overrides in enumerate(composer.points)])
     assert holders(tmp_path) == {}
     written = [file for file in tmp_path.rglob("*.yaml") if file.name != "hydra.yaml"]
     assert len(written) == 5  # multirun.yaml, and overrides and configuration of two points
