@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
@@ -180,13 +179,15 @@ def show_values(key: str) -> str:
         name, name
     )
     if known.choices:
-        words = ", ".join(f"`{word}`" for word in known.choices)
+        words = ", ".join(f"`{json.dumps(word) if isinstance(word, bool) else word}`" for word in known.choices)
         name = f"list of {words}" if str(plain).startswith("list") else words
+    elif known.auto:
+        name = "`auto` or a whole number"
     parts = [name]
     if known.range is not None and known.range != WHOLE:
         parts.append(str(known.range).partition(" and at most 1e")[0])
     parts += [known.unit] if known.unit else []
-    return ", ".join(parts) + (", or null" if NoneType in get_args(known.type) else "")
+    return ", ".join(parts) + (", or null" if known.optional else "")
 
 
 def show_effect(key: str) -> str:

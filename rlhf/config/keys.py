@@ -6,31 +6,24 @@ from functools import cache, reduce
 from types import NoneType, UnionType
 from typing import Any, get_args, get_type_hints
 
-from rlhf.config.metadata import Content, Effect, Metadata, Range
+from rlhf.config.metadata import AUTO, Effect, Metadata
 from rlhf.config.schema import Config
 
 
-@dataclass(frozen=True)
-class Key:
+@dataclass(frozen=True, kw_only=True)
+class Key(Metadata):
     """A key or a group of keys: its type and its metadata, completed by those of the groups that hold it.
 
     Attributes:
         type: The type of its value, a dataclass for a group.
-        switches: The keys that switch it on. Where one of them has its neutral value, this key does nothing.
+        choices: With `auto` where that is one.
         effect: None where neither the key nor a group that holds it says one.
-
-    The others are those of `Metadata`.
+        switches: The keys that switch it on. Where one of them has its neutral value, this key does nothing.
+        optional: Whether it may be null.
     """
 
     type: Any
-    range: Range | None
-    choices: tuple[Any, ...]
-    effect: Effect | None
-    neutral: Any
     switches: tuple[str, ...]
-    content: Content | None
-    unit: str
-    once: bool
 
     @property
     def is_group(self) -> bool:
@@ -49,11 +42,14 @@ def walk_schema(schema: Any, prefix: str = "", group: Key | None = None) -> Iter
     hints = types_of(schema)
     for field in fields(schema):
         own: Metadata = field.metadata.get("key", Metadata())
-        switches = (*(group.switches if group else ()), *((prefix + own.only_with,) if own.only_with else ()))
-        found = Key(
-            hints[field.name], own.range, own.choices, own.effect or (group.effect if group else None), own.neutral,
-            switches, own.content, own.unit, own.once or bool(group and group.once),
-        )  # fmt: skip
+        completed = {
+            "choices": (*own.choices, AUTO) if own.auto and own.choices else own.choices,
+            "effect": own.effect or (group.effect if group else None),
+            "once": own.once or (group is not None and group.once),
+            "optional": own.optional or NoneType in get_args(hints[field.name]),
+            "switches": (*(group.switches if group else ()), *((prefix + own.only_with,) if own.only_with else ())),
+        }
+        found = Key(type=hints[field.name], **(vars(own) | completed))
         yield prefix + field.name, found
         if found.is_group:
             yield from walk_schema(found.type, f"{prefix}{field.name}.", found)
@@ -62,6 +58,8 @@ def walk_schema(schema: Any, prefix: str = "", group: Key | None = None) -> Iter
 # Every key and every group of keys, and the keys alone, by their dotted names.
 ENTRIES: dict[str, Key] = dict(walk_schema(Config))
 KEYS: dict[str, Key] = {name: key for name, key in ENTRIES.items() if not key.is_group}
+# The keys that may be `auto`.
+AUTO_KEYS = tuple(name for name, key in KEYS.items() if key.auto)
 
 
 def without_none(kind: Any) -> Any:

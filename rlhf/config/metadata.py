@@ -78,6 +78,8 @@ class Metadata:
         content: What the path that it holds counts as in a fingerprint.
         unit: The unit of its number.
         once: Whether a sweep has one value of it for all points: it holds for the command, not for a stage.
+        auto: Whether it may be `auto`, which rlhf/planner/auto.py replaces by what the hardware calls for. Its type is Any.
+        optional: Whether it may be null too, where its type does not say so.
     """
 
     range: Range | None = None
@@ -88,12 +90,15 @@ class Metadata:
     content: Content | None = None
     unit: str = ""
     once: bool = False
+    auto: bool = False
+    optional: bool = False
 
 
 def key(
     range: Range | None = None, *, choices: tuple[Any, ...] = (), effect: Effect | None = None, neutral: Any = ...,
     only_with: str | None = None, content: Content | None = None, unit: str = "", once: bool = False,
+    auto: bool = False, optional: bool = False,
 ) -> Any:  # fmt: skip
     """Declare a key or a group of the schema, with its metadata; its value comes from conf/."""
-    metadata = Metadata(range, choices, effect, neutral, only_with, content, unit, once)
+    metadata = Metadata(range, choices, effect, neutral, only_with, content, unit, once, auto, optional)
     return field(default=MISSING, metadata={"key": metadata})

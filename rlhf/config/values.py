@@ -8,7 +8,6 @@ from types import NoneType
 from typing import Any, get_args, get_origin
 
 from rlhf.catalog.stage import is_stage, stage_kinds
-from rlhf.config.automatic import AUTO_KEYS
 from rlhf.config.errors import ConfigError
 from rlhf.config.keys import KEYS, types_of, without_none
 from rlhf.config.metadata import AUTO, SHARE, Range
@@ -93,7 +92,7 @@ def check_values(values: Mapping[str, Any]) -> Iterator[tuple[ConfigError, Any]]
             yield from check_choice(key, value, known.choices)
         elif key.endswith(".betas"):
             yield from check_betas(key, value)
-        elif key in AUTO_KEYS:
+        elif known.auto:
             yield from check_count_or_auto(key, value)
         elif value is not None and known.range is not None:
             yield from check_number(key, value, known.range)
@@ -103,19 +102,26 @@ def check_values(values: Mapping[str, Any]) -> Iterator[tuple[ConfigError, Any]]
 
 def check_choice(key: str, value: Any, options: tuple[Any, ...]) -> Iterator[tuple[ConfigError, Any]]:
     """Find words that are no choice of their key, which may hold one, or a list of them."""
-    chosen = value if isinstance(value, list) else [] if value is None else [value]
-    known = [word for word in chosen if word in options] or list(options[:1])
+    several = get_origin(without_none(KEYS[key].type)) is list and isinstance(value, list)
+    chosen = value if several else [] if value is None and KEYS[key].optional else [value]
+    known = [word for word in chosen if is_choice(word, options)] or list(options[:1])
     for word in chosen:
-        if word not in options:
-            fix = f"choose one of {', '.join(map(str, options))}"
-            yield ConfigError(key, word, "there is no such choice", fix), known if value is chosen else known[0]
+        if not is_choice(word, options):
+            named = [str(option).lower() if isinstance(option, bool) else str(option) for option in options]
+            fix = f"choose one of {', '.join(named)}"
+            yield ConfigError(key, word, "there is no such choice", fix), known if several else known[0]
+
+
+def is_choice(word: Any, options: tuple[Any, ...]) -> bool:
+    """Tell whether a word is one of the options and of its type: 1 is not true."""
+    return any(type(word) is type(option) and word == option for option in options)
 
 
 def check_count_or_auto(key: str, value: Any) -> Iterator[tuple[ConfigError, Any]]:
     """Find what is neither `auto` nor a number in the key's range; null passes where it stands for all."""
     numbers = KEYS[key].range
     assert numbers is not None  # keys without one have choices
-    if value == AUTO or (value is None and key.endswith("micro_batch_size")):
+    if value == AUTO or (value is None and KEYS[key].optional):
         return
     if isinstance(value, bool) or not isinstance(value, int):
         yield ConfigError(key, value, "it is neither auto nor a whole number", f"give auto or a number {numbers}"), 1

@@ -15,9 +15,8 @@ from typing import Any
 from rlhf.catalog.families import FAMILIES
 from rlhf.catalog.role import Role
 from rlhf.catalog.stage import kind_of
-from rlhf.config.automatic import AUTO_KEYS
 from rlhf.config.derive import Batches, divisors, measured_stage, ranks, samples_responses_in
-from rlhf.config.keys import get_key
+from rlhf.config.keys import AUTO_KEYS, get_key
 from rlhf.config.metadata import AUTO
 from rlhf.config.schema import ZEROS, Config
 from rlhf.planner.batches import rollout_rows

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.config.metadata import AUTO, COEFFICIENT, RATE, SHARE, WHOLE, Range, above_zero, key
+from rlhf.config.metadata import COEFFICIENT, RATE, SHARE, WHOLE, Range, above_zero, key
 
 DTYPES = ("fp32", "bf16", "fp16")
 
@@ -57,9 +57,9 @@ class Lora:
 class Zero:
     """DeepSpeed ZeRO: stage 0 to 3, what is kept in host memory, and ZeRO++'s savings of communication."""
 
-    stage: Any = key(choices=(0, 1, 2, 3, AUTO))
-    offload_optimizer: Any = key(choices=(False, True, AUTO))
-    offload_param: Any = key(choices=(False, True, AUTO))
+    stage: Any = key(choices=(0, 1, 2, 3), auto=True)
+    offload_optimizer: Any = key(choices=(False, True), auto=True)
+    offload_param: Any = key(choices=(False, True), auto=True)
     reduce_bucket_size: int = key(Range(1, 1e12), unit="elements")
     stage3_param_persistence_threshold: int = key(Range(0, 1e12), unit="elements")
     stage3_max_live_parameters: int = key(Range(1, 1e12), unit="elements")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.config.metadata import AUTO, BATCH, COEFFICIENT, COUNT, FINITE, FROM_ZERO, RATE, SHARE, Range, above_zero, key
+from rlhf.config.metadata import BATCH, COEFFICIENT, COUNT, FINITE, FROM_ZERO, RATE, SHARE, Range, above_zero, key
 from rlhf.config.schema.data import Text
 
 
@@ -23,7 +23,7 @@ class Training:
     eps: float = key(Range(0, 1))
     max_grad_norm: float = key(above_zero(1e12))
     packing: str = key(choices=("packed", "length", "none"), effect="speed")
-    gradient_checkpointing: Any = key(choices=(False, True, AUTO), effect="speed")
+    gradient_checkpointing: Any = key(choices=(False, True), auto=True, effect="speed")
     max_nonfinite: int = key(COUNT, effect="name")
     eval_every: int | None = key(COUNT)
 
@@ -56,11 +56,11 @@ class Ppo(Training):
     critic: str = key(effect="input")
     rollout_batch_size: int = key(BATCH, unit="sequences")
     update_epochs: int = key(Range(1, 1e6), unit="passes")
-    offload_idle: Any = key(choices=(False, True, AUTO), effect="speed")
+    offload_idle: Any = key(choices=(False, True), auto=True, effect="speed")
     compile: bool = key(effect="speed")
     critic_learning_rate: float = key(RATE)
     critic_weight_decay: float = key(Range(0, 1e3))
-    critic_gradient_checkpointing: Any = key(choices=(False, True, AUTO), effect="speed")
+    critic_gradient_checkpointing: Any = key(choices=(False, True), auto=True, effect="speed")
     dropout: float = key(SHARE)
     critic_dropout: float = key(SHARE)
     kl_controller: str = key(choices=("fixed", "adaptive"), neutral="fixed")
@@ -97,8 +97,8 @@ class Rollout:
     engine: str = key(choices=("hf", "hybrid", "paged", "deepspeed"), effect="speed")
     graphs: bool = key(effect="speed")
     release_cache: bool = key(effect="speed")
-    gather: str = key(choices=("auto", "all", "layers"), effect="speed")
-    tensor_parallel: Any = key(Range(1, 1024), effect="speed")
+    gather: str = key(choices=("all", "layers"), auto=True, effect="speed")
+    tensor_parallel: Any = key(Range(1, 1024), effect="speed", auto=True)
     samples_per_prompt: int = key(BATCH)
     do_sample: bool = key()
     temperature: float = key(Range(0.01, 100))
@@ -109,4 +109,4 @@ class Rollout:
     max_new_tokens: int = key(COUNT, unit="tokens")
     min_new_tokens: int = key(FROM_ZERO, neutral=0, unit="tokens")
     fixed_length: bool = key(neutral=False)
-    micro_batch_size: Any = key(BATCH, effect="speed", unit="sequences")
+    micro_batch_size: Any = key(BATCH, effect="speed", unit="sequences", auto=True, optional=True)

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from rlhf.catalog.stage import stage_kinds
 from rlhf.config.checks import check
 from rlhf.config.compose import config_root, register
-from rlhf.config.keys import ENTRIES, KEYS, has_no_effect_but, leaf_keys, matches_prefix, without_none
+from rlhf.config.keys import AUTO_KEYS, ENTRIES, KEYS, has_no_effect_but, leaf_keys, matches_prefix, without_none
 from rlhf.config.schema import LORAS, ZEROS
 from rlhf.config.values import check_values
 from rlhf.experiment.fingerprint import result_keys
@@ -88,6 +88,13 @@ def test_a_neutral_value_is_one_that_its_key_may_hold():
     for name, value in found.items():
         kind = KEYS[name].type
         assert isinstance(value, kind if isinstance(kind, UnionType) else get_origin(kind) or kind)
+
+
+def test_what_hardware_decides_may_be_auto_and_decides_no_result():
+    assert "zero.stage" in AUTO_KEYS and "rollout.tensor_parallel" in AUTO_KEYS
+    for name in AUTO_KEYS:
+        assert KEYS[name].effect == "speed"
+        assert "auto" in KEYS[name].choices or KEYS[name].range is not None
 
 
 def test_stages_read_keys_and_groups_that_exist_and_name_them_once():

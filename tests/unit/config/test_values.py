@@ -229,3 +229,16 @@ def test_the_linear_layers_of_a_family_are_those_of_its_model(make_config, famil
     with torch.device("meta"):
         names = linear_names(AutoModelForCausalLM.from_config(build_hf_config(model)))
     assert {name.rpartition(".")[2] for name in names} == {*FAMILIES[family].layer_names.leaves, "lm_head"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("zero.stage", True), ("zero.stage", None), ("zero.stage", [1, 2]), ("zero.stage", "2"), ("zero.offload_param", 1),
+        ("zero.offload_optimizer", None), ("sft.gradient_checkpointing", 0), ("ppo.offload_idle", "yes"),
+        ("rollout.tensor_parallel", None), ("rollout.tensor_parallel", True), ("rollout.micro_batch_size", [1]),
+        ("rollout.gather", None),
+    ],
+)  # fmt: skip
+def test_what_may_be_auto_takes_nothing_else_that_looks_like_its_values(default, key, value):
+    assert is_told(default, key, value)
