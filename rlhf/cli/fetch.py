@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
 def compose_all(words: list[str]) -> list[Config]:
     """Compose the configurations of all points. Raises ConfigError."""
     with Composer(read_command(words)) as composer:
-        configs = [composer.job(overrides, number).config for number, overrides in enumerate(composer.points)]
+        configs = [composer.compose_job(overrides, number).config for number, overrides in enumerate(composer.points)]
     raise_problems(problem for config in configs for problem in check_inputs(config))
     return configs
 
