@@ -26,6 +26,7 @@ from rlhf.config.points import Composer
 from rlhf.config.schema import Config, Model
 from rlhf.config.terminal import Terminal, plural
 from rlhf.data.check import count_without_download
+from rlhf.data.hub import load_split
 
 FLAGS = {"-h", "--help", "--list"}
 # Files beside the weights: configuration, tokenizer, chat template.
@@ -46,6 +47,7 @@ class Download:
     file: str | None = None
     code: bool = False
     config: str | None = None
+    data_dir: str | None = None
     splits: tuple[str, ...] = ()
 
 
@@ -82,10 +84,10 @@ def compose_all(words: list[str]) -> list[Config]:
 
 def find_downloads(configs: Iterable[Config]) -> list[Download]:
     """Find what the stages of some configurations read from the hub, each once."""
-    found: dict[tuple[str, str, str | None, str | None], Download] = {}
+    found: dict[tuple[str | tuple[str, ...] | None, ...], Download] = {}
     for download in (download for config in configs for download in needed(config)):
-        identity = download.kind, download.name, download.revision, download.config or download.file
-        found.setdefault(identity, download)
+        read = download.config, download.data_dir, download.splits, download.file
+        found.setdefault((download.kind, download.name, download.revision, *read), download)
     return list(found.values())
 
 
@@ -104,7 +106,9 @@ def needed(config: Config) -> Iterator[Download]:
     hub, ptx = config.data.hub, config.ppo.ptx
     if config.data.source == "hub" and hub.name is not None and any(kind.records is not None for kind in kinds):
         splits = hub.train_split, hub.heldout_split
-        yield Download("dataset", hub.name, "data.hub.name", hub.revision, config=hub.config, splits=splits)
+        yield Download(
+            "dataset", hub.name, "data.hub.name", hub.revision, config=hub.config, data_dir=hub.data_dir, splits=splits
+        )
     if config.ppo.ptx_coef > 0 and ptx.source == "hub" and ptx.hub is not None:
         yield Download("dataset", ptx.hub, "ppo.ptx.hub", ptx.revision, config=ptx.config, splits=(ptx.split,))
 
@@ -212,10 +216,8 @@ def download_all(downloads: list[Download], console: Console) -> int:
 def fetch(download: Download) -> None:
     """Download into the cache, as the stages read it from there."""
     if download.kind == "dataset":
-        import datasets
-
         for split in download.splits:
-            datasets.load_dataset(download.name, download.config, split=split, revision=download.revision)
+            load_split(download.name, download.config, split, download.revision, download.key, download.data_dir)
         return
     from huggingface_hub import HfApi, snapshot_download
 

@@ -1,6 +1,7 @@
 """The options that follow the model, as Hydra asks for them: `${rlhf_recipe:${model},GROUP}` in the defaults list."""
 
 import json
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -70,7 +71,7 @@ def expand_model(argument: str, directory: Path) -> list[str]:
     if None not in options:
         return [f"{group}={','.join(map(str, options))}"]
     if all("/" in path for path in typed):
-        return [f"{group}={OWN}", f"{group}.path={','.join(str(Path(path).expanduser()) for path in typed)}"]
+        return [f"{group}={OWN}", f"{group}.path={','.join(os.path.expanduser(path) for path in typed)}"]
     problem = "options of the group and models by path cannot be swept together"
     raise ConfigError(group, match[2], problem, f"give all by path: {group}={OWN} {group}.path=DIR,DIR")
 

@@ -82,7 +82,8 @@ def test_words_that_are_wrong_are_told_as_of_a_run(monkeypatch, capsys):
 def test_data_is_loaded_as_a_stage_loads_it(monkeypatch, tmp_path, capsys):
     """The splits that are read, so that the library's own cache has them."""
     asked = []
-    monkeypatch.setattr("rlhf.cli.fetch.find_hub_problem", lambda *_: None)
+    for room in ("cli.fetch", "data.hub"):
+        monkeypatch.setattr(f"rlhf.{room}.find_hub_problem", lambda *_: None)
     monkeypatch.setattr("rlhf.cli.fetch.measure", lambda _: (73_000_000, True))
     monkeypatch.setattr(datasets, "load_dataset", lambda *given, **options: asked.append((*given, options)))
     assert fetch(monkeypatch, "data=rm-static") == 0

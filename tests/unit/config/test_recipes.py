@@ -10,6 +10,7 @@ from rlhf import load_config
 from rlhf.catalog.recipe import OPT_RECIPES, OTHER_RECIPES, REWARD_MODELS, TINY_PARAMETERS
 from rlhf.config.errors import ConfigError
 from rlhf.config.keys import get_key
+from rlhf.experiment.graph import build_graph
 
 ROOT = Path(__file__).parents[3]
 MODELS = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "conf" / "model").glob("*.yaml")}
@@ -209,7 +210,7 @@ def test_a_hub_model_of_unknown_size_is_refused_before_it_takes_a_recipe():
         ("model=Qwen/Qwen2.5-7B", "qwen2.5-7b", "Qwen/Qwen2.5-7B"),
         ("reward_model=facebook/opt-350m", "opt-350m", "facebook/opt-350m"),
         ("reward_model=some/model", "local", "some/model"),
-        ("reward_model=./dir/of/mine", "local", "dir/of/mine"),
+        ("reward_model=./dir/of/mine", "local", "./dir/of/mine"),
     ],
 )
 def test_a_model_is_typed_as_it_is_known(typed, name, path, make_config):
@@ -232,7 +233,16 @@ def test_options_and_paths_are_not_swept_together():
 @pytest.mark.parametrize(("model", "hardware"), COMMANDS)
 def test_a_recipe_passes_every_check(model, hardware):
     """Its batches can be shared by the ranks, its sequences fit."""
-    assert load_config(f"model={model}", f"hardware={hardware}", "zero=3").model.name == model
+    assert load_config(f"model={model}", f"hardware={hardware}").model.name == model
+
+
+@pytest.mark.parametrize("preset", ["opt-1.3b-a6000", "opt-13b-dgx8", "opt-66b-dgx8-80gx8", "llama-2-7b-dgx8-80g"])
+def test_a_preset_of_a_script_is_the_plain_command_with_the_scripts_layout(preset):
+    """Its stages are the same ones, by fingerprint."""
+    model, hardware = next((model, hardware) for model, hardware in COMMANDS if preset == f"{model}-{hardware}")
+    of_preset, plain = load_config(f"+experiments={preset}"), load_config(f"model={model}", f"hardware={hardware}")
+    prints = [[node.fingerprint for node in build_graph(config)] for config in (of_preset, plain)]
+    assert prints[0] == prints[1]
 
 
 def test_the_documentation_has_the_table():
