@@ -84,7 +84,7 @@ def build_split(rows: list[tuple[Origin, Row]], data: Data, origin: Origin) -> S
     split = sort_records(records, data, left_out)
     if not split.prompts:
         found = ", ".join(columns)
-        if not left_out or set(left_out) == {"rows without a prompt"}:
+        if name == "pairs" and set(left_out) <= {"rows without a prompt"}:
             raise ConfigError("data.columns.prompt", data.columns.prompt, f"no row has it (found: {found})",
                               "name the column that holds the prompt, or set data.converter")  # fmt: skip
         dropped = ", ".join(f"{number} {reason}" for reason, number in left_out.items())

@@ -1,0 +1,134 @@
+"""Every data set that conf/data names is read as its authors publish it, into the texts and tokens that a model reads."""
+
+import json
+
+import pytest
+from support.hub_rows import HH, SETS, SHP
+
+from rlhf.config.compose import config_root
+from rlhf.config.errors import ConfigError
+from rlhf.data import records
+from rlhf.data.check import record_notes
+from rlhf.data.deepspeed_chat import cut
+from rlhf.data.plain import render_prompt, render_response
+from rlhf.data.records import load_dataset, load_part
+from rlhf.data.tokens import encode_comparisons, encode_demonstrations
+
+OWN = {"demo", "files", "hub", "deepspeed-chat-jsonfile"}
+OPTIONS = sorted(path.stem for path in (config_root() / "conf" / "data").glob("*.yaml"))
+ASKED = ("name", "config", "split", "revision", "key", "data_dir")
+
+
+@pytest.fixture
+def read(make_config, monkeypatch):
+    """Read a set of these rows instead of the hub's: its configuration, its training split, and what the hub was asked."""
+
+    def run(option, rows, *overrides):
+        asked = []
+
+        def load_split(*arguments):
+            asked.append(dict(zip(ASKED, arguments, strict=True)))
+            return rows
+
+        monkeypatch.setattr(records, "load_split", load_split)
+        config = make_config(f"data={option}", *overrides)
+        config.data.heldout_fraction = None  # a row cannot be cut
+        return config, load_part(config, "train"), asked[0]
+
+    return run
+
+
+def test_every_named_set_has_rows_here():
+    assert set(OPTIONS) - OWN == set(SETS)
+
+
+@pytest.mark.parametrize("option", SETS)
+def test_a_set_gives_the_texts_that_a_model_reads(read, option):
+    rows, (prompt, response, rejected) = SETS[option]
+    config, found, asked = read(option, rows)
+    data = config.data
+    assert asked["name"] == data.hub.name and asked["data_dir"] == data.hub.data_dir
+    assert [render_prompt(text, data) for text in found.prompts] == [prompt]
+    assert render_response(found.demonstrations[-1].response, data) == response
+    pairs = [[render_response(text, data) for text in (pair.chosen, pair.rejected)] for pair in found.comparisons]
+    assert pairs == ([[response, rejected]] if rejected else [])
+
+
+@pytest.mark.parametrize("option", ["deepspeed-chat-rm-static", "hh-rlhf", "ultrafeedback", "oasst1", "dolly", "math"])
+def test_tokens_of_a_set_are_its_text_and_its_end(read, tokenizer, option):
+    rows, (prompt, response, rejected) = SETS[option]
+    config, found, _ = read(option, rows, "data.max_prompt_tokens=400", "data.max_response_tokens=400")
+    (item,) = encode_demonstrations(found.demonstrations, tokenizer, config.data)
+    assert tokenizer.decode(item.prompt) == prompt and item.prompt == tokenizer(prompt)["input_ids"]
+    assert item.response == [*tokenizer(response)["input_ids"], tokenizer.eos_token_id]
+    if rejected:
+        (((chosen, other),),) = encode_comparisons(found.comparisons, tokenizer, config.data, grouped=False)
+        assert (chosen.response, tokenizer.decode(other.response[:-1])) == (item.response, rejected)
+
+
+@pytest.mark.parametrize(("option", "answer"), [("gsm8k", "1200"), ("math", "1,200")])
+def test_the_reference_answer_is_known_of_a_prompt(read, option, answer):
+    _, found, _ = read(option, SETS[option][0])
+    assert found.meta["Why?"]["answer"] == answer
+
+
+def test_deepspeed_chats_own_files_get_a_blank_before_each_text(make_config, tmp_path):
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps({"prompt": "Human: Why? Assistant:", "chosen": "Because.", "rejected": "No."}) + "\n")
+    config = make_config("data=deepspeed-chat-jsonfile", f"data.files.train={path}", f"data.files.heldout={path}")
+    (pair,) = load_dataset(config).train.comparisons
+    assert render_prompt(pair.prompt, config.data) == " Human: Why? Assistant:"
+    assert [render_response(text, config.data) for text in (pair.chosen, pair.rejected)] == [" Because.", " No."]
+
+
+@pytest.mark.parametrize(
+    ("option", "row", "reason"),
+    [
+        ("deepspeed-chat-mkqa-chinese", {"queries": {"zh_cn": "q"}, "answers": {"zh_cn": [{"text": None}]}}, "an answer"),
+        ("deepspeed-chat-sharegpt", {"prompt": "", "label": "a"}, "rows without a prompt or a response"),
+        ("deepspeed-chat-miracl-zh", {"query": "q", "positive_passages": [{"text": "a"}], "negative_passages": []},
+         "rows without passages in negative_passages"),
+        ("deepspeed-chat-reward-datasets", {"prompt": "q", "chosen": "a", "rejected": "b"}, "do not begin with"),
+        ("hh-rlhf", {"chosen": HH["chosen"], "rejected": "\n\nHuman: q\n\nAssistant: a"}, "differ before the last answer"),
+        ("tldr-preference", SETS["tldr-preference"][0][0], "articles instead of posts"),
+        ("helpsteer2", SETS["helpsteer2"][0][0] | {"preference_strength": 0}, "pairs without a preference"),
+        ("ultrafeedback-raw", SETS["ultrafeedback-raw"][0][0] | {"completions": []}, "rows without completions"),
+    ],
+)  # fmt: skip
+def test_rows_that_a_set_has_no_text_for_are_counted(read, option, row, reason):
+    rows = SETS[option][0]
+    _, found, _ = read(option, [*rows, row])
+    _, before, _ = read(option, rows)
+    added = {kind: number - before.left_out.get(kind, 0) for kind, number in found.left_out.items()}
+    assert [number for kind, number in added.items() if reason in kind] == [1]
+
+
+def test_rows_of_another_set_are_refused_with_what_was_found(read):
+    with pytest.raises(ConfigError) as error:
+        read("helpsteer3", [{"prompt": "q", "answer": "a"}])
+    assert str(error.value).startswith("data.hub.name=nvidia/HelpSteer3 (train): no row holds a record, read as helpsteer3")
+    assert "found: prompt, answer" in str(error.value)
+
+
+def test_a_restricted_licence_and_another_number_of_rows_are_told(make_config, monkeypatch):
+    monkeypatch.setattr(records, "load_split", lambda *arguments: [SETS["alpaca"][0][0]] * 100)
+    notes = list(record_notes(make_config("data=alpaca")))
+    assert "data.hub.name=tatsu-lab/alpaca: the licence restricts commercial use: cc-by-nc-4.0" in notes
+    assert any("98 rows read as alpaca (instruction, output)" in note for note in notes)
+    monkeypatch.setattr(records, "load_split", lambda *arguments: [SHP])
+    notes = list(record_notes(make_config("data=shp")))
+    assert any("published are 348718 rows" in note for note in notes) and not any("licence" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("count", "proportions", "sizes"),
+    [
+        (101, (2, 4, 4), [21, 40, 40]), (7, (2, 4, 4), [1, 3, 3]), (1, (2, 4, 4), [1, 0, 0]), (100, (9, 1), [90, 10]),
+        (33143, (9, 1), [29829, 3314]),
+    ],
+)  # fmt: skip
+def test_parts_are_cut_with_deepspeed_chats_rounding(count, proportions, sizes):
+    """The first three were seen in DeepSpeed-Chat itself."""
+    parts = cut(count, proportions, 1234)
+    assert [len(part) for part in parts] == sizes
+    assert sorted(place for part in parts for place in part) == list(range(count))
