@@ -10,6 +10,7 @@ from rlhf.config.terminal import plural
 from rlhf.data.dataset import Split
 from rlhf.data.files import Origin
 from rlhf.data.records import load_part, name_origin
+from rlhf.data.shapes import SHAPES
 from rlhf.experiment.fingerprint import content_id
 
 
@@ -50,11 +51,19 @@ def count_part(config: Config, part: str) -> Counts:
 
 
 def count_without_download(config: Config, part: str) -> Counts | None:
-    """The records of a part, of a hub data set as many as are published; None where that is not known."""
-    if config.data.source != "hub":
+    """The records of a part, of a hub data set as many as rows are published, less the share that is held out; None where
+    that is not known, or a row is no record, as in conversation trees."""
+    data = config.data
+    if data.source != "hub":
         return count_part(config, part)
-    rows: int | None = getattr(config.data.hub, f"{part}_rows")
-    return None if rows is None else Counts(rows, rows, rows, rows)
+    share, source = data.heldout_fraction, "train" if data.heldout_fraction is not None else part
+    rows: int | None = getattr(data.hub, f"{source}_rows")
+    shape = SHAPES.get(data.converter)
+    if rows is None or (shape is not None and shape.gather is not None):
+        return None
+    if share is not None:
+        rows = round(rows * (share if part == "heldout" else 1.0 - share))
+    return Counts(rows, rows, rows, rows)
 
 
 def name_part(config: Config, part: str) -> Origin:

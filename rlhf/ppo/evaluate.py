@@ -1,7 +1,7 @@
 """Held-out evaluation of step 3: the policy's answers, their scores, their gold rewards, and how far it has moved."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,10 +29,11 @@ SAMPLES_KEPT = 16
 
 @dataclass(frozen=True)
 class Prompt:
-    """A held-out prompt, as text and as ids."""
+    """A held-out prompt, as text and as ids, with whatever else its record says of it, as the reference answer."""
 
     text: str
     ids: list[int]
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ class Answer:
 
 def heldout_prompts(config: Config, dataset: Dataset, tokenizer: Tokenizer) -> list[Prompt]:
     """The held-out prompts that fit data.max_prompt_tokens. Raises ConfigError if there are none."""
-    pairs = [(text, encode_prompt(text, tokenizer, config.data)) for text in dataset.heldout.prompts]
-    return require_records([Prompt(text, ids) for text, ids in pairs if ids is not None], "prompts", config)
+    heldout = dataset.heldout
+    pairs = [(text, encode_prompt(text, tokenizer, config.data)) for text in heldout.prompts]
+    prompts = [Prompt(text, ids, heldout.meta.get(text, {})) for text, ids in pairs if ids is not None]
+    return require_records(prompts, "prompts", config)
 
 
 class Evaluation:

@@ -8,11 +8,13 @@ from support.hub_rows import HH, SETS, SHP
 from rlhf.config.compose import config_root
 from rlhf.config.errors import ConfigError
 from rlhf.data import records
-from rlhf.data.check import record_notes
+from rlhf.data.check import count_without_download, record_notes
+from rlhf.data.dataset import Dataset
 from rlhf.data.deepspeed_chat import cut
 from rlhf.data.plain import render_prompt, render_response
 from rlhf.data.records import load_dataset, load_part
 from rlhf.data.tokens import encode_comparisons, encode_demonstrations
+from rlhf.ppo.evaluate import heldout_prompts
 
 OWN = {"demo", "files", "hub", "deepspeed-chat-jsonfile"}
 OPTIONS = sorted(path.stem for path in (config_root() / "conf" / "data").glob("*.yaml"))
@@ -67,9 +69,11 @@ def test_tokens_of_a_set_are_its_text_and_its_end(read, tokenizer, option):
 
 
 @pytest.mark.parametrize(("option", "answer"), [("gsm8k", "1200"), ("math", "1,200")])
-def test_the_reference_answer_is_known_of_a_prompt(read, option, answer):
-    _, found, _ = read(option, SETS[option][0])
+def test_the_reference_answer_is_known_of_a_prompt(read, tokenizer, option, answer):
+    config, found, _ = read(option, SETS[option][0])
     assert found.meta["Why?"]["answer"] == answer
+    (prompt,) = heldout_prompts(config, Dataset(found, found), tokenizer)
+    assert prompt.meta["answer"] == answer
 
 
 def test_deepspeed_chats_own_files_get_a_blank_before_each_text(make_config, tmp_path):
@@ -118,6 +122,16 @@ def test_a_restricted_licence_and_another_number_of_rows_are_told(make_config, m
     monkeypatch.setattr(records, "load_split", lambda *arguments: [SHP])
     notes = list(record_notes(make_config("data=shp")))
     assert any("published are 348718 rows" in note for note in notes) and not any("licence" in note for note in notes)
+
+
+def test_a_plan_counts_published_rows_where_they_are_records(make_config):
+    def counted(option):
+        found = [count_without_download(make_config(f"data={option}"), part) for part in ("train", "heldout")]
+        return [counts and counts.demonstrations for counts in found]
+
+    assert counted("ultrafeedback") == [61135, 2000]
+    assert counted("alpaca") == [50962, 1040]
+    assert counted("oasst1") == counted("nectar") == [None, None]
 
 
 @pytest.mark.parametrize(
