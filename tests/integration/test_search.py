@@ -276,7 +276,7 @@ def refused(study, *arguments, value=peak):
     ("arguments", "start", "fix"),
     [
         (("sweep.objective=eval/godl",), "sweep.objective=eval/godl: there is no such metric", "did you mean eval/gold?"),
-        (("sweep.objective=zzz",), "sweep.objective=zzz: there is no such metric", "metric.py"),
+        (("sweep.objective=zzz",), "sweep.objective=zzz: there is no such metric", "All metrics"),
         (("sweep.direction=up",), "sweep.direction=up: ", "maximize, minimize"),
         (("sweep.sampler=best",), "sweep.sampler=best: ", "tpe, random"),
         (("launcher=slurm",), "launcher.wait=False: ", "launcher.wait=true"),
