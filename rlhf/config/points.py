@@ -30,7 +30,7 @@ from rlhf.config.compose import config_root, register, rewrite_words, to_config
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.hydra_errors import REFUSED, translate_error
 from rlhf.config.overrides import check_groups, expand_ranges, fixed_overrides, parse, without_values
-from rlhf.config.recipes import OWN, read_own_facts, register_recipes
+from rlhf.config.recipes import read_facts, read_own_facts, register_recipes
 from rlhf.config.schema import Config
 from rlhf.config.secrets import to_yaml
 
@@ -180,15 +180,23 @@ class Composer:
         return config
 
     def read_own_model(self, config: DictConfig) -> ModelFacts | None:
-        """The facts of the model that model=local names by its path, on which the options that follow the model depend."""
-        choices, model = config.hydra.runtime.choices, config.model
-        if choices.get("model") != OWN or not isinstance(model.path, str):
+        """The facts, which the options that follow the model depend on, of a model whose option does not state them: as
+        model=local, which names one by its path. None if the option does, or if nothing can be read."""
+        model = config.model
+        if self.states_facts(config):
             return None
-        return read_own_facts(model.path, model.revision, model.gguf_file, self.model_directories[0])
+        if model.num_parameters > 0:
+            return ModelFacts(None, model.family, model.num_parameters)
+        named = isinstance(model.path, str)
+        return read_own_facts(model.path, model.revision, model.gguf_file, self.model_directories[0]) if named else None
+
+    def states_facts(self, config: DictConfig) -> bool:
+        """Whether the chosen option of `model` states family and size."""
+        return read_facts(str(config.hydra.runtime.choices.get("model")), self.model_directories) is not None
 
     def lacks_facts(self, config: DictConfig) -> bool:
-        """Whether model=local names a model of which nothing can be read."""
-        named = config.hydra.runtime.choices.get("model") == OWN and isinstance(config.model.path, str)
+        """Whether a model is named of which nothing can be read."""
+        named = isinstance(config.model.path, str) and not self.states_facts(config)
         return named and self.read_own_model(config) is None
 
     @property

@@ -22,12 +22,11 @@ MOST_ADDED = 512
 
 
 def register_recipes(directories: tuple[Path, ...], own: ModelFacts | None = None) -> None:
-    """Let the defaults list choose by the model. `directories` hold the files of models; `own` are the facts of the model
-    that model=local names by its path."""
+    """Let the defaults list choose by the model. `directories` hold the files of models; `own` are the facts of a model
+    whose file does not state them, as model=local."""
 
     def choose(model: str, group: str) -> str:
-        facts = own if model == OWN else read_facts(model, directories)
-        return choose_option(model, facts, group, directories)
+        return choose_option(model, read_facts(model, directories) or own, group, directories)
 
     OmegaConf.register_new_resolver("rlhf_recipe", choose, replace=True)
 

@@ -8,7 +8,10 @@ from support.tiny_models import built, save_models
 
 from rlhf.engine.zero import release
 
-LARGE = "model=opt-1.3b", "model.path=null", "reward_model=opt-350m", "reward_model.path=null"
+LARGE = (  # their shapes alone: records and hyperparameters are the demo's
+    "model=opt-1.3b", "model.path=null", "reward_model=opt-350m", "reward_model.path=null", "data=demo", "sft=demo",
+    "reward=demo", "ppo=demo", "rollout/length@rollout=demo", "lora=none", "lora@critic_lora=same", "lora@reward_lora=same",
+)  # fmt: skip
 STEP = (
     "zero='2'", "precision=bf16", "rollout.max_new_tokens=64", "ppo.rollout_batch_size=32", "ppo.batch_size=32",
     "ppo.micro_batch_size=16", "ppo.update_epochs=1", "ppo.max_steps=10", "ppo.learning_rate=1e-5", "ppo.ema=false",

@@ -190,6 +190,23 @@ def test_a_model_of_your_own_takes_the_recipe_of_its_size_and_family(make_config
     assert make_config("model=local", f"model.path={large}").reward_model.path is None  # then it starts from the policy
 
 
+def test_an_option_of_your_own_takes_the_recipe_of_the_model_that_it_names(tmp_path):
+    """One in a directory of yours, which states no size or states it in a file that it builds on."""
+    from rlhf.config.command import read_command
+    from rlhf.config.points import Composer
+
+    place = write_settings(tmp_path / "weights", **opt_settings("opt-13b"))
+    options = tmp_path / "conf" / "model"
+    options.mkdir(parents=True)
+    (options / "named.yaml").write_text(f"defaults: [local, _self_]\nname: named\npath: {place}\n")
+    (options / "derived.yaml").write_text("defaults: [opt-13b, _self_]\nname: derived\n")
+    for name in ("named", "derived"):
+        words = ["--config-dir", str(tmp_path / "conf"), f"model={name}", "reward_model=opt-350m"]
+        with Composer(read_command(words)) as composer:
+            config = composer.compose_job(composer.points[0]).config
+        assert (config.model.name, config.sft.learning_rate, config.lora.rank) == (name, 1e-4, 128)
+
+
 def test_adapters_take_the_recipe_of_what_they_are_put_on(make_config, tmp_path):
     base = write_settings(tmp_path / "base", **opt_settings("opt-13b"))
     adapters = tmp_path / "adapters"
