@@ -1,35 +1,50 @@
 """What to do about a plan that does not fit: the cheapest changes, as the overrides to type."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from rlhf.cli.prepare import build_point, plan_tasks
-from rlhf.config.compose import config_root
+from rlhf.config.command import command_of
+from rlhf.config.compose import config_root, to_config
 from rlhf.config.errors import ConfigError
-from rlhf.config.points import compose_config
+from rlhf.config.points import Composer, drop_hydra_words
 from rlhf.config.schema import Config
 from rlhf.experiment.plan import GraphPlan, find_plan_problems
 from rlhf.experiment.sweep import Point, build_task_graph, lay_out
-from rlhf.planner.plan import StagePlan
 
 # How many changes are told.
 TOLD = 3
+# Options of groups as the keys that they set: keys are composed many times as fast.
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "zero=auto": ("zero.stage=auto", "zero.offload_optimizer=auto", "zero.offload_param=auto"),
+    "zero=2": ("zero.stage=2", "zero.offload_optimizer=false", "zero.offload_param=false"),
+    "zero=3": ("zero.stage=3", "zero.offload_optimizer=false", "zero.offload_param=false"),
+    "zero=3-offload": ("zero.stage=3", "zero.offload_optimizer=true", "zero.offload_param=true"),
+    "lora=r128": ("lora.rank=128", "lora.alpha=256"),
+}
+# Keys that leave to the planner what hardware decides.
+LEFT_OPEN = (
+    "sft.gradient_checkpointing=auto", "reward.gradient_checkpointing=auto", "ppo.gradient_checkpointing=auto",
+    "sft.micro_batch_size=null", "reward.micro_batch_size=null", "ppo.micro_batch_size=null",
+    "rollout.micro_batch_size=auto", "rollout.tensor_parallel=auto",
+)  # fmt: skip
 # Changes to try, the plainest first; each is one or more overrides.
 CHANGES: tuple[tuple[str, ...], ...] = (
     ("zero=auto",),
     ("zero=2",),
     ("zero=3",),
     ("zero=3-offload",),
-    ("sft.gradient_checkpointing=true", "reward.gradient_checkpointing=true", "ppo.gradient_checkpointing=true"),
-    ("rollout.micro_batch_size=auto",),
+    *((word,) for word in LEFT_OPEN),
     ("rollout.micro_batch_size=auto", "rollout.release_cache=true"),
-    ("zero=auto", "sft.gradient_checkpointing=auto", "reward.gradient_checkpointing=auto",
-     "ppo.gradient_checkpointing=auto", "rollout.micro_batch_size=auto", "rollout.tensor_parallel=auto"),
-    ("reward_model=opt-350m",),
+    ("sft.gradient_checkpointing=true", "sft.micro_batch_size=null"),
+    ("ppo.gradient_checkpointing=true", "ppo.micro_batch_size=null"),
     ("lora=r128",),
     ("lora=r128", "zero=3"),
-)  # fmt: skip
+    ("zero=auto", *LEFT_OPEN),
+)
 
 
 @dataclass(frozen=True)
@@ -66,32 +81,55 @@ def describe_changes(changes: list[Change]) -> str:
 
 
 def find_changes(point: Point) -> list[Change]:
-    """Find the cheapest changes with which all stages of a point fit."""
+    """Find the cheapest changes with which all stages of a point fit. Hardware is tried from the cheapest on that has more
+    memory, until two presets fit. Where fewer overrides do, more are not told."""
     found: list[Change] = []
-    for words in (*CHANGES, *((f"hardware={name}",) for name in hardware_options(point.config))):
-        plans = try_change(point, words)
-        if plans and all(plan.fits for plan in plans):
-            costs = [(plan.dollars or 0.0, plan.total_seconds or 0.0) for plan in plans]
-            found.append(Change(words, sum(cost for cost, _ in costs), sum(seconds for _, seconds in costs)))
-    found.sort(key=lambda change: (change.dollars, change.seconds, len(change.words)))
+    with Composer(command_of(point.overrides)) as composer:
+        for words in CHANGES:
+            if not (found and len(words) > len(LEFT_OPEN)):
+                found += try_change(composer, point, words)
+        presets = 0
+        for name in larger_hardware(point.config):
+            fitting = try_change(composer, point, (f"hardware={name}",))
+            found += fitting
+            presets += len(fitting)
+            if presets == 2:
+                break
+    found.sort(key=lambda change: (round(change.dollars, 2), round(change.seconds), len(change.words)))
     return found[:TOLD]
 
 
-def hardware_options(config: Config) -> Iterator[str]:
-    """The presets of hardware whose devices have no less memory, or of which there are more."""
-    from omegaconf import OmegaConf
+def larger_hardware(config: Config) -> list[str]:
+    """The presets of hardware that have more memory in all, the cheapest first."""
+    own = config.hardware
+    memory = own.memory_gib * own.gpus_per_node * own.nodes
+    sizes = {file.stem: read_hardware(file) for file in (config_root() / "conf" / "hardware").glob("*.yaml")}
+    costs = {}
+    for name, values in sizes.items():
+        devices = values["gpus_per_node"] * values["nodes"]
+        if values["device"] == own.device == "cuda" and values["memory_gib"] * devices > memory:
+            costs[name] = values["price_per_gpu_hour"] * devices
+    return sorted(costs, key=lambda name: (costs[name], name))
 
-    for file in sorted((config_root() / "conf" / "hardware").glob("*.yaml")):
-        if file.stem != "cpu" and "gpus_per_node" in OmegaConf.load(file):
-            yield file.stem
+
+def read_hardware(file: Path) -> dict[str, Any]:
+    """The values of a preset of hardware, with those of the preset that it changes."""
+    values = dict(yaml.safe_load(file.read_text()))
+    base = [name for name in values.pop("defaults", []) if name != "_self_"]
+    return (read_hardware(file.with_name(f"{base[0]}.yaml")) if base else {}) | values
 
 
-def try_change(point: Point, words: tuple[str, ...]) -> list[StagePlan]:
-    """Plan a point with some more overrides; empty if they cannot be."""
-    keys = {word.partition("=")[0] for word in words}
+def try_change(composer: Composer, point: Point, words: tuple[str, ...]) -> list[Change]:
+    """Plan a point with some more overrides; empty if its stages do not fit with them."""
+    applied = [key for word in words for key in OPTIONS.get(word, (word,))]
+    keys = {word.partition("=")[0] for word in applied}
     kept = [word for word in point.overrides if word.partition("=")[0].lstrip("+") not in keys]
     try:
-        changed = build_point(compose_config(*kept, *words), [*kept, *words], Path(point.directory))
-        return list(plan_tasks(lay_out(build_task_graph([changed]))).values())
+        composed = to_config(drop_hydra_words(composer.compose([*kept, *applied])))
+        changed = build_point(composed, [*kept, *applied], point.directory)
+        plans = plan_tasks(lay_out(build_task_graph([changed]))).values()
     except ConfigError:
         return []
+    if not all(plan.fits for plan in plans):
+        return []
+    return [Change(words, sum(plan.dollars or 0.0 for plan in plans), sum(plan.total_seconds or 0.0 for plan in plans))]
