@@ -151,17 +151,31 @@ def phase_bytes(config: Config, stage: str, batch: Batch) -> dict[str, Bytes]:
     if samples_responses_in(name):
         phases |= sampling_phases(config, roles, state, batch)
     else:
-        phases["train"] = {**state, **training_bytes(config, name, trained, batch.micro, max_sequence(config), None)}
-        logits = logits_bytes(roles[0].model, config.precision.dtype, batch.micro * max_sequence(config)) / 2
+        predicted = count_predicted_tokens(config, name)
+        phases["train"] = {**state, **training_bytes(config, name, trained, batch.micro, record_tokens(config), predicted)}
+        logits = (
+            logits_bytes(roles[0].model, config.precision.dtype, batch.micro * (predicted or record_tokens(config))) / 2
+        )
         needs_logits = kind_of(name).sequences == 1
         phases["evaluate"] = {
             **state,
             "gradients": 0.0,
-            "activations": scoring_bytes(config, roles, batch.micro * kind_of(name).sequences),
+            "activations": scoring_bytes(config, roles, batch.micro * kind_of(name).sequences * record_tokens(config)),
             "logits": logits if needs_logits else 0.0,
             "gather": max(buffer_bytes(role, config) for role in roles),
         }
     return {phase: {**fixed, **parts} for phase, parts in phases.items()}
+
+
+def record_tokens(config: Config) -> int:
+    """The longest sequence of a record of training: a prompt with a response of the data."""
+    return config.data.max_prompt_tokens + config.data.max_response_tokens
+
+
+def count_predicted_tokens(config: Config, stage: str) -> int | None:
+    """The tokens of a sequence whose logits are computed, at most: those that the loss covers; None for all."""
+    covers_response = kind_of(stage).section == "sft" and config.sft.loss_on == "completion"
+    return config.data.max_response_tokens if covers_response else None
 
 
 def training_bytes(
@@ -185,9 +199,8 @@ def training_bytes(
     return max(found, key=lambda parts: sum(parts.values()))
 
 
-def scoring_bytes(config: Config, roles: list[Role], sequences: int) -> float:
-    """Activations of a forward pass of the role that takes most."""
-    tokens = sequences * max_sequence(config)
+def scoring_bytes(config: Config, roles: list[Role], tokens: int) -> float:
+    """Activations of a forward pass over so many tokens of the role that takes most."""
     return max(forward_bytes_per_token(role.model, config.precision.dtype) * tokens for role in roles)
 
 
@@ -216,7 +229,7 @@ def sampling_phases(config: Config, roles: list[Role], state: Bytes, batch: Batc
     }
     logits = batch.micro * new
     score = {
-        "activations": scoring_bytes(config, roles, batch.micro),
+        "activations": scoring_bytes(config, roles, batch.micro * (prompt + new)),
         "logits": logits_bytes(actor.model, dtype, logits) / 2,
         "gather": buffers + max(buffer_bytes(role, config) for role in (actor, critic, *idle)),
     }

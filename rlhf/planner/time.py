@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from rlhf.catalog.role import Role
 from rlhf.catalog.stage import kind_of
-from rlhf.config.derive import Batches, max_sequence, ranks, samples_responses_in
+from rlhf.config.derive import Batches, ranks, samples_responses_in
 from rlhf.config.schema import Config, Model
 from rlhf.planner.batches import rollout_rows
 from rlhf.planner.constants import ADAM_BYTES, Constants
 from rlhf.planner.decode import decoded_weight_bytes
-from rlhf.planner.memory import bytes_per_element, cache_bytes_per_token, count_held, count_trained
+from rlhf.planner.memory import bytes_per_element, cache_bytes_per_token, count_held, count_trained, record_tokens
 
 # Passes over the blocks that a step of training is worth: forward, and twice that backward.
 TRAINING_PASSES = 3
@@ -64,7 +64,7 @@ def step_seconds(
         return sampling_step(config, stage, flops, plan, rates, constants)
     roles = kind_of(stage).roles(config)
     sequences = plan.per_rank * kind_of(stage).sequences
-    work = sum(pass_bytes(role.model, config, sequences, max_sequence(config), constants) * passes(role) for role in roles)
+    work = sum(pass_bytes(role.model, config, sequences, record_tokens(config), constants) * passes(role) for role in roles)
     parts = compute(flops["train"] / plan.ranks, work, launches(roles, plan.accumulation), rates)
     return {"train": merge(parts, *(exchange(role, config, plan.accumulation, 1, rates) for role in roles))}
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from rlhf.catalog.role import Role
 from rlhf.config.checks import check, check_devices
-from rlhf.config.derive import max_sequence, roles
+from rlhf.config.derive import roles
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import LORAS, ZEROS
 from rlhf.planner.batches import answers_per_pass, batches, fits_device
@@ -156,7 +156,7 @@ def test_a_derived_micro_batch_divides_and_fits(
     room = room_bytes(config, stage)
     rows = micro * (2 if stage == "reward" else 1)
     new = config.rollout.max_new_tokens
-    length = config.data.max_prompt_tokens + new if stage == "ppo" else max_sequence(config)
+    length = config.data.max_prompt_tokens + (new if stage == "ppo" else config.data.max_response_tokens)
     for shape, recomputed in trained(config, stage):
         needed = rows * length * activation_bytes_per_token(shape, "bf16", recomputed)
         assert micro == 1 or needed <= room, f"{shape.name} needs {needed / 2**30:.0f} of {room / 2**30:.0f} GiB"
@@ -183,7 +183,7 @@ def test_a_pass_of_the_reward_stage_reads_no_more_answers_than_fit(make_config, 
     config.reward_model, config.hardware.memory_gib, config.precision.dtype = shapes["opt-125m"], memory, "bf16"
     config.data.max_prompt_tokens = config.data.max_response_tokens = 512
     answers, room = answers_per_pass(config), room_bytes(config, "reward")
-    needed = answers * max_sequence(config) * activation_bytes_per_token(config.reward_model, "bf16", False)
+    needed = answers * 1024 * activation_bytes_per_token(config.reward_model, "bf16", False)
     assert answers == 2 or needed <= room, f"{answers} answers need {needed / 2**30:.0f} of {room / 2**30:.0f} GiB"
     assert answers == 2 or fits_device(config, "reward", answers // 2)
     assert not fits_device(config, "reward", answers)  # and no fewer than need be
