@@ -96,7 +96,7 @@ def test_a_benchmark_is_its_rounds_and_one_that_warms_up(small, what):
 
 
 def test_a_benchmarks_work_needs_no_records(make_config, monkeypatch):
-    monkeypatch.setattr("rlhf.cli.prepare.count_part", lambda config, part: pytest.fail("loaded"))
+    monkeypatch.setattr("rlhf.data.check.count_part", lambda config, part: pytest.fail("loaded"))
     (task,) = tasks_of(make_config("stage=bench"))
     assert estimate_tasks([task])[task.key].steps == 5
 
@@ -124,7 +124,7 @@ def test_a_sweeps_work_is_counted_on_its_own_records(make_config):
 
 
 def test_records_that_would_have_to_be_downloaded_are_not(make_config, monkeypatch):
-    monkeypatch.setattr("rlhf.cli.prepare.count_part", lambda config, part: pytest.fail("loaded"))
+    monkeypatch.setattr("rlhf.data.check.count_part", lambda config, part: pytest.fail("loaded"))
     config = make_config("data=hub", "data.hub.name=org/set", "ppo.max_steps=3")
     found = {task.node.stage: estimate_tasks([task])[task.key] for task in tasks_of(config)}
     assert (found["sft"], found["reward"], found["ppo"].steps) == (None, None, 3)
@@ -138,7 +138,7 @@ def test_pairs_of_one_prompt_that_are_read_together_are_one_element(make_config,
         Comparison(f"prompt {prompt}", answers[i], answers[j]) for prompt in range(8) for i, j in ((0, 1), (0, 2), (1, 2))
     ]
     split = Split([Demonstration("a", "b")] * 8, pairs, ["a"] * 8)
-    monkeypatch.setattr("rlhf.data.check.file_split", lambda config, part: split)
+    monkeypatch.setattr("rlhf.data.check.load_part", lambda config, part: split)
     monkeypatch.setattr("rlhf.data.check.KNOWN", {})
     config = make_config("reward.batch_size=4", "reward.epochs=2")
     config.reward.grouped, config.data.source = grouped, "files"
