@@ -103,12 +103,12 @@ def estimate_tasks(tasks: list[Task]) -> dict[str, Work | None]:
     found: dict[str, Work | None] = {}
     for task in tasks:
         config, kind = task.config, kind_of(task.node.stage)
-        source = str(config.data)
-        if source not in known and (counts := count_without_download(config, "train")) is not None:
+        source, reads = str(config.data), kind.records
+        if reads is not None and source not in known and (counts := count_without_download(config, "train")) is not None:
             known[source] = counts
-        if source not in known or kind.records is None:
+        if reads is None or source not in known:
             found[task.key] = estimate_work(config, kind.name, None)
             continue
-        records = kind.records(config, known[source])
+        records = reads(config, known[source])
         found[task.key] = estimate_work(config, kind.name, records.number, records.answers)
     return found
