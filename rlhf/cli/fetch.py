@@ -105,7 +105,8 @@ def needed(config: Config) -> Iterator[Download]:
                 yield model_download(known, given.key) if known else Download("model", str(value), given.key)
     hub, ptx = config.data.hub, config.ppo.ptx
     if config.data.source == "hub" and hub.name is not None and any(kind.records is not None for kind in kinds):
-        splits = hub.train_split, hub.heldout_split
+        is_cut = config.data.heldout_fraction is not None  # then the held-out records are a share of the training split
+        splits = (hub.train_split,) if is_cut else (hub.train_split, hub.heldout_split)
         yield Download(
             "dataset", hub.name, "data.hub.name", hub.revision, config=hub.config, data_dir=hub.data_dir, splits=splits
         )

@@ -5,6 +5,7 @@ import json
 import pytest
 from support.hub_rows import HH, SETS, SHP
 
+from rlhf.cli.fetch import find_downloads
 from rlhf.config.compose import config_root
 from rlhf.config.errors import ConfigError
 from rlhf.data import records
@@ -132,6 +133,12 @@ def test_a_plan_counts_published_rows_where_they_are_records(make_config):
     assert counted("ultrafeedback") == [61135, 2000]
     assert counted("alpaca") == [50962, 1040]
     assert counted("oasst1") == counted("nectar") == [None, None]
+
+
+@pytest.mark.parametrize(("option", "splits"), [("alpaca", ("train",)), ("ultrafeedback", ("train_prefs", "test_prefs"))])
+def test_the_splits_that_are_read_are_those_that_are_fetched(make_config, option, splits):
+    (download,) = find_downloads([make_config(f"data={option}")])
+    assert download.splits == splits
 
 
 @pytest.mark.parametrize(
