@@ -30,6 +30,11 @@ class Experience:
     returns: Tensor
     scores: Tensor
 
+    def sequences(self) -> tuple[Tensor, Tensor]:
+        """Return prompts and responses in one row each, and their mask, both [B, Q + R]."""
+        ids = torch.cat([self.prompts, self.responses], dim=1)
+        return ids, torch.cat([self.prompt_mask, self.mask], dim=1)
+
     def rows(self, indices: Tensor, trim: bool = True) -> "Experience":
         """Some of the samples, with the columns that none of them needs cut off if `trim`."""
         part = {f.name: getattr(self, f.name)[indices] for f in fields(self)}

@@ -59,7 +59,7 @@ SMALL = (
 )
 EVERY = "checkpoint.every_steps=1"
 STAGES = ("sft", "reward", "ppo")
-PPO, TRAINER, UPDATE = "rlhf.stages.ppo.train", "rlhf.ppo.trainer:DeepSpeedPPOTrainer", "rlhf.ppo.update:Update"
+PPO, TRAINER = "rlhf.stages.ppo.train", "rlhf.ppo.trainer:DeepSpeedPPOTrainer"
 SAVER, KEEPER = "rlhf.stages.saver", "rlhf.experiment.checkpoints"
 
 # Deaths in the course of a checkpoint, and what a stage survives beside its own work. Each is met by the attempt that the
@@ -115,7 +115,7 @@ FAULTS = {
     "ppo": (
         FaultPoint(f"{TRAINER}.generate_experience"),
         FaultPoint(f"{TRAINER}.generate_experience", when="after"),
-        FaultPoint(f"{UPDATE}.minibatch", nth=3),
+        FaultPoint(f"{TRAINER}.train_minibatch", nth=3),
         FaultPoint(f"{TRAINER}.train_rlhf", when="after"),
         *SAVING,
         *RESUMING,
@@ -141,7 +141,7 @@ FEWER = {
         FaultPoint("rlhf.stages.reward.train:train_step", nth=3, when="after"),
     ),
     "ppo": (
-        FaultPoint(f"{UPDATE}.minibatch", nth=6),
+        FaultPoint(f"{TRAINER}.train_minibatch", nth=6),
         FaultPoint(f"{TRAINER}.generate_experience", nth=3),
         FaultPoint(f"{TRAINER}.train_rlhf", when="after"),
         FaultPoint(f"{PPO}:save_model", nth=3, when="after"),
@@ -302,7 +302,7 @@ def test_killed_with_a_checkpoint_at_every_boundary_by_the_clock(lab):
     """Then rollouts that no update has seen are saved as well."""
     faults = (
         FaultPoint("os:replace", match="rollout.partial')"),
-        FaultPoint(f"{UPDATE}.minibatch", nth=2),  # after step-000000-rollout
+        FaultPoint(f"{TRAINER}.train_minibatch", nth=2),  # after step-000000-rollout
         FaultPoint(f"{TRAINER}.train_rlhf", nth=2),
         FaultPoint(f"{TRAINER}.train_rlhf", when="after"),  # after step-000001-rollout
         FaultPoint("os:replace", match="rollout.partial')", when="after"),  # the one resumed is kept as it is
@@ -366,7 +366,7 @@ def of_models(lab, *changes):
     ["bf16", fp16_case("fp16"), "adapters", pytest.param("adapters and weights, another critic", marks=pytest.mark.slow)],
 )
 def test_killed_ppo_of_another_kind(lab, name):
-    lab.broken("ppo", (FaultPoint(f"{UPDATE}.minibatch", nth=6),), *of_models(lab, *OPTIONS[name]))
+    lab.broken("ppo", (FaultPoint(f"{TRAINER}.train_minibatch", nth=6),), *of_models(lab, *OPTIONS[name]))
 
 
 # Two ranks.
@@ -387,7 +387,7 @@ def on_both(stage):
         )
     return (
         FaultPoint(f"{TRAINER}.generate_experience", when="after", rank=1),
-        FaultPoint(f"{UPDATE}.minibatch", nth=3, rank=0),
+        FaultPoint(f"{TRAINER}.train_minibatch", nth=3, rank=0),
         replace(SAVING[0], nth=2, rank=1),
         FaultPoint(f"{SAVER}:write_tensors", when="after", rank=1),
         *SAVING[1:],
@@ -420,7 +420,7 @@ PLUS = ("zero.zero_hpz_partition_size=2", "zero.zero_quantized_weights=false", "
     ids=lambda changes: ",".join(changes[:2]),
 )
 def test_two_ranks_of_another_kind_are_killed(lab, changes):
-    faults = (FaultPoint(f"{UPDATE}.minibatch", nth=6, rank=1), FaultPoint(f"{PPO}:save_model", nth=2))
+    faults = (FaultPoint(f"{TRAINER}.train_minibatch", nth=6, rank=1), FaultPoint(f"{PPO}:save_model", nth=2))
     lab.broken("ppo", faults, *of_models(lab, TWO, *changes))
 
 

@@ -58,7 +58,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             out = trainer.pending or trainer.generate_experience(prompt_batch)
             saver.boundary(number - 1, "rollout", numbers, trainer.tensors)
             trainer.train_rlhf(out)
-            metrics = trainer.metrics | describe_speed(config, out, trainer.clock, trainer.update.text_lengths)
+            metrics = trainer.metrics | describe_speed(config, out, trainer.clock, trainer.update_metrics.text_lengths)
             metrics["memory/peak_gib"] = maximum(peak_memory_gib())
             if should_evaluate(number, len(loader), ppo.eval_every):
                 after = evaluation.answers(engine.actor, lambda done, of: bar.say(f"evaluating {done}/{of}"))
@@ -70,8 +70,8 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
             bar.update(number, describe_progress(final | metrics, SHOWN, known))
             saver.boundary(number, None, numbers, trainer.tensors)
 
-    if trainer.update.texts is not None:
-        final |= trainer.update.texts.count_cut()
+    if trainer.texts is not None:
+        final |= trainer.texts.count_cut()
     save(trainer, context, final)
     engine.release()
     return final
@@ -87,7 +87,7 @@ def answer_with_start(evaluation: Evaluation) -> list[Answer]:
 
 def save(trainer: DeepSpeedPPOTrainer, context: Context, final: dict[str, float]) -> None:
     """Save the actor, the critic and, if one is kept, the moving average of the actor."""
-    engine, config, average = trainer.engine, trainer.args, trainer.update.average
+    engine, config, average = trainer.engine, trainer.args, trainer.average
     place = context.directory.path
     models: list[tuple[str, Any, Lora, Path]] = [
         ("critic", engine.critic, config.critic_lora, place / "critic"),

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.algo.advantages import advantages_and_returns, shape_scores, token_rewards
+from rlhf.algo.estimators.gae import advantages_and_returns
+from rlhf.algo.rewards import shape_scores, token_rewards
 
 seeds, rows, widths = st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 9)
 factors = st.floats(0.0, 1.0)

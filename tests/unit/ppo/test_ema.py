@@ -165,13 +165,13 @@ def test_the_saved_average_is_that_of_the_trained_actor(
 
     history = [snapshot()]
     trainer = DeepSpeedPPOTrainer(engine=engine, args=config)
-    minibatch = trainer.update.minibatch
+    train_minibatch = trainer.train_minibatch
 
     def remember(experience, order):
-        minibatch(experience, order)
+        train_minibatch(experience, order)
         history.append(snapshot())
 
-    trainer.update.minibatch = remember
+    trainer.train_minibatch = remember
     for batch in loader:
         trainer.train_rlhf(trainer.generate_experience(batch))
     assert len(history) == 1 + 2 * 2 * 2
@@ -183,7 +183,7 @@ def test_the_saved_average_is_that_of_the_trained_actor(
         for name in followed[0]
     }
     save_model(engine.actor, tokenizer, config.lora, tmp_path / "model", "")
-    save_model(engine.actor, tokenizer, config.lora, tmp_path / "ema", "", trainer.update.average.read)
+    save_model(engine.actor, tokenizer, config.lora, tmp_path / "ema", "", trainer.average.read)
     file = "adapter_model.safetensors" if changes else "model.safetensors"
     model, ema = (
         load_file(tmp_path / place / file) for place in (("adapter", "ema-adapter") if changes else ("model", "ema"))
@@ -201,4 +201,4 @@ def test_the_saved_average_is_that_of_the_trained_actor(
 def test_without_ema_there_is_none(make_config, tokenizer, models):
     config = make_config(*SMALL)
     engine = DeepSpeedRLHFEngine(*models, tokenizer, 1, config)
-    assert DeepSpeedPPOTrainer(engine=engine, args=config).update.average is None
+    assert DeepSpeedPPOTrainer(engine=engine, args=config).average is None

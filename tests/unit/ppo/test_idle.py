@@ -7,6 +7,7 @@ from support.tiny_models import built, dataset
 
 from rlhf.engine.offload import storages
 from rlhf.ppo import engine as engine_module
+from rlhf.ppo import trainer as trainer_module
 from rlhf.ppo.engine import is_shared
 from rlhf.ppo.evaluate import Evaluation, heldout_prompts
 from rlhf.rollout.hybrid.sampler import HybridSampler
@@ -56,8 +57,8 @@ def run(config, models, tokenizer, monkeypatch):
 
     sampler = engine.sampler_of(engine.actor, config.rollout)
     noting(sampler, "generate", "rollout")
-    noting(trainer, "score_rollout", "score")
-    noting(trainer.update, "micro_batch", "update")
+    noting(trainer_module, "score_rollout", "score")
+    noting(trainer_module, "policy_gradient", "update")
     evaluation = Evaluation(engine, config, None, heldout_prompts(config, dataset(config), tokenizer))
     noting(evaluation, "part", "evaluation")
     metrics = []

@@ -15,7 +15,8 @@ from rlhf.config.derive import Batches
 from rlhf.config.errors import ConfigError
 from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.data.tokens import right_mask
-from rlhf.ppo import ptx, update
+from rlhf.ppo import ptx
+from rlhf.ppo import trainer as trainer_module
 from rlhf.ppo.ptx import Texts, count_predicted_tokens
 from rlhf.runtime.seeds import random_stream
 
@@ -33,7 +34,7 @@ def build(config, models, tokenizer):
 def first_update(trainer, experience, monkeypatch):
     """The actor's gradient at the end of a rollout's first mini-batch, by name, and the norms before clipping."""
     caught = {}
-    finish = update.optimizer_step
+    finish = trainer_module.optimizer_step
 
     def look(actor, critic):
         caught.update({n: p.grad.clone() for n, p in actor.module.named_parameters() if p.grad is not None})
@@ -41,9 +42,8 @@ def first_update(trainer, experience, monkeypatch):
         return caught["norms"]
 
     with monkeypatch.context() as patch:
-        patch.setattr(update, "optimizer_step", look)
-        trainer.update.begin(0)
-        trainer.update.minibatch(experience, [5, 1, 6, 2])
+        patch.setattr(trainer_module, "optimizer_step", look)
+        trainer.train_minibatch(experience, [5, 1, 6, 2])
     return caught, caught.pop("norms")
 
 
@@ -86,7 +86,9 @@ def test_without_advantages_the_gradient_is_that_of_the_texts(  # row 35
     loss, expected = language_model_gradient(smooth_models[0], texts_by_hand(config, tokenizer, 0, 4))
     assert_close(gradient, {name: 0.5 * grad for name, grad in expected.items()})
     assert norms[0] == pytest.approx(0.5 * float(torch.cat([g.flatten() for g in expected.values()]).norm()), rel=1e-4)
-    assert trainer.update.metrics()["policy/ptx_loss"] == pytest.approx(loss, rel=1e-5)  # the mean, without the weight
+    assert trainer.update_metrics.reduce()["policy/ptx_loss"] == pytest.approx(
+        loss, rel=1e-5
+    )  # the mean, without the weight
 
 
 @pytest.mark.parametrize("micro", (1, 4))
@@ -118,8 +120,8 @@ def test_policy_and_texts_share_one_step(make_config, tokenizer, smooth_models, 
 def test_every_update_has_other_texts(make_config, tokenizer, models):
     config = make_config(*SMALL, "ppo.ptx_coef=0.5", "ppo.micro_batch_size=2", "ppo.update_epochs=2")
     trainer, experience = build(config, models, tokenizer)
-    asked, batches = [], trainer.update.texts.batches
-    trainer.update.texts.batches = lambda number: asked.append(number) or batches(number)
+    asked, batches = [], trainer.texts.batches
+    trainer.texts.batches = lambda number: asked.append(number) or batches(number)
     losses = []
     for _ in range(2):
         trainer.train_rlhf(experience)
@@ -194,5 +196,5 @@ def test_texts_of_your_own(make_config, tokenizer, tmp_path):
 
 def test_without_a_weight_no_text_is_read(make_config, tokenizer, models):
     trainer, _ = build(make_config(*SMALL), models, tokenizer)
-    assert trainer.update.texts is None
+    assert trainer.texts is None
     assert trainer.engine.actor.gradient_accumulation_steps() == trainer.engine.batches.accumulation

@@ -48,7 +48,7 @@ def test_the_documented_loop(make_config, models, tokenizer):
     assert isinstance(actor_loss, float) and critic_loss > 0
     assert any(not torch.equal(before[name], p) for name, p in engine.actor.module.named_parameters())
     assert all(torch.equal(reference[name], p) for name, p in engine.ref.module.named_parameters())
-    assert trainer.iteration == 2 and trainer.update.updates == 2 * 2 * 2
+    assert trainer.iteration == 2 and trainer.updates == 2 * 2 * 2
 
 
 def test_experience_is_consistent(make_config, models, tokenizer):
@@ -120,7 +120,7 @@ def test_a_rollout_whose_score_is_not_finite_is_left_out_and_kept(make_config, m
     assert {"prompts", "responses", "mask", "logprobs", "values", "scores", "advantages"} <= set(kept)
     assert torch.equal(kept["responses"], out.responses) and not torch.isfinite(kept["scores"]).any()
     assert json.loads((tmp_path / "inspection" / "step-1.json").read_text()) == {"step": 1, "problem": "a score"}
-    assert (trainer.iteration, trainer.update.updates, trainer.kl.coef) == (1, 0, args.ppo.kl_coef)
+    assert (trainer.iteration, trainer.updates, trainer.kl.coef) == (1, 0, args.ppo.kl_coef)
     trainer.train_rlhf(trainer.generate_experience(batch))  # the second in a row, and the third ends the run
     with pytest.raises(FloatingPointError, match="a score is not finite for 3 steps in a row"):
         trainer.train_rlhf(trainer.generate_experience(batch))

@@ -1,4 +1,5 @@
-"""Token rewards and generalised advantage estimation. B responses of at most R tokens; masks are 1 on real tokens."""
+"""Rewards: sequence scores as PPO sees them, and rewards per token. B responses of at most R tokens; masks are 1 on real
+tokens."""
 
 import torch
 from torch import Tensor
@@ -27,22 +28,3 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
     rewards = -kl_coef * zero_padding(kl, mask)
     last = (mask.sum(dim=1).long() - 1).clamp(min=0)
     return rewards.scatter_add(1, last[:, None], (scores * (mask.sum(dim=1) > 0))[:, None].to(rewards.dtype))
-
-
-def advantages_and_returns(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float
-) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (arXiv 1506.02438, eq. 16) and the returns A + V, both [B, R], 0 on padding.
-
-    The value after the last action is 0: the episode is over.
-    """
-    values, rewards = zero_padding(values, mask), zero_padding(rewards, mask)
-    advantages = torch.zeros_like(values)
-    after_value = torch.zeros_like(values[:, 0])
-    after_advantage = torch.zeros_like(values[:, 0])
-    for t in reversed(range(values.size(1))):
-        delta = rewards[:, t] + gamma * after_value - values[:, t]
-        after_advantage = (delta + gamma * gae_lambda * after_advantage) * mask[:, t]
-        advantages[:, t] = after_advantage
-        after_value = values[:, t]
-    return advantages, (advantages + values) * mask
