@@ -98,7 +98,7 @@ class DeepSpeedPPOTrainer:
         return experience
 
     def make_experience(self, prompts: PromptBatch, responses: Responses) -> tuple[Experience, Tensor]:
-        """Score the responses by all models and estimate their advantages and returns; returns the shaped scores [B] too."""
+        """Score the responses by all models and estimate advantages and returns; returns the shaped scores [B] too."""
         ppo = self.ppo
         prompt_mask = left_mask(prompts.lengths, prompts.ids.size(1))
         mask = right_mask(responses.lengths, responses.tokens.size(1))
