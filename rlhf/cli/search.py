@@ -24,7 +24,7 @@ from rlhf.cli.prepare import resolve_config
 from rlhf.config.compose import rewrite_words
 from rlhf.config.disk import disk_problem
 from rlhf.config.errors import ConfigError, raise_problems
-from rlhf.config.keys import ENTRIES, KEYS, get_key
+from rlhf.config.keys import ENTRIES, get_key, keys_of
 from rlhf.config.overrides import typed_value, without_values
 from rlhf.config.points import Composer, Job
 from rlhf.config.schema import Config, Search
@@ -125,8 +125,8 @@ def find_search_problems(composer: Composer, fixed: list[str], override: Overrid
             config = composer.compose_job([*fixed, *rewrite_words([f"{override.get_key_element()}={value}"])]).config
             if alone:
                 resolve_config(config)
-            elif (key := str(override.key_or_group)) in KEYS:
-                raise_problems(error for error, _ in check_values({key: get_key(config, key)}))
+            elif (key := str(override.key_or_group)) in (keys := keys_of(type(config))):
+                raise_problems(error for error, _ in check_values({key: get_key(config, key)}, keys))
         except ConfigError as error:
             yield error
 

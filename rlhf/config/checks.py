@@ -24,7 +24,7 @@ from rlhf.config.derive import (
 from rlhf.config.directories import find_name_problem
 from rlhf.config.errors import ConfigError, raise_problems
 from rlhf.config.inputs import check_inputs, check_writable
-from rlhf.config.keys import KEYS, get_key, set_key
+from rlhf.config.keys import get_key, keys_of, set_key
 from rlhf.config.rollouts import check_engine, check_sampling, check_tensor_parallel
 from rlhf.config.schema import ZEROS, Config, Zero
 from rlhf.config.shapes import check_models, is_whole
@@ -60,8 +60,9 @@ def find_problems(config: Config, checks: tuple[Check, ...]) -> list[ConfigError
     A key that is refused by itself counts as the nearest value that it may hold, and nothing more is said of it; of any
     other key the first problem is.
     """
-    values = {key: get_key(config, key) for key in KEYS}
-    found = list(check_values(values))
+    keys = keys_of(type(config))
+    values = {key: get_key(config, key) for key in keys}
+    found = list(check_values(values, keys))
     problems = [problem for problem, _ in found]
     refused = {problem.key for problem in problems}
     if found:

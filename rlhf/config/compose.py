@@ -8,7 +8,7 @@ import re
 import sys
 from dataclasses import is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,9 +19,10 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from rlhf.config.directories import draw_unique_word, make_safe_name, name_sweep
 from rlhf.config.errors import ConfigError, first_line, raise_problems
 from rlhf.config.hydra_errors import unknown_key
-from rlhf.config.keys import leaf_keys
+from rlhf.config.keys import keys_of, types_of
 from rlhf.config.recipes import expand_model, register_recipes
 from rlhf.config.schema import Config
+from rlhf.config.sections import config_type
 from rlhf.config.values import check_values, type_problems, unknown_keys
 
 # Groups that were converted, by their type and values.
@@ -101,12 +102,14 @@ def to_config(composed: DictConfig) -> Config:
         key = str(error.full_key)
         text = OmegaConf.to_container(composed, resolve=False)
         raise ConfigError(key, lookup(text, key), first_line(error), "correct the reference") from error
-    problems = [*(unknown_key(*found) for found in unknown_keys(values)), *type_problems(values)]
+    schema = config_type(values.get("stages"))
+    keys = keys_of(schema)
+    problems = [*(unknown_key(*found) for found in unknown_keys(values, schema)), *type_problems(values, schema)]
     if problems:
-        sound = [key for key in leaf_keys() if not any(names(error, key) for error in problems)]
+        sound = [key for key in keys if not any(names(error, key) for error in problems)]
         given = {key: value for key in sound if (value := lookup(values, key)) is not None}
-        raise_problems([*problems, *(error for error, _ in check_values(given))])
-    return convert_value(values) or cast(Config, to_value(Config, values))
+        raise_problems([*problems, *(error for error, _ in check_values(given, keys))])
+    return convert_value(values, schema) or cast(Config, to_value(schema, values))
 
 
 def names(error: ConfigError, key: str) -> bool:
@@ -119,10 +122,11 @@ def to_value(schema: type, values: dict[str, Any]) -> Any:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
 
 
-def convert_value(values: dict[str, Any]) -> Config | None:
-    """The values as a Config, group by group: one that was converted before is copied, as the points of a sweep have most
-    groups alike and OmegaConf takes 40 ms for all. None if something is wrong: converting all at once says what."""
-    kinds = get_type_hints(Config)
+def convert_value(values: dict[str, Any], schema: Any) -> Config | None:
+    """Convert the values to a Config of this schema, group by group: a group that was converted before is copied, as the
+    points of a sweep have most groups alike and OmegaConf takes 40 ms for all. Returns None if something is wrong:
+    converting all at once says what."""
+    kinds = types_of(schema)
     groups = {name: kind for name, kind in kinds.items() if isinstance(kind, type) and is_dataclass(kind)}
     if set(values) != set(kinds) or not all(isinstance(values[name], dict) for name in groups):
         return None
@@ -132,7 +136,7 @@ def convert_value(values: dict[str, Any]) -> Config | None:
         rest = to_value(single, {name: value for name, value in values.items() if name not in groups})
     except OmegaConfBaseException:
         return None
-    return Config(**parts, **vars(rest))
+    return cast(Config, schema(**parts, **vars(rest)))
 
 
 def convert_group(kind: type, values: dict[str, Any]) -> Any:

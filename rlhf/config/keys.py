@@ -55,9 +55,21 @@ def walk_schema(schema: Any, prefix: str = "", group: Key | None = None) -> Iter
             yield from walk_schema(found.type, f"{prefix}{field.name}.", found)
 
 
+@cache
+def walk_keys(schema: Any) -> dict[str, Key]:
+    """Return the keys of a schema, without groups, by their dotted names."""
+    return {name: key for name, key in walk_schema(schema) if not key.is_group}
+
+
+def keys_of(schema: Any) -> dict[str, Key]:
+    """Return the keys of a schema, without groups, by their dotted names: of `Config`, or of one that has the keys of
+    another package's stages too (rlhf/config/sections.py)."""
+    return walk_keys(schema)
+
+
 # Every key and every group of keys, and the keys alone, by their dotted names.
 ENTRIES: dict[str, Key] = dict(walk_schema(Config))
-KEYS: dict[str, Key] = {name: key for name, key in ENTRIES.items() if not key.is_group}
+KEYS: dict[str, Key] = keys_of(Config)
 # The keys that may be `auto`.
 AUTO_KEYS = tuple(name for name, key in KEYS.items() if key.auto)
 
@@ -98,8 +110,9 @@ def has_no_effect_but(name: str, *effects: Effect) -> bool:
 def is_neutral(config: Any, key: str) -> bool:
     """Tell whether a key leaves a stage what it was before the key existed: it has its neutral value, or a key that
     switches it on has."""
-    names = (key, *KEYS[key].switches)
-    return any(KEYS[name].neutral is not ... and get_key(config, name) == KEYS[name].neutral for name in names)
+    known = keys_of(type(config))
+    names = (key, *known[key].switches)
+    return any(known[name].neutral is not ... and get_key(config, name) == known[name].neutral for name in names)
 
 
 def get_key(config: Any, key: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 
 from rlhf.catalog.stage import is_stage, stage_kinds
 from rlhf.config.errors import ConfigError
-from rlhf.config.keys import KEYS, types_of, without_none
+from rlhf.config.keys import KEYS, Key, types_of, without_none
 from rlhf.config.metadata import AUTO, SHARE, Range
 from rlhf.config.schema import Config
 
@@ -78,38 +78,38 @@ def unknown_keys(values: dict[str, Any], schema: Any = Config, prefix: str = "")
             yield from unknown_keys(value, hints[name], f"{prefix}{name}.")
 
 
-def check_values(values: Mapping[str, Any]) -> Iterator[tuple[ConfigError, Any]]:
+def check_values(values: Mapping[str, Any], keys: Mapping[str, Key] = KEYS) -> Iterator[tuple[ConfigError, Any]]:
     """Find the values, by dotted key, that their key may not hold whatever the others are; each with a value that it may
-    hold instead."""
+    hold instead. `keys` are those of the schema."""
     for key, value in values.items():
-        known = KEYS[key]
+        known = keys[key]
         if key == "stages":
             outside = [name for name in value or () if "." in name and is_stage(name)]
-            yield from check_choice(key, value, (*stage_kinds(), *outside))
+            yield from check_choice(key, value, (*stage_kinds(), *outside), known)
         elif key == "rollout.engine" and ":" in value:  # somebody else's sampler: check_engine imports it
             continue
-        elif known.choices:
-            yield from check_choice(key, value, known.choices)
+        elif known.choices:  # the planner chooses for the keys of this package alone
+            yield from check_choice(key, value, tuple(o for o in known.choices if o != AUTO or key in KEYS), known)
         elif key.endswith(".betas"):
             yield from check_betas(key, value)
         elif known.auto:
-            yield from check_count_or_auto(key, value)
+            yield from check_count_or_auto(key, value, known)
         elif value is not None and known.range is not None:
             yield from check_number(key, value, known.range)
         elif value is not None and without_none(known.type) is str:
-            yield from check_text(key, value)
+            yield from check_text(key, value, known)
 
 
-def check_choice(key: str, value: Any, options: tuple[Any, ...]) -> Iterator[tuple[ConfigError, Any]]:
+def check_choice(key: str, value: Any, options: tuple[Any, ...], known: Key) -> Iterator[tuple[ConfigError, Any]]:
     """Find words that are no choice of their key, which may hold one, or a list of them."""
-    several = get_origin(without_none(KEYS[key].type)) is list and isinstance(value, list)
-    chosen = value if several else [] if value is None and KEYS[key].optional else [value]
-    known = [word for word in chosen if is_choice(word, options)] or list(options[:1])
+    several = get_origin(without_none(known.type)) is list and isinstance(value, list)
+    chosen = value if several else [] if value is None and known.optional else [value]
+    allowed = [word for word in chosen if is_choice(word, options)] or list(options[:1])
     for word in chosen:
         if not is_choice(word, options):
             named = [str(option).lower() if isinstance(option, bool) else str(option) for option in options]
             fix = f"choose one of {', '.join(named)}"
-            yield ConfigError(key, word, "there is no such choice", fix), known if several else known[0]
+            yield ConfigError(key, word, "there is no such choice", fix), allowed if several else allowed[0]
 
 
 def is_choice(word: Any, options: tuple[Any, ...]) -> bool:
@@ -117,11 +117,11 @@ def is_choice(word: Any, options: tuple[Any, ...]) -> bool:
     return any(type(word) is type(option) and word == option for option in options)
 
 
-def check_count_or_auto(key: str, value: Any) -> Iterator[tuple[ConfigError, Any]]:
+def check_count_or_auto(key: str, value: Any, known: Key) -> Iterator[tuple[ConfigError, Any]]:
     """Find what is neither `auto` nor a number in the key's range; null passes where it stands for all."""
-    numbers = KEYS[key].range
+    numbers = known.range
     assert numbers is not None  # keys without one have choices
-    if value == AUTO or (value is None and KEYS[key].optional):
+    if value == AUTO or (value is None and known.optional):
         return
     if isinstance(value, bool) or not isinstance(value, int):
         yield ConfigError(key, value, "it is neither auto nor a whole number", f"give auto or a number {numbers}"), 1
@@ -137,9 +137,9 @@ def check_number(key: str, value: float, numbers: Range) -> Iterator[tuple[Confi
         yield ConfigError(key, value, "out of range", f"give a number {numbers}"), repaired
 
 
-def check_text(key: str, text: str) -> Iterator[tuple[ConfigError, Any]]:
+def check_text(key: str, text: str, known: Key) -> Iterator[tuple[ConfigError, Any]]:
     """Find text that is empty or cannot be written as UTF-8."""
-    repaired = "{prompt}" if without_none(KEYS[key].type) is KEYS[key].type else None
+    repaired = "{prompt}" if without_none(known.type) is known.type else None
     if not text.strip():
         yield ConfigError(key, repr(text), "it is empty", "give some text, or leave the key out"), repaired
     elif "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):

@@ -14,8 +14,10 @@ from typing import Any, BinaryIO
 from rlhf.catalog.stage import kind_of
 from rlhf.config.errors import ConfigError
 from rlhf.config.inputs import matching_files
-from rlhf.config.keys import KEYS, get_key, is_neutral, matches_prefix
+from rlhf.config.keys import KEYS, get_key, is_neutral, keys_of, matches_prefix
+from rlhf.config.metadata import Content
 from rlhf.config.schema import Config
+from rlhf.config.sections import config_type
 from rlhf.experiment.files import parse_json
 from rlhf.experiment.integrity import integrity_error, known_files, safetensors_tensors
 
@@ -40,12 +42,12 @@ def result_config(config: Config, stage: str) -> dict[str, Any]:
     """Return the dotted keys that decide the stage's result, with their values; paths by what they hold. A key at its
     neutral value is left out."""
     chosen = {key: get_key(config, key) for key in result_keys(stage) if not is_neutral(config, key)}
-    return {key: identify_value(value, key) for key, value in chosen.items()}
+    known = keys_of(type(config))
+    return {key: identify_value(value, key, known[key].content) for key, value in chosen.items()}
 
 
-def identify_value(value: Any, key: str) -> Any:
+def identify_value(value: Any, key: str, content: Content | None) -> Any:
     """Return what a key's value counts as: what a path holds, a function with the source of its module, or itself."""
-    content = KEYS[key].content
     if content == "function":
         return f"{value} {hash_source(value, key)}" if ":" in value else value
     return content_id(value, key) if content else value
@@ -69,7 +71,8 @@ def result_keys(stage: str) -> tuple[str, ...]:
     """The dotted keys that decide the stage's result: of those that it reads, a benchmark's are all that are no names."""
     kind = kind_of(stage)
     effects = {"result", "input", "speed"} if kind.is_benchmark else {"result"}
-    return tuple(name for name, key in KEYS.items() if key.effect in effects and matches_prefix(name, kind.result_keys))
+    known = keys_of(config_type([stage]))
+    return tuple(name for name, key in known.items() if key.effect in effects and matches_prefix(name, kind.result_keys))
 
 
 def content_id(path: str | None, key: str = "path") -> str | None:
@@ -135,8 +138,8 @@ def file_digest(file: Path) -> tuple[str, int, bytes]:
 def data_files(config: Config, stage: str) -> dict[str, str]:
     """The files of records and texts that decide a stage's result, by their keys, with the hashes in its fingerprint."""
     kind = kind_of(stage)
-    read = () if kind.is_benchmark else result_keys(stage)
-    named = {key: get_key(config, key) for key in read if KEYS[key].content == "records" and not is_neutral(config, key)}
+    read, known = () if kind.is_benchmark else result_keys(stage), keys_of(type(config))
+    named = {key: get_key(config, key) for key in read if known[key].content == "records" and not is_neutral(config, key)}
     return {key: str(content_id(path, key)) for key, path in named.items() if path is not None}
 
 

@@ -13,6 +13,7 @@ from rlhf.catalog.display import DISPLAY_FILE, display_of, is_in_package, to_jso
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config
 from rlhf.config.secrets import to_yaml
+from rlhf.config.sections import config_type
 from rlhf.experiment.checkpoints import check_layout, remove_all
 from rlhf.experiment.files import parse_json
 from rlhf.experiment.fingerprint import code_hash
@@ -99,7 +100,7 @@ def load_spec(values: dict[str, Any]) -> Spec:
     """Make a spec of what its file holds. Raises ConfigError for one whose keys are those of another release."""
     config = values.pop("config")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), config)
+        merged = OmegaConf.merge(OmegaConf.structured(config_type(config["stages"])), config)
         return Spec(**values, config=cast(Config, OmegaConf.to_object(merged)))
     except OmegaConfBaseException as error:
         problem = f"another release launched this stage: {first_line(error)}"

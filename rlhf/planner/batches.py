@@ -1,6 +1,5 @@
 """How a global batch is shared: by ranks, and on each of them by micro-batches that fit its memory."""
 
-from rlhf.catalog.stage import kind_of
 from rlhf.config.derive import Batches, divisors, ranks, samples_responses_in, share_batch
 from rlhf.config.schema import Config
 from rlhf.planner.memory import GIB, Batch, peak_bytes, phase_bytes
@@ -33,16 +32,3 @@ def fits_device(config: Config, stage: str, micro: int) -> bool:
     phases = phase_bytes(config, stage, batch)
     trained = {name: parts for name, parts in phases.items() if name in ("train", "score", "update")}
     return peak_bytes(trained) <= config.hardware.memory_gib * GIB
-
-
-def answers_per_pass(config: Config) -> int:
-    """The most answers that a forward pass of the reward stage's training reads: two for each comparison of
-    `reward.micro_batch_size`, or, where that is null, as many as fit beside the stage's weights and optimiser state. One
-    prompt's answers beyond that, if `reward.grouped` puts many together, take several passes."""
-    if config.reward.micro_batch_size is not None:
-        return 2 * config.reward.micro_batch_size
-    per_comparison = kind_of("reward").sequences
-    size = 1
-    while size < 2**20 and fits_device(config, "reward", 2 * size):
-        size *= 2
-    return per_comparison * size

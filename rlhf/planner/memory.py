@@ -152,7 +152,9 @@ def phase_bytes(config: Config, stage: str, batch: Batch) -> dict[str, Bytes]:
         phases |= sampling_phases(config, roles, state, batch)
     else:
         predicted = count_predicted_tokens(config, name)
-        phases["train"] = {**state, **training_bytes(config, name, trained, batch.micro, record_tokens(config), predicted)}
+        per_record = kind_of(name).sequences
+        training = training_bytes(config, per_record, trained, batch.micro, record_tokens(config), predicted)
+        phases["train"] = {**state, **training}
         logits = (
             logits_bytes(roles[0].model, config.precision.dtype, batch.micro * (predicted or record_tokens(config))) / 2
         )
@@ -174,19 +176,20 @@ def record_tokens(config: Config) -> int:
 
 def count_predicted_tokens(config: Config, stage: str) -> int | None:
     """The tokens of a sequence whose logits are computed, at most: those that the loss covers; None for all."""
-    covers_response = kind_of(stage).section == "sft" and config.sft.loss_on == "completion"
-    return config.data.max_response_tokens if covers_response else None
+    section = kind_of(stage).section
+    covered = "full" if section is None else getattr(getattr(config, section), "loss_on", "full")
+    return config.data.max_response_tokens if covered == "completion" else None
 
 
 def training_bytes(
-    config: Config, stage: str, trained: list[Role], micro: int, tokens: int, logit_tokens: int | None
+    config: Config, per_record: int, trained: list[Role], micro: int, tokens: int, logit_tokens: int | None
 ) -> Bytes:
-    """Activations, logits and buffers of training on `micro` records: those of the role that takes most at a time. Scorers
-    have no logits; of a language model `logit_tokens` of each sequence have, or all."""
-    dtype, sequences = config.precision.dtype, micro * kind_of(stage).sequences
+    """Activations, logits and buffers of training on `micro` records of `per_record` sequences: those of the role that
+    takes most at a time. Scorers have no logits; of a language model `logit_tokens` of each sequence have, or all."""
+    dtype, sequences = config.precision.dtype, micro * per_record
     found: list[Bytes] = []
     for number, role in enumerate(trained):
-        has_logits = number == 0 and kind_of(stage).sequences == 1
+        has_logits = number == 0 and per_record == 1
         logits = sequences * (tokens if logit_tokens is None else logit_tokens) if has_logits else 0
         per_token = activation_bytes_per_token(role.model, dtype, role.recomputed)
         found.append(
@@ -233,9 +236,9 @@ def sampling_phases(config: Config, roles: list[Role], state: Bytes, batch: Batc
         "logits": logits_bytes(actor.model, dtype, logits) / 2,
         "gather": buffers + max(buffer_bytes(role, config) for role in (actor, critic, *idle)),
     }
-    update = training_bytes(config, "ppo", [actor, critic], batch.micro, prompt + new, new)
+    update = training_bytes(config, 1, [actor, critic], batch.micro, prompt + new, new)
     if config.ppo.ptx_coef > 0:
-        texts = training_bytes(config, "ppo", [actor], batch.micro, max_sequence(config), None)
+        texts = training_bytes(config, 1, [actor], batch.micro, max_sequence(config), None)
         update = max(update, texts, key=lambda parts: sum(parts.values()))
     update["gather"] += buffers
     return {

@@ -1,5 +1,5 @@
 """A stage of somebody else's is one file of Python and one of YAML: it is planned, run, resumed, shown and reported without
-a change to this package. It reads the keys that there are; a schema of its own it cannot have yet."""
+a change to this package, with keys and metrics of its own."""
 
 import json
 import os
@@ -18,24 +18,37 @@ PYTHON = '''
 
 import os
 import signal
+from dataclasses import dataclass
 
 from rlhf.catalog.metric import TRAINING, Metric
 from rlhf.catalog.role import Role
 from rlhf.catalog.stage import Card, Input, Records, StageKind
+from rlhf.config.metadata import Range, key
+from rlhf.config.schema import Training
 from rlhf.planner.flops import training_flops
+
+
+@dataclass
+class Relearn(Training):
+    """The keys of the second pass."""
+
+    dropout: float = key(Range(0, 0.5))
+    order: str = key(choices=("same", "reversed"))
+    note: str | None = key(effect="name")
 
 
 def phase_flops(config, answers):
     longest = config.data.max_prompt_tokens + config.data.max_response_tokens
-    count = config.sft.batch_size
+    count = config.relearn.batch_size
     return {"train": training_flops(config.model, [longest] * count, longest * count, config.lora)}
 
 
 KIND = StageKind(
     name="lab.relearn",
     run="lab.relearn:run",
-    result_keys=("seed", "precision", "lora", "data", "sft", "zero"),
-    section="sft",
+    result_keys=("seed", "precision", "lora", "data", "relearn", "zero"),
+    schema=Relearn,
+    section="relearn",
     metrics=(
         Metric("train/loss", "nats", "training loss of the second pass", "second loss", axis="nats per token"),
         *TRAINING,
@@ -68,27 +81,32 @@ def run(config, inputs, context):
     from rlhf.stages.sft import work
     from rlhf.stages.sft.train import evaluate, sequence_lengths, train_step
 
-    sft, dataset = config.sft, load_dataset(config)
+    own, dataset = config.relearn, load_dataset(config)
     tokenizer = load_tokenizer(inputs["actor"], "ppo.actor")
     train, heldout = (
         encode_demonstrations(part.demonstrations, tokenizer, config.data) for part in (dataset.train, dataset.heldout)
     )
     plan, pad = batches(config, context.spec.stage), tokenizer.pad_token_id
-    policy = load_policy(Source(inputs["actor"], "ppo.actor"), config, config.zero, sft.dropout)
-    learning = TrainingSpec(sft, plan, config.zero, config.lora, sft.learning_rate, sft.weight_decay, False)
+    policy = load_policy(Source(inputs["actor"], "ppo.actor"), config, config.zero, own.dropout)
+    learning = TrainingSpec(own, plan, config.zero, config.lora, own.learning_rate, own.weight_decay, False)
     engine = training_engine(policy, config, learning)
     steps = []
 
-    def step(own):
-        steps.append(own)
+    def step(share):
+        steps.append(share)
         if os.environ.get("DIE_AT") == str(len(steps)):
             os.kill(os.getpid(), signal.SIGKILL)
-        return train_step(engine, own, plan, config, pad), sequence_lengths(own)
+        return train_step(engine, share, plan, config, pad), sequence_lengths(share)
 
     learner = supervised.Learner(
-        "sft", sft, config.lora, plan, engine, train, step, lambda lengths: work(config, lengths),
-        lambda own: sequence_batch(own, pad), lambda: evaluate(engine, heldout, plan, pad), "eval/perplexity",
-        ("train/loss",),
+        "relearn", own, config.lora, plan, engine, train,
+        step=step,
+        flops=lambda lengths: work(config, lengths),
+        size=lambda item: len(item.prompt) + len(item.response),
+        batch=lambda share: sequence_batch(share, pad),
+        evaluate=lambda: evaluate(engine, heldout, plan, pad),
+        judged_by="eval/perplexity",
+        shown=("train/loss",),
     )
     final = supervised.train(config, context, learner)
     text = write_model_card(context.spec, "model", engine, final)
@@ -96,9 +114,17 @@ def run(config, inputs, context):
     release(engine)
     return final
 '''
+KEYS = (
+    "epochs", "max_steps", "batch_size", "micro_batch_size", "learning_rate", "schedule", "warmup_steps", "weight_decay",
+    "betas", "eps", "max_grad_norm", "packing", "max_nonfinite", "eval_every", "dropout",
+)  # fmt: skip
 YAML = """# @package _global_
 stages: [sft, lab.relearn]
-"""
+relearn:
+  gradient_checkpointing: false
+  order: same  # in which the demonstrations are read again
+  note: null  # for people
+""" + "".join(f"  {key}: ${{sft.{key}}}\n" for key in KEYS)
 SMALL = (
     "--config-dir=conf", "stage=relearn", "data.demo.demonstrations=60", "data.demo.rounds=1",
     "data.demo.heldout_prompts=8", "sft.max_steps=4", "sft.batch_size=16", "checkpoint.every_steps=1",
@@ -147,6 +173,22 @@ def test_a_stage_that_cannot_be_found_is_refused_in_a_line(command):
     assert code == 2 and "there is no such choice" in said and "Traceback" not in said, said
 
 
+def test_its_keys_are_checked_before_anything_starts(command, place):
+    wrong = {
+        "relearn.dropout=0.7": "relearn.dropout=0.7: out of range; give a number at least 0 and at most 0.5",
+        "relearn.order=random": "relearn.order=random: there is no such choice; choose one of same, reversed",
+        "relearn.epochs=many": "relearn.epochs=many: wrong type; give a whole number",
+        "relearn.gradient_checkpointing=auto": "relearn.gradient_checkpointing=auto: there is no such choice",
+        "+relearn.passes=2": "relearn.passes=2: there is no such key",
+        "relearn.batch_size=15": "relearn.micro_batch_size",
+    }
+    for word, line in wrong.items():
+        code, said = command(*SMALL, word, "relearn.micro_batch_size=2", "dry_run=true")
+        assert code == 2 and line in said and "Traceback" not in said, said
+    code, said = command("relearn.order=same", "dry_run=true")  # the whole pipeline has no such stage
+    assert code == 2 and "relearn.order" in said, said
+
+
 def test_it_goes_on_where_it_was_killed(command, place):
     code, said = command(*SMALL, DIE_AT="3")
     assert code == -signal.SIGKILL, said
@@ -161,10 +203,12 @@ def test_it_goes_on_where_it_was_killed(command, place):
 
 
 def test_another_value_of_a_key_that_it_reads_is_another_stage(command):
-    code, said = command(*SMALL, "sft.learning_rate=0.01", "dry_run=true")
-    assert code == 0 and "1 sft, 1 lab.relearn to run" in said, said
-    code, said = command(*SMALL, "ppo.gamma=0.9", "dry_run=true")
-    assert code == 0 and "nothing to run" in said, said
+    for word in ("relearn.learning_rate=0.01", "relearn.order=reversed"):
+        code, said = command(*SMALL, word, "dry_run=true")
+        assert code == 0 and "1 lab.relearn to run, 1 stage done before" in said, said
+    for word in ("ppo.gamma=0.9", "relearn.note=again", "relearn.max_nonfinite=7"):
+        code, said = command(*SMALL, word, "dry_run=true")
+        assert code == 0 and "nothing to run" in said, said
 
 
 def test_status_and_report_show_it(command, place):

@@ -43,7 +43,11 @@ def last_name(node):
 
 
 def words_in(node):
-    return {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and n.value in KINDS}
+    """The names of stages among the words below a node; the choices of a key are no stages."""
+    if isinstance(node, ast.keyword) and node.arg == "choices":
+        return set()
+    own = {node.value} & set(KINDS) if isinstance(node, ast.Constant) and isinstance(node.value, str) else set()
+    return own.union(*map(words_in, ast.iter_child_nodes(node)))
 
 
 def used_as_stage(tree, takes):

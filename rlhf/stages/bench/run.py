@@ -15,7 +15,7 @@ from rlhf.engine.zero import TrainingSpec, release, training_engine
 from rlhf.experiment import stopping
 from rlhf.experiment.stopping import Stopped
 from rlhf.models.load import new_policy, new_scorer
-from rlhf.planner.batches import answers_per_pass, batches
+from rlhf.planner.batches import batches
 from rlhf.runtime.device import free, peak_memory_gib, reset_peak
 from rlhf.runtime.distributed import is_main, maximum, start, total
 from rlhf.stages.bench import measured_stages
@@ -24,6 +24,7 @@ from rlhf.stages.bench.inputs import comparisons, demonstrations
 from rlhf.stages.bench.metrics import RATES
 from rlhf.stages.bench.rounds import MakeRound, Round, random_models, round_of, train_toy_tokenizer
 from rlhf.stages.context import Context
+from rlhf.stages.reward import answers_per_pass
 from rlhf.stages.reward import train as reward
 from rlhf.stages.reward import work as reward_work
 from rlhf.stages.sft import train as sft

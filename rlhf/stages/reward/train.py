@@ -28,12 +28,12 @@ from rlhf.engine.zero import TrainingSpec, release, training_engine
 from rlhf.models.heads import BIAS, SCALE
 from rlhf.models.load import new_scorer
 from rlhf.models.tokenizer import build_tokenizer
-from rlhf.planner.batches import answers_per_pass, batches
+from rlhf.planner.batches import batches
 from rlhf.runtime.distributed import is_main, rank, total
 from rlhf.stages import supervised
 from rlhf.stages.card import write_model_card
 from rlhf.stages.context import Context
-from rlhf.stages.reward import work
+from rlhf.stages.reward import answers_per_pass, work
 from rlhf.stages.reward.comparisons import Element, count_tokens, pair_margins, read_scores, train_on_comparisons
 from rlhf.stages.supervised import Learner
 from rlhf.tracking.progress import Bar

@@ -9,8 +9,9 @@ from rlhf.config.checks import check, check_devices
 from rlhf.config.derive import roles
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import LORAS, ZEROS
-from rlhf.planner.batches import answers_per_pass, batches, fits_device
+from rlhf.planner.batches import batches, fits_device
 from rlhf.planner.memory import GIB, activation_bytes_per_token, adapter_parameters, state_bytes
+from rlhf.stages.reward import answers_per_pass
 
 STAGES = st.sampled_from(["sft", "reward", "ppo"])
 SIZES = st.integers(1, 16)
