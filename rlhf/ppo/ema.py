@@ -25,7 +25,7 @@ class ExponentialMovingAverage:
         self.shadows: dict[int, Tensor] = {}
 
     def parameters(self) -> list[Any]:
-        """The trained parameters of which this rank keeps an average."""
+        """List the trained parameters of which this rank keeps an average."""
         trained = [parameter for parameter in self.engine.module.parameters() if parameter.requires_grad]
         return [parameter for parameter in trained if is_main() or is_partitioned(parameter)]
 
@@ -43,12 +43,12 @@ class ExponentialMovingAverage:
                 shadow.lerp_(weight, 1 - self.ppo.ema_decay)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What this rank keeps of the average."""
+        """Return the part of the average that this rank keeps."""
         kept = enumerate(self.shadows.get(id(parameter)) for parameter in self.parameters())
         return {f"average.{number}": shadow for number, shadow in kept if shadow is not None}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on with such a state; entries of others are passed over."""
+        """Resume with such a state; other entries are ignored."""
         for number, parameter in enumerate(self.parameters()):
             if f"average.{number}" in state:
                 self.shadows[id(parameter)] = state[f"average.{number}"].to(local_shard(parameter).device)

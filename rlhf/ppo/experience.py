@@ -1,4 +1,4 @@
-"""What a rollout leaves for the updates: B responses of at most R tokens after prompts of at most Q tokens."""
+"""The samples of a rollout, for the updates: B responses of at most R tokens after prompts of at most Q tokens."""
 
 from dataclasses import dataclass, fields
 
@@ -36,7 +36,7 @@ class Experience:
         return ids, torch.cat([self.prompt_mask, self.mask], dim=1)
 
     def rows(self, indices: Tensor, trim: bool = True) -> "Experience":
-        """Some of the samples, with the columns that none of them needs cut off if `trim`."""
+        """Select samples; with `trim`, columns that are padding in all of them are cut off."""
         part = {f.name: getattr(self, f.name)[indices] for f in fields(self)}
         if not trim:
             return Experience(**part)
@@ -49,7 +49,7 @@ class Experience:
 
 
 def from_all_ranks(experience: Experience) -> Experience:
-    """The samples of all ranks, in order, on every rank; so that mini-batches do not depend on the number of ranks."""
+    """Gather the samples of all ranks, in order, on every rank, so that mini-batches do not depend on the ranks."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return experience
     widths = torch.tensor([experience.prompts.size(1), experience.responses.size(1)], device=experience.prompts.device)
@@ -60,7 +60,7 @@ def from_all_ranks(experience: Experience) -> Experience:
 
 
 def gather_experience(tensor: Tensor, name: str, widths: list[int]) -> Tensor:
-    """One field of all ranks, padded to a common width on the side its padding is on."""
+    """Gather one field of all ranks, padded to a common width on the side of its padding."""
     if tensor.ndim == 2:
         prompt = name.startswith("prompt")
         missing = widths[0 if prompt else 1] - tensor.size(1)

@@ -1,4 +1,4 @@
-"""What a rollout says of itself: rewards, KL, values, lengths, and how fast each phase was."""
+"""Metrics of a rollout: rewards, KL, values, lengths, and how fast each phase was."""
 
 from collections.abc import Sequence
 

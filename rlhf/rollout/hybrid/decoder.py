@@ -119,7 +119,7 @@ class Decoder:
         return min(self.rows, next_size(rows))
 
     def slots_for(self, step: int) -> int:
-        """The slots of the cache that a step reads."""
+        """Return the number of slots of the cache that a step reads."""
         return min(self.slots, -(-(self.longest + step) // self.bucket) * self.bucket)
 
     @property
@@ -128,7 +128,7 @@ class Decoder:
         return LOOK_EVERY if self.device.type == "cuda" else 1
 
     def anyone(self, left: int) -> bool:
-        """Whether any row is left, on any rank where ranks go together."""
+        """Whether any row is unfinished: on any rank, where ranks go together."""
         return total(left)[0] > 0 if self.together else left > 0
 
     def forbidden(self, step: int) -> bool:
@@ -136,7 +136,7 @@ class Decoder:
         return self.rollout.fixed_length or step < self.rollout.min_new_tokens
 
     def keep(self, found: Part, rows: Tensor) -> None:
-        """Put what the rows have so far where it belongs."""
+        """Copy the results of these rows so far into `found`."""
         here = self.tokens, self.logprobs, self.lengths, ~self.alive
         for column, tensor in zip(found, here, strict=True):
             column[rows] = tensor[: len(rows)]
@@ -165,7 +165,7 @@ class Decoder:
         return torch.cat([whole, whole.new_zeros(size - len(whole), whole.size(1))])
 
     def alike(self, lengths: list[int]) -> Iterator[slice]:
-        """Consecutive prompts that are of about one length; all of them where ranks go together."""
+        """Split prompts into consecutive parts of about one length; a single part where ranks go together."""
         start = 0
         for row in range(1, len(lengths) + 1):
             most = row - start >= max(1, PREFILL_TOKENS // lengths[start])
@@ -205,7 +205,7 @@ class Decoder:
         self.choose(out.logits[:, -1], rows, kind.forbid)
 
     def visible(self, rows: int, slots: int) -> Tensor:
-        """What the tokens of a step see, as the model's attention takes it."""
+        """Return the cached tokens that a step sees, in the form that the model's attention takes."""
         held = self.held.seen(rows, slots)
         return held if self.reads_runs or not takes_packed(self.model) else held[:, None, None]  # [rows, 1, 1, slots]
 
@@ -229,7 +229,7 @@ class Decoder:
         torch.cuda.current_stream().wait_stream(stream)
 
     def captured(self, kind: GraphKey) -> Callable[[], None]:
-        """A step as a graph, and what plays it. Capturing does nothing of it yet."""
+        """Capture a step as a graph; returns the function that replays it. Capturing runs nothing."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, stream=side_stream()):
             self.step(kind)
@@ -237,7 +237,7 @@ class Decoder:
         return play
 
     def compact(self, rows: Tensor, left: Tensor, smaller: int) -> Tensor:
-        """Move the rows that are left, and finished ones to fill the smaller batch, to the front; which they are."""
+        """Move the unfinished rows, and finished ones to fill the smaller batch, to the front; returns the rows moved."""
         finished = (~self.alive[: len(rows)]).nonzero().squeeze(1)
         kept = torch.cat([left, finished])[:smaller]
         count = len(kept)
@@ -260,7 +260,7 @@ def side_stream() -> torch.cuda.Stream:
 
 
 def next_size(rows: int) -> int:
-    """The smallest of the sizes that batches shrink to, for so many rows: powers of two, and those between them."""
+    """Return the smallest batch size for so many rows: powers of two, and the sizes half-way between them."""
     power = 1 << max(0, rows - 1).bit_length()
     between = power * 3 // 4
     return between if rows <= between and power >= 8 else power
