@@ -49,12 +49,12 @@ def main() -> None:
 
 
 def section(title: str, table: Table) -> str:
-    """A table under a heading."""
+    """Return a table under a heading."""
     return f"### {title}\n\n{write(table)}"
 
 
 def write(table: Table) -> str:
-    """A table as Markdown."""
+    """Return a table as Markdown."""
     headings = [str(column.header) for column in table.columns]
     console = Console(width=400, file=io.StringIO())
     cells = [[console.render_str(str(cell)).plain for cell in column.cells] for column in table.columns]

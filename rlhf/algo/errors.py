@@ -8,15 +8,15 @@ import numpy as np
 
 
 def mean_with_error(name: str, values: Sequence[float]) -> dict[str, float]:
-    """The metric `name`, the mean of one value per prompt, and its standard error `<name>_se`: s / sqrt(n), s the standard
-    deviation with n - 1. A single value has no error."""
+    """Return the metric `name`, the mean of one value per prompt, and its standard error `<name>_se`: s / sqrt(n), s the
+    standard deviation with n - 1. A single value has no error."""
     return ratio_with_error(name, range(len(values)), values, [1.0] * len(values))
 
 
 def ratio_with_error(
     name: str, prompts: Sequence[Hashable], amounts: Sequence[float], counts: Sequence[float]
 ) -> dict[str, float]:
-    """The metric `name`, sum of amounts / sum of counts, and its standard error `<name>_se` over prompts.
+    """Return the metric `name`, sum of amounts / sum of counts, and its standard error `<name>_se` over prompts.
 
     Items with the same entry of `prompts` belong together. With A and C the sums of a prompt's amounts and counts, n the
     number of prompts and r the ratio, the error is sqrt(n / (n - 1) * sum (A - r C)^2) / sum C: the delta method for a

@@ -4,12 +4,12 @@ from torch import Tensor
 
 
 def k1(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """The unbiased estimator of KL(policy || reference) per token: the difference of log-probabilities, in nats."""
+    """Return the unbiased estimator of KL(policy || reference) per token: the difference of log-probabilities, in nats."""
     return logprobs - reference_logprobs
 
 
 def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """The unbiased estimator that is never negative: exp(-k1) - 1 + k1 (J. Schulman, Approximating KL Divergence)."""
+    """Return the unbiased, never negative estimator: exp(-k1) - 1 + k1 (J. Schulman, Approximating KL Divergence)."""
     difference = (reference_logprobs - logprobs).clamp(-20.0, 20.0)
     return difference.expm1() - difference
 
@@ -24,7 +24,7 @@ class FixedKL:
         """Nothing to learn."""
 
     def state_dict(self) -> dict[str, float]:
-        """The coefficient."""
+        """Return the coefficient."""
         return {"coef": self.coef}
 
     def load_state_dict(self, state: dict[str, float]) -> None:

@@ -62,7 +62,7 @@ def chunks(count: int) -> list[slice]:
 
 
 def rows(logits: Tensor, part: slice, at: Tensor | None) -> Tensor:
-    """The logits of a part of the tokens."""
+    """Return the logits of a part of the tokens."""
     return logits[part] if at is None else logits[at[part]]
 
 

@@ -4,8 +4,8 @@ import math
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: int, schedule: str) -> float:
-    """The rate of update `step` (from 0) of `total`: linear warm-up over `warmup` updates, then constant, or linear or
-    half a cosine down to 0 at `total`."""
+    """Return the rate of update `step` (from 0) of `total`: linear warm-up over `warmup` updates, then constant, or linear
+    or half a cosine down to 0 at `total`."""
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     progress = min(1.0, (step - warmup) / max(1, total - warmup))

@@ -37,7 +37,8 @@ class Display:
     step: str = "step"
 
     def final(self, detail: int = 2) -> list[Metric]:
-        """The final metrics up to a level of detail: 0 for a sweep's table, 1 for a report, 2 for the table of one run."""
+        """Return the final metrics up to a level of detail: 0 for a sweep's table, 1 for a report, 2 for the table of one
+        run."""
         return [metric for metric in self.metrics.values() if metric.final and metric.detail <= detail]
 
 
@@ -56,12 +57,12 @@ def is_in_package(stage: str) -> bool:
 
 
 def to_json(display: Display) -> dict[str, Any]:
-    """What a display file holds."""
+    """Return what a display file holds."""
     return asdict(display) | {"metrics": [asdict(metric) for metric in display.metrics.values()]}
 
 
 def from_json(found: Mapping[str, Any]) -> Display:
-    """The display that a file holds; entries that are none are left out."""
+    """Return the display that a file holds; entries that are none are left out."""
     metrics = [metric for entry in as_list(found.get("metrics")) if (metric := parse_metric(entry)) is not None]
     sides = [(entry.get("key"), entry.get("label")) for entry in as_list(found.get("sides")) if isinstance(entry, dict)]
     step = found.get("step")
@@ -75,7 +76,7 @@ def from_json(found: Mapping[str, Any]) -> Display:
 
 
 def parse_metric(entry: Any) -> Metric | None:
-    """The metric of an entry; None if it is none, as in a file that is damaged or of another version."""
+    """Return the metric of an entry; None if it is none, as in a file that is damaged or of another version."""
     kinds = {known.name: known.type for known in fields(Metric)}
     if not isinstance(entry, dict) or not {"name", "unit", "description"} <= set(entry) <= set(kinds):
         return None
@@ -86,10 +87,10 @@ def parse_metric(entry: Any) -> Metric | None:
 
 
 def as_list(value: Any) -> list[Any]:
-    """A list, empty if it is none."""
+    """Return a list, empty if it is none."""
     return value if isinstance(value, list) else []
 
 
 def as_names(value: Any) -> tuple[str, ...]:
-    """The texts of a list."""
+    """Return the texts of a list."""
     return tuple(name for name in as_list(value) if isinstance(name, str))

@@ -65,16 +65,16 @@ class Metric:
         return self.unit if self.unit in ("nats", "tokens") else ""
 
     def with_unit(self, text: str) -> str:
-        """A label of this metric, with the unit where the label does not say it."""
+        """Return a label of this metric, with the unit where the label does not say it."""
         return f"{text}, {self.unspoken_unit}" if self.unspoken_unit else text
 
     def write(self, value: float) -> str:
-        """A value as people read it."""
+        """Return a value as people read it."""
         return self.format.format(value)
 
 
 def standard_errors(metrics: Iterable[Metric]) -> tuple[Metric, ...]:
-    """The standard errors that come with some metrics."""
+    """Return the standard errors that come with some metrics."""
     return tuple(
         Metric(f"{metric.name}_se", metric.unit, f"standard error of {metric.name} over held-out prompts")
         for metric in metrics

@@ -36,7 +36,7 @@ class ModelFacts:
 
 
 def adapted(source: str, size: str, reward: str, critic: str = "none") -> Recipe:
-    """A recipe of DSC that trains adapters of the policy."""
+    """Return a recipe of DSC that trains adapters of the policy."""
     name = f"deepspeed-chat-{size}"
     return Recipe(source, name, f"deepspeed-chat-{reward}", name, lora=name, critic_lora=critic, reward_lora=critic)
 

@@ -82,7 +82,7 @@ class Side:
 
 
 def keep_config(config: Config, inputs: Mapping[str, str]) -> Config:
-    """The configuration as it is: the default of StageKind.resolve."""
+    """Return the configuration as it is: the default of StageKind.resolve."""
     return config
 
 
@@ -198,26 +198,26 @@ def is_benchmark(name: str) -> bool:
 
 @cache
 def stage_kinds() -> dict[str, StageKind]:
-    """The kinds that this package has, in the order of a pipeline: those that others need come first."""
+    """Return the kinds that this package has, in the order of a pipeline: those that others need come first."""
     return {name: kind_of(name) for name in order_stages(packages())}
 
 
 @cache
 def packages() -> list[str]:
-    """The packages in rlhf/stages/."""
+    """Return the packages in rlhf/stages/."""
     place = Path(__file__).resolve().parents[1] / "stages"
     return [module.name for module in pkgutil.iter_modules([str(place)]) if module.ispkg]
 
 
 def metrics_of(stage: str) -> dict[str, Metric]:
-    """The metrics that a stage may log, by name: its own, the speed of its steps, and standard errors."""
+    """Return the metrics that a stage may log, by name: its own, the speed of its steps, and standard errors."""
     own = kind_of(stage).metrics
     return {metric.name: metric for metric in (*SPEED, *own, *standard_errors(own))}
 
 
 @cache
 def known_metrics() -> dict[str, Metric]:
-    """The metrics of all stages of this package, by name, as the first stage that logs each declares it."""
+    """Return the metrics of all stages of this package, by name, as the first stage that logs each declares it."""
     found: dict[str, Metric] = {}
     for stage in stage_kinds():
         for name, metric in metrics_of(stage).items():

@@ -54,6 +54,6 @@ WRITTEN, ALIVE, ENDED, SETTLED, BAD = (
 
 
 def most_urgent(states: Iterable[str], default: str = "planned") -> str:
-    """The state that needs a look first; words that are no state come last."""
+    """Return the state that needs a look first; words that are no state come last."""
     order = list(STATES)
     return min(states, key=lambda state: order.index(state) if state in STATES else len(order), default=default)

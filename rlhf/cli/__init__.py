@@ -50,7 +50,7 @@ def describe_versions() -> str:
 
 
 def find_version(package: str) -> str | None:
-    """The version of an installed package, or None."""
+    """Return the version of an installed package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
 
 
 def read_configuration(arguments: list[str]) -> Config:
-    """The recipe with what was typed. Raises ConfigError."""
+    """Return the recipe with what was typed. Raises ConfigError."""
     if flags := [word for word in arguments if word.startswith("-")]:
         problem = "this command measures one configuration"
         raise ConfigError("argument", flags[0], problem, "sweep a benchmark with `python -m rlhf -m +sweeps=systems`")
@@ -86,7 +86,8 @@ def read_configuration(arguments: list[str]) -> Config:
 
 
 def compose_benchmark(arguments: list[str]) -> Config:
-    """The configuration of experiments/bench.yaml, joined by the user's own preset, and overrides. Raises ConfigError."""
+    """Return the configuration of experiments/bench.yaml, joined by the user's own preset, and overrides. Raises
+    ConfigError."""
     presets, overrides = ["bench"], []
     for word in arguments:
         preset = re.fullmatch(r"\+experiments=\[?([\w.,-]+)\]?", word)
@@ -126,8 +127,8 @@ def measure(config: Config, console: Console) -> None:
 
 
 def list_variants(config: Config) -> tuple[dict[str, Config], dict[str, str]]:
-    """What is measured, by name, the baseline first; and the engines that cannot serve the configuration, with the reason:
-    those that the user names are refused instead. Raises ConfigError."""
+    """Return what is measured, by name, the baseline first; and the engines that cannot serve the configuration, with the
+    reason: those that the user names are refused instead. Raises ConfigError."""
     rollout = config.bench.what == "rollout"
     base = with_engine_and_packing(
         config, "hf" if rollout or config.bench.what == "step3" else config.rollout.engine, "none"
@@ -168,7 +169,7 @@ def compare_variants(config: Config, configs: dict[str, Config]) -> "dict[str, M
 
 
 def measure_stages(config: Config) -> "dict[str, Measured]":
-    """A training step of each stage, one stage after another; one that does not fit the GPU says so."""
+    """Return a training step of each stage, one stage after another; one that does not fit the GPU says so."""
     import torch
 
     from rlhf.stages.bench.compare import Failed, Measured, interleave
@@ -187,7 +188,7 @@ def measure_stages(config: Config) -> "dict[str, Measured]":
 
 
 def variant_entry(name: str, own: Config, measured: "Measured") -> dict[str, Any]:
-    """A variant as it is stored: how it works, its medians, and its main figure in every round."""
+    """Return a variant as it is stored: how it works, its medians, and its main figure in every round."""
     engine = f"{own.rollout.engine} rollouts"
     stage = name if own.bench.what == "stages" else measured_stages(own)[0]
     samples = kind_of(stage).samples_responses
@@ -224,7 +225,7 @@ def describe_memory(config: Config) -> str:
 
 
 def file_name(config: Config, found: dict[str, Any]) -> str:
-    """A name that tells what was measured, where and when; other settings on one day get another checksum."""
+    """Return a name that tells what was measured, where and when; other settings on one day get another checksum."""
     told = f"{found['recipe']} {[variant['how'] for variant in found['variants'].values()]}"
     words = f"bench-{config.bench.what}-{config.bench.lengths}-{config.model.name}-{config.hardware.gpu}"
     return f"{words}-{date.today()}-{zlib.crc32(told.encode()):08x}.json".lower().replace(" ", "-")

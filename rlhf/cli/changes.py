@@ -73,7 +73,7 @@ def check_plan(plan: GraphPlan) -> list[tuple[str, ConfigError]]:
 
 
 def describe_changes(changes: list[Change]) -> str:
-    """The fix that an error tells."""
+    """Return the fix that an error tells."""
     if not changes:
         return "nothing that was tried makes it fit: choose more devices (hardware.nodes=...) or a smaller model"
     shown = [" ".join(change.words) + (f" (${change.dollars:,.0f})" if change.dollars > 0 else "") for change in changes]
@@ -100,7 +100,7 @@ def find_changes(point: Point) -> list[Change]:
 
 
 def larger_hardware(config: Config) -> list[str]:
-    """The presets of hardware that have more memory in all, the cheapest first."""
+    """Return the presets of hardware that have more memory in all, the cheapest first."""
     own = config.hardware
     memory = own.memory_gib * own.gpus_per_node * own.nodes
     sizes = {file.stem: read_hardware(file) for file in (config_root() / "conf" / "hardware").glob("*.yaml")}
@@ -113,7 +113,7 @@ def larger_hardware(config: Config) -> list[str]:
 
 
 def read_hardware(file: Path) -> dict[str, Any]:
-    """The values of a preset of hardware, with those of the preset that it changes."""
+    """Return the values of a preset of hardware, with those of the preset that it changes."""
     values = dict(yaml.safe_load(file.read_text()))
     base = [name for name in values.pop("defaults", []) if name != "_self_"]
     return (read_hardware(file.with_name(f"{base[0]}.yaml")) if base else {}) | values

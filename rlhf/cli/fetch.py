@@ -92,7 +92,7 @@ def find_downloads(configs: Iterable[Config]) -> list[Download]:
 
 
 def needed(config: Config) -> Iterator[Download]:
-    """What the stages of a configuration read from the hub, in their order."""
+    """Yield what the stages of a configuration read from the hub, in their order."""
     kinds = [kind_of(stage) for stage in config.stages if is_stage(stage)]
     for kind in kinds:
         model: Model | None = None if kind.loads is None else getattr(config, kind.loads)
@@ -115,13 +115,14 @@ def needed(config: Config) -> Iterator[Download]:
 
 
 def model_download(model: Model, key: str) -> Download:
-    """A model of the configuration, in 16-bit floats as far as is known."""
+    """Return a model of the configuration, in 16-bit floats as far as is known."""
     size = BYTES_PER_WEIGHT * model.num_parameters
     return Download("model", str(model.path), key, model.revision, size, model.gguf_file, model.trust_remote_code)
 
 
 def measure(download: Download) -> tuple[int, bool]:
-    """The bytes of a download, and whether the hub says so; else they are those that its number of weights tells, or 0."""
+    """Return the bytes of a download, and whether the hub says so; else they are those that its number of weights tells,
+    or 0."""
     if find_hub_problem(download.name, download.revision, download.kind) is not None:
         return download.about_bytes, False
     from huggingface_hub import HfApi
@@ -134,7 +135,8 @@ def measure(download: Download) -> tuple[int, bool]:
 
 
 def choose_files(download: Download, names: list[str]) -> list[str]:
-    """The patterns of the files that are read: of a model those beside the weights, and the weights in one format."""
+    """Return the patterns of the files that are read: of a model those beside the weights, and the weights in one
+    format."""
     if download.kind == "dataset":
         return ["*"]
     if download.file is not None:
@@ -145,7 +147,7 @@ def choose_files(download: Download, names: list[str]) -> list[str]:
 
 
 def print_downloads(sizes: dict[Download, tuple[int, bool]], console: Console) -> None:
-    """A table of downloads with their sizes."""
+    """Print a table of downloads with their sizes."""
     if not sizes:
         console.print("nothing to download: models and data are here, or made by code")
         return
@@ -178,7 +180,7 @@ def print_unseen(configs: list[Config], console: Console) -> None:
 
 
 def cache_directory() -> str:
-    """The directory of the libraries' caches, HF_HOME."""
+    """Return the directory of the libraries' caches, HF_HOME."""
     from huggingface_hub import constants
 
     return str(constants.HF_HOME)

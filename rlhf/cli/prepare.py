@@ -19,14 +19,15 @@ from rlhf.planner.work import estimate_work
 
 
 def load_config(*overrides: str) -> Config:
-    """The configuration that `python -m rlhf <overrides>` runs: `args` for use from Python. What is `auto` is chosen for
-    the last stage. Raises ConfigError."""
+    """Return the configuration that `python -m rlhf <overrides>` runs: `args` for use from Python. What is `auto` is
+    chosen for the last stage. Raises ConfigError."""
     config = resolve_config(compose_config(*overrides))
     return choose_layout(config, config.stages[-1]).config
 
 
 def resolve_config(config: Config) -> Config:
-    """The configuration with the shapes of its models, checked. All that needs no shapes is checked before any is read."""
+    """Return the configuration with the shapes of its models, checked. All that needs no shapes is checked before any is
+    read."""
     if any(model.num_hidden_layers < 1 and model.path is not None for model in (config.model, config.reward_model)):
         (check_keys if is_automatic(config) else check_without_shapes)(config)
     whole = fill_shapes(config)
@@ -91,14 +92,14 @@ def plan_tasks(tasks: list[Task]) -> dict[str, StagePlan]:
 
 
 def count_heldout(config: Config, stage: str) -> int:
-    """The records that an evaluation reads; 0 where they would have to be downloaded."""
+    """Return the records that an evaluation reads; 0 where they would have to be downloaded."""
     records = kind_of(stage).records
     counts = None if records is None else count_without_download(config, "heldout")
     return 0 if records is None or counts is None else records(config, counts).number
 
 
 def estimate_tasks(tasks: list[Task]) -> dict[str, Work | None]:
-    """The work of each stage, by fingerprint; None where it depends on records that would have to be downloaded."""
+    """Return the work of each stage, by fingerprint; None where it depends on records that would have to be downloaded."""
     known: dict[str, Counts] = {}
     found: dict[str, Work | None] = {}
     for task in tasks:

@@ -60,7 +60,7 @@ def refuse(reason: str) -> int:
 
 
 def summary(groups: list[Group]) -> Table:
-    """The groups with the means that matter most; intervals are for the page and the tables."""
+    """Return the groups with the means that matter most; intervals are for the page and the tables."""
     table = Table(title="Means over seeds (n); intervals are in table.md", title_justify="left")
     table.add_column("group", overflow="fold")
     figures = collect_metrics(groups)
@@ -76,7 +76,7 @@ def summary(groups: list[Group]) -> Table:
 
 
 def main_figures(groups: list[Group], figures: list[Figure]) -> list[Figure]:
-    """The figures that the last part of the pipeline is compared by, and its memory, which a benchmark has."""
+    """Return the figures that the last part of the pipeline is compared by, and its memory, which a benchmark has."""
     displays = {kind: stage.display for group in groups for kind in group.kinds for stage in group.stages(kind)}
     for part in pipeline_parts(displays):
         for number in range(max(len(displays[kind].compared) for kind in part)):

@@ -145,7 +145,7 @@ def tell_own_model(command: Command) -> None:
 
 
 def compose_points(composer: Composer) -> tuple[list[Point], Callable[[], None]]:
-    """The points of a command, checked, and what writes Hydra's files of them. Raises ConfigError, or Invalid with
+    """Return the points of a command, checked, and what writes Hydra's files of them. Raises ConfigError, or Invalid with
     everything that is wrong in any of them."""
     points, jobs, problems = [], [], []
     described, command_line = composer.points, composer.command.words
@@ -269,7 +269,7 @@ def print_cost(points: int, console: Terminal) -> None:
 
 
 def exit_code(states: set[str]) -> int:
-    """What a script is told: 1 if a stage failed, 130 if one was stopped, else 0."""
+    """Return what a script is told: 1 if a stage failed, 130 if one was stopped, else 0."""
     return 1 if states & {"failed", "skipped"} else 130 if "stopped" in states else 0
 
 
@@ -295,8 +295,8 @@ def check_tasks(tasks: list[Task], waiting: list[Task]) -> None:
 
 
 def list_checks(task: Task) -> list[Callable[[], None]]:
-    """What is looked at before a stage runs; of a dry run not the devices. Records of the hub are not downloaded to be
-    looked at where the stage cannot run anyway."""
+    """Return what is looked at before a stage runs; of a dry run not the devices. Records of the hub are not downloaded to
+    be looked at where the stage cannot run anyway."""
     config, node = task.config, task.node
     checks: list[Callable[[], None]] = [] if config.dry_run else [partial(check_devices, config)]
     hub, blocked = config.data.hub, any(collect_problems(checks))
@@ -310,7 +310,7 @@ def list_checks(task: Task) -> list[Callable[[], None]]:
 
 
 def collect_problems(checks: Iterable[Callable[[], None]]) -> Iterator[ConfigError]:
-    """The errors that some checks raise."""
+    """Yield the errors that some checks raise."""
     for check in checks:
         try:
             check()
@@ -319,7 +319,8 @@ def collect_problems(checks: Iterable[Callable[[], None]]) -> Iterator[ConfigErr
 
 
 def input_paths(task: Task, known: set[str]) -> list[StageDirectory]:
-    """The finished stages that a stage found by fingerprint, in the order of its parents, but for those of the graph."""
+    """Return the finished stages that a stage found by fingerprint, in the order of its parents, but for those of the
+    graph."""
     made = [given for given in kind_of(task.node.stage).inputs if given.stage is not None]
     names = [given.name for given in made if get_key(task.config, given.key) is None]
     found = zip(names, task.parents, strict=True) if task.parents else ()
@@ -327,7 +328,7 @@ def input_paths(task: Task, known: set[str]) -> list[StageDirectory]:
 
 
 def check_done(directory: StageDirectory, needed: bool) -> None:
-    """A finished stage that was damaged since is refused, and so is one whose model is gone if another stage needs it."""
+    """Refuse a finished stage that was damaged since, or whose model is gone, if another stage needs it."""
     try:
         directory.result()
         problem = directory.damage() if needed else None

@@ -84,7 +84,7 @@ def run_trials(
 
 
 def split_sweep(composer: Composer) -> tuple[list[str], list[Override]]:
-    """Overrides that are the same in all trials, and those that are searched, the preset's too. Raises ConfigError."""
+    """Split a command's overrides into the constant ones and the searched ones, the preset's too. Raises ConfigError."""
     if problem := without_values(composer.overrides, composer.group):
         raise problem
     fixed = [str(override.input_line) for override in composer.overrides if not override.is_sweep_override()]
@@ -92,8 +92,8 @@ def split_sweep(composer: Composer) -> tuple[list[str], list[Override]]:
 
 
 def check_search(composer: Composer, fixed: list[str], space: list[Override]) -> Config:
-    """The configuration of what is not searched. Raises ConfigError for a search that cannot work: what is sought, and each
-    searched key at both ends of its interval and at all values of its list."""
+    """Return the configuration of what is not searched. Raises ConfigError for a search that cannot work: what is sought,
+    and each searched key at both ends of its interval and at all values of its list."""
     base = resolve_config(composer.compose_job(fixed).config)
     settings = base.sweep
     known = [*known_metrics(), *(name for stage in base.stages for name in metrics_of(stage))]
@@ -132,7 +132,7 @@ def find_search_problems(composer: Composer, fixed: list[str], override: Overrid
 
 
 def check_space(override: Override) -> None:
-    """What is searched can be: numbers in order, above zero on a logarithmic scale. Raises ConfigError."""
+    """Check the intervals: numbers in order, above zero on a logarithmic scale. Raises ConfigError."""
     key, typed, value = override.get_key_element(), typed_value(override), override.value()
     entry = ENTRIES.get(str(override.key_or_group))
     if entry is not None and entry.once:
@@ -152,7 +152,7 @@ def check_space(override: Override) -> None:
 
 
 def candidates(override: Override) -> list[str]:
-    """What is checked of a searched key: both ends of an interval, all values of a list."""
+    """Return what is checked of a searched key: both ends of an interval, all values of a list."""
     value = override.value()
     if isinstance(value, IntervalSweep):
         return [str(value.start), str(value.end)]
@@ -170,8 +170,8 @@ def check_writable(config: Config) -> Iterator[None]:
 
 
 def open_study(config: Config, space: list[Override], directory: Path) -> Any:
-    """The study in the sweep's directory of this space and all else that decides its values, made if there is none. Raises
-    ConfigError. The directory's lock is held."""
+    """Return the study in the sweep's directory of this space and all else that decides its values, made if there is none.
+    Raises ConfigError. The directory's lock is held."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -216,7 +216,7 @@ def is_entry(line: bytes) -> bool:
 
 
 def study_name(config: Config, space: list[Override]) -> str:
-    """What tells a search from others of the same name: its space, what is sought, and what decides the values."""
+    """Return what tells a search from others of the same name: its space, what is sought, and what decides the values."""
     searched = sorted(str(override.input_line) for override in space)
     fixed = [fingerprint(config, stage, {}) for stage in config.stages]
     identity = json.dumps([searched, config.sweep.objective, config.sweep.direction, fixed])
@@ -224,7 +224,7 @@ def study_name(config: Config, space: list[Override]) -> str:
 
 
 def build_sampler(config: Config, trial: int) -> Any:
-    """The sampler of a trial, seeded by its number: a study that is resumed proposes what the unbroken one would."""
+    """Return the sampler of a trial, seeded by its number: a study that is resumed proposes what the unbroken one would."""
     import optuna
 
     kind = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[config.sweep.sampler]
@@ -232,7 +232,7 @@ def build_sampler(config: Config, trial: int) -> Any:
 
 
 def suggest(trial: Any, override: Override) -> Any:
-    """The trial's value of a searched key."""
+    """Return the trial's value of a searched key."""
     key, value = str(override.key_or_group), override.value()
     if not isinstance(value, IntervalSweep):
         return trial.suggest_categorical(key, [str(choice) for choice in override.sweep_string_iterator()])
@@ -267,8 +267,8 @@ def failed_metrics() -> Any:
 
 
 def objective(point: Point, settings: Search) -> float | None:
-    """The figure that is sought, of the last stage that has it; None if it is not finite. Raises ConfigError if none does:
-    no other point would have it either."""
+    """Return the figure that is sought, of the last stage that has it; None if it is not finite. Raises ConfigError if
+    none does: no other point would have it either."""
     found = {name: value for node in point.stages for name, value in node.directory.result().metrics.items()}
     if settings.objective not in found:
         fix = f"choose one of {', '.join(sorted(found))}"
@@ -278,7 +278,7 @@ def objective(point: Point, settings: Search) -> float | None:
 
 
 def print_study(study: Any, config: Config, console: Console) -> None:
-    """The best trial."""
+    """Print the best trial."""
     from optuna.trial import TrialState
 
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):

@@ -90,7 +90,7 @@ class Watch:
         self.asked: tuple[float, list[str]] = (-math.inf, [])
 
     def look(self) -> View:
-        """The state now. Raises ConfigError where there is nothing to show."""
+        """Return the state now. Raises ConfigError where there is nothing to show."""
         sweeps, places, skipped = find(self.place)
         stages = []
         for name, place in places.items():
@@ -102,7 +102,8 @@ class Watch:
         return View(sweeps, sorted(self.joined(stages), key=sort_key))
 
     def joined(self, stages: list[Stage]) -> list[Stage]:
-        """The stages with SLURM's view of those that it holds; asked every few seconds, or when there are other jobs."""
+        """Return the stages with SLURM's view of those that it holds; asked every few seconds, or when there are other
+        jobs."""
         ids = sorted({s.job for s in stages if s.job is not None and s.state not in (*SETTLED, "damaged")})
         if ids and (ids != self.asked[1] or time.monotonic() - self.asked[0] > SQUEUE_PERIOD_S):
             self.jobs, self.asked = query_squeue(ids), (time.monotonic(), ids)
@@ -110,8 +111,8 @@ class Watch:
 
 
 def find(place: Path) -> tuple[dict[str, dict[str, list[str]]], dict[str, Path], dict[str, str]]:
-    """The sweeps there, the stages by name (those of a stage, a point, a run, a sweep or a whole output directory), and why
-    summaries say that a stage was skipped."""
+    """Return the sweeps there, the stages by name (those of a stage, a point, a run, a sweep or a whole output directory),
+    and why summaries say that a stage was skipped."""
     if not place.is_dir():
         raise ConfigError("DIR", place, "there is no such directory", FIX)
     name = place.resolve().name
@@ -132,17 +133,17 @@ def find(place: Path) -> tuple[dict[str, dict[str, list[str]]], dict[str, Path],
 
 
 def children(place: Path) -> list[Path]:
-    """What is in a directory, by name; nothing if it is none."""
+    """Return what is in a directory, by name; nothing if it is none."""
     return sorted(place.iterdir()) if place.is_dir() else []
 
 
 def stages_in(place: Path) -> dict[str, Path]:
-    """The stages that a directory holds or links."""
+    """Return the stages that a directory holds or links."""
     return {child.name: child for child in [*children(place), *children(place / "stages")] if NAME.fullmatch(child.name)}
 
 
 def skipped_in(point: Path) -> dict[str, str]:
-    """The stages that a point's summary says were skipped, with the reasons."""
+    """Return the stages that a point's summary says were skipped, with the reasons."""
     try:
         stages = read_json(point / "summary.json").get("stages")
     except Unreadable:
@@ -165,7 +166,7 @@ def read_stage(name: str, place: Path, skipped: dict[str, str]) -> Stage:
 
 
 def state_of(status: dict[str, Any], result: dict[str, Any]) -> str:
-    """The state that the two files agree on."""
+    """Return the state that the two files agree on."""
     if result:
         return "done"
     if not status:
@@ -179,7 +180,7 @@ def state_of(status: dict[str, Any], result: dict[str, Any]) -> str:
 
 
 def describe_stage(stage: Stage, status: dict[str, Any], result: dict[str, Any], rows: list[dict[str, Any]]) -> Stage:
-    """A stage with its numbers."""
+    """Return a stage with its numbers."""
     heartbeat, rate = number(status, "heartbeat"), steps_per_second(rows)
     total, step = number(status, "total"), latest_metrics([*rows[-1:], status], "step")
     age = None if heartbeat is None else max(0.0, time.time() - heartbeat)
@@ -202,7 +203,7 @@ def describe_stage(stage: Stage, status: dict[str, Any], result: dict[str, Any],
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a file; empty if there is no file. Raises Unreadable."""
+    """Return the object in a file; empty if there is no file. Raises Unreadable."""
     value = read_object(file)
     if value is not None and not value:
         raise Unreadable(f"{file.name} holds nothing")
@@ -210,7 +211,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The last lines of metrics.jsonl, read from its end; what a kill cut off is left out. Raises Unreadable."""
+    """Return the last lines of metrics.jsonl, read from its end; what a kill cut off is left out. Raises Unreadable."""
     try:
         with file.open("rb") as stream:
             start = max(0, stream.seek(0, 2) - TAIL_BYTES)
@@ -230,7 +231,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def number(values: dict[str, Any], key: str) -> float | None:
-    """A number, or None where there is none or it is not finite; raises Unreadable for anything else."""
+    """Return a number, or None where there is none or it is not finite; raises Unreadable for anything else."""
     value = values.get(key)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise Unreadable(f"{key}: {reprlib.repr(value)} is no number")
@@ -238,13 +239,13 @@ def number(values: dict[str, Any], key: str) -> float | None:
 
 
 def latest_metrics(rows: list[dict[str, Any]], name: str) -> float | None:
-    """The last value of a metric."""
+    """Return the last value of a metric."""
     return next((value for row in reversed(rows) if (value := number(row, name)) is not None), None)
 
 
 def steps_per_second(rows: list[dict[str, Any]]) -> float | None:
-    """Steps per second over the last lines. A stage that was resumed has a pause in them, and after a kill maybe steps that
-    it took twice: neither counts."""
+    """Return the steps per second over the last lines. A stage that was resumed has a pause in them, and after a kill
+    maybe steps that it took twice: neither counts."""
     points = [(row["step"], at) for row in rows if (at := number(row, "time")) is not None]
     pairs = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(points) if b[0] > a[0] and b[1] > a[1]]
     return 1 / mean(pair for pair in pairs if pair <= 10 * median(pairs)) if pairs else None
@@ -270,7 +271,7 @@ def query_squeue(ids: list[str]) -> dict[str, tuple[str, ...]] | None:
 
 
 def join_job(stage: Stage, jobs: dict[str, tuple[str, ...]] | None) -> Stage:
-    """A stage with what SLURM says of its job."""
+    """Return a stage with what SLURM says of its job."""
     state, reason, _, nodes = (jobs or {}).get(str(stage.job), ("", "", "", ""))
     if not state or state in ENDED:
         if stage.state not in ("queued", "starting", "silent"):
@@ -286,13 +287,13 @@ def join_job(stage: Stage, jobs: dict[str, tuple[str, ...]] | None) -> Stage:
 
 
 def sort_key(stage: Stage) -> tuple[int, int, str]:
-    """The order of rows: what goes on or went wrong above what is done, then along the graph."""
+    """Return the order of rows: what goes on or went wrong above what is done, then along the graph."""
     known = list(stage_kinds())
     return list(STATES).index(stage.state), known.index(stage.stage) if stage.stage in known else len(known), stage.name
 
 
 def heading(sweep: str, points: dict[str, list[str]], stages: list[Stage]) -> str:
-    """A sweep in a line: its points by state."""
+    """Return a sweep in a line: its points by state."""
     order, states = list(STATES), {stage.name: stage.state for stage in stages}
     worst = Counter(most_urgent(states[name] for name in names) for names in points.values())
     counts = [f"{worst[state]} {state}" for state in ("done", *order[:-1]) if worst[state]]
@@ -300,7 +301,7 @@ def heading(sweep: str, points: dict[str, list[str]], stages: list[Stage]) -> st
 
 
 def duration(seconds: float) -> str:
-    """A time for people, to two units."""
+    """Return a time for people, to two units."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     days, h = divmod(hours, 24)
@@ -310,13 +311,13 @@ def duration(seconds: float) -> str:
 
 
 def describe_figure(stage: Stage) -> str:
-    """The metric that says most about a stage, with its unit; nothing where there is none yet."""
+    """Return the metric that says most about a stage, with its unit; nothing where there is none yet."""
     unit = f" {stage.unit}" if stage.unit else ""
     return "" if stage.value is None else f"{stage.label} {stage.value:.3g}{unit}"
 
 
 def format_row(stage: Stage) -> dict[str, str]:
-    """A row of the table, by column."""
+    """Return a row of the table, by column."""
     done, rate, age = stage.state == "done", stage.rate, stage.heartbeat_age_s
     left = f"took {duration(stage.seconds)}" if stage.seconds is not None else ""
     speed = "" if rate is None or done else f"{rate:.1f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s/step"
@@ -338,7 +339,8 @@ def format_row(stage: Stage) -> dict[str, str]:
 
 
 def render(view: View, width: int) -> Group:
-    """The sweeps' lines, the columns that hold anything and fit, and the reasons, which are too long for a column."""
+    """Return the sweeps' lines, the columns that hold anything and fit, and the reasons, which are too long for a
+    column."""
     rows = [format_row(stage) for stage in view.stages]
     widths = {title: max(len(row[title]) for row in rows) for title in (rows[0] if rows else ())}
     widths = {title: max(size, len(title)) + 2 for title, size in widths.items() if size}
@@ -358,7 +360,7 @@ def render(view: View, width: int) -> Group:
 
 
 def show(watch: Watch, console: Terminal, once: bool) -> None:
-    """The table once, or on a terminal again and again until nothing more will change."""
+    """Print the table once, or on a terminal again and again until nothing more will change."""
     view = watch.look()
     if once or not console.is_terminal:
         console.print(render(view, console.width))
@@ -371,7 +373,7 @@ def show(watch: Watch, console: Terminal, once: bool) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """The command; returns the exit code."""
+    """Return the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m rlhf status", description="What is done, running, queued and failed.")
     parser.add_argument(
         "directory", nargs="?", default="outputs", type=Path, metavar="DIR",

@@ -30,12 +30,12 @@ def plan_words(words: list[str]) -> tuple[list[Task], list[StagePlan], Totals]:
 
 
 def preset_names(group: str) -> list[str]:
-    """The presets of a group, without those that need something more to be a choice."""
+    """Return the presets of a group, without those that need something more to be a choice."""
     return [file.stem for file in sorted((CONF / group).glob("*.yaml")) if file.stem not in ("cpu", "local")]
 
 
 def fit_table(words: list[str]) -> Table:
-    """The presets of hardware: which of them run what the overrides describe, at what time and price."""
+    """Return the presets of hardware: which of them run what the overrides describe, at what time and price."""
     given = [word for word in words if not word.startswith("hardware=")]
     table = Table(title=f"Hardware for {' '.join(given) or 'the default'}", title_justify="left")
     for column in ("hardware", "GPUs", "GiB/GPU", "time", "GPU-hours", "cost", ""):
@@ -58,7 +58,7 @@ def fit_table(words: list[str]) -> Table:
 
 
 def largest_table(words: list[str]) -> Table:
-    """The largest model of each family that the overrides' hardware runs."""
+    """Return the largest model of each family that the overrides' hardware runs."""
     given = [word for word in words if not word.startswith("model=")]
     table = Table(title=f"Largest models: {' '.join(given) or 'the default hardware'}", title_justify="left")
     for column in ("family", "model", "GiB/GPU", "time", "cost"):
@@ -75,7 +75,7 @@ def largest_table(words: list[str]) -> Table:
 
 
 def models_by_family() -> dict[str, list[str]]:
-    """The presets of real models by family, the largest first."""
+    """Return the presets of real models by family, the largest first."""
     sizes: dict[str, dict[str, int]] = {}
     for name in preset_names("model"):
         values = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())
@@ -85,7 +85,7 @@ def models_by_family() -> dict[str, list[str]]:
 
 
 def largest_model(names: list[str], words: list[str]) -> tuple[str, list[StagePlan], Totals] | None:
-    """The first of some models whose stages all fit."""
+    """Return the first of some models whose stages all fit."""
     for name in names:
         try:
             _, plans, totals = plan_words([*words, f"model={name}"])
@@ -97,14 +97,14 @@ def largest_model(names: list[str], words: list[str]) -> tuple[str, list[StagePl
 
 
 def published_cells() -> Iterator[tuple[str, str, float, Totals]]:
-    """The published hours of step 3 by hardware and model, each with the plan of the published recipe."""
+    """Yield the published hours of step 3 by hardware and model, each with the plan of the published recipe."""
     for (hardware, model), hours in HOURS.items():
         _, _, totals = plan_words([BENCHMARK, f"model={model}", f"hardware={hardware}"])
         yield hardware, model, hours, totals
 
 
 def published_largest() -> Iterator[tuple[str, str, str]]:
-    """The hardware of the published table of largest models, with its model and the plan's."""
+    """Yield the hardware of the published table of largest models, with its model and the plan's."""
     names = models_by_family()["opt"]
     for hardware, model in LARGEST.items():
         found = largest_model(names, [BENCHMARK, f"hardware={hardware}"])

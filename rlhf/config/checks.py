@@ -80,7 +80,7 @@ def find_problems(config: Config, checks: tuple[Check, ...]) -> list[ConfigError
 
 
 def all_of(check_together: Check, config: Config) -> Iterator[ConfigError]:
-    """The problems that a check yields or raises."""
+    """Yield the problems that a check yields or raises."""
     try:
         yield from check_together(config)
     except ConfigError as error:
@@ -127,7 +127,7 @@ def join_or(words: list[str]) -> str:
 
 
 def check_prompt_format(config: Config) -> Iterator[ConfigError]:
-    """The format holds the prompt once, and no other braces but doubled ones."""
+    """Yield the format holds the prompt once, and no other braces but doubled ones."""
     key, text = "data.prompt_format", config.data.prompt_format
     try:
         parts = [(name, spec, conversion) for _, name, spec, conversion in Formatter().parse(text) if name is not None]
@@ -148,7 +148,7 @@ def check_prompt_format(config: Config) -> Iterator[ConfigError]:
 
 
 def double_braces(text: str) -> str:
-    """A text with every brace doubled, once."""
+    """Return a text with every brace doubled, once."""
     for brace in "{}":
         text = text.replace(2 * brace, brace).replace(brace, 2 * brace)
     return text
@@ -202,7 +202,7 @@ def check_phases(config: Config) -> Iterator[ConfigError]:
 
 
 def check_zero(key: str, zero: Zero, config: Config) -> Iterator[ConfigError]:
-    """A role's ZeRO settings fit together and the hardware; `key` names them."""
+    """Yield a role's ZeRO settings fit together and the hardware; `key` names them."""
     option = "zero" if key == "zero" else f"zero@{key}"
     if zero.offload_optimizer and zero.stage == 0:
         yield ConfigError(
@@ -230,7 +230,7 @@ def check_zero(key: str, zero: Zero, config: Config) -> Iterator[ConfigError]:
 
 
 def check_devices(config: Config) -> None:
-    """The devices asked for are on this machine (asked only when something is to run here), or SLURM is."""
+    """Check that the devices asked for are on this machine (asked only when something is to run here), or SLURM is."""
     hardware, parallel = config.hardware, config.launcher.parallel
     if config.launcher.kind == "slurm":
         if shutil.which("sbatch") is None:

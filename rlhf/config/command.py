@@ -30,7 +30,7 @@ class Command:
 
 
 def command_of(overrides: list[str]) -> Command:
-    """The command that runs these overrides, without a flag."""
+    """Return the command that runs these overrides, without a flag."""
     return Command(rewrite_words(overrides), [], False, False, str(config_root() / "conf"), "config", None)
 
 
@@ -81,7 +81,7 @@ def known_flag(parser: argparse.ArgumentParser, word: str) -> bool:
 
 
 def flags_of(arguments: list[str], overrides: list[str]) -> list[str]:
-    """The arguments that are no overrides, in their order."""
+    """Return the arguments that are no overrides, in their order."""
     flags, left = [], list(overrides)
     for word in arguments:
         if left and word == left[0]:
@@ -92,7 +92,7 @@ def flags_of(arguments: list[str], overrides: list[str]) -> list[str]:
 
 
 def not_a_flag(word: str) -> ConfigError:
-    """An error for a word that begins as a flag and is none of Hydra's."""
+    """Return an error for a word that begins as a flag and is none of Hydra's."""
     bare = word.lstrip("-")
     fix = f"write {bare}" if "=" in bare else "`python -m rlhf --hydra-help` lists the flags; keys are set as key=value"
     return ConfigError("argument", word, "there is no such flag", fix)

@@ -31,7 +31,8 @@ MOST_CONVERTED = 10_000
 
 
 def config_root() -> Path:
-    """The directory that holds conf/, experiments/ and sweeps/: the repository, or the package in an installed wheel."""
+    """Return the directory that holds conf/, experiments/ and sweeps/: the repository, or the package in an installed
+    wheel."""
     package = Path(__file__).resolve().parents[1]
     return package.parent if (package.parent / "conf" / "config.yaml").exists() else package
 
@@ -50,7 +51,7 @@ def register() -> None:
 
 
 def point_name(overrides: list[str], typed_in: list[str]) -> str:
-    """A directory's name for a point of a sweep: its overrides but for those that were typed with one value for all
+    """Return a directory's name for a point of a sweep: its overrides but for those that were typed with one value for all
     points."""
     fixed = fixed_keys(typed_in)
     swept = [override.lstrip("+") for override in overrides if override.split("=", 1)[0] not in fixed]
@@ -58,7 +59,8 @@ def point_name(overrides: list[str], typed_in: list[str]) -> str:
 
 
 def fixed_keys(typed_in: list[str]) -> set[str]:
-    """The keys on the command line (with their +) that have one value; Hydra writes values in its own way afterwards."""
+    """Return the keys on the command line (with their +) that have one value; Hydra writes values in its own way
+    afterwards."""
     try:
         given = [text for text in typed_in if not text.startswith("-")]
         parsed = OverridesParser.create().parse_overrides(given)
@@ -92,7 +94,7 @@ def unquote_digits(override: str) -> str:
 
 
 def to_config(composed: DictConfig) -> Config:
-    """The composed values as a `Config`; raises ConfigError for a key or a type that the schema does not have."""
+    """Return the composed values as a `Config`; raises ConfigError for a key or a type that the schema does not have."""
     try:
         values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
     except MissingMandatoryValue as error:
@@ -118,7 +120,7 @@ def names(error: ConfigError, key: str) -> bool:
 
 
 def to_value(schema: type, values: dict[str, Any]) -> Any:
-    """An instance of a dataclass with these values. OmegaConf converts and checks each."""
+    """Return an instance of a dataclass with these values. OmegaConf converts and checks each."""
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
 
 
@@ -140,7 +142,7 @@ def convert_value(values: dict[str, Any], schema: Any) -> Config | None:
 
 
 def convert_group(kind: type, values: dict[str, Any]) -> Any:
-    """A group's values as its dataclass, converted once."""
+    """Return a group's values as its dataclass, converted once."""
     known = (kind, repr(values))
     if known not in CONVERTED:
         if len(CONVERTED) > MOST_CONVERTED:
@@ -150,7 +152,7 @@ def convert_group(kind: type, values: dict[str, Any]) -> Any:
 
 
 def lookup(values: Any, key: str) -> Any:
-    """The value at a dotted key of nested dicts, or None."""
+    """Return the value at a dotted key of nested dicts, or None."""
     for part in key.split("."):
         values = values.get(part) if isinstance(values, dict) else None
     return values

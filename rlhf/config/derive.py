@@ -20,7 +20,7 @@ class Batches:
 
 
 def ranks(config: Config) -> int:
-    """Processes of a stage, one per device."""
+    """Count the processes of a stage, one per device."""
     return config.hardware.nodes * config.hardware.gpus_per_node
 
 
@@ -38,7 +38,7 @@ def shard_layout(config: Config, stage: str) -> dict[str, str | int]:
 
 
 def asked_kinds(config: Config) -> list[StageKind]:
-    """The kinds of the stages that the configuration asks for; a name that is none is left out."""
+    """Return the kinds of the stages that the configuration asks for; a name that is none is left out."""
     return [kind_of(stage) for stage in config.stages if is_stage(stage)]
 
 
@@ -54,8 +54,8 @@ def samples_responses(config: Config) -> bool:
 
 
 def policy_stage(config: Config) -> str:
-    """The stage whose training settings are used and that trains a policy on its own responses. Raises ConfigError where
-    the configuration asks for none."""
+    """Return the stage whose training settings are used and that trains a policy on its own responses. Raises ConfigError
+    where the configuration asks for none."""
     found = next((stage for stage in trained_stages(config) if kind_of(stage).samples_responses), None)
     if found is None:
         names = [name for name, kind in stage_kinds().items() if kind.samples_responses]
@@ -64,7 +64,8 @@ def policy_stage(config: Config) -> str:
 
 
 def measured_stage(config: Config, stage: str) -> str:
-    """The stage whose models and training settings a stage uses: its own, or of a benchmark the last that it measures."""
+    """Return the stage whose models and training settings a stage uses: its own, or of a benchmark the last that it
+    measures."""
     kind = kind_of(stage)
     return stage if kind.measures is None else kind.measures(config)[-1]
 
@@ -75,13 +76,13 @@ def samples_responses_in(stage: str) -> bool:
 
 
 def roles(config: Config, stage: str) -> list[Role]:
-    """The models that a stage holds."""
+    """Return the models that a stage holds."""
     return kind_of(stage).roles(config)
 
 
 def benchmark_config(config: Config) -> Config:
-    """What a benchmark measures of a configuration: models of its shapes with random weights, and with as many positions
-    as the longest sequence needs. Nothing is loaded."""
+    """Return what a benchmark measures of a configuration: models of its shapes with random weights, and with as many
+    positions as the longest sequence needs. Nothing is loaded."""
     model, reward_model = (
         replace(
             model, path=None, revision=None, gguf_file=None, trust_remote_code=False,
@@ -101,7 +102,7 @@ def max_sequence(config: Config) -> int:
 
 
 def share_batch(config: Config, stage: str) -> tuple[int, int | None]:
-    """A rank's share of the `batch_size` of the stage's section, and the micro-batch that is given for it; raises
+    """Return a rank's share of the `batch_size` of the stage's section, and the micro-batch that is given for it; raises
     ConfigError where they do not come out even."""
     section = kind_of(stage).section
     assert section is not None, f"{stage} does not train"
@@ -123,7 +124,7 @@ def share_batch(config: Config, stage: str) -> tuple[int, int | None]:
 
 
 def divisors(number: int) -> list[int]:
-    """The divisors of a whole number above 0, in order."""
+    """Return the divisors of a whole number above 0, in order."""
     small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
     return sorted({*small, *(number // divisor for divisor in small)})
 
@@ -149,6 +150,6 @@ def is_reward_shared(config: Config) -> bool:
 
 
 def used_models(config: Config) -> list[tuple[str, Model]]:
-    """The models that the stages which run start from, with their keys."""
+    """Return the models that the stages which run start from, with their keys."""
     used = {key for stage in trained_stages(config) for key in kind_of(stage).model_keys}
     return [(key, model) for key, model in (("model", config.model), ("reward_model", config.reward_model)) if key in used]

@@ -33,8 +33,8 @@ def find_name_problem(name: str) -> ConfigError | None:
 
 
 def make_safe_name(text: str) -> str:
-    """A directory's name for a text: the text itself, or, where characters had to be replaced or left out, with a hash of
-    it, so that different texts have different names."""
+    """Return a directory's name for a text: the text itself, or, where characters had to be replaced or left out, with a
+    hash of it, so that different texts have different names."""
     name = re.sub(r"[^\w.,=+@:-]", "_", text)
     if name == text and len(name.encode()) <= LONGEST:
         return name
@@ -42,19 +42,19 @@ def make_safe_name(text: str) -> str:
 
 
 def shorten(text: str, length: int) -> str:
-    """The beginning of a text, of so many bytes at most."""
+    """Return the beginning of a text, of so many bytes at most."""
     return text.encode()[:length].decode(errors="ignore")
 
 
 def hash_text(text: str) -> str:
-    """A short hash, as a part of a name."""
+    """Return a short hash, as a part of a name."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def name_sweep(name: str, typed_in: list[str]) -> str:
-    """A directory's name for a sweep: the name that was typed, or the preset's; else, and for a preset with other fixed
-    overrides than its own, with a hash of them and of what is swept. So what is typed again finds its directory, with more
-    values too, and what is another sweep has another one."""
+    """Return a directory's name for a sweep: the name that was typed, or the preset's; else, and for a preset with other
+    fixed overrides than its own, with a hash of them and of what is swept. So what is typed again finds its directory,
+    with more values too, and what is another sweep has another one."""
     from hydra.core.override_parser.overrides_parser import OverridesParser  # not for who only reads directories
     from hydra.errors import HydraException
 
@@ -83,7 +83,7 @@ def result_overrides(overrides: Iterable[str]) -> set[str]:
 
 
 def key_of(override: str) -> str:
-    """The key or group of an override, with dots."""
+    """Return the key or group of an override, with dots."""
     return re.split(r"[=@]", override.lstrip("+~"), maxsplit=1)[0].replace("/", ".")
 
 

@@ -11,7 +11,7 @@ LONGEST = 240
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message."""
+    """Return the first line of an exception's message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
@@ -43,7 +43,7 @@ class ConfigErrors(ConfigError):
 
 
 def shorten(text: str) -> str:
-    """A text without its middle, where it is long."""
+    """Return a text without its middle, where it is long."""
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}...{text[-LONGEST // 4 :]}"
 
 

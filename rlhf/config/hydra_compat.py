@@ -1,4 +1,4 @@
-"""Hydra's private names, each behind a verb. Tried on Hydra 1.3.2 and 1.3.8.
+"""Hydra's private names, each behind a verb. Tried on Hydra 1.3.8.
 
 Hydra has a public function that composes one configuration, and none that composes many: reads its files once, sets values
 in a copy, splits a sweep into points, or takes a command line apart as its own entry does.

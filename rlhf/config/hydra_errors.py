@@ -72,7 +72,7 @@ def translate_error(error: Exception, overrides: list[str], compose: Compose | N
 
 
 def translate_message(text: str, cause: BaseException, overrides: list[str]) -> ConfigError | None:
-    """What Hydra says of a word that it names."""
+    """Return what Hydra says of a word that it names."""
     if match := re.search(r"Ambiguous value for argument '([^=']+)=(.*?)'", text):
         fix = f"sweep with -m, or give a list, {match[1]}=[{match[2]}]"
         return ConfigError(match[1], match[2], "several values", fix)
@@ -85,13 +85,13 @@ def translate_message(text: str, cause: BaseException, overrides: list[str]) -> 
 
 
 def split(word: str) -> tuple[str, str]:
-    """The key of an override, and its value."""
+    """Return the key of an override, and its value."""
     key, _, value = word.partition("=")
     return key, value
 
 
 def word_at_fault(words: list[str], compose: Compose) -> str | None:
-    """The word with which composing begins to fail, if it works without any."""
+    """Return the word with which composing begins to fail, if it works without any."""
     good, bad = -1, len(words)
     while bad - good > 1:
         middle = (good + bad) // 2
@@ -104,15 +104,15 @@ def word_at_fault(words: list[str], compose: Compose) -> str | None:
 
 
 def unknown_option(group: str, option: str, options: list[str]) -> ConfigError:
-    """An error that names a group's options, the nearest one first."""
+    """Return an error that names a group's options, the nearest one first."""
     near = difflib.get_close_matches(option, options, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return ConfigError(group, option, "there is no such option", f"{hint}choose one of {list_options(options)}")
 
 
 def list_options(options: list[str]) -> str:
-    """The options of a group; where most are sizes of something, as models are, by what they are sizes of, from small to
-    large."""
+    """Return the options of a group; where most are sizes of something, as models are, by what they are sizes of, from
+    small to large."""
     families: dict[str, list[tuple[float, str]]] = {}
     for option in options:
         size = re.search(r"-(tiny|medium|large|xl|[\d.]+[mb]\d?)$", option)
@@ -129,8 +129,8 @@ GPT2_SIZES = {"": 124.0, "medium": 355.0, "large": 774.0, "xl": 1558.0}
 
 
 def measure(size: str) -> float:
-    """A size as it is written in names of models, in millions of weights: 350m, 1.3b, bloom's 7b1; tiny is the smallest,
-    and GPT-2's are those of its paper."""
+    """Return a size as it is written in names of models, in millions of weights: 350m, 1.3b, bloom's 7b1; tiny is the
+    smallest, and GPT-2's are those of its paper."""
     if size in GPT2_SIZES:
         return GPT2_SIZES[size]
     match = re.fullmatch(r"([\d.]+)([mb])(\d?)", size)
@@ -138,15 +138,15 @@ def measure(size: str) -> float:
 
 
 def current_name(key: str) -> str | None:
-    """The name that a renamed key has now; None for a key that never had another name."""
+    """Return the name that a renamed key has now; None for a key that never had another name."""
     group, _, name = key.rpartition(".")
     renamed = RENAMED.get(types_of(Config).get(group, Config), {}).get(name)
     return None if renamed is None else f"{group}.{renamed}"
 
 
 def unknown_key(key: str, value: Any = "...", sign: str = "") -> ConfigError:
-    """An error that names what the key is called now, or the nearest key there is; `sign` is what was typed before the key,
-    as ~."""
+    """Return an error that names what the key is called now, or the nearest key there is; `sign` is what was typed before
+    the key, as ~."""
     if (renamed := current_name(key)) is not None:
         return ConfigError(f"{sign}{key}", value, "the key has another name", f"did you mean {renamed}?")
     keys = leaf_keys()

@@ -33,7 +33,7 @@ def parse(word: str) -> Override:
 
 
 def parse_problem(word: str, error: Exception) -> ConfigError:
-    """What Hydra's grammar says of a word, without the grammar."""
+    """Return what Hydra's grammar says of a word, without the grammar."""
     lines = [line for line in str(error).splitlines() if line.strip() and "See https" not in line]
     problem = lines[1] if len(lines) > 1 and "^" not in lines[1] else lines[0]
     if isinstance(error, RecursionError):
@@ -58,7 +58,7 @@ def expand_ranges(override: Override) -> Override:
 
 
 def typed_value(override: Override) -> str:
-    """The value of an override as it was typed."""
+    """Return the value of an override as it was typed."""
     return str(override.input_line).partition("=")[2]
 
 
@@ -97,13 +97,13 @@ def write_override(key: str, name: str) -> str:
 
 
 def has_several(key: str, name: str, typed: str) -> str:
-    """What to type for several options of a group at once."""
+    """Return what to type for several options of a group at once."""
     options = typed.strip("[]")
     return f"stages=[{options}] to run both in one" if key == "stage" else f"-m {name}={options} to run each"
 
 
 def fixed_overrides(overrides: list[Override], preset: bool, options: Options) -> ConfigError | None:
-    """What is wrong with several values, or a preset of them, in a command that is no sweep."""
+    """Return what is wrong with several values, or a preset of them, in a command that is no sweep."""
     for override in overrides:
         name, typed = override.get_key_element(), typed_value(override)
         if not override.is_sweep_override():
@@ -126,7 +126,7 @@ def fixed_overrides(overrides: list[Override], preset: bool, options: Options) -
 
 
 def without_values(overrides: list[Override], options: Options) -> ConfigError | None:
-    """What is wrong with a list, range or glob that stands for no value at all: its sweep would have no points."""
+    """Return what is wrong with a list, range or glob that stands for no value at all: its sweep would have no points."""
     for override in overrides:
         if not override.is_discrete_sweep() or any(True for _ in override.sweep_iterator()):
             continue

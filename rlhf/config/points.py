@@ -123,7 +123,7 @@ class Composer:
         return self.parsed[word]
 
     def get_group_options(self, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG) -> list[str]:
-        """The options of a group, as a glob asks for them; presets included, which Hydra's own answer lacks."""
+        """Return the options of a group, as a glob asks for them; presets included, which Hydra's own answer lacks."""
         return list(self.files.get_group_options(group_name, results_filter))
 
     @cached_property
@@ -132,7 +132,7 @@ class Composer:
         return hydra_compat.list_files(self.loader, self.command.config_name)
 
     def group(self, name: str) -> list[str]:
-        """The options of a group, and the groups in it; empty if there is no such group."""
+        """Return the options of a group, and the groups in it; empty if there is no such group."""
         if name not in self.options:
             self.options[name] = self.get_group_options(name, None)
         return self.options[name]
@@ -156,7 +156,7 @@ class Composer:
         return isinstance(override.value(), dict) or not self.group(override.key_or_group)
 
     def compose(self, overrides: list[str]) -> DictConfig:
-        """What Hydra composes of a point's overrides, its own node included."""
+        """Return what Hydra composes of a point's overrides, its own node included."""
         words = [*overrides_typed(self.master, "hydra"), *overrides]
         parsed = [self.parse(word) for word in words]
         values = [override for override in parsed if self.is_value(override)]
@@ -174,14 +174,14 @@ class Composer:
         return config
 
     def compose_values(self, choices: tuple[str, ...], values: list[Override], own: ModelFacts | None = None) -> DictConfig:
-        """A choice of options with these values in it; `own` are the facts of the model that model=local names."""
+        """Return a choice of options with these values in it; `own` are the facts of the model that model=local names."""
         config: DictConfig = pickle.loads(self.compose_options(choices, own))
         hydra_compat.set_values(values, config)
         return config
 
     def read_own_model(self, config: DictConfig) -> ModelFacts | None:
-        """The facts, which the options that follow the model depend on, of a model whose option does not state them: as
-        model=local, which names one by its path. None if the option does, or if nothing can be read."""
+        """Return the facts, which the options that follow the model depend on, of a model whose option does not state
+        them: as model=local, which names one by its path. None if the option does, or if nothing can be read."""
         model = config.model
         if self.states_facts(config):
             return None
@@ -206,8 +206,8 @@ class Composer:
         return (config_root() / "conf" / "model", *added)
 
     def compose_options(self, words: tuple[str, ...], own: ModelFacts | None = None) -> bytes:
-        """The configuration of a choice of options, composed once and pickled: that is copied three times as fast as by
-        deepcopy. Raises what Hydra raises."""
+        """Return the configuration of a choice of options, composed once and pickled: that is copied three times as fast
+        as by deepcopy. Raises what Hydra raises."""
         if (words, own) not in self.bases:
             register_recipes(self.model_directories, own)
             try:
@@ -281,26 +281,27 @@ class Composer:
 
 
 def compose_config(*overrides: str) -> Config:
-    """The configuration that `python -m rlhf <overrides>` composes, typed but not checked. Raises ConfigError."""
+    """Return the configuration that `python -m rlhf <overrides>` composes, typed but not checked. Raises ConfigError."""
     with Composer(command_of(list(overrides))) as composer:
         return to_config(drop_hydra_words(composer.compose(composer.points[0])))
 
 
 def overrides_typed(config: DictConfig, kind: str) -> list[str]:
-    """The overrides of a composed configuration as they were typed: Hydra's own, or the task's."""
+    """Return the overrides of a composed configuration as they were typed: Hydra's own, or the task's."""
     found = OmegaConf.to_container(config.hydra.overrides, resolve=False)
     return list(found[kind]) if isinstance(found, dict) else []
 
 
 def drop_hydra_words(config: DictConfig) -> DictConfig:
-    """A composed configuration without Hydra's node, which is taken out of it."""
+    """Return a composed configuration without Hydra's node, which is taken out of it."""
     with read_write(config), open_dict(config):
         del config["hydra"]
     return config
 
 
 def resolve(config: DictConfig, key: str) -> str:
-    """A path of Hydra's, resolved. Raises ConfigError, of the key that it refers to if that is what cannot be resolved."""
+    """Return a path of Hydra's, resolved. Raises ConfigError, of the key that it refers to if that is what cannot be
+    resolved."""
     try:
         return str(OmegaConf.select(config, key))
     except OmegaConfBaseException as error:

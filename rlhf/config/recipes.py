@@ -43,25 +43,25 @@ def choose_option(model: str, facts: ModelFacts | None, group: str, directories:
 
 @cache
 def read_entry(path: Path) -> dict[str, str]:
-    """What an option of `model` states, which is flat: a key and a value a line."""
+    """Return what an option of `model` states, which is flat: a key and a value a line."""
     return dict(re.findall(r"^(\w+): (\S+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE))
 
 
 @cache
 def read_facts(name: str, directories: tuple[Path, ...]) -> ModelFacts | None:
-    """The facts of an option of `model`; None if no directory has its file, or it states no number of weights."""
+    """Return the facts of an option of `model`; None if no directory has its file, or it states no number of weights."""
     path = next((path for directory in directories if (path := directory / f"{name}.yaml").is_file()), None)
     stated = {} if path is None else read_entry(path)
     return ModelFacts(name, stated.get("family", "other"), int(stated[COUNT])) if stated.get(COUNT, "0") != "0" else None
 
 
 def find_entry(path: str, directory: Path) -> str | None:
-    """The option of `model` whose hub id a path is."""
+    """Return the option of `model` whose hub id a path is."""
     return next((file.stem for file in sorted(directory.glob("*.yaml")) if read_entry(file).get("path") == path), None)
 
 
 def expand_model(argument: str, directory: Path) -> list[str]:
-    """The words for a model that is typed as a hub id or a directory: model=facebook/opt-125m is model=opt-125m, and
+    """Return the words for a model that is typed as a hub id or a directory: model=facebook/opt-125m is model=opt-125m, and
     model=DIR is model=local model.path=DIR. Any other word is itself. Raises ConfigError for a sweep over both kinds."""
     if (match := re.fullmatch(r"(model|reward_model)=([\w.~/,-]*/[\w.~/,-]*)", argument)) is None:
         return [argument]
@@ -76,8 +76,8 @@ def expand_model(argument: str, directory: Path) -> list[str]:
 
 
 def read_own_facts(path: str, revision: str | None, gguf_file: str | None, directory: Path) -> ModelFacts | None:
-    """The facts of a model at a path: those of the option of `model` that it is or has the shape of, else its own. None if
-    there is no config.json within reach: such a model is refused before it is used."""
+    """Return the facts of a model at a path: those of the option of `model` that it is or has the shape of, else its own.
+    None if there is no config.json within reach: such a model is refused before it is used."""
     if name := find_entry(path, directory):
         return read_facts(name, (directory,))
     place = Path(path).expanduser()
@@ -97,7 +97,7 @@ def read_own_facts(path: str, revision: str | None, gguf_file: str | None, direc
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty if there is none."""
+    """Return the object in a file; empty if there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -107,8 +107,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @cache
 def fetch_settings(name: str, revision: str | None) -> str | None:
-    """The path of a hub model's config.json in the cache, downloaded if need be; None if the hub does not give the model,
-    which is refused later. Raises ConfigError if the download alone fails."""
+    """Return the path of a hub model's config.json in the cache, downloaded if need be; None if the hub does not give the
+    model, which is refused later. Raises ConfigError if the download alone fails."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -128,7 +128,7 @@ def fetch_settings(name: str, revision: str | None) -> str | None:
 
 
 def facts_of(settings: dict[str, Any], directory: Path) -> ModelFacts | None:
-    """The facts of a model of these settings, transformers' config.json; None if they state no shape."""
+    """Return the facts of a model of these settings, transformers' config.json; None if they state no shape."""
     text = settings.get("text_config", settings)
     family = str(settings.get("model_type", "other"))
     width = first_of(text, "hidden_size", "n_embd", "d_model")
@@ -144,12 +144,13 @@ def facts_of(settings: dict[str, Any], directory: Path) -> ModelFacts | None:
 
 
 def first_of(settings: dict[str, Any], *names: str) -> int:
-    """The first number that is stated under one of the names; 0 if none is."""
+    """Return the first number that is stated under one of the names; 0 if none is."""
     return next((value for name in names if isinstance(value := settings.get(name), int)), 0)
 
 
 def find_shape(family: str, shape: tuple[int, ...], directory: Path) -> ModelFacts | None:
-    """The option of `model` that has this shape: as many layers, as wide, and but for tokens that a user added as many."""
+    """Return the option of `model` that has this shape: as many layers, as wide, and but for tokens that a user added as
+    many."""
     for file in sorted(directory.glob("*.yaml")):
         stated = read_entry(file)
         layers, width, vocabulary = (int(stated.get(key, 0)) for key in SHAPE)

@@ -10,7 +10,7 @@ from rlhf.config.schema import Config
 
 
 def check_sampling(config: Config) -> Iterator[ConfigError]:
-    """Sampling options agree with each other."""
+    """Check that sampling options agree with each other."""
     rollout = config.rollout
     if rollout.min_new_tokens > rollout.max_new_tokens:
         problem = "it is more than rollout.max_new_tokens"
@@ -29,7 +29,7 @@ def check_sampling(config: Config) -> Iterator[ConfigError]:
 
 
 def check_tensor_parallel(config: Config) -> Iterator[ConfigError]:
-    """Groups of ranks can share the actor's layers while they sample."""
+    """Check that groups of ranks can share the actor's layers while they sample."""
     count, model, key = config.rollout.tensor_parallel, config.model, "rollout.tensor_parallel"
     if count == 1 or not samples_responses(config):
         return
@@ -50,7 +50,7 @@ def check_tensor_parallel(config: Config) -> Iterator[ConfigError]:
 
 
 def check_engine(config: Config) -> Iterator[ConfigError]:
-    """The sampler serves the actor."""
+    """Yield the sampler serves the actor."""
     problem = sampler_problem(config) if samples_responses(config) else None
     if problem is not None:
         yield problem

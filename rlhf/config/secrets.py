@@ -65,7 +65,8 @@ def is_secret_name(name: str) -> bool:
 
 
 def mask(text: str) -> str:
-    """A text without the secrets in it: values of names that say so, tokens of well-known forms, passwords in URLs."""
+    """Return a text without the secrets in it: values of names that say so, tokens of well-known forms, passwords in
+    URLs."""
     text = KNOWN.sub(MASK, text)
     for pattern in (LOGIN, HEADER, IN_URL, USER_ONLY):
         text = pattern.sub(rf"\g<1>{MASK}", text)
@@ -85,7 +86,8 @@ def mask(text: str) -> str:
 
 
 def mask_values(value: Any, name: str = "") -> Any:
-    """A value without the secrets in it, `name` being its key; mappings and lists are gone through. Numbers are none."""
+    """Return a value without the secrets in it, `name` being its key; mappings and lists are gone through. Numbers are
+    none."""
     if isinstance(value, Mapping):
         return {key: mask_values(entry, str(key)) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -104,7 +106,7 @@ def to_yaml(values: Any) -> str:
 
 
 def secret_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted keys of a configuration whose values hold a secret."""
+    """Return the dotted keys of a configuration whose values hold a secret."""
     found = []
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -43,7 +43,7 @@ def is_whole(model: Model) -> bool:
 
 
 def check_shape(key: str, model: Model) -> Iterator[ConfigError]:
-    """A shape that is built here, with random weights, is one that its family can have."""
+    """Yield a shape that is built here, with random weights, is one that its family can have."""
     for name in STATED:
         if getattr(model, name) < 1:
             yield ConfigError(f"{key}.{name}", getattr(model, name), "there is no such model", "give a number above 0")
@@ -120,7 +120,7 @@ def check_targets(config: Config, key: str) -> Iterator[ConfigError]:
 
 
 def adapted_model(config: Config, key: str) -> Model | None:
-    """The model that adapters are put on, as far as its shape is known: `key` is their group."""
+    """Return the model that adapters are put on, as far as its shape is known: `key` is their group."""
     if key == "lora":
         return None if starts_elsewhere(config) else config.model
     if key == "critic_lora" and config.ppo.critic not in ("actor", "reward"):

@@ -13,23 +13,23 @@ COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
 
 
 def make_printable(text: str) -> str:
-    """A text whose control characters are shown instead of obeyed: ␛ for an escape, ␀ for NUL, � for others."""
+    """Return a text whose control characters are shown instead of obeyed: ␛ for an escape, ␀ for NUL, � for others."""
     return UNPRINTABLE.sub(escape_character, text)
 
 
 def escape_character(found: re.Match[str]) -> str:
-    """The visible stand-in of a character."""
+    """Return the visible stand-in of a character."""
     code = ord(found[0])
     return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
 
 
 def one_line(text: str) -> str:
-    """A printable text without line breaks and tabs, which are shown too."""
+    """Return a printable text without line breaks and tabs, which are shown too."""
     return make_printable(text).replace("\n", "\u240a").replace("\t", "\u2409")
 
 
 def strip_colours(text: str) -> str:
-    """A text without the colours that a program has put in it for a terminal."""
+    """Return a text without the colours that a program has put in it for a terminal."""
     return COLOUR.sub("", text)
 
 

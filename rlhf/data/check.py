@@ -34,7 +34,8 @@ KNOWN: dict[str, Counts] = {}
 
 
 def count_part(config: Config, part: str) -> Counts:
-    """The records of the training or the held-out part; one that stays as it is is read once, and the demo's never."""
+    """Return the records of the training or the held-out part; one that stays as it is is read once, and the demo's
+    never."""
     data = config.data
     if data.source == "demo":
         from rlhf.data.demo import demo_counts
@@ -51,8 +52,8 @@ def count_part(config: Config, part: str) -> Counts:
 
 
 def count_without_download(config: Config, part: str) -> Counts | None:
-    """The records of a part, of a hub data set as many as rows are published, less the share that is held out; None where
-    that is not known, or a row is no record, as in conversation trees."""
+    """Return the records of a part, of a hub data set as many as rows are published, less the share that is held out; None
+    where that is not known, or a row is no record, as in conversation trees."""
     data = config.data
     if data.source != "hub":
         return count_part(config, part)

@@ -45,7 +45,7 @@ def split_last_answer(messages: Sequence[Message]) -> tuple[tuple[Message, ...],
 
 
 def convert_pairs(cells: Cells) -> Iterator[Record]:
-    """A prompt with a response to imitate, with a chosen and a rejected one, or by itself: the columns `prompt`,
+    """Yield a prompt with a response to imitate, with a chosen and a rejected one, or by itself: the columns `prompt`,
     `response`, `chosen` and `rejected`. Each is text or a list of messages; chosen and rejected lists may hold the
     prompt."""
     sides = {side: cells.get(side) for side in ("response", "chosen", "rejected")}
@@ -107,8 +107,9 @@ def split_transcript(text: str, column: str) -> tuple[Message, ...]:
 
 
 def convert_messages(cells: Cells) -> Iterator[Record]:
-    """A conversation whose last answer is imitated: the column `messages`, with `role` and `content`, or `conversations`,
-    with ShareGPT's `from` and `value`; a column `system` is the system message of a conversation without one."""
+    """Yield a conversation whose last answer is imitated: the column `messages`, with `role` and `content`, or
+    `conversations`, with ShareGPT's `from` and `value`; a column `system` is the system message of a conversation
+    without one."""
     column = "messages" if "messages" in cells else "conversations"
     messages = read_messages(cells, column)
     if messages is None:
@@ -123,7 +124,8 @@ def add_system(messages: tuple[Message, ...], system: str | None) -> tuple[Messa
 
 
 def convert_completion(cells: Cells) -> Iterator[Record]:
-    """A prompt and its completion, and perhaps whether it is a desirable one: `prompt`, `completion`, `label` (KTO)."""
+    """Yield a prompt and its completion, and perhaps whether it is a desirable one: `prompt`, `completion`, `label`
+    (KTO)."""
     if is_messages(cells.get("completion")):
         whole = convert_message_pairs({"prompt": cells.get("prompt"), "response": cells["completion"]})
         prompt, completion = whole.prompt, str(whole.response)
@@ -141,7 +143,7 @@ def convert_completion(cells: Cells) -> Iterator[Record]:
 
 
 def convert_alpaca(cells: Cells) -> Iterator[Record]:
-    """An instruction, perhaps an input to it, and an output: `instruction`, `input`, `output`. The input follows the
+    """Yield an instruction, perhaps an input to it, and an output: `instruction`, `input`, `output`. The input follows the
     instruction after a blank line."""
     parts = [require_text(cells, "instruction", "an instruction"), read_text(cells, "input")]
     prompt = "\n\n".join(part for part in parts if part)
@@ -150,8 +152,8 @@ def convert_alpaca(cells: Cells) -> Iterator[Record]:
 
 
 def convert_dolly(cells: Cells) -> Iterator[Record]:
-    """An instruction, perhaps a context, and a response: `instruction`, `context`, `response`. The context follows the
-    instruction as Dolly's own training has it, under "Input:"."""
+    """Yield an instruction, perhaps a context, and a response: `instruction`, `context`, `response`. The context follows
+    the instruction as Dolly's own training has it, under "Input:"."""
     prompt, context = require_text(cells, "instruction", "an instruction"), read_text(cells, "context")
     prompt += f"\n\nInput:\n{context}" if context else ""
     meta = keep_meta(cells, "instruction", "context", "response")
@@ -179,13 +181,13 @@ def convert_lmflow(cells: Cells) -> Iterator[Record]:
 
 
 def read_text2text(cells: Cells) -> Iterator[Record]:
-    """An instance of LMFlow's text2text."""
+    """Yield an instance of LMFlow's text2text."""
     meta = keep_meta(cells, "input", "output")
     yield Record(require_text(cells, "input", "an input"), require_text(cells, "output", "an output"), meta=meta)
 
 
 def read_paired_conversation(cells: Cells) -> Iterator[Record]:
-    """An instance of LMFlow's paired_conversation."""
+    """Yield an instance of LMFlow's paired_conversation."""
     sides: dict[str, tuple[tuple[Message, ...], str]] = {}
     for side in ("chosen", "rejected"):
         inner = require_object(cells.get(side), side)
@@ -277,7 +279,7 @@ def convert_summaries(cells: Cells) -> Iterator[Record]:
 
 
 def convert_ranked(cells: Cells) -> Iterator[Record]:
-    """A prompt and `answers` with `answer` and `rank`, 1 the best, as in Nectar; a transcript is read as messages."""
+    """Yield a prompt and `answers` with `answer` and `rank`, 1 the best, as in Nectar; a transcript is read as messages."""
     text = require_text(cells, "prompt", "a prompt")
     prompt: str | tuple[Message, ...] = text
     if TURN.match(text):
@@ -336,8 +338,8 @@ def gather_tree(rows: Iterable[tuple[int, Cells]]) -> Iterator[tuple[int, Cells]
 
 
 def convert_tree(cells: Cells) -> Iterator[Record]:
-    """A user's message of a conversation tree and the answers to it (see `gather_tree`), ranked where each has a `rank`, 0
-    the best. Without ranks the first answer is imitated."""
+    """Yield a user's message of a conversation tree and the answers to it (see `gather_tree`), ranked where each has a
+    `rank`, 0 the best. Without ranks the first answer is imitated."""
     if cells.get("deleted"):
         raise Dropped("deleted messages")
     if cells["path"][0].get("parent_id") is not None:
@@ -353,16 +355,16 @@ def convert_tree(cells: Cells) -> Iterator[Record]:
 
 
 def convert_question(cells: Cells) -> Iterator[Record]:
-    """A question and its answer, as in GSM8K: `question` and `answer`, in which the final one stands after "####". It is
-    the record's meta `answer`, without commas and dollar signs."""
+    """Yield a question and its answer, as in GSM8K: `question` and `answer`, in which the final one stands after "####".
+    It is the record's meta `answer`, without commas and dollar signs."""
     prompt, answer = require_text(cells, "question", "a question"), require_text(cells, "answer", "an answer")
     final = answer.rpartition("####")[2].strip().replace(",", "").replace("$", "")
     yield Record(prompt, answer, meta=keep_meta(cells, "question", "answer") | {"answer": final})
 
 
 def convert_problem(cells: Cells) -> Iterator[Record]:
-    """A problem and its solution, as in MATH: `problem` and `solution`. What the last box of the solution holds is the
-    record's meta `answer`."""
+    """Yield a problem and its solution, as in MATH: `problem` and `solution`. What the last box of the solution holds is
+    the record's meta `answer`."""
     prompt, solution = require_text(cells, "problem", "a problem"), require_text(cells, "solution", "a solution")
     meta = keep_meta(cells, "problem", "solution")
     boxed = last_box(solution)

@@ -69,7 +69,7 @@ DISMISSIVE, WRONG, REPEATED, UNKNOWN, UNFINISHED = -1.0, -0.5, -0.75, -0.5, -0.5
 
 
 def demo_dataset(config: DemoData, seed: int) -> Dataset:
-    """The whole data set of a seed. No held-out prompt is a training prompt."""
+    """Return the whole data set of a seed. No held-out prompt is a training prompt."""
     questions = [(task, thing, wording) for task in STEPS for thing in THINGS for wording in QUESTIONS]
     order = random_stream(seed, "demo prompts").permutation(len(questions))
     shuffled = [questions[i] for i in order]
@@ -93,8 +93,8 @@ class Counts:
 
 
 def demo_counts(config: DemoData) -> Counts:
-    """What the training split of a data set will hold, whatever its seed, without making it. Answers may come twice in
-    several rounds: `answers` is a bound then."""
+    """Return what the training split of a data set will hold, whatever its seed, without making it. Answers may come twice
+    in several rounds: `answers` is a bound then."""
     prompts = len(STEPS) * len(THINGS) * len(QUESTIONS) - config.heldout_prompts
     pairs = math.comb(config.answers_per_prompt, 2)
     answers = config.answers_per_prompt * config.rounds
@@ -111,12 +111,12 @@ def make_split(
 
 
 def question(task: str, thing: str, wording: str) -> str:
-    """The text of a question."""
+    """Return the text of a question."""
     return wording.format(task=task, thing=thing)
 
 
 def answer(task: str, thing: str, rng: np.random.Generator) -> str:
-    """An answer of random quality."""
+    """Return an answer of random quality."""
     sentences = [str(rng.choice(OPENERS))] if rng.random() < OPENER else []
     if rng.random() < DISMISSAL:
         sentences.append(str(rng.choice(DISMISSALS)))
@@ -156,14 +156,15 @@ def preference(difference: float, noise: float) -> float:
 
 
 def agreement(comparisons: list[Comparison], noise: float) -> float:
-    """Expected share of labels that the gold reward agrees with: what a perfect reward model can reach."""
+    """Return the expected share of labels that the gold reward agrees with: what a perfect reward model can reach."""
     gaps = [abs(gold_reward(c.prompt, c.chosen) - gold_reward(c.prompt, c.rejected)) for c in comparisons]
     return float(np.mean([preference(gap, noise) for gap in gaps]))
 
 
 def gold_reward(prompt: str, response: str) -> float:
-    """The true quality of an answer, from about -4 to 3: up to two different right steps about the right thing, a reason,
-    courtesy at both ends; against it, dismissals, wrong steps, repetition, and text that is no sentence of this world."""
+    """Return the true quality of an answer, from about -4 to 3: up to two different right steps about the right thing, a
+    reason, courtesy at both ends; against it, dismissals, wrong steps, repetition, and text that is no sentence of this
+    world."""
     match = re.search(r"(clean|store|repair|choose) (?:a|my) (\w+)\?", prompt)
     if match is None:
         raise ValueError(f"not a prompt of the demo data: {prompt!r}")

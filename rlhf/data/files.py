@@ -41,7 +41,7 @@ class Origin:
     value: str
 
     def error(self, problem: str, fix: str = "check the file") -> ConfigError:
-        """An error about this origin."""
+        """Return an error about this origin."""
         return ConfigError(self.key, self.value, problem, fix)
 
 
@@ -67,7 +67,7 @@ class HashingReader(RawIOBase):
         self.stream = path.open("rb", buffering=0)
 
     def readable(self) -> bool:
-        """A file can be read."""
+        """Return a file can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
@@ -142,14 +142,15 @@ def unpack(stream: IO[bytes], zipped: str) -> IO[bytes]:
 
 
 def suffix_of(path: Path) -> tuple[str, str]:
-    """The type that a file's name states, in small letters, and how the file is compressed: `.gz`, `.zst` or not, ""."""
+    """Return the type that a file's name states, in small letters, and how the file is compressed: `.gz`, `.zst` or not,
+    ""."""
     name = path.name.lower()
     zipped = next((ending for ending in ZIPPED if name.endswith(ending)), "")
     return Path(name.removesuffix(zipped)).suffix, zipped
 
 
 def check_magic(origin: Origin, path: Path, head: bytes, zipped: str) -> None:
-    """A file is compressed if and only if its name says so."""
+    """Check that a file is compressed if and only if its name says so."""
     found = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
     if zipped and found != ZIPPED[zipped]:
         raise origin.error(f"it is not compressed with {ZIPPED[zipped]}, as its name says", "rename it")
@@ -200,7 +201,7 @@ def is_json(text: str) -> bool:
 
 
 def parse_json(origin: Origin, text: str, row: int | None) -> Any:
-    """A JSON value, in which no key stands twice and every number is one."""
+    """Return a JSON value, in which no key stands twice and every number is one."""
     where = "" if row is None else f"row {row}: "
     try:
         return json.loads(text, object_pairs_hook=refuse_duplicate_keys, parse_constant=refuse_constant)
@@ -209,7 +210,7 @@ def parse_json(origin: Origin, text: str, row: int | None) -> Any:
 
 
 def refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys differ."""
+    """Return an object whose keys differ."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError(f"a key stands twice: {', '.join(name for name, _ in pairs)}")
@@ -222,7 +223,7 @@ def refuse_constant(name: str) -> None:
 
 
 def as_object(origin: Origin, value: Any, row: int) -> Mapping[str, Any]:
-    """A row that is an object."""
+    """Return a row that is an object."""
     if not isinstance(value, dict):
         raise origin.error(f"row {row}: it is {name_type(value)}, not an object", "write an object a row: {...}")
     return value
@@ -270,7 +271,7 @@ def parquet_rows(content: bytes) -> Iterator[Row]:
 
 
 def text_of(origin: Origin, row: Row, column: str) -> str | None:
-    """The text in a column of a row; None where there is none. Raises ConfigError for what is no text."""
+    """Return the text in a column of a row; None where there is none. Raises ConfigError for what is no text."""
     try:
         return read_text(row[1], column)
     except CellError as error:

@@ -11,8 +11,8 @@ from rlhf.config.hub import FETCH, find_hub_problem
 def load_split(
     name: str, config: str | None, split: str, revision: str | None, key: str, data_dir: str | None = None
 ) -> Any:
-    """A split as the datasets library has it. Raises ConfigError, naming `key`, within seconds if the hub does not answer
-    and the data set is not in the cache, and for a data set that only a script of its authors could read."""
+    """Return a split as the datasets library has it. Raises ConfigError, naming `key`, within seconds if the hub does not
+    answer and the data set is not in the cache, and for a data set that only a script of its authors could read."""
     import datasets
 
     problem = find_hub_problem(name, revision, "dataset")
@@ -33,7 +33,7 @@ def load_split(
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """A context in which the libraries look into their caches only."""
+    """Let the libraries look into their caches only."""
     import datasets
     import huggingface_hub
 

@@ -27,13 +27,13 @@ def steps_per_epoch(records: int, batch_size: int, key: str) -> int:
 
 
 def epoch_batches(records: int, batch_size: int, seed: int, purpose: str, epoch: int) -> list[list[int]]:
-    """The global batches of one pass, in an order of its own for each (seed, purpose, epoch)."""
+    """Return the global batches of one pass, in an order of its own for each (seed, purpose, epoch)."""
     order = random_stream(seed, purpose, epoch).permutation(records).tolist()
     return [order[start : start + batch_size] for start in range(0, records - batch_size + 1, batch_size)]
 
 
 def all_batches(records: int, batch_size: int, seed: int, purpose: str, steps: int) -> Iterator[list[int]]:
-    """`steps` global batches, pass after pass."""
+    """Yield `steps` global batches, pass after pass."""
     per_epoch = steps_per_epoch(records, batch_size, purpose)
     for epoch in range(-(-steps // per_epoch)):
         yield from epoch_batches(records, batch_size, seed, purpose, epoch)[: steps - epoch * per_epoch]
@@ -46,7 +46,7 @@ def total_steps(records: int, batch_size: int, epochs: int, max_steps: int | Non
 
 
 def local_share(batch: list[Any], rank: int, world: int) -> list[Any]:
-    """A rank's share of a global batch."""
+    """Return a rank's share of a global batch."""
     per_rank = len(batch) // world
     return batch[rank * per_rank : (rank + 1) * per_rank]
 
@@ -59,8 +59,8 @@ def balanced_share(batch: list[Any], sizes: list[int], rank: int, world: int) ->
 
 
 def evenly(items: list[Any], plan: Batches, rank: int) -> list[tuple[list[Any], Tensor]]:
-    """This rank's micro-batches of held-out items, each with weights [B]: 1, or 0 for an item that is there only so that
-    all ranks have equally many, since they run forward passes together under ZeRO stage 3."""
+    """Return this rank's micro-batches of held-out items, each with weights [B]: 1, or 0 for an item that is there only so
+    that all ranks have equally many, since they run forward passes together under ZeRO stage 3."""
     missing = -len(items) % plan.ranks
     padded = [(item, 1.0) for item in items] + [(items[0], 0.0) for _ in range(missing)]
     own = local_share(padded, rank, plan.ranks)
@@ -69,7 +69,7 @@ def evenly(items: list[Any], plan: Batches, rank: int) -> list[tuple[list[Any], 
 
 
 def from_shares(own: list[Any], count: int) -> list[Any]:
-    """What all ranks found for their even shares of `count` held-out items, in the items' order, on every rank."""
+    """Return what all ranks found for their even shares of `count` held-out items, in the items' order, on every rank."""
     return [found for part in distributed.gather(own) for found in part][:count]
 
 
@@ -102,7 +102,7 @@ class PromptLoader:
 
 
 def create_prompt_dataloader(args: Config, tokenizer: Tokenizer, dataset: Dataset | None = None) -> PromptLoader:
-    """The training prompts of `args.data` (or of a data set that is loaded already), encoded, for this rank and its
+    """Return the training prompts of `args.data` (or of a data set that is loaded already), encoded, for this rank and its
     device; those too long for data.truncation are left out."""
     prompts = (dataset or load_dataset(args)).train.prompts
     encoded = [encode_prompt(prompt, tokenizer, args.data) for prompt in prompts]

@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 
 
 def load_dataset(config: Config) -> Dataset:
-    """The data set that the configuration names. Raises ConfigError for what is missing."""
+    """Return the data set that the configuration names. Raises ConfigError for what is missing."""
     if config.data.source == "demo":
         from rlhf.data.demo import demo_dataset
 

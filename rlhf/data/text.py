@@ -11,7 +11,7 @@ from rlhf.data.plain import render_prompt, render_response
 
 
 def load_texts(ptx: Text, data: Data, demonstrations: list[Demonstration]) -> list[str]:
-    """The texts that `ppo.ptx` names. Raises ConfigError for what cannot be read."""
+    """Return the texts that `ppo.ptx` names. Raises ConfigError for what cannot be read."""
     if ptx.source == "demonstrations":
         return [render_prompt(d.prompt, data) + render_response(d.response, data) for d in demonstrations]
     if ptx.source == "file":

@@ -50,12 +50,12 @@ class PromptBatch:
     copies: int = 1
 
     def to(self, device: torch.device) -> "PromptBatch":
-        """The same prompts on a device."""
+        """Return the same prompts on a device."""
         limits = None if self.limits is None else self.limits.to(device)
         return replace(self, ids=self.ids.to(device), lengths=self.lengths.to(device), limits=limits)
 
     def rows(self, rows: Tensor) -> "PromptBatch":
-        """Some of the prompts, by row, each by itself."""
+        """Select some of the prompts by row."""
         limits = None if self.limits is None else self.limits[rows]
         return PromptBatch(self.ids[rows], self.lengths[rows], [self.samples[row] for row in rows.tolist()], limits)
 
@@ -72,7 +72,7 @@ class ComparisonBatch:
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer, data: Data) -> list[int] | None:
-    """A formatted prompt's ids, shortened to data.max_prompt_tokens; None where data.truncation leaves it out."""
+    """Return a formatted prompt's ids, shortened to data.max_prompt_tokens; None where data.truncation leaves it out."""
     ids = prompt_ids(prompt, tokenizer, data)
     if len(ids) <= data.max_prompt_tokens:
         return ids
@@ -109,8 +109,8 @@ def last_paragraphs(prompt: str, tokenizer: Tokenizer, data: Data) -> list[int] 
 
 
 def last_tokens(ids: list[int], count: int, tokenizer: Tokenizer) -> list[int]:
-    """The end of a prompt that is too long; the special tokens that it begins with (Llama's and Gemma's beginning-of-text)
-    stay."""
+    """Return the end of a prompt that is too long; the special tokens that it begins with (Llama's and Gemma's
+    beginning-of-text) stay."""
     special = set(tokenizer.all_special_ids)
     start = next((place for place, token in enumerate(ids) if token not in special), 0)
     kept = ids[: min(start, count)]
@@ -145,7 +145,7 @@ def encode_response(response: str, tokenizer: Tokenizer, data: Data) -> list[int
 
 
 def encode_answer(prompt: list[int], response: str, tokenizer: Tokenizer, data: Data) -> Encoded:
-    """A prompt's ids with those of a response to it (see `encode_response`), and whether the response was cut."""
+    """Return a prompt's ids with those of a response to it (see `encode_response`), and whether the response was cut."""
     ids = list(tokenizer(render_response(response, data), add_special_tokens=False)["input_ids"]) + [tokenizer.eos_token_id]
     return Encoded(prompt, ids[: data.max_response_tokens], cut=len(ids) > data.max_response_tokens)
 

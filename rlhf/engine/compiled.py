@@ -21,6 +21,6 @@ def compile_layers(model: nn.Module) -> None:
 
 
 def run_uncompiled(compiled: bool) -> AbstractContextManager[Any]:
-    """A context in which layers run as they are written, whether or not they are `compiled`: a cache changes its shape at
-    every step of a rollout."""
+    """Return a context in which layers run as they are written, whether or not they are `compiled`: a cache changes its
+    shape at every step of a rollout."""
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

@@ -52,7 +52,7 @@ class OffloadedEngine:
 
 
 def storages(engine: Any, frozen: bool) -> list[torch.UntypedStorage]:
-    """The memory on its device that an engine's weights and optimiser state lie in, each piece once."""
+    """Return the memory on its device that an engine's weights and optimiser state lie in, each piece once."""
     tensors: list[Tensor] = [*engine.module.parameters(), *map(local_shard, engine.module.parameters())]
     if not frozen:
         tensors += master_weights(engine)
@@ -70,12 +70,12 @@ def is_on_device(tensor: Tensor, engine: Any) -> bool:
 
 
 def view_as_bytes(storage: torch.UntypedStorage) -> Tensor:
-    """A storage as a tensor of bytes."""
+    """Return a storage as a tensor of bytes."""
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
 def copy_to_host(storage: torch.UntypedStorage, former: Tensor | None) -> Tensor:
-    """What a storage holds, in host memory that a GPU can write by itself: that of its `former` copy, if it fits."""
+    """Return what a storage holds, in host memory that a GPU can write by itself: that of its `former` copy, if it fits."""
     copy = former
     if copy is None or copy.numel() != storage.nbytes():
         copy = torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=storage.device.type == "cuda")

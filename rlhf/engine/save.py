@@ -40,8 +40,8 @@ Writable = tuple[str, torch.dtype, Sequence[int], Callable[[], Tensor]]
 
 
 def whole_weight(parameter: Any) -> Tensor:
-    """A weight on the host, gathered if it is sharded; its value counts on rank 0 alone. Where it is on the host and whole
-    already, that very tensor."""
+    """Return a weight on the host, gathered if it is sharded; its value counts on rank 0 alone. Where it is on the host
+    and whole already, that very tensor."""
     sharded = is_partitioned(parameter)
     with deepspeed.zero.GatheredParameters([parameter] if sharded else [], enabled=sharded):
         weight: Tensor = parameter.detach()
@@ -98,7 +98,7 @@ class replace_directory:
 
 
 def write_texts(tokenizer: Tokenizer, card: str, directory: Path) -> None:
-    """The tokenizer and the model card."""
+    """Write the tokenizer and the model card."""
     if is_main():
         tokenizer.save_pretrained(directory)
         (directory / "README.md").write_text(card)
@@ -124,7 +124,7 @@ class Entry:
         return math.prod(self.shape) * int(self.parameter.element_size())
 
     def value(self, lora: Lora, read: Read) -> Tensor:
-        """The weight, whole and on the host of rank 0; all ranks must ask for it."""
+        """Return the weight, whole and on the host of rank 0; all ranks must ask for it."""
         weight = read(self.parameter)
         if self.factors is None:
             return weight
@@ -133,7 +133,7 @@ class Entry:
 
 
 def write_model(engine: Any, lora: Lora, directory: Path, read: Read) -> None:
-    """The plain model: configuration, and weights in numbered files with an index if one file is not enough."""
+    """Write the plain model: configuration, and weights in numbered files with an index if one file is not enough."""
     model, files = plain_module(engine), split_into_files(entries(engine, lora))
     names = ["model.safetensors"]
     if len(files) > 1:
@@ -155,7 +155,7 @@ def write_model(engine: Any, lora: Lora, directory: Path, read: Read) -> None:
 
 
 def write_tensors(file: Path, tensors: list[Writable]) -> None:
-    """A safetensors file, written tensor by tensor: the length of its header, the header (JSON: format, shape and place of
+    """Write a safetensors file tensor by tensor: the length of its header, the header (JSON: format, shape and place of
     each tensor), the tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -181,7 +181,7 @@ def split_into_files(found: list[Entry]) -> list[list[Entry]]:
 
 
 def entries(engine: Any, lora: Lora) -> list[Entry]:
-    """The weights of the plain model inside an engine, a shared one once."""
+    """Return the weights of the plain model inside an engine, a shared one once."""
     model = adapted_module(engine)
     parameters = dict(model.named_parameters())
     found = []
@@ -196,7 +196,7 @@ def entries(engine: Any, lora: Lora) -> list[Entry]:
 
 
 def write_adapter(engine: Any, directory: Path, read: Read) -> None:
-    """The adapters (and a scorer's head), as PEFT's from_pretrained reads them."""
+    """Write the adapters (and a scorer's head) as PEFT's from_pretrained reads them."""
     from peft import get_peft_model_state_dict
 
     state = {
@@ -218,10 +218,10 @@ def write_adapter(engine: Any, directory: Path, read: Read) -> None:
 
 
 def adapted_module(engine: Any) -> Any:
-    """The model inside an engine as transformers or PEFT made it."""
+    """Return the model inside an engine as transformers or PEFT made it."""
     return engine.module.classifier if isinstance(engine.module, ScalarHeadModel) else engine.module
 
 
 def plain_module(engine: Any) -> Any:
-    """The transformers model inside an engine."""
+    """Return the transformers model inside an engine."""
     return base_model(adapted_module(engine))

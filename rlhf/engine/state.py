@@ -35,7 +35,7 @@ def trainable_parameters(engine: Any) -> Iterator[tuple[str, Any]]:
 
 
 def engine_state(engine: Any) -> dict[str, Tensor]:
-    """What this rank keeps of an engine."""
+    """Return what this rank keeps of an engine."""
     state: dict[str, Tensor] = {}
     for name, parameter in trainable_parameters(engine):
         if is_main() or is_partitioned(parameter):
@@ -81,13 +81,14 @@ def copy_tensor(target: Tensor, find: Find, name: str) -> None:
 
 
 def load_into(value: Tensor, master: Tensor) -> Tensor | int:
-    """A moment beside the tensor it belongs to; a count of steps stays a number where it was one (DeepSpeed's CPU Adam)."""
+    """Return a moment beside the tensor it belongs to; a count of steps stays a number where it was one (DeepSpeed's CPU
+    Adam)."""
     return int(value) if value.dtype == torch.int64 else value.to(master.device, copy=True)
 
 
 def generators() -> dict[str, Tensor]:
-    """The state of every random generator of this process. Nothing here draws from one without seeding it first; a library
-    may."""
+    """Return the state of every random generator of this process. Nothing here draws from one without seeding it first; a
+    library may."""
     _, words, position, *half = np.random.get_state()
     _, words_of_python, other_half = random.getstate()
     state = {

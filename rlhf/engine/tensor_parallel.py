@@ -65,7 +65,7 @@ class SharedModel:
             setattr(self.module.get_submodule(plain_name(parent)), leaf, buffer)
 
     def cut_layer(self, layer: Any, cut: str) -> nn.Linear:
-        """An empty linear layer of this rank's share, in place of a whole one."""
+        """Return an empty linear layer of this rank's share, in place of a whole one."""
         outputs, inputs = layer.weight.T.shape if isinstance(layer, Conv1D) else layer.weight.shape
         options: dict[str, Any] = {"bias": layer.bias is not None, "device": "meta", "dtype": layer.weight.dtype}
         if cut == "columns":
@@ -95,7 +95,7 @@ class SharedModel:
                     target.copy_(self.cut(plain_name(name), weight.T if flipped and target.ndim == 2 else weight))
 
     def cut(self, name: str, weight: Tensor) -> Tensor:
-        """This rank's share of a weight [O, I] or a bias [O]."""
+        """Cut this rank's share out of a weight [O, I] or a bias [O]."""
         layer, _, kind = name.rpartition(".")
         cut, share = direction(layer, self.layout), self.share
         if cut is None or (cut == "rows" and kind == "bias"):

@@ -36,7 +36,7 @@ class TrainingSpec:
 
 
 def training_engine(model: nn.Module, config: Config, learning: TrainingSpec) -> Any:
-    """A DeepSpeed engine that trains `model` with AdamW; `set_rates` sets its learning rates before each update."""
+    """Return a DeepSpeed engine that trains `model` with AdamW; `set_rates` sets its learning rates before each update."""
     model = prepare_for_training(model, learning.lora, learning.checkpointing, config.seed, learning.lora_key)
     model.to(device(config))
     settings = training_settings(config, learning.zero, learning.batches, learning.training.max_grad_norm)
@@ -78,7 +78,7 @@ def adamw(model: nn.Module, config: Config, learning: TrainingSpec) -> torch.opt
 
 
 def frozen_engine(model: nn.Module, config: Config, zero: Zero) -> Any:
-    """An engine around a model that only reads: sharded at ZeRO stage 3, else whole on each device."""
+    """Return an engine around a model that only reads: sharded at ZeRO stage 3, else whole on each device."""
     model.requires_grad_(False).eval().to(device(config))
     engine = initialize(model=model, config=frozen_settings(config, zero))
     engine.eval()
@@ -86,14 +86,14 @@ def frozen_engine(model: nn.Module, config: Config, zero: Zero) -> Any:
 
 
 def initialize(**arguments: Any) -> Any:
-    """A DeepSpeed engine, without what DeepSpeed prints while it is made."""
+    """Return a DeepSpeed engine, without what DeepSpeed prints while it is made."""
     with redirect_stdout(io.StringIO()):
         engine, *_ = deepspeed.initialize(**arguments)
     return engine
 
 
 def set_rates(engine: Any, factor: float) -> None:
-    """The learning rates of the next update: this share of each group's peak."""
+    """Set the learning rates of the next update: this share of each group's peak."""
     for group in engine.optimizer.param_groups:
         group["lr"] = factor * group["peak"]
 

@@ -31,18 +31,18 @@ class Manifest:
 
 
 def checkpoint_name(step: int, phase: str | None) -> str:
-    """The name of the checkpoint after `step` steps, or after a phase of the next one."""
+    """Return the name of the checkpoint after `step` steps, or after a phase of the next one."""
     return f"step-{step:06}" + (f"-{phase}" if phase else "")
 
 
 def checkpoint_dirs(directory: Path) -> list[Path]:
-    """The checkpoints of a stage's directory, the newest first; unfinished ones are not among them."""
+    """Return the checkpoints of a stage's directory, the newest first; unfinished ones are not among them."""
     found = (directory / "checkpoints").glob("step-*")
     return sorted((place for place in found if (place / MANIFEST).is_file()), key=seconds_since, reverse=True)
 
 
 def seconds_since(place: Path) -> tuple[int, str]:
-    """What checkpoints are sorted by: their step (of more than six digits, in the end), then their phase."""
+    """Return what checkpoints are sorted by: their step (of more than six digits, in the end), then their phase."""
     return int(place.name.split("-")[1]), place.name
 
 
@@ -64,7 +64,7 @@ def publish(directory: Path, name: str, manifest: Manifest, keep: int) -> None:
 
 
 def read_manifest(place: Path) -> Manifest:
-    """A checkpoint's manifest. Raises ValueError if it is damaged."""
+    """Return a checkpoint's manifest. Raises ValueError if it is damaged."""
     try:
         content = parse_json((place / MANIFEST).read_text())
         known = content.pop("digest")
@@ -77,7 +77,7 @@ def read_manifest(place: Path) -> Manifest:
 
 
 def integrity_error(place: Path, names: list[str], manifest: Manifest) -> str | None:
-    """What is wrong with some of a checkpoint's files; None if nothing is."""
+    """Return what is wrong with some of a checkpoint's files; None if nothing is."""
     for name in names:
         file = place / name
         if not file.is_file():

@@ -64,7 +64,7 @@ def check_ours(directory: Path, output_root: Path, key: str, known: bool) -> Non
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:
-    """A point's summary.json; None if there is none that is this program's."""
+    """Return a point's summary.json; None if there is none that is this program's."""
     try:
         summary = read_object(directory / "summary.json") or {}
     except Unreadable:

@@ -29,7 +29,7 @@ class Unreadable(Exception):
 
 
 def text(file: Path) -> str | None:
-    """A file's content, or None if there is none."""
+    """Return a file's content, or None if there is none."""
     try:
         return file.read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
@@ -47,12 +47,12 @@ def parse_json(content: str | bytes) -> Any:
 
 
 def read_object(file: Path) -> dict[str, Any] | None:
-    """A JSON object, or None if there is no such file."""
+    """Return a JSON object, or None if there is no such file."""
     return parse_value(file, parse_json, "JSON object")
 
 
 def read_yaml(file: Path) -> dict[str, Any] | None:
-    """A YAML mapping, or None if there is no such file."""
+    """Return a YAML mapping, or None if there is no such file."""
     return parse_value(file, load_yaml, "YAML mapping")
 
 
@@ -77,7 +77,7 @@ def load_section(content: str) -> Any:
 
 
 def parse_value(file: Path, parse: Any, kind: str) -> dict[str, Any] | None:
-    """A file's content through `parse`; Unreadable if that is no mapping."""
+    """Return a file's content through `parse`; Unreadable if that is no mapping."""
     content = text(file)
     if content is None:
         return None
@@ -91,7 +91,7 @@ def parse_value(file: Path, parse: Any, kind: str) -> dict[str, Any] | None:
 
 
 def read_lines(file: Path) -> Iterator[dict[str, Any] | None]:
-    """The objects of a JSON Lines file, None for a line that is damaged; nothing if there is no such file."""
+    """Yield the objects of a JSON Lines file, None for a line that is damaged; nothing if there is no such file."""
     try:
         with file.open(encoding="utf-8", errors="replace") as stream:
             for line in stream:
@@ -104,7 +104,7 @@ def read_lines(file: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def line_object(line: str | bytes) -> dict[str, Any] | None:
-    """The JSON object of a line, or None."""
+    """Return the JSON object of a line, or None."""
     try:
         value = parse_json(line)
     except DAMAGE:
@@ -113,7 +113,7 @@ def line_object(line: str | bytes) -> dict[str, Any] | None:
 
 
 def as_float(value: Any) -> float | None:
-    """A finite number, or None."""
+    """Return a finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -123,7 +123,7 @@ def as_float(value: Any) -> float | None:
 
 
 def as_int(value: Any) -> int | None:
-    """A whole number, or None."""
+    """Return a whole number, or None."""
     known = as_float(value)
     return None if known is None else int(known)
 
@@ -139,18 +139,18 @@ def as_text(value: Any) -> str | None:
 
 
 def as_mapping(value: Any) -> dict[str, Any]:
-    """A mapping, empty if it is none."""
+    """Return a mapping, empty if it is none."""
     return value if isinstance(value, dict) else {}
 
 
 def as_floats(value: Any) -> dict[str, float]:
-    """The finite numbers of a mapping."""
+    """Return the finite numbers of a mapping."""
     known = {name: as_float(entry) for name, entry in as_mapping(value).items()}
     return {str(name): entry for name, entry in known.items() if entry is not None}
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping by dotted keys; lists are values."""
+    """Return a nested mapping by dotted keys; lists are values."""
     leaves: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:

@@ -68,7 +68,8 @@ def hash_source(path: str, key: str) -> str:
 
 @cache
 def result_keys(stage: str) -> tuple[str, ...]:
-    """The dotted keys that decide the stage's result: of those that it reads, a benchmark's are all that are no names."""
+    """Return the dotted keys that decide the stage's result: of those that it reads, a benchmark's are all that are no
+    names."""
     kind = kind_of(stage)
     effects = {"result", "input", "speed"} if kind.is_benchmark else {"result"}
     known = keys_of(config_type([stage]))
@@ -76,7 +77,7 @@ def result_keys(stage: str) -> tuple[str, ...]:
 
 
 def content_id(path: str | None, key: str = "path") -> str | None:
-    """What a path stands for: a stage's fingerprint, a hash of the files there, or, for a hub id, the id.
+    """Return what a path stands for: a stage's fingerprint, a hash of the files there, or, for a hub id, the id.
 
     Raises ConfigError, naming the `key` whose value it is, for a model that is not what the stage there saved.
     """
@@ -136,7 +137,8 @@ def file_digest(file: Path) -> tuple[str, int, bytes]:
 
 
 def data_files(config: Config, stage: str) -> dict[str, str]:
-    """The files of records and texts that decide a stage's result, by their keys, with the hashes in its fingerprint."""
+    """Return the files of records and texts that decide a stage's result, by their keys, with the hashes in its
+    fingerprint."""
     kind = kind_of(stage)
     read, known = () if kind.is_benchmark else result_keys(stage), keys_of(type(config))
     named = {key: get_key(config, key) for key in read if known[key].content == "records" and not is_neutral(config, key)}
@@ -159,7 +161,7 @@ def changed_file(key: str, value: Any, planned: str, found: str) -> ConfigError:
 
 
 def base_of_adapters(place: Path) -> str | None:
-    """The directory that PEFT's adapters at `place` name as the model that they belong to, if they name one."""
+    """Return the directory that PEFT's adapters at `place` name as the model that they belong to, if they name one."""
     try:
         named = parse_json((place / "adapter_config.json").read_text())["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -168,7 +170,7 @@ def base_of_adapters(place: Path) -> str | None:
 
 
 def stated_fingerprint(stage: Path, path: str, key: str) -> str | None:
-    """The fingerprint that a stage's directory states, if it states one; `path` is what the user gave as `key`."""
+    """Return the fingerprint that a stage's directory states, if it states one; `path` is what the user gave as `key`."""
     file = stage / "result.json"
     if not file.is_file():
         return None
@@ -193,9 +195,9 @@ def check_unchanged(model: Path, path: str, key: str) -> None:
 
 
 def sample(file: Path) -> bytes:
-    """A file's content; of a large one enough to tell two models apart without reading gigabytes: the ends and blocks of
-    every tensor of a safetensors file, since two models may differ in one small tensor, as a head; else 256 blocks spread
-    over it."""
+    """Return a file's content; of a large one enough to tell two models apart without reading gigabytes: the ends and
+    blocks of every tensor of a safetensors file, since two models may differ in one small tensor, as a head; else 256
+    blocks spread over it."""
     size = file.stat().st_size
     if size <= 64 * MIB:
         return file.read_bytes()
@@ -220,7 +222,7 @@ def blocks(stream: BinaryIO, begin: int, end: int, count: int) -> Iterator[bytes
 
 
 def code_hash() -> str:
-    """A hash of the package's source, so that a worker can tell whether it is the code that launched it."""
+    """Return a hash of the package's source, so that a worker can tell whether it is the code that launched it."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):

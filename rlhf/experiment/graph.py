@@ -26,7 +26,7 @@ class Node:
 
 
 def build_graph(config: Config) -> list[Node]:
-    """The stages that the configuration asks for, in the order they run.
+    """Return the stages that the configuration asks for, in the order they run.
 
     Raises ConfigError where a stage needs another one that is neither asked for nor done.
     """
@@ -35,8 +35,8 @@ def build_graph(config: Config) -> list[Node]:
 
 
 def find_node(config: Config, stage: str, known: dict[str, Node]) -> Node:
-    """A stage with its inputs: each given by path, or found by the fingerprint of the stage that makes it. Nodes that are
-    found are kept in `known`, by their stages."""
+    """Return a stage with its inputs: each given by path, or found by the fingerprint of the stage that makes it. Nodes
+    that are found are kept in `known`, by their stages."""
     if stage in known:
         return known[stage]
     identities: dict[str, str] = {}
@@ -59,7 +59,8 @@ def find_node(config: Config, stage: str, known: dict[str, Node]) -> Node:
 
 
 def find_parent(config: Config, key: str, stage: str, known: dict[str, Node]) -> Node:
-    """The stage that makes an input whose `key` is null. Raises ConfigError where it is neither asked for nor done."""
+    """Return the stage that makes an input whose `key` is null. Raises ConfigError where it is neither asked for nor
+    done."""
     parent = find_node(config, stage, known)
     if stage not in config.stages and not parent.directory.done:
         raise ConfigError(
@@ -72,6 +73,6 @@ def find_parent(config: Config, key: str, stage: str, known: dict[str, Node]) ->
 
 
 def model_path(given: str) -> str:
-    """The directory that `transformers` loads: of a stage's directory its model/, else what was given."""
+    """Return the directory that `transformers` loads: of a stage's directory its model/, else what was given."""
     place = Path(given).expanduser()
     return str(place / "model") if (place / "result.json").is_file() else (str(place) if place.exists() else given)

@@ -85,7 +85,7 @@ def adopt_lock(directory: Path, held: Held) -> None:
 
 
 def find_held(directory: Path) -> Held | None:
-    """The lock under which this process writes the directory; None if it does so without."""
+    """Return the lock under which this process writes the directory; None if it does so without."""
     return _held.get(os.path.abspath(directory))
 
 
@@ -169,8 +169,8 @@ def acquire(held: Held, timeout_s: float) -> bool:
 
 
 def machine_id() -> dict[str, str]:
-    """What tells the processes of this machine, since it was started and within this container, from all others: host names
-    and process numbers alone coincide."""
+    """Return what tells the processes of this machine, since it was started and within this container, from all others:
+    host names and process numbers alone coincide."""
     boot = namespace = ""
     with contextlib.suppress(OSError):  # not Linux
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -194,7 +194,8 @@ def process_start_time(pid: int) -> str | None:
 
 
 def read_lock(file: Path) -> Seen | None:
-    """The lock file as it is now, or None if there is none. Opening it makes a network file system ask its server."""
+    """Return the lock file as it is now, or None if there is none. Opening it makes a network file system ask its
+    server."""
     try:
         with file.open("rb") as stream:
             text, changed = stream.read(4096).decode(errors="replace"), os.fstat(stream.fileno()).st_mtime
@@ -243,7 +244,7 @@ def is_alive(holder: dict[str, Any]) -> bool | None:
 
 
 def agreed_timeout(holder: dict[str, Any] | None) -> float:
-    """The silence after which a holder expects to be taken for dead."""
+    """Return the silence after which a holder expects to be taken for dead."""
     agreed = (holder or {}).get("timeout_s")
     return float(agreed) if isinstance(agreed, int | float) and math.isfinite(agreed) else 0.0
 
@@ -260,12 +261,12 @@ def server_time(directory: Path) -> float:
 
 
 def describe(holder: dict[str, Any]) -> str:
-    """A holder's name."""
+    """Return a holder's name."""
     return f"process {holder['pid']} on {holder['host']}"
 
 
 def describe_wait(name: str, seen: Seen, timeout_s: float) -> str:
-    """What a user is told who waits."""
+    """Return what a user is told who waits."""
     if seen.holder is None:
         return f"{name} has a lock that cannot be read; waiting until nobody has renewed it for {timeout_s:g} s"
     text = f"{name} is being trained by {describe(seen.holder)}; waiting for it"

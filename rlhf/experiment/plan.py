@@ -64,7 +64,7 @@ def find_plan_problems(plan: GraphPlan) -> list[tuple[list[str], ConfigError]]:
 
 
 def lacking(task: Task, plan: StagePlan) -> ConfigError | None:
-    """What a stage lacks, as an error whose fix is still to be found; None if it fits."""
+    """Return what a stage lacks, as an error whose fix is still to be found; None if it fits."""
     if plan.fits:
         return None
     stage, hardware = task.node.stage, task.config.hardware
@@ -145,7 +145,7 @@ def print_plan(plan: GraphPlan, console: Console) -> None:
 
 
 def steps_text(task: Task, plan: StagePlan) -> str:
-    """The steps of a stage, and how many of them are done."""
+    """Return the steps of a stage, and how many of them are done."""
     done = task.node.directory.counted("step") if checkpoint_dirs(task.node.directory.path) else 0
     return "?" if plan.steps is None else f"{plan.steps:,}" + (f" ({done} done)" if done else "")
 
@@ -157,7 +157,7 @@ def costs_of(plan: StagePlan) -> list[str]:
 
 
 def sentences(plan: GraphPlan) -> list[str]:
-    """What the whole takes, and the layouts that were chosen."""
+    """Return what the whole takes, and the layouts that were chosen."""
     kinds = Counter(task.node.stage for task in plan.tasks if task.key in plan.waiting)
     reused, totals = len(plan.tasks) - len(plan.waiting), plan.totals
     run = ", ".join(f"{number} {stage}" for stage, number in kinds.items())
@@ -182,18 +182,19 @@ def sentences(plan: GraphPlan) -> list[str]:
 
 
 def visible(layout: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a layout that say something: what is off, or as it is by default, is left out, but for ZeRO's stage."""
+    """Return the keys of a layout that say something: what is off, or as it is by default, is left out, but for ZeRO's
+    stage."""
     silent = (False, None, "auto")
     return {key: value for key, value in layout.items() if key.endswith(".stage") or value not in silent}
 
 
 def format_value(value: Any) -> str:
-    """A value as it is typed."""
+    """Return a value as it is typed."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def format_seconds(seconds: float | None) -> str:
-    """A time for people."""
+    """Return a time for people."""
     if seconds is None:
         return "?"
     for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
@@ -203,7 +204,7 @@ def format_seconds(seconds: float | None) -> str:
 
 
 def format_dollars(dollars: float | None) -> str:
-    """A cost for people."""
+    """Return a cost for people."""
     return "?" if dollars is None else f"${dollars:,.0f}" if dollars >= 100 else f"${dollars:,.2f}"
 
 

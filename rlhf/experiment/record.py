@@ -30,7 +30,7 @@ def write_record(point: Point, outcomes: dict[str, Outcome]) -> None:
 
 
 def summary_entry(node: Node, outcome: Outcome) -> dict[str, Any]:
-    """A stage of summary.json."""
+    """Return a stage of summary.json."""
     return {
         "directory": str(node.directory.path),
         "state": "done" if outcome.good else outcome.state,
@@ -42,7 +42,7 @@ def summary_entry(node: Node, outcome: Outcome) -> dict[str, Any]:
 
 
 def link_stages(place: Path, target: Path) -> None:
-    """A relative link, so that the whole output directory can be moved."""
+    """Link the stages relatively, so that the whole output directory can be moved."""
     place.parent.mkdir(parents=True, exist_ok=True)
     if not place.is_symlink():
         place.symlink_to(os.path.relpath(target, place.parent))

@@ -9,7 +9,7 @@ from rlhf.experiment.files import parse_json
 
 
 def resolve_for_stage(config: Config, stage: str, inputs: dict[str, str]) -> Config:
-    """The configuration as the stage runs it on these input models (name: directory or hub id)."""
+    """Return the configuration as the stage runs it on these input models (name: directory or hub id)."""
     return kind_of(stage).resolve(config, inputs)
 
 

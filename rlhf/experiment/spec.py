@@ -44,7 +44,7 @@ class Spec:
 
 
 def build_spec(node: Node, config: Config) -> Spec:
-    """A stage as it is to run, with the code that is here now."""
+    """Return a stage as it is to run, with the code that is here now."""
     resolved = resolve_for_stage(config, node.stage, node.inputs)
     return Spec(
         node.stage, node.fingerprint, str(node.directory.path), node.inputs, resolved, code_hash(), list(node.parents),
@@ -74,7 +74,7 @@ def start_attempt(spec: Spec) -> None:
 
 
 def job_id() -> str | None:
-    """The SLURM job that this process belongs to, an element of an array as `<array>_<element>`."""
+    """Return the SLURM job that this process belongs to, an element of an array as `<array>_<element>`."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
 
@@ -108,5 +108,5 @@ def load_spec(values: dict[str, Any]) -> Spec:
 
 
 def stage_directory(spec: Spec) -> StageDirectory:
-    """The directory that the spec's stage writes."""
+    """Return the directory that the spec's stage writes."""
     return StageDirectory(Path(spec.directory))

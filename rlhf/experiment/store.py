@@ -78,7 +78,7 @@ class Result:
 
 
 def result_problem(found: dict[str, Any]) -> str | None:
-    """What is wrong with the content of a result.json; None if nothing is."""
+    """Return what is wrong with the content of a result.json; None if nothing is."""
     kinds = {"stage": str, "fingerprint": str, "seconds": int | float, "metrics": dict}
     if set(found) != set(kinds):
         return f"it does not hold exactly {', '.join(kinds)}"
@@ -121,7 +121,7 @@ class StageDirectory:
         return (self.path / "result.json").is_file()
 
     def result(self) -> Result:
-        """The finished stage's result. Raises ValueError, which names the file, if it is damaged."""
+        """Return the finished stage's result. Raises ValueError, which names the file, if it is damaged."""
         file = self.path / "result.json"
         try:
             found = read_object(file)
@@ -132,7 +132,7 @@ class StageDirectory:
         return Result(**found)
 
     def damage(self) -> str | None:
-        """What is wrong with a finished stage's model, as far as it can be told in a second; None if nothing is."""
+        """Return what is wrong with a finished stage's model, as far as it can be told in a second; None if nothing is."""
         return integrity_error(self.model)
 
     def check_lock(self) -> None:
@@ -148,7 +148,8 @@ class StageDirectory:
         write_json(self.path / "result.json", result.__dict__)
 
     def status(self) -> dict[str, Any]:
-        """The last known state, or an empty dict where there is none that can be read; its values are texts and numbers."""
+        """Return the last known state, or an empty dict where there is none that can be read; its values are texts and
+        numbers."""
         try:
             found = read_object(self.path / "status.json") or {}
         except Unreadable:
@@ -156,7 +157,7 @@ class StageDirectory:
         return {key: value for key, value in found.items() if value is None or isinstance(value, str | int | float)}
 
     def counted(self, name: str) -> int:
-        """A count in the status, 0 where there is none."""
+        """Return a count in the status, 0 where there is none."""
         return as_int(self.status().get(name)) or 0
 
     def set_status(self, **changes: Any) -> None:

@@ -16,7 +16,7 @@ from rlhf.experiment.sweep import Outcome, Point, Task, metrics_by_stage, read_s
 
 
 def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Console) -> None:
-    """The table of final figures, and two held-out prompts answered before and after PPO."""
+    """Print the table of final metrics, and two held-out prompts answered before and after PPO."""
     planned = [node for node in stages if outcomes[node.fingerprint].good]
     results = {}
     for node in planned:
@@ -46,7 +46,7 @@ def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Con
 
 
 def with_error(metrics: dict[str, float], metric: Metric) -> str:
-    """A figure and, where it has one, its standard error over held-out prompts."""
+    """Return a figure and, where it has one, its standard error over held-out prompts."""
     error = metrics.get(f"{metric.name}_se")
     return metric.write(metrics[metric.name]) + (f" ± {metric.write(error)}" if error is not None else "")
 
@@ -94,7 +94,7 @@ def print_sweep(points: list[Point], outcomes: dict[str, Outcome], console: Cons
 
 
 def sweep_columns(results: dict[str, dict[str, dict[str, float]]]) -> dict[tuple[str, Metric], str]:
-    """The columns that any of the points has a value for, with their headings; two of one heading name their stages.
+    """Return the columns that any of the points has a value for, with their headings; two of one heading name their stages.
     `results` are metrics by point and stage."""
     stages = order_stages(stage for found in results.values() for stage in found)
     columns = [
@@ -146,7 +146,7 @@ def print_samples(node: Node, sides: tuple[Side, ...], console: Console) -> None
 
 
 def format_answer(sample: dict[str, object], side: str) -> Text:
-    """A response with its rewards; its entries begin with the key `side`."""
+    """Return a response with its rewards; its entries begin with the key `side`."""
     known = {name: as_float(sample.get(f"{side}_{name}")) for name in ("score", "gold")}
     rewards = ", ".join(f"{name} {value:.2f}" for name, value in known.items() if value is not None)
     return Text(make_printable(f"{as_text(sample.get(side)) or ''}\n({rewards})"))

@@ -65,7 +65,7 @@ class Outcome:
 
 
 def read_summary_metrics(node: Node) -> dict[str, float]:
-    """The final figures of a stage that is done; none where its result was damaged since."""
+    """Return the final figures of a stage that is done; none where its result was damaged since."""
     try:
         return node.directory.result().metrics
     except ValueError:
@@ -79,12 +79,14 @@ def metrics_by_stage(point: Point, outcomes: dict[str, Outcome]) -> dict[str, di
 
 
 def final_metrics(point: Point, outcomes: dict[str, Outcome]) -> dict[str, float]:
-    """The final metrics of a point's stages that are done, by name; of two stages with the same metric the later one's."""
+    """Return the final metrics of a point's stages that are done, by name; of two stages with the same metric the later
+    one's."""
     return {name: value for found in metrics_by_stage(point, outcomes).values() for name, value in found.items()}
 
 
 def build_task_graph(points: list[Point]) -> list[Task]:
-    """The distinct stages of all points, those that others need first: all of a kind together, in the points' order."""
+    """Return the distinct stages of all points, those that others need first: all of a kind together, in the points'
+    order."""
     tasks: dict[str, Task] = {}
     for stage in order_stages(node.stage for point in points for node in point.stages):
         for point in points:
@@ -97,7 +99,7 @@ def build_task_graph(points: list[Point]) -> list[Task]:
 
 
 def lay_out(tasks: list[Task]) -> list[Task]:
-    """The stages with what the planner chooses for them, or with what their checkpoints were saved with."""
+    """Return the stages with what the planner chooses for them, or with what their checkpoints were saved with."""
     found = []
     for task in tasks:
         resumed = find_layout(task.node.directory.path) if task.config.checkpoint.resume else None

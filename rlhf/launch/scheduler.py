@@ -95,7 +95,7 @@ class StageScheduler:
 
 
 def share_of_devices(task: Task, number: int, parallel: int) -> Devices:
-    """The GPUs (or threads) of the n-th stage of `parallel` that run at once."""
+    """Return the GPUs (or threads) of the n-th stage of `parallel` that run at once."""
     count, threads = task.config.hardware.gpus_per_node, local_threads(task.config, parallel)
     if task.config.hardware.device != "cuda":
         return Devices(None, threads)
@@ -169,7 +169,7 @@ def run_locked(task: Task, console: Console, devices: Devices | None) -> Outcome
 
 
 def style_done(text: str) -> Text:
-    """A line about a stage that is done."""
+    """Return a line about a stage that is done."""
     return Text.assemble(("✓", "green"), f" {text}")
 
 

@@ -112,7 +112,7 @@ def submit_group(group: list[Task], jobs: dict[str, str], place: Path) -> list[s
 
 
 def job_parameters(task: Task, needs: list[str], code: Path) -> dict[str, Any]:
-    """What sbatch is told, in submitit's words: the resources of `hardware`, the rest of `launcher`."""
+    """Return what sbatch is told, in submitit's words: the resources of `hardware`, the rest of `launcher`."""
     hardware, launcher = task.config.hardware, task.config.launcher
     setup = setup_lines(launcher.setup, Path(task.config.output_root).absolute() / "slurm")
     cpus = launcher.cpus_per_gpu
@@ -141,15 +141,15 @@ def job_parameters(task: Task, needs: list[str], code: Path) -> dict[str, Any]:
 
 
 def write_job_spec(spec: Spec, place: Path) -> Path:
-    """The frozen stage that a job reads."""
+    """Return the frozen stage that a job reads."""
     file = place / "specs" / f"{Path(spec.directory).name}.json"
     write_json(file, asdict(spec), private=True)
     return file
 
 
 def setup_lines(lines: list[str], place: Path) -> list[str]:
-    """The shell lines for a job's script. SLURM keeps the script where others may read it, so a line with a secret stands
-    in a file that its owner alone can read, and the script reads that."""
+    """Return the shell lines for a job's script. SLURM keeps the script where others may read it, so a line with a secret
+    stands in a file that its owner alone can read, and the script reads that."""
     return [line if mask(line) == line else f". {shlex.quote(str(write_setup(line, place)))}" for line in lines]
 
 
@@ -168,12 +168,12 @@ def check_options(launcher: Launcher) -> None:
 
 
 def package() -> Path:
-    """The directory that holds the package."""
+    """Return the directory that holds the package."""
     return Path(__file__).resolve().parents[2]
 
 
 def package_copy(place: Path) -> Path:
-    """A directory with a copy of the package as it is now; one for each state of it."""
+    """Return a directory with a copy of the package as it is now; one for each state of it."""
     from rlhf.experiment.fingerprint import code_hash
 
     copy = place / "code" / code_hash()[:12]
@@ -185,7 +185,8 @@ def package_copy(place: Path) -> Path:
 
 
 def list_active_jobs() -> set[str]:
-    """The user's jobs that wait or run, elements of arrays by themselves. Raises ConfigError if SLURM does not answer."""
+    """Return the user's jobs that wait or run, elements of arrays by themselves. Raises ConfigError if SLURM does not
+    answer."""
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
@@ -197,7 +198,7 @@ def list_active_jobs() -> set[str]:
 
 
 def log_of(place: Path, job: str) -> Path:
-    """The log of a job's first node."""
+    """Return the log of a job's first node."""
     return place / "logs" / f"{job}_0_log.out"
 
 

@@ -32,7 +32,7 @@ class Agent:
 
 
 def run_node(file: Path) -> int:
-    """This node's ranks of a stage; returns the exit code of the job's task."""
+    """Run this node's ranks of a stage; returns the exit code of the job's task."""
     console = Terminal(width=200)
     with listening(signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
         spec = read_spec(file)
@@ -100,7 +100,8 @@ def preempted() -> bool:
 
 
 def missing_input(spec: Spec) -> str | None:
-    """A stage that this one needs and that is not done. SLURM takes a job that it has forgotten for one that ended well."""
+    """Return a stage that this one needs and that is not done. SLURM takes a job that it has forgotten for one that ended
+    well."""
     needed = [Path(place).parent for place in spec.inputs.values()] if spec.parents else []
     return next(
         (place.name for place in needed if not (place / "result.json").is_file() and place.parent.name == "stages"), None
@@ -108,23 +109,24 @@ def missing_input(spec: Spec) -> str | None:
 
 
 def lock_token() -> str:
-    """What names this job in its stage's lock: the first node takes it, and all of them check that the job still has it."""
+    """Return what names this job in its stage's lock: the first node takes it, and all of them check that the job still
+    has it."""
     return f"slurm {os.environ['SLURM_JOB_ID']} {os.environ.get('SLURM_RESTART_COUNT', '0')}"
 
 
 def node_number() -> int:
-    """This node's number in the job."""
+    """Return this node's number in the job."""
     return int(os.environ.get("SLURM_NODEID", "0"))
 
 
 def master() -> str:
-    """The job's first node."""
+    """Return the job's first node."""
     import submitit
 
     return str(submitit.JobEnvironment().hostnames[0])
 
 
 def port() -> int:
-    """A port for this job's ranks to meet at, another one after each time it is queued again."""
+    """Return a port for this job's ranks to meet at, another one after each time it is queued again."""
     job, restarts = int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     return 20000 + (7 * job + restarts) % 20000

@@ -33,7 +33,7 @@ def run_inline(spec: Spec) -> None:
 
 
 def rank_environment(rank: int, local_rank: int, world_size: int, port: int, address: str = "127.0.0.1") -> dict[str, str]:
-    """The variables that torch.distributed and DeepSpeed read."""
+    """Return the variables that torch.distributed and DeepSpeed read."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(local_rank),
@@ -44,7 +44,7 @@ def rank_environment(rank: int, local_rank: int, world_size: int, port: int, add
 
 
 def free_port() -> int:
-    """A TCP port that nobody uses now."""
+    """Return a TCP port that nobody uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -102,8 +102,8 @@ def follow_parent(period_s: float = 1.0) -> None:
 
 
 def main() -> int:
-    """A worker process: exit code 0 when done, EXIT_CHECKPOINTED when it was asked to stop and has saved, EXIT_LOCK_LOST
-    when another process has its stage, 2 for bad input, 1 for everything else."""
+    """Return a worker process: exit code 0 when done, EXIT_CHECKPOINTED when it was asked to stop and has saved,
+    EXIT_LOCK_LOST when another process has its stage, 2 for bad input, 1 for everything else."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
     threading.Thread(target=follow_parent, daemon=True).start()

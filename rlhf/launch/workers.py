@@ -79,7 +79,7 @@ def run_workers(
 
 
 def raise_on_failure(spec: Spec, codes: dict[int, int | None]) -> None:
-    """What the exit codes of this node's ranks, and what all ranks have noted, come to. Raises StageFailed or Stopped."""
+    """Judge the exit codes of this node's ranks and the errors that all ranks have noted. Raises StageFailed or Stopped."""
     bad = [rank for rank, code in codes.items() if code not in (None, 0, EXIT_CHECKPOINTED)]
     ended = stopping.stop_requested.is_set() and all(codes[rank] in (-signal.SIGTERM, -signal.SIGKILL) for rank in bad)
     noted = [rank for rank in range(ranks(spec.config)) if error_file(spec, rank).is_file()]
@@ -158,8 +158,8 @@ def relay(stream: IO[str], log: Path, prefix: str, console: Console | None) -> N
 
 
 def watch(workers: list[subprocess.Popen[str]], grace_s: float, over: Callable[[], bool] = bool) -> list[int | None]:
-    """The workers' exit codes, once all have ended, or one has failed, or the stage is over. Tells them when this process
-    is asked to stop, and waits `grace_s` for them to save."""
+    """Return the workers' exit codes, once all have ended, or one has failed, or the stage is over. Tells them when this
+    process is asked to stop, and waits `grace_s` for them to save."""
     deadline: float | None = None
     while True:
         codes = [worker.poll() for worker in workers]
@@ -199,7 +199,7 @@ def first_failed(spec: Spec, bad: list[int], noted: list[int]) -> int:
 
 
 def read_note(spec: Spec, rank: int) -> dict[str, Any]:
-    """What a rank noted of its error; nothing where it could not, or was ended while it did."""
+    """Return what a rank noted of its error; nothing where it could not, or was ended while it did."""
     try:
         return read_object(error_file(spec, rank)) or {}
     except Unreadable:
@@ -217,7 +217,7 @@ def reason_of(spec: Spec, rank: int, code: int | None) -> str:
 
 
 def last_error(log: Path) -> str:
-    """The line of a log that says what went wrong: the last one that names an error, else the last one."""
+    """Return the line of a log that says what went wrong: the last one that names an error, else the last one."""
     lines = [line.strip() for line in log.read_text().splitlines() if line.strip()] if log.exists() else []
     named = [line for line in lines if re.match(r"(error: |[\w.]*(Error|Exception|Interrupt)\b)", line)]
     return (named or lines or ["no output"])[-1]

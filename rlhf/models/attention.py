@@ -69,8 +69,9 @@ def extend_attention(model: Any) -> None:
 
 
 def additive_mask(dtype: torch.dtype = torch.float32, **options: Any) -> Tensor | None:
-    """transformers' mask for `eager` attention [B, 1, T, S]: 0 for a token that is seen, the lowest number for another. It
-    is made on the device alone: transformers before 5.24 copies a number from the host, which no CUDA graph may hold."""
+    """Return transformers' mask for `eager` attention [B, 1, T, S]: 0 for a token that is seen, the lowest number for
+    another. It is made on the device alone: transformers before 5.24 copies a number from the host, which no CUDA graph
+    may hold."""
     seen = sdpa_mask(**options | {"allow_is_causal_skip": False})
     return None if seen is None else torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
 
@@ -78,8 +79,8 @@ def additive_mask(dtype: torch.dtype = torch.float32, **options: Any) -> Tensor 
 def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> Attended:
-    """transformers' `sdpa`, [B, H, T, D] to [B, T, H, D], with `softcap` where a model has it; of rows of sequences if the
-    mask holds lengths (int64), of one token over a cache if it holds runs (int32)."""
+    """Call transformers' `sdpa`, [B, H, T, D] to [B, T, H, D], with `softcap` where a model has it; of rows of sequences
+    if the mask holds lengths (int64), of one token over a cache if it holds runs (int32)."""
     kind, window = None if attention_mask is None else attention_mask.dtype, options.get("sliding_window")
     if kind == torch.int64:
         return uncompiled(module, query, key, value, attention_mask, **options), None
@@ -154,8 +155,7 @@ def has_kernel(device: torch.device, dtype: torch.dtype, width: int) -> bool:
 
 
 def split_sequences(query: Tensor, key: Tensor, value: Tensor, counts: tuple[int, ...]) -> Iterator[list[Tensor]]:
-    """Queries, keys and values [S, H, T, D] of the sequences of a row, those together that follow each other and are as
-    long as each other."""
+    """Yield queries, keys and values [S, H, T, D] of the sequences of a row; neighbours of equal length come together."""
     runs = [(length, len(list(same))) for length, same in groupby(counts)]
     widths = [length * number for length, number in runs]
     for (length, number), *parts in zip(runs, *(part.split(widths, dim=2) for part in (query, key, value)), strict=True):

@@ -121,7 +121,7 @@ def kernel_agrees(device: torch.device, dtype: torch.dtype, heads: int, shared: 
 
 
 def flat(cache: Tensor) -> Tensor:
-    """The slots of all rows one after another, [slots, K, D], of [B, K, S, D] seen in a cache with more slots."""
+    """Return the slots of all rows one after another, [slots, K, D], of [B, K, S, D] seen in a cache with more slots."""
     rows, heads, slots, width = cache.shape
     whole = cache.stride(0) // cache.stride(2)
     return cache.as_strided(((rows - 1) * whole + slots, heads, width), (cache.stride(2), cache.stride(1), 1))

@@ -19,8 +19,8 @@ RENAMED = {"lm_head.weight": "embed_out.weight"}
 
 
 def safetensors_names(place: Path) -> set[str] | None:
-    """The names of the weights in a directory's safetensors files, of adapters as the plain model has them; None if there
-    are none."""
+    """Return the names of the weights in a directory's safetensors files, of adapters as the plain model has them; None if
+    there are none."""
     index, single = place / "model.safetensors.index.json", place / "model.safetensors"
     adapters = place / "adapter_model.safetensors"
     if index.is_file():
@@ -44,7 +44,7 @@ class Checkpoint:
         self.names = set(self.files)
 
     def index(self) -> dict[str, Path]:
-        """The file of each weight."""
+        """Return the file of each weight."""
         for stem in ("model.safetensors", "pytorch_model.bin"):
             index, single = self.place / f"{stem}.index.json", self.place / stem
             if index.is_file():
@@ -60,14 +60,14 @@ class Checkpoint:
         )
 
     def open(self, file: Path) -> Any:
-        """A file's weights by name, mapped into memory; nothing is unpickled but tensors."""
+        """Return a file's weights by name, mapped into memory; nothing is unpickled but tensors."""
         if file.suffix == ".safetensors":
             return safe_open(file, "pt")
         return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
 
     def find(self, name: str, prefix: str) -> str | None:
-        """The stored name of a model's weight: checkpoints have or lack the prefix of the body, as they were saved with or
-        without a head."""
+        """Return the stored name of a model's weight: checkpoints have or lack the prefix of the body, as they were saved
+        with or without a head."""
         bare = name.removeprefix(f"{prefix}.")
         for candidate in (name, bare, f"{prefix}.{name}", RENAMED.get(name)):
             if candidate in self.files:
@@ -75,7 +75,7 @@ class Checkpoint:
         return None
 
     def read(self, name: str, empty: Tensor) -> Tensor:
-        """The stored weight, in the format of `empty`."""
+        """Return the stored weight, in the format of `empty`."""
         opened = self.open(self.files[name])
         stored = opened.get_tensor(name) if hasattr(opened, "get_tensor") else opened[name]
         if stored.shape != empty.shape:
@@ -86,7 +86,7 @@ class Checkpoint:
 
 
 def local_files(source: Source) -> Path:
-    """The directory of a model's files, downloaded if it is a hub id (by one rank of a machine at a time)."""
+    """Return the directory of a model's files, downloaded if it is a hub id (by one rank of a machine at a time)."""
     if Path(source.place).is_dir():
         return Path(source.place)
     from huggingface_hub import HfApi, snapshot_download

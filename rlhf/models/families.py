@@ -16,7 +16,7 @@ NO_LIMIT = 2**31 - 1
 
 
 def build_hf_config(model: Model, **special_tokens: int | None) -> Any:
-    """transformers' configuration of a model of this shape with random weights."""
+    """Build transformers' configuration of a model of this shape with random weights."""
     from transformers import CONFIG_MAPPING
 
     deviation = INIT_SCALE / math.sqrt(model.hidden_size)
@@ -36,13 +36,14 @@ def build_hf_config(model: Model, **special_tokens: int | None) -> Any:
 
 
 def last_position(settings: Any) -> int:
-    """The longest sequence that a model of this configuration reads, in tokens; ALiBi (BLOOM) sets no limit."""
+    """Return the longest sequence that a model of this configuration reads, in tokens; ALiBi (BLOOM) sets no limit."""
     limit = getattr(settings, "max_position_embeddings", None)
     return int(limit) if limit and is_limited(settings.model_type) else NO_LIMIT
 
 
 def shape_of(settings: Any) -> dict[str, Any]:
-    """The keys of `Model` that transformers' configuration of any family states: of those that it does not, the usual."""
+    """Return the keys of `Model` that transformers' configuration of any family states: of those that it does not, the
+    usual."""
     text = settings.get_text_config()
     width, heads = text.hidden_size, text.num_attention_heads
     ffn = next((n for name in ("ffn_dim", "intermediate_size", "n_inner") if (n := getattr(text, name, None))), 4 * width)

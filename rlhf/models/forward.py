@@ -98,7 +98,7 @@ def predict_tokens(
 
 
 def response_values(engine: Any, ids: Tensor, mask: Tensor, responses: int, packing: str = "packed") -> Tensor:
-    """The critic's value of the state before each response token, [B, R] in float32."""
+    """Return the critic's value of the state before each response token, [B, R] in float32."""
     read, places = pack_inputs(engine, ids, mask, packing), response_positions(mask, responses, packing)
     outputs: Tensor = engine(**read.inputs)
     before = (read.slots[:, -responses:] - 1).flatten()[places]
@@ -106,14 +106,15 @@ def response_values(engine: Any, ids: Tensor, mask: Tensor, responses: int, pack
 
 
 def response_scores(engine: Any, ids: Tensor, mask: Tensor, packing: str = "packed") -> Tensor:
-    """The reward model's score at each sequence's last real token, [B] in float32."""
+    """Return the reward model's score at each sequence's last real token, [B] in float32."""
     read = pack_inputs(engine, ids, mask, packing)
     outputs: Tensor = engine(**read.inputs)
     return outputs.flatten()[(read.slots * mask).amax(1)]
 
 
 def response_positions(mask: Tensor, responses: int, packing: str) -> Tensor:
-    """The indices among [B, R], flattened, of what is computed: the response tokens, or everything with packing `none`."""
+    """Return the indices among [B, R], flattened, of what is computed: the response tokens, or everything with packing
+    `none`."""
     actions = mask[:, -responses:]
     return (torch.ones_like(actions) if packing == "none" else actions).flatten().nonzero().squeeze(1)
 

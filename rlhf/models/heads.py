@@ -32,7 +32,7 @@ class ScalarHeadModel(nn.Module):
         return self.classifier.config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> Tensor:
-        """Outputs of every token, in float32."""
+        """Return the outputs of every token, in float32."""
         core = self.classifier.get_base_model() if hasattr(self.classifier, "get_base_model") else self.classifier
         body = getattr(core, core.base_model_prefix)
         # An actor of another size may have more rows that no token uses (Pythia, Qwen), and once in a while sample one.
@@ -46,18 +46,19 @@ class Float32Linear(nn.Linear):
     """A head that computes in float32 whatever the model's format: near 8, bf16 knows steps of 1/16 only."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Outputs in float32."""
+        """Return the outputs in float32."""
         return F.linear(input.float(), self.weight.float())
 
 
 def head_weights(shape: torch.Size, seed: int) -> Tensor:
-    """A head drawn from N(0, 1 / (width + 1)) (arXiv 2009.01325, appendix B.1), from a generator of its own."""
+    """Return a head drawn from N(0, 1 / (width + 1)) (arXiv 2009.01325, appendix B.1), from a generator of its own."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / math.sqrt(shape[1] + 1)
 
 
 def classifier_class(settings: Any) -> Any:
-    """The sequence classifier of a configuration: transformers' own, or for a family that has none (CodeGen), one of the
-    same make, which saves the same way. In that case `AutoModel` loads the body, and `score.weight` is beside it."""
+    """Return the sequence classifier of a configuration: transformers' own, or for a family that has none (CodeGen), one
+    of the same make, which saves the same way. In that case `AutoModel` loads the body, and `score.weight` is beside
+    it."""
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_MAPPING
     from transformers.modeling_layers import GenericForSequenceClassification
 
@@ -91,13 +92,13 @@ def takes_positions(model: Any) -> bool:
 
 
 def accepted_inputs(model: Any) -> frozenset[str]:
-    """The names of what the forward pass of transformers' model takes, in whatever it is wrapped."""
+    """Return the names of what the forward pass of transformers' model takes, in whatever it is wrapped."""
     kind: Any = type(plain_model(model))
     return inputs_of(kind)
 
 
 def plain_model(model: Any) -> Any:
-    """transformers' model in an engine, a scorer, adapters, or all of them."""
+    """Return transformers' model in an engine, a scorer, adapters, or all of them."""
     for attribute in ("module", "classifier"):
         model = getattr(model, attribute, model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -105,7 +106,7 @@ def plain_model(model: Any) -> Any:
 
 @cache
 def inputs_of(kind: Any) -> frozenset[str]:
-    """The names of what the forward pass of a class takes; looked up once, since it is asked for at every step."""
+    """Return the names of what the forward pass of a class takes; looked up once, since it is asked for at every step."""
     return frozenset(inspect.signature(kind.forward).parameters)
 
 

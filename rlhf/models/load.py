@@ -38,14 +38,14 @@ DROPOUTS = (
 
 
 def new_policy(model: Model, config: Config, tokenizer: Tokenizer, zero: Zero, dropout: float) -> nn.Module:
-    """The policy that supervised fine-tuning starts from: `model.path`'s weights, or random ones of its shape."""
+    """Return the policy that supervised fine-tuning starts from: `model.path`'s weights, or random ones of its shape."""
     if model.path is not None:
         return load_policy(source_of(model, "model"), config, zero, dropout)
     return random_model(causal_class, model_shape(model, tokenizer, dropout), config, zero, "policy weights")
 
 
 def load_policy(source: Source, config: Config, zero: Zero, dropout: float) -> nn.Module:
-    """A causal language model from a directory or hub id; trained adapters there are merged into it."""
+    """Return a causal language model from a directory or hub id; trained adapters there are merged into it."""
     base = adapter_base(source)
     if base is None:
         return from_pretrained(causal_class, source, config, zero, dropout)
@@ -53,7 +53,7 @@ def load_policy(source: Source, config: Config, zero: Zero, dropout: float) -> n
 
 
 def new_scorer(model: Model, config: Config, tokenizer: Tokenizer, zero: Zero, dropout: float) -> ScalarHeadModel:
-    """The scorer that reward modelling starts from; its head is drawn from N(0, 1 / (width + 1))."""
+    """Return the scorer that reward modelling starts from; its head is drawn from N(0, 1 / (width + 1))."""
     if model.path is not None:
         return scorer_with_new_head(source_of(model, "reward_model"), config, tokenizer, zero, dropout)
     settings = model_shape(model, tokenizer, dropout)
@@ -64,7 +64,7 @@ def new_scorer(model: Model, config: Config, tokenizer: Tokenizer, zero: Zero, d
 def scorer_with_new_head(
     source: Source, config: Config, tokenizer: Tokenizer, zero: Zero, dropout: float
 ) -> ScalarHeadModel:
-    """A scorer whose body is that of the model there, and whose head, bias and scale are new."""
+    """Return a scorer whose body is that of the model there, and whose head, bias and scale are new."""
     base = adapter_base(source)
     classifier: Any = from_pretrained(classifier_class, base or source, config, zero, dropout, new_head=True)
     if base is not None:
@@ -84,7 +84,7 @@ def copy_body(policy: Any, classifier: Any) -> None:
 
 
 def load_scorer(source: Source, config: Config, zero: Zero, dropout: float) -> ScalarHeadModel:
-    """A trained scorer from a directory or hub id: the reward model, and where the critic starts."""
+    """Return a trained scorer from a directory or hub id: the reward model, and where the critic starts."""
     base = adapter_base(source)
     if base is None:
         return ScalarHeadModel(from_pretrained(classifier_class, source, config, zero, dropout))
@@ -93,7 +93,7 @@ def load_scorer(source: Source, config: Config, zero: Zero, dropout: float) -> S
 
 
 def causal_class(settings: Any) -> Any:
-    """transformers' language model of a configuration."""
+    """Return transformers' language model class of a configuration."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM
@@ -102,7 +102,7 @@ def causal_class(settings: Any) -> Any:
 def from_pretrained(
     kind: Callable[[Any], Any], source: Source, config: Config, zero: Zero, dropout: float, new_head: bool = False
 ) -> nn.Module:
-    """The model at `source`, of the class that `kind` gives for its configuration, in our number format and dropout;
+    """Return the model at `source`, of the class that `kind` gives for its configuration, in our number format and dropout;
     `new_head` draws a scorer's head instead of loading it.
 
     Raises ConfigError, naming the key, for what cannot be loaded, for weights that are missing or that belong to a model of
@@ -144,8 +144,8 @@ def from_pretrained(
 def load_sharded(
     model_class: Any, settings: Any, source: Source, config: Config, zero: Zero
 ) -> tuple[nn.Module, set[str], set[str]]:
-    """A model whose weights are read one at a time by rank 0 and sharded at once; and the names of its weights that the
-    files lack, and of theirs that it has no place for."""
+    """Return a model whose weights are read one at a time by rank 0 and sharded at once; and the names of its weights that
+    the files lack, and of theirs that it has no place for."""
     checkpoint = Checkpoint(source)
     model = build_on_meta(model_class, settings, config, source.trust_remote_code)
     stored = {name: checkpoint.find(name, model.base_model_prefix) for name, _ in model.named_parameters()}
@@ -162,9 +162,9 @@ def load_sharded(
 
 
 def random_model(kind: Callable[[Any], Any], settings: Any, config: Config, zero: Zero, purpose: str) -> nn.Module:
-    """A model with random weights. Each weight is drawn from a generator of its own, (seed, purpose, its name), so that it
-    is the same however the model is sharded: matrices from the normal distribution of the configuration's width, biases
-    0, norms 1 (or their equal)."""
+    """Return a model with random weights. Each weight is drawn from a generator of its own, (seed, purpose, its name), so
+    that it is the same however the model is sharded: matrices from the normal distribution of the configuration's
+    width, biases 0, norms 1 (or their equal)."""
     model: nn.Module = build_on_meta(kind(settings), settings, config, trust_remote_code=False)
     deviation = getattr(settings, "init_std", None) or settings.initializer_range
     norm = FAMILIES[settings.model_type].initial_norm
@@ -184,19 +184,19 @@ def random_model(kind: Callable[[Any], Any], settings: Any, config: Config, zero
 
 
 def build_on_meta(model_class: Any, settings: Any, config: Config, trust_remote_code: bool) -> Any:
-    """A model without memory for its weights."""
+    """Return a model without memory for its weights."""
     options = {"trust_remote_code": trust_remote_code} if is_automatic(model_class) else {}
     with torch.device("meta"):
         return build_model(model_class, settings, dtype=torch_dtype(config), **options)
 
 
 def draw_head(config: Config, empty: Tensor) -> Tensor:
-    """A new scorer's head."""
+    """Return a new scorer's head."""
     return head_weights(empty.shape, torch_seed(config.seed, "scorer head")).to(empty.dtype)
 
 
 def model_shape(model: Model, tokenizer: Tokenizer, dropout: float) -> Any:
-    """transformers' configuration of a model that is built here with random weights."""
+    """Return transformers' configuration of a model that is built here with random weights."""
     eos = tokenizer.eos_token_id
     settings = build_hf_config(model, pad_token_id=tokenizer.pad_token_id, bos_token_id=eos, eos_token_id=eos)
     set_dropout(settings, dropout)
@@ -213,7 +213,7 @@ def set_dropout(settings: Any, dropout: float) -> None:
 
 
 def torch_dtype(config: Config) -> torch.dtype:
-    """The format of weights and activations."""
+    """Return the format of weights and activations."""
     return DTYPES[config.precision.dtype]
 
 

@@ -15,14 +15,14 @@ PREFIX = "base_model.model."
 
 
 def linear_names(model: nn.Module) -> list[str]:
-    """The names of linear layers, GPT-2's transposed ones among them, but for a scorer's head."""
+    """Return the names of linear layers, GPT-2's transposed ones among them, but for a scorer's head."""
     named = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     return [name for name in named if name != "score"]
 
 
 def target_names(model: Any, lora: Lora, key: str) -> list[str]:
-    """The ends of the names of the modules to adapt; `key` is the group of the configuration. Raises ConfigError, with the
-    names there are, for one that is not there, and for a head that is the embedding."""
+    """Return the ends of the names of the modules to adapt; `key` is the group of the configuration. Raises ConfigError,
+    with the names there are, for one that is not there, and for a head that is the embedding."""
     if lora.target_modules == "auto":
         stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
         return sorted({name.rsplit(".", 1)[-1] for stack in stacks for name in linear_names(stack)})
@@ -62,12 +62,12 @@ def is_adapter(name: str) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """An adapted model's weight as the plain model names it."""
+    """Return an adapted model's weight as the plain model names it."""
     return name.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
 
 
 def adapter_names(name: str) -> tuple[str, str]:
-    """The names of the factors A and B that belong to the weight of a base layer."""
+    """Return the names of the factors A and B that belong to the weight of a base layer."""
     layer = name.removesuffix(".base_layer.weight")
     return f"{layer}.lora_A.default.weight", f"{layer}.lora_B.default.weight"
 
@@ -79,7 +79,7 @@ def merge_lora_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float, transp
 
 
 def base_model(model: Any) -> Any:
-    """The plain model inside an adapted one."""
+    """Return the plain model inside an adapted one."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 

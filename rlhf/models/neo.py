@@ -48,8 +48,9 @@ class NeoAttention(GPTNeoSelfAttention):
 
 
 def within_window(mask: Tensor | None, queries: int, keys: int, window: int, device: torch.device) -> Tensor | None:
-    """A causal mask [B, 1, Q, K] (None: nothing else is hidden) without the keys that lie `window` or more before their
-    query: among as many keys the query of the same number, a single one after all others, else the last key it sees."""
+    """Return a causal mask [B, 1, Q, K] (None: nothing else is hidden) without the keys that lie `window` or more before
+    their query: among as many keys the query of the same number, a single one after all others, else the last key it
+    sees."""
     if keys <= window:
         return mask
     places = torch.arange(keys, device=device)

@@ -44,14 +44,14 @@ def check_source(source: Source, config: Config, scorer: bool, declared: Model |
 
 
 def check_positions(source: Source, settings: Any, config: Config) -> None:
-    """The longest prompt and response fit."""
+    """Check that the longest prompt and response fit."""
     if last_position(settings) < max_sequence(config):
         problem = f"it has {last_position(settings)} positions, but prompt and response reach {max_sequence(config)} tokens"
         raise ConfigError(source.key, source.path, problem, "lower data.max_prompt_tokens or the response lengths")
 
 
 def check_head(source: Source, scorer: bool) -> None:
-    """A scorer's files hold a head, a language model's none (where the files tell without being loaded)."""
+    """Check that a scorer's files hold a head, and a language model's none (where the files tell without being loaded)."""
     from safetensors import SafetensorError
 
     try:

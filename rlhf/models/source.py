@@ -36,19 +36,19 @@ class Source:
 
 
 def source_of(model: Model, key: str) -> Source:
-    """The source of `model.path` or `reward_model.path`; `key` is the group."""
+    """Return the source of `model.path` or `reward_model.path`; `key` is the group."""
     return Source(str(model.path), f"{key}.path", model.revision, model.trust_remote_code, model.gguf_file)
 
 
 def expand_path(path: str) -> str:
-    """A directory with ~ expanded, or a hub id as it is."""
+    """Return a directory with ~ expanded, or a hub id as it is."""
     place = Path(path).expanduser()
     return str(place) if place.exists() else path
 
 
 def load_hf_config(source: Source) -> Any:
-    """transformers' configuration of the model there. Raises ConfigError within seconds if there is none, and if the
-    weights are quantized."""
+    """Load transformers' configuration of the model at this path. Raises ConfigError within seconds if there is none, and
+    if the weights are quantized."""
     from transformers import AutoConfig
 
     check_hub_access(source)
@@ -84,7 +84,7 @@ def check_hub_access(source: Source) -> None:
 
 
 def fill_shape(model: Model, key: str) -> Model:
-    """A model whose shape is left to its configuration (model=local), with that shape."""
+    """Return a model whose shape is left to its configuration (model=local), with that shape."""
     if model.num_hidden_layers > 0 or model.path is None:
         return model
     source = source_of(model, key)
@@ -96,7 +96,8 @@ def fill_shape(model: Model, key: str) -> Model:
 
 
 def with_hf_config(model: Model, settings: Any) -> Model:
-    """A model with the shape that transformers' configuration states, its parameters counted without memory for them."""
+    """Return a model with the shape that transformers' configuration states, its parameters counted without memory for
+    them."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -106,7 +107,7 @@ def with_hf_config(model: Model, settings: Any) -> Model:
 
 
 def fill_shapes(config: Config) -> Config:
-    """The configuration with the shapes of models that state none. A reward model that is left open altogether
+    """Return the configuration with the shapes of models that state none. A reward model that is left open altogether
     (model=local sets both) starts from the policy's."""
     model, reward_model = config.model, config.reward_model
     if reward_model.num_hidden_layers < 1 and reward_model.path is None:

@@ -13,7 +13,7 @@ RESERVED = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>")
 
 
 def build_tokenizer(model: Model, key: str, config: Config, dataset: Dataset) -> Tokenizer:
-    """The tokenizer that a stage starts with; `key` is the group that `model` is of."""
+    """Return the tokenizer that a stage starts with; `key` is the group that `model` is of."""
     if model.path is None:
         return train_tokenizer(tokenizer_corpus(config, dataset), config.data.tokenizer_vocab_size)
     return load_tokenizer(model.path, f"{key}.path", model.revision, model.trust_remote_code, model.gguf_file)
@@ -22,7 +22,7 @@ def build_tokenizer(model: Model, key: str, config: Config, dataset: Dataset) ->
 def load_tokenizer(
     path: str, key: str, revision: str | None = None, trust_remote_code: bool = False, gguf_file: str | None = None
 ) -> Tokenizer:
-    """The tokenizer of a directory or hub id, with a padding token that is not end-of-text.
+    """Return the tokenizer of a directory or hub id, with a padding token that is not end-of-text.
 
     Raises ConfigError that names `key`, the key of the configuration that `path` comes from.
     """
@@ -46,15 +46,15 @@ def load_tokenizer(
 
 
 def padding_token(tokenizer: Tokenizer) -> str:
-    """A padding token that is not end-of-text: one that the vocabulary reserves, so that it has a row in the embedding, or
-    a new one. Our own forward passes never read it."""
+    """Return a padding token that is not end-of-text: one that the vocabulary reserves, so that it has a row in the
+    embedding, or a new one. Our own forward passes never read it."""
     known = tokenizer.get_vocab()
     reserved = (*RESERVED, tokenizer.unk_token)
     return next((token for token in reserved if token in known and known[token] != tokenizer.eos_token_id), "[PAD]")
 
 
 def tokenizer_corpus(config: Config, dataset: Dataset) -> list[str]:
-    """The text a tokenizer is trained on: what models will read of the training split."""
+    """Return the text a tokenizer is trained on: what models will read of the training split."""
     data, train = config.data, dataset.train
     return (
         [render_prompt(prompt, data) for prompt in train.prompts]
@@ -64,7 +64,7 @@ def tokenizer_corpus(config: Config, dataset: Dataset) -> list[str]:
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
-    """A byte-level BPE with two special tokens, padding and end-of-text; the same texts give the same tokenizer."""
+    """Return a byte-level BPE with two special tokens, padding and end-of-text; the same texts give the same tokenizer."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

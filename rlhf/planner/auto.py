@@ -80,7 +80,7 @@ def choose_layout(config: Config, stage: str, pinned: Mapping[str, Any] | None =
 
 
 def with_keys(config: Config, values: Mapping[str, Any]) -> Config:
-    """A configuration with other values of some keys of its groups; groups that stay the same are shared."""
+    """Return a configuration with other values of some keys of its groups; groups that stay the same are shared."""
     groups: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
         group, _, name = key.rpartition(".")
@@ -97,7 +97,7 @@ def concerns(key: str, config: Config, stage: str) -> bool:
 
 
 def groups_of(config: Config, stage: str) -> dict[str, Role]:
-    """The ZeRO groups that a stage's models have, with the first model of each."""
+    """Return the ZeRO groups that a stage's models have, with the first model of each."""
     found: dict[str, Role] = {}
     for role in kind_of(stage).roles(config):
         group = next(zero for zero in ZEROS if getattr(config, zero) is role.zero)
@@ -174,13 +174,13 @@ def is_better(candidate: Candidate, best: Candidate) -> bool:
 
 
 def options(config: Config, key: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The values to try for a key: those, or its own if it is given."""
+    """Return the values to try for a key: those, or its own if it is given."""
     own = get_key(config, key)
     return values if own == AUTO else (own,)
 
 
 def layouts(config: Config, stage: str) -> Iterator[tuple[Config, dict[str, int]]]:
-    """The layouts of a stage but for their micro-batches, each with the operations of a step by phase."""
+    """Yield the layouts of a stage but for their micro-batches, each with the operations of a step by phase."""
     groups, flops = groups_of(config, stage), dict[tuple[Any, ...], dict[str, int]]()
     section = kind_of(stage).section
     recomputing = [f"{section}.gradient_checkpointing"]
@@ -231,8 +231,8 @@ def is_open(config: Config, group: str, sharding: Sharding) -> bool:
 
 
 def with_shardings(config: Config, shardings: dict[str, Sharding], groups: dict[str, Role]) -> Config:
-    """The configuration with these ZeRO layouts where they are `auto`; groups that the stage does not read get the first
-    of them."""
+    """Return the configuration with these ZeRO layouts where they are `auto`; groups that the stage does not read get the
+    first of them."""
     first = next(iter(shardings.values()))
     values: dict[str, Any] = {}
     for group in ZEROS:
@@ -262,7 +262,7 @@ def gathering_choices(config: Config, stage: str) -> Iterator[Config]:
 
 
 def fill_batches(config: Config, stage: str, flops: dict[str, int]) -> Candidate:
-    """A layout with the largest micro-batches that fit it."""
+    """Return a layout with the largest micro-batches that fit it."""
     sizes, limits = batch_sizes(config, stage)
     room = HOST_SHARE * config.hardware.host_memory_gib * GIB if config.hardware.device == "cuda" else float("inf")
     least = max(missing_bytes(config, stage, Batch(sizes[0], limits[0])), host_bytes(config, stage) - room)
@@ -275,8 +275,8 @@ def fill_batches(config: Config, stage: str, flops: dict[str, int]) -> Candidate
 
 
 def batch_sizes(config: Config, stage: str) -> tuple[list[int], list[int]]:
-    """The micro-batches that a rank's batch can be cut into, and the responses that may be sampled at a time; one of each
-    where they are given."""
+    """Return the micro-batches that a rank's batch can be cut into, and the responses that may be sampled at a time; one
+    of each where they are given."""
     section, world, rollout = str(kind_of(stage).section), ranks(config), config.rollout
     own, given = max(1, getattr(config, section).batch_size // world), getattr(config, section).micro_batch_size
     sizes = divisors(own) if given is None else [given]
@@ -288,7 +288,7 @@ def batch_sizes(config: Config, stage: str) -> tuple[list[int], list[int]]:
 
 
 def with_batches(config: Config, stage: str, batch: Batch) -> Config:
-    """The configuration with these micro-batches where they are left open."""
+    """Return the configuration with these micro-batches where they are left open."""
     values: dict[str, Any] = {f"{kind_of(stage).section}.micro_batch_size": batch.micro}
     if config.rollout.micro_batch_size == AUTO:
         values["rollout.micro_batch_size"] = batch.rows or None
@@ -310,12 +310,12 @@ def seconds_of(config: Config, stage: str, flops: dict[str, int], micro: int) ->
 
 
 def missing_bytes(config: Config, stage: str, batch: Batch) -> float:
-    """The bytes that a device lacks in the phase that takes most."""
+    """Return the bytes that a device lacks in the phase that takes most."""
     return peak_bytes(phase_bytes(config, stage, batch)) - config.hardware.memory_gib * GIB
 
 
 def largest(sizes: list[int], missing: Any) -> int:
-    """The largest of some sizes, in order, for which nothing is missing, or the smallest: found by halving."""
+    """Return the largest of some sizes, in order, for which nothing is missing, or the smallest: found by halving."""
     low, high = 0, len(sizes) - 1
     while low < high:
         middle = (low + high + 1) // 2

@@ -6,7 +6,7 @@ from rlhf.planner.memory import GIB, Batch, peak_bytes, phase_bytes
 
 
 def batches(config: Config, stage: str) -> Batches:
-    """The shares of the `batch_size` of the stage's section; raises ConfigError where they do not come out even."""
+    """Return the shares of the `batch_size` of the stage's section; raises ConfigError where they do not come out even."""
     per_rank, micro = share_batch(config, stage)
     if micro is None:
         micro = largest_micro_batch(config, stage, per_rank)
@@ -14,14 +14,14 @@ def batches(config: Config, stage: str) -> Batches:
 
 
 def rollout_rows(config: Config) -> int:
-    """The responses that a rank samples at a time, or that the ranks do which share each layer."""
+    """Return the responses that a rank samples at a time, or that the ranks do which share each layer."""
     own = max(1, config.ppo.rollout_batch_size // ranks(config))
     given = config.rollout.micro_batch_size
     return own * config.rollout.tensor_parallel if given is None else int(given)
 
 
 def largest_micro_batch(config: Config, stage: str, per_rank: int) -> int:
-    """The largest divisor of a rank's batch with which the stage fits a device by the plan; 1 if none does."""
+    """Return the largest divisor of a rank's batch with which the stage fits a device by the plan; 1 if none does."""
     fitting = (size for size in reversed(divisors(per_rank)) if fits_device(config, stage, size))
     return next(fitting, 1)
 

@@ -1,7 +1,8 @@
 """The numbers that turn operations and bytes into seconds: few, physical, each with its source.
 
-Shares are of a data-sheet figure in conf/hardware. `FITTED` ones were chosen once, by hand, so that DeepSpeed-Chat's
-published table of times (docs/planning.md) comes out with a small median error over all its cells; none belongs to a row.
+Shares are of a data-sheet figure in conf/hardware. `FITTED` ones were chosen by hand: of six settings
+that were tried on all 18 cells of DeepSpeed-Chat's published times (docs/planning.md), the setting whose worst cell is off
+by less than 50 %. None belongs to a row; no cell was held out, so other cells may be further off.
 `python -m rlhf plan --calibrate outputs/` measures `matmul_efficiency` and `decode_efficiency` of a machine on its finished
 stages.
 """
@@ -35,7 +36,7 @@ class Constants:
         host_update_gb_s: Memory bandwidth with which a GPU's share of a node's processors updates weights whose optimiser
             state is offloaded: an eighth of the 200 GB/s or so that 16 channels of DDR4-3200 reach.
         startup_seconds: From the start of a stage's processes to its first step, without reading weights: imports,
-            communicators, optimisers, kernels that are compiled. Measured on a CPU, rounded.
+            communicators, optimisers, kernels that are compiled. Estimated.
         disk_gb_s: What a node reads and writes of a shared file system.
     """
 

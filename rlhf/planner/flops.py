@@ -30,14 +30,14 @@ class Matrix:
 
 
 def layer_names(model: Model) -> LayerNames:
-    """The family's; for a family that we do not know, Llama's if gated and OPT's if not."""
+    """Return the family's; for a family that we do not know, Llama's if gated and OPT's if not."""
     if model.family in FAMILIES:
         return FAMILIES[model.family].layer_names
     return GATED if model.gated_mlp else PLAIN
 
 
 def matrices(model: Model) -> list[Matrix]:
-    """The linear layers of one block, in the order of their use."""
+    """Return the linear layers of one block, in the order of their use."""
     names, width, ffn = layer_names(model), model.hidden_size, model.intermediate_size
     queries, keys = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
     made = (queries, keys, keys) if len(names.attended) == 3 else (queries + 2 * keys,)

@@ -17,7 +17,8 @@ GIB = 2**30
 FRAGMENTATION = 0.06
 # A CUDA context with its kernels, NCCL's buffers and cuBLAS's workspace, on each GPU.
 CONTEXT = int(1.2 * GIB)
-# A process with torch, transformers and DeepSpeed imported; on the CPU it is part of a device's memory. Measured.
+# A process with torch, transformers and DeepSpeed imported; on the CPU it is part of a device's memory. Estimated: the
+# imports alone take 0.36 GiB, an engine's libraries and the allocator the rest.
 PROCESS = int(0.75 * GIB)
 # Tokens whose logits rlhf/algo/logprobs.py holds in float32 at once, and the copies that it makes of them.
 LOGITS_CHUNK, LOGITS_COPIES = 1024, 3
@@ -41,17 +42,17 @@ def adapter_parameters(model: Model, rank: int) -> int:
 
 
 def weight_bytes(model: Model, dtype: str) -> int:
-    """A whole model's weights."""
+    """Return a whole model's weights."""
     return model.num_parameters * bytes_per_element(dtype)
 
 
 def cache_bytes_per_token(model: Model, dtype: str) -> int:
-    """What one token takes in a key-value cache: a key and a value of every key-value head of every layer."""
+    """Return what one token takes in a key-value cache: a key and a value of every key-value head of every layer."""
     return 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * bytes_per_element(dtype)
 
 
 def count_trained(role: Role) -> int:
-    """The parameters of a role that are trained."""
+    """Return the parameters of a role that are trained."""
     if role.lora is None:
         return 0
     adapters = adapter_parameters(role.model, role.lora.rank)
@@ -59,7 +60,7 @@ def count_trained(role: Role) -> int:
 
 
 def count_held(role: Role) -> int:
-    """The parameters of a role, adapters included."""
+    """Return the parameters of a role, adapters included."""
     return role.model.num_parameters + (adapter_parameters(role.model, role.lora.rank) if role.lora else 0)
 
 
@@ -92,7 +93,8 @@ def state_bytes(role: Role, config: Config) -> Bytes:
 
 
 def buffer_bytes(role: Role, config: Config) -> float:
-    """What ZeRO gathers and reduces through: buckets of gradients and weights, and at stage 3 the layers in flight."""
+    """Return what ZeRO gathers and reduces through: buckets of gradients and weights, and at stage 3 the layers in
+    flight."""
     size, zero, world = bytes_per_element(config.precision.dtype), role.zero, ranks(config)
     if world == 1 and not (zero.offload_param or zero.offload_optimizer):
         return 0.0
@@ -105,7 +107,7 @@ def buffer_bytes(role: Role, config: Config) -> float:
 
 
 def activation_bytes_per_token(model: Model, dtype: str, checkpointing: bool) -> float:
-    """What the blocks of a forward pass keep for the backward pass, per token.
+    """Return what the blocks of a forward pass keep for the backward pass, per token.
 
     34 bytes per element of width and layer at 2 bytes an activation (arXiv 2205.05198, equation 1, without the attention
     matrix, which fused attention does not keep), scaled by the width of the feed-forward layers; or one element per layer,
@@ -124,7 +126,7 @@ def logits_bytes(model: Model, dtype: str, tokens: int) -> float:
 
 
 def forward_bytes_per_token(model: Model, dtype: str) -> float:
-    """What a forward pass without a backward pass holds per token: the residual stream and a layer's intermediates."""
+    """Return what a forward pass without a backward pass holds per token: the residual stream and a layer's intermediates."""
     wide = model.intermediate_size * (2 if model.gated_mlp else 1)
     return bytes_per_element(dtype) * (6 * model.hidden_size + wide)
 
@@ -170,12 +172,12 @@ def phase_bytes(config: Config, stage: str, batch: Batch) -> dict[str, Bytes]:
 
 
 def record_tokens(config: Config) -> int:
-    """The longest sequence of a record of training: a prompt with a response of the data."""
+    """Return the longest sequence of a record of training: a prompt with a response of the data."""
     return config.data.max_prompt_tokens + config.data.max_response_tokens
 
 
 def count_predicted_tokens(config: Config, stage: str) -> int | None:
-    """The tokens of a sequence whose logits are computed, at most: those that the loss covers; None for all."""
+    """Return the tokens of a sequence whose logits are computed, at most: those that the loss covers; None for all."""
     section = kind_of(stage).section
     covered = "full" if section is None else getattr(getattr(config, section), "loss_on", "full")
     return config.data.max_response_tokens if covered == "completion" else None
@@ -208,7 +210,7 @@ def scoring_bytes(config: Config, roles: list[Role], tokens: int) -> float:
 
 
 def sampling_phases(config: Config, roles: list[Role], state: Bytes, batch: Batch) -> dict[str, Bytes]:
-    """The phases of a stage that samples: rollout, scoring and updates, and the evaluation, which samples too."""
+    """Return the phases of a stage that samples: rollout, scoring and updates, and the evaluation, which samples too."""
     dtype, actor, rollout = config.precision.dtype, roles[0], config.rollout
     size, on_gpu = bytes_per_element(dtype), config.hardware.device == "cuda"
     critic = next(role for role in roles[1:] if role.lora is not None)
@@ -250,7 +252,8 @@ def sampling_phases(config: Config, roles: list[Role], state: Bytes, batch: Batc
 
 
 def rollout_gather_bytes(config: Config, actor: Role) -> float:
-    """What a rollout gathers of an actor that ZeRO stage 3 shards: all of it, its share of it, or two layers at a time."""
+    """Return what a rollout gathers of an actor that ZeRO stage 3 shards: all of it, its share of it, or two layers at a
+    time."""
     if actor.zero.stage != 3:
         return 0.0
     whole = weight_bytes(actor.model, config.precision.dtype)
@@ -269,13 +272,13 @@ def add_bytes(parts: Iterable[Bytes]) -> Bytes:
 
 
 def peak_bytes(phases: dict[str, Bytes]) -> float:
-    """The largest sum over a phase's components."""
+    """Return the largest sum over a phase's components."""
     return max(sum(parts.values()) for parts in phases.values())
 
 
 def host_bytes(config: Config, stage: str) -> float:
-    """What a rank holds of its node's main memory: its process, and what is offloaded, pinned copies included; on the CPU
-    nothing beside its device's memory."""
+    """Return what a rank holds of its node's main memory: its process, and what is offloaded, pinned copies included; on
+    the CPU nothing beside its device's memory."""
     if config.hardware.device == "cpu":
         return 0.0
     size, world = bytes_per_element(config.precision.dtype), ranks(config)
@@ -293,19 +296,19 @@ def host_bytes(config: Config, stage: str) -> float:
 
 
 def disk_bytes(config: Config, stage: str) -> float:
-    """What a stage writes at most: the checkpoints that are kept, one that is being written, and its models."""
+    """Return what a stage writes at most: the checkpoints that are kept, one that is being written, and its models."""
     return (config.checkpoint.keep + 1) * state_on_disk(config, stage) + saved_bytes(config, stage)
 
 
 def state_on_disk(config: Config, stage: str) -> float:
-    """A checkpoint: weights, master weights and moments of what is trained, of all ranks together."""
+    """Return a checkpoint: weights, master weights and moments of what is trained, of all ranks together."""
     size = bytes_per_element(config.precision.dtype)
     trained = [role for role in kind_of(stage).roles(config) if role.lora is not None]
     return sum(count_trained(role) * (size + optimizer_bytes_per_parameter(config, role.zero)) for role in trained)
 
 
 def saved_bytes(config: Config, stage: str) -> float:
-    """The models that a stage saves."""
+    """Return the models that a stage saves."""
     size = bytes_per_element(config.precision.dtype)
     trained = [role for role in kind_of(stage).roles(config) if role.lora is not None]
     return sum(size * role.model.num_parameters * (2 if role.average else 1) for role in trained)

@@ -137,7 +137,7 @@ def plan_stage(
 
 
 def plan_batches(config: Config, stage: str) -> Batches:
-    """The shares of a stage's batch, as they will be."""
+    """Return the shares of a stage's batch, as they will be."""
     per_rank, micro = share_batch(config, stage)
     micro = largest_micro_batch(config, stage, per_rank) if micro is None else micro
     return Batches(ranks(config), per_rank, micro, per_rank // micro)

@@ -8,7 +8,7 @@ from rlhf.planner.flops import forward_flops, generation_flops, training_flops
 
 
 def critic_of(config: Config) -> Model:
-    """The critic's shape."""
+    """Return the critic's shape."""
     return config.model if config.ppo.critic == "actor" else config.reward_model
 
 

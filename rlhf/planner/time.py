@@ -160,7 +160,8 @@ def sampling_step(
 
 
 def reading_roles(config: Config, roles: list[Role], actor: Role, critic: Role) -> list[Role]:
-    """The models that score a rollout: a frozen one that shares another's weights reads with them, and counts again."""
+    """Return the models that score a rollout: a frozen one that shares another's weights reads with them, and counts
+    again."""
     frozen = [role for role in roles if role.lora is None]
     shared = [actor, critic][: max(0, 2 - len(frozen))]
     return [actor, critic, *frozen, *shared]

@@ -5,8 +5,8 @@ from rlhf.config.schema import Config, Training
 
 
 def estimate_work(config: Config, stage: str, records: int | None, answers: int = 2) -> Work | None:
-    """The work of a stage on so many records; None if that cannot be told (no records known, no limit of steps). A record
-    of the reward model has so many answers: it is a pair, or all pairs of a prompt."""
+    """Return the work of a stage on so many records; None if that cannot be told (no records known, no limit of steps). A
+    record of the reward model has so many answers: it is a pair, or all pairs of a prompt."""
     kind = kind_of(stage)
     if kind.work is not None:
         return kind.work(config)
@@ -15,7 +15,7 @@ def estimate_work(config: Config, stage: str, records: int | None, answers: int 
 
 
 def count_steps(config: Config, kind: StageKind, records: int | None) -> int | None:
-    """The steps of a stage on so many records; None if that cannot be told."""
+    """Return the steps of a stage on so many records; None if that cannot be told."""
     training: Training = getattr(config, str(kind.section))
     size = getattr(training, kind.batch_key) // kind.copies(config)
     by_records = None if records is None else training.epochs * (records // size)

@@ -63,12 +63,13 @@ def check_first_ratio(config: Config, rollout: int, mean: float, largest: float)
 
 
 def rounding_of(config: Config) -> str:
-    """The number format that decides how far two right passes may differ: quantised weights count as half precision."""
+    """Return the number format that decides how far two right passes may differ: quantised weights count as half
+    precision."""
     return "bf16" if config.zero.zero_quantized_weights and config.precision.dtype == "fp32" else config.precision.dtype
 
 
 def sharpness(config: Config) -> float:
-    """What the sampling temperature multiplies differences of logits by, at least 1."""
+    """Return what the sampling temperature multiplies differences of logits by, at least 1."""
     return 1.0 / min(1.0, config.rollout.temperature)
 
 

@@ -56,8 +56,8 @@ class ExponentialMovingAverage:
                 self.shadows.pop(id(parameter), None)
 
     def read(self, parameter: Any) -> Tensor:
-        """A parameter's average, whole and on the host of rank 0, in the parameter's format; its value where there is none.
-        All ranks must call this."""
+        """Return a parameter's average, whole and on the host of rank 0, in the parameter's format; its value where there
+        is none. All ranks must call this."""
         if not is_partitioned(parameter):
             shadow = self.shadows.get(id(parameter))
             return whole_weight(parameter) if shadow is None else shadow.to(parameter.dtype).cpu().contiguous()

@@ -19,6 +19,7 @@ from rlhf.models.load import load_policy, load_scorer, scorer_with_new_head
 from rlhf.models.preflight import check_source
 from rlhf.models.source import Source
 from rlhf.models.tokenizer import have_same_vocabulary, load_tokenizer
+from rlhf.planner.auto import choose_layout
 from rlhf.planner.batches import batches
 from rlhf.rewards.model import ModelReward
 from rlhf.rollout import create_sampler
@@ -39,7 +40,7 @@ class DeepSpeedRLHFEngine:
             where the critic starts unless `args.ppo.critic` says otherwise.
         tokenizer: the actor's. The critic must share it; a reward model with another one reads the decoded text.
         num_total_iters: rollouts to come; learning rates fall to their end over them.
-        args: the configuration.
+        args: the configuration. The planner chooses what is `auto` in it.
 
     Raises:
         ConfigError: a model cannot be loaded, or the critic's tokenizer is another one.
@@ -53,6 +54,7 @@ class DeepSpeedRLHFEngine:
         num_total_iters: int,
         args: Config,
     ) -> None:
+        args = choose_layout(args, policy_stage(args)).config
         distributed.start(args)
         self.args, self.tokenizer, self.num_total_iters = args, tokenizer, num_total_iters
         trusted, trusted_judge = args.model.trust_remote_code, args.reward_model.trust_remote_code
@@ -111,7 +113,7 @@ class DeepSpeedRLHFEngine:
         return ModelReward(self.reward, self.reward_tokenizer, self.tokenizer, self.args.ppo.packing, self.device)
 
     def check_critic(self) -> None:
-        """The critic reads the actor's tokens: refuse one with another vocabulary, before any model is loaded."""
+        """Refuse a critic with another vocabulary than the actor's, whose tokens it reads, before any model is loaded."""
         start = self.args.ppo.critic
         if start == "actor":
             return
@@ -129,7 +131,7 @@ class DeepSpeedRLHFEngine:
             )
 
     def training_actor(self, policy: Source) -> Any:
-        """The actor; with a pre-training loss each micro-batch of responses has one of texts beside it."""
+        """Return the actor; with a pre-training loss each micro-batch of responses has one of texts beside it."""
         args, ppo = self.args, self.args.ppo
         plan = lent_twice(self.batches) if ppo.ptx_coef > 0 else self.batches
         learning = TrainingSpec(
@@ -143,7 +145,7 @@ class DeepSpeedRLHFEngine:
         return engine
 
     def training_critic(self, policy: Source, judge: Source) -> Any:
-        """The critic, from where `ppo.critic` says."""
+        """Return the critic, from where `ppo.critic` says."""
         args, ppo = self.args, self.args.ppo
         learning = TrainingSpec(
             ppo, self.batches, args.critic_zero, args.critic_lora, ppo.critic_learning_rate, ppo.critic_weight_decay,
@@ -164,7 +166,7 @@ class DeepSpeedRLHFEngine:
 
     @contextmanager
     def models_on_device(self, *names: str) -> Iterator[None]:
-        """A context for work that needs the actor and these of `critic`, `ref` and `reward`: with `ppo.offload_idle` the
+        """Hold the actor on the device meanwhile, and these of `critic`, `ref` and `reward`: with `ppo.offload_idle` the
         others are in host memory. Outside these contexts the critic is on the device, so it can be checkpointed."""
         self.ensure_on_device(*names)
         try:
@@ -196,13 +198,13 @@ class AdaptersOff:
         return getattr(self.engine, name)
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
-        """A forward pass without adapters."""
+        """Return a forward pass without adapters."""
         with self.off():
             return self.engine(*args, **inputs)
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """A context in which the adapters are off; the engine reads in it, whatever it did before."""
+        """Turn the adapters off meanwhile; the engine evaluates, whatever it did before."""
         training, module = self.engine.module.training, self.engine.module
         adapted = module.classifier if isinstance(module, ScalarHeadModel) else module
         self.engine.eval()
@@ -219,7 +221,7 @@ def is_shared(engine: Any) -> bool:
 
 
 def lent_twice(plan: Batches) -> Batches:
-    """The same micro-batches, two for one."""
+    """Return the same micro-batches, two for one."""
     return replace(plan, per_rank=2 * plan.per_rank, accumulation=2 * plan.accumulation)
 
 

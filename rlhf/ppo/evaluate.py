@@ -49,7 +49,7 @@ class Answer:
 
 
 def heldout_prompts(config: Config, dataset: Dataset, tokenizer: Tokenizer) -> list[Prompt]:
-    """The held-out prompts that fit data.max_prompt_tokens. Raises ConfigError if there are none."""
+    """Return the held-out prompts that fit data.max_prompt_tokens. Raises ConfigError if there are none."""
     heldout = dataset.heldout
     pairs = [(text, encode_prompt(text, tokenizer, config.data)) for text in heldout.prompts]
     prompts = [Prompt(text, ids, heldout.meta.get(text, {})) for text, ids in pairs if ids is not None]
@@ -71,8 +71,8 @@ class Evaluation:
 
     @torch.no_grad()
     def answers(self, policy: Any, show: Callable[[int, int], None] | None = None) -> list[Answer]:
-        """The answers of a policy (an engine), in the prompts' order, on every rank; `show` is told how many of this rank's
-        prompts are answered, and of how many."""
+        """Return the answers of a policy (an engine), in the prompts' order, on every rank; `show` is told how many of
+        this rank's prompts are answered, and of how many."""
         count = len(self.prompts)
         # Equally many on each rank, since ranks work together under ZeRO stage 3; what is too many is dropped.
         numbers = local_share([i % count for i in range(count + -count % world())], rank(), world())

@@ -32,7 +32,8 @@ class Texts:
         return {"data/texts": float(len(self.items)), "data/texts_cut": float(sum(item.cut for item in self.items))}
 
     def batches(self, update: int) -> tuple[list[SequenceBatch], float]:
-        """This rank's micro-batches of texts for an update, and the number of tokens that all ranks predict in it."""
+        """Return this rank's micro-batches of texts for an update, and the number of tokens that all ranks predict in
+        it."""
         size = self.plan.ranks * self.plan.per_rank
         order = random_stream(self.config.seed, "ptx", update).integers(len(self.items), size=size).tolist()
         count = sum(len(self.items[i].response) - 1 for i in order)

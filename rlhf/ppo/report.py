@@ -57,8 +57,8 @@ def describe_rollout(experience: Experience, responses: Responses, shaped: Tenso
 
 
 def describe_speed(config: Config, experience: Experience, clock: Clock, texts: Sequence[int] = ()) -> dict[str, float]:
-    """Times and throughput of a rollout and its updates, per phase and together, over all ranks. `texts` are the lengths of
-    what this rank's updates read for the pre-training loss."""
+    """Return times and throughput of a rollout and its updates, per phase and together, over all ranks. `texts` are the
+    lengths of what this rank's updates read for the pre-training loss."""
     prompts, responses = experience.prompt_mask.sum(1).tolist(), experience.mask.sum(1).tolist()
     flops, passes = phase_flops(config, prompts, responses, texts), config.ppo.update_epochs
     samples, sampled, tokens, rollout, score, train = total(

@@ -17,7 +17,7 @@ from rlhf.algo.kl import AdaptiveKL, FixedKL, k1
 from rlhf.algo.masked import whiten
 from rlhf.algo.rewards import shape_scores, token_rewards
 from rlhf.algo.schedule import learning_rate
-from rlhf.config.derive import logged_learning_rate
+from rlhf.config.derive import logged_learning_rate, policy_stage
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Ppo
 from rlhf.data.tokens import PromptBatch, left_mask, right_mask
@@ -26,6 +26,7 @@ from rlhf.engine.step import optimizer_step
 from rlhf.engine.zero import set_rates
 from rlhf.experiment.resolve import default_eos_penalty_mode
 from rlhf.models.forward import micro_batches
+from rlhf.planner.auto import choose_layout
 from rlhf.ppo.agreement import check_first_ratio, check_sampler
 from rlhf.ppo.ema import ExponentialMovingAverage
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
@@ -54,6 +55,7 @@ class DeepSpeedPPOTrainer:
     """
 
     def __init__(self, engine: DeepSpeedRLHFEngine, args: Config, inspection: Path | None = None) -> None:
+        args = choose_layout(args, policy_stage(args)).config
         self.engine, self.args, self.ppo = engine, args, args.ppo
         self.kl = build_kl_controller(args.ppo)
         mode = args.ppo.eos_penalty_mode

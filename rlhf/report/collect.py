@@ -52,7 +52,7 @@ class Collection:
         return self.place.name
 
     def users(self, stage: Stage) -> list[Point]:
-        """The points that use a stage."""
+        """Return the points that use a stage."""
         return [point for point in self.points if stage in point.stages.values()]
 
 
@@ -85,7 +85,7 @@ def collect(directory: Path) -> Collection:
 
 
 def read_or_damaged(place: Path, kind: str, told: SummaryEntry) -> Stage:
-    """The stage, damaged if not even its directory can be looked into."""
+    """Return the stage, damaged if not even its directory can be looked into."""
     try:
         return read_stage(place, kind, told)
     except OSError as error:
@@ -93,13 +93,13 @@ def read_or_damaged(place: Path, kind: str, told: SummaryEntry) -> Stage:
 
 
 def rank(kind: str) -> int:
-    """The place of a stage in the pipeline, others last."""
+    """Return the place of a stage in the pipeline, others last."""
     known = list(stage_kinds())
     return known.index(kind) if kind in known else len(known)
 
 
 def point_directories(directory: Path) -> list[Path]:
-    """The directory itself if it is a point, else those in it that are; ReportError if there are none."""
+    """Return the directory itself if it is a point, else those in it that are; ReportError if there are none."""
     if not directory.is_dir():
         raise ReportError(f"{directory}: {'not a directory' if directory.exists() else 'there is no such directory'}")
     try:
@@ -126,13 +126,13 @@ def advice(directory: Path) -> str:
 
 
 def natural_key(name: str) -> list[tuple[int, float, str]]:
-    """A sort key by which 0.05 precedes 0.3 and 9 precedes 10."""
+    """Return a sort key by which 0.05 precedes 0.3 and 9 precedes 10."""
     parts = re.findall(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?|\D+", name)
     return [(0, float(part), "") if part[0].isdigit() else (1, 0.0, part) for part in parts]
 
 
 def read_draft(place: Path) -> PointFiles:
-    """A point's own files."""
+    """Return a point's own files."""
     notes: list[str] = []
     summary = attempt(read_object, place / "summary.json", notes)
     if summary is None and not notes:
@@ -164,13 +164,13 @@ def links(place: Path) -> dict[str, Path]:
 
 
 def unlinked_stages(place: Path, name: str) -> Path:
-    """A stage directory that the point has no link to: beside the runs and sweeps, where it was written."""
+    """Return a stage directory that the point has no link to: beside the runs and sweeps, where it was written."""
     around = [parent / "stages" / name for parent in place.resolve().parents]
     return next((candidate for candidate in around if candidate.is_dir()), around[min(2, len(around) - 1)])
 
 
 def has_finished(draft: PointFiles, stages: dict[str, Stage]) -> Point:
-    """The point with its stages, in their order."""
+    """Return the point with its stages, in their order."""
     given = draft.summary.get("overrides")
     overrides = tuple(str(entry) for entry in given) if isinstance(given, list) else ()
     ordered = dict(sorted(stages.items(), key=lambda entry: rank(entry[0])))
@@ -181,7 +181,7 @@ def has_finished(draft: PointFiles, stages: dict[str, Stage]) -> Point:
 
 
 def point_state(told: str | None, stages: list[str]) -> str:
-    """A point's state: what its stages say now, which summary.json need not know yet."""
+    """Return a point's state: what its stages say now, which summary.json need not know yet."""
     if stages and all(state == "done" for state in stages):
         return "done"
     if told in ENDED and not set(stages) & set(ALIVE):

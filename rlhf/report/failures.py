@@ -27,7 +27,7 @@ def failures(collection: Collection) -> list[Failure]:
 
 
 def stage_failure(stage: Stage) -> Failure:
-    """What a stage says, and what is wrong with its files."""
+    """Return what a stage says, and what is wrong with its files."""
     said = [stage.reason] if stage.reason else ["no reason given"] if stage.state in BAD else []
     return Failure("stage", stage.name, stage.state, "; ".join([*said, *stage.notes]), stage.log)
 
@@ -40,7 +40,7 @@ def point_failure(point: Point) -> Failure:
 
 
 def missing(collection: Collection) -> list[str]:
-    """What the report does not have because it has not been run, or not to its end, in one line each."""
+    """Return what the report does not have because it has not been run, or not to its end, in one line each."""
     waiting = [stage for stage in collection.stages if stage.state != "done"]
     return [f"{stage.name}: {stage.state}{progress(stage)}" for stage in waiting if stage.state not in BAD]
 

@@ -46,8 +46,8 @@ class Cell:
 
 
 def collect_metrics(groups: list[Group]) -> list[Figure]:
-    """The figures that any group has: those that people compare first, by stage, then whatever else was measured. A metric
-    that its stage does not declare, as one of another version of this program, has neither unit nor direction."""
+    """Return the figures that any group has: those that people compare first, by stage, then whatever else was measured. A
+    metric that its stage does not declare, as one of another version of this program, has neither unit nor direction."""
     known: dict[tuple[str, str], Metric] = {}
     order: dict[tuple[str, str], int] = {}
     for stage in (stage for group in groups for point in group.points for stage in point.stages.values()):
@@ -63,7 +63,7 @@ def collect_metrics(groups: list[Group]) -> list[Figure]:
 
 
 def compared_metrics(groups: list[Group], figure: Figure) -> list[Cell]:
-    """The figure of each group, the best mean marked where there is something to compare."""
+    """Return the figure of each group, the best mean marked where there is something to compare."""
     estimates = [estimate(group.values(figure.kind, figure.metric)) for group in groups]
     means = [known.mean for known in estimates if known is not None]
     best = max(means, key=lambda mean: figure.known.better * mean, default=None)
@@ -72,7 +72,7 @@ def compared_metrics(groups: list[Group], figure: Figure) -> list[Cell]:
 
 
 def format_short(value: float | None) -> str:
-    """A number with three significant digits, as people write it; a dash for none."""
+    """Return a number with three significant digits, as people write it; a dash for none."""
     if value is None or math.isnan(value):
         return "–"
     rounded = float(f"{value:.2e}")

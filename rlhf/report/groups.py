@@ -30,12 +30,12 @@ class Group:
         return list({p.stages[kind].place: p.stages[kind] for p in self.points if kind in p.stages}.values())
 
     def values(self, kind: str, metric: str) -> list[float]:
-        """A final figure of each of its stages that has it."""
+        """Return a final figure of each of its stages that has it."""
         return [stage.figures[metric] for stage in self.stages(kind) if metric in stage.figures]
 
 
 def group_points(collection: Collection) -> list[Group]:
-    """The groups, in the natural order of what tells them apart."""
+    """Return the groups, in the natural order of what tells them apart."""
     # A point whose configuration is lost belongs where its overrides, but for the seed, belong.
     twins = {without_seed(point): identity(point) for point in collection.points if point.config and point.overrides}
     members: dict[str, list[Point]] = {}
@@ -54,12 +54,12 @@ def identity(point: Point) -> str:
 
 
 def without_seed(point: Point) -> tuple[str, ...]:
-    """What was typed for a point but its seed."""
+    """Return what was typed for a point but its seed."""
     return tuple(sorted(entry for entry in point.overrides if key_of(entry) != "seed"))
 
 
 def deciding(point: Point) -> dict[str, Any]:
-    """The dotted keys that make a group, from the configuration or, without one, from the overrides."""
+    """Return the dotted keys that make a group, from the configuration or, without one, from the overrides."""
     known = point.config or dict(entry.lstrip("+").partition("=")[::2] for entry in point.overrides)
     measures_speed = is_of_benchmark(point)
     return {key: value for key, value in known.items() if makes_group(key, measures_speed)}
@@ -80,12 +80,12 @@ def is_of_benchmark(point: Point) -> bool:
 
 
 def sole_label(collection: Collection) -> str:
-    """What the only group is called."""
+    """Return what the only group is called."""
     return "all points" if len(collection.points) > 1 else collection.points[0].name
 
 
 def label_groups(sets: list[list[Point]]) -> list[str]:
-    """What tells each set of points from the others: as it was typed where that does, else the keys that differ."""
+    """Return what tells each set of points from the others: as it was typed where that does, else the keys that differ."""
     typed = [set(point.overrides) for points in sets for point in points if point.overrides]
     common = set.intersection(*typed) if typed else set()
     labels = []
@@ -104,12 +104,12 @@ def label_groups(sets: list[list[Point]]) -> list[str]:
 
 
 def unquote(override: str) -> str:
-    """An override as it was typed: Hydra quotes `zero=3`."""
+    """Return an override as it was typed: Hydra quotes `zero=3`."""
     return re.sub(r"='([^']*)'$", r"=\1", override)
 
 
 def key_of(override: str) -> str:
-    """The key of an override as Hydra writes it."""
+    """Return the key of an override as Hydra writes it."""
     return override.lstrip("+~").partition("=")[0]
 
 
@@ -122,7 +122,7 @@ def by_keys(sets: list[list[Point]], most: int = 4) -> list[str]:
 
 
 def differing_keys(settings: list[dict[str, Any]]) -> list[str]:
-    """The keys that do not have one and the same value everywhere, in the order of their first appearance."""
+    """Return the keys that do not have one and the same value everywhere, in the order of their first appearance."""
     keys: Iterable[str] = dict.fromkeys(key for own in settings for key in own)
     return [key for key in keys if differs(key, settings)]
 
@@ -137,5 +137,5 @@ def differs(key: str, settings: list[dict[str, Any]]) -> bool:
 
 
 def to_yaml_text(value: Any) -> str:
-    """A configuration value as YAML people write it."""
+    """Return a configuration value as YAML people write it."""
     return value if isinstance(value, str) else json.dumps(value, default=str)

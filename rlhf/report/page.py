@@ -38,7 +38,7 @@ class Legend:
 
 
 def page(collection: Collection, groups: list[Group]) -> str:
-    """The report as one HTML document that needs nothing else."""
+    """Return the report as one HTML document that needs nothing else."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -51,7 +51,7 @@ def page(collection: Collection, groups: list[Group]) -> str:
 
 
 def build_context(collection: Collection, groups: list[Group]) -> dict[str, Any]:
-    """What the template shows, by section."""
+    """Return what the template shows, by section."""
     figures = [figure for figure in collect_metrics(groups) if figure.is_compared]
     seed, prompts = side_by_side(groups)
     by_kind, by_stage = throughput.speeds(collection)
@@ -90,12 +90,12 @@ def build_context(collection: Collection, groups: list[Group]) -> dict[str, Any]
 
 
 def to_data_url(svg: str | None) -> Markup | None:
-    """A plot as markup: matplotlib has escaped the text in it."""
+    """Return a plot as markup: matplotlib has escaped the text in it."""
     return None if svg is None else Markup(svg)
 
 
 def decimal(value: float | None) -> str:
-    """A score of one answer: two decimals say enough."""
+    """Return a score of one answer: two decimals say enough."""
     return "–" if value is None else f"{value:.2f}"
 
 
@@ -133,7 +133,7 @@ def format_period(collection: Collection) -> str | None:
 
 
 def users(collection: Collection, stage: Stage) -> list[str]:
-    """The points that use a stage: all, a few by name, or the first of them and how many more."""
+    """Return the points that use a stage: all, a few by name, or the first of them and how many more."""
     using: list[Point] = collection.users(stage)
     if len(using) == len(collection.points) > 1:
         return [f"all {len(using)} points"]
@@ -142,7 +142,7 @@ def users(collection: Collection, stage: Stage) -> list[str]:
 
 
 def build_legend(groups: list[Group], shown: list[int]) -> list[Legend]:
-    """The groups with their colours; `shown` is of how many results a plot has something, per group."""
+    """Return the groups with their colours; `shown` is of how many results a plot has something, per group."""
     return [
         Legend(group.label, colour, n, len(group.points))
         for group, colour, n in zip(groups, plots.colours(len(groups)), shown, strict=True)
@@ -150,7 +150,7 @@ def build_legend(groups: list[Group], shown: list[int]) -> list[Legend]:
 
 
 def used_columns(collection: Collection, speeds: list[throughput.Speed]) -> list[Metric]:
-    """The metrics of speed that any stage has logged, the memory last."""
+    """Return the metrics of speed that any stage has logged, the memory last."""
     known = {name: metric for stage in collection.stages for name, metric in throughput.speed_metrics(stage).items()}
     used = [name for name in known if any(name in speed.figures for speed in speeds)]
     return [known[name] for name in sorted(used, key=lambda name: name == throughput.PEAK)]

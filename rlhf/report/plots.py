@@ -68,7 +68,8 @@ class Curve:
 
 
 def build_curves(groups: list[Group], stages: list[str]) -> list[Curve]:
-    """The plots of some stages; where several kinds of stages have a plot of one title, the title names the stage."""
+    """Return the plots of some stages; where several kinds of stages have a plot of one title, the title names the
+    stage."""
     displays = {kind: stage.display for group in groups for kind in stages for stage in group.stages(kind)}
     found = [
         (kind, metric, displays[kind].step)
@@ -89,7 +90,7 @@ def build_curves(groups: list[Group], stages: list[str]) -> list[Curve]:
 
 
 def colours(count: int) -> list[str]:
-    """A colour per group: distinct ones while there are few, else a scale in the groups' order."""
+    """Return a colour per group: distinct ones while there are few, else a scale in the groups' order."""
     if count <= len(PALETTE):
         return list(PALETTE[:count])
     scale = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, count))
@@ -119,13 +120,13 @@ def curves(groups: list[Group]) -> str | None:
 
 
 def used_panels(groups: list[Group]) -> list[Curve]:
-    """The plots of the last part of the pipeline that any point has come to."""
+    """Return the plots of the last part of the pipeline that any point has come to."""
     kinds = [kind for group in groups for kind in group.kinds]
     return next((panels for stages in pipeline_parts(kinds) if (panels := with_data(groups, stages))), [])
 
 
 def with_data(groups: list[Group], stages: list[str]) -> list[Curve]:
-    """The plots of some stages for which any of them has logged anything."""
+    """Return the plots of some stages for which any of them has logged anything."""
     return [
         panel
         for panel in build_curves(groups, stages)
@@ -141,7 +142,7 @@ def under_way(groups: list[Group]) -> list[int]:
 
 
 def series(stages: list[Stage], metric: str) -> tuple[Array, Array]:
-    """Steps, ascending, and the metric there [stages, steps], NaN where a stage has not logged it.
+    """Return the steps, ascending, and the metric there [stages, steps], NaN where a stage has not logged it.
 
     The gold reward begins at step 0 with that of the model that PPO starts from.
     """
@@ -171,7 +172,7 @@ def bin_series(steps: Array, values: Array) -> tuple[Array, Array]:
 
 
 def draw_curve(axis: Axes, steps: Array, values: Array, colour: str) -> None:
-    """The mean as a line, the interval as a band."""
+    """Draw the mean as a line, the interval as a band."""
     if not len(steps):
         return
     mean, low, high, _ = bands(values)
@@ -180,7 +181,7 @@ def draw_curve(axis: Axes, steps: Array, values: Array, colour: str) -> None:
 
 
 def frontier(groups: list[Group]) -> str | None:
-    """Final score and final gold reward against final KL: a dot per seed, a large one per group's mean; None without."""
+    """Draw final score and final gold reward against final KL: a dot per seed, a large one per group's mean; None without."""
     known = known_metrics()
     panels = [known[name] for name in FRONTIER if any(len(score_pairs(group, name)) for group in groups)]
     if not panels:
@@ -205,7 +206,7 @@ def score_pairs(group: Group, metric: str) -> Array:
 
 
 def draw_frontier(axis: Axes, groups: list[Group], metric: str) -> None:
-    """The starting point without KL, every seed, and the means in the order of their KL, joined."""
+    """Draw the starting point without KL, every seed, and the means in the order of their KL, joined."""
     means = []
     for number, (group, colour) in enumerate(zip(groups, colours(len(groups)), strict=True)):
         dots = score_pairs(group, metric)
@@ -225,7 +226,7 @@ def draw_frontier(axis: Axes, groups: list[Group], metric: str) -> None:
 
 
 def draw_page(name: str, size: tuple[float, float], paint: Callable[[Canvas], None]) -> str:
-    """What `paint` paints, as an SVG element whose ids begin with `name`; the same for the same input."""
+    """Return what `paint` paints, as an SVG element whose ids begin with `name`; the same for the same input."""
     with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=size, layout="constrained")
         paint(canvas)

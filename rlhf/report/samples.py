@@ -35,7 +35,7 @@ class Prompt:
 
 
 def side_by_side(groups: list[Group]) -> tuple[Any, list[Prompt]]:
-    """A handful of prompts with the answers of one seed's points, and that seed: the one that most groups have."""
+    """Return a handful of prompts with the answers of one seed's points, and that seed: the one that most groups have."""
     seed = common_seed(groups)
     rows = [group_rows(group, seed) for group in groups]
     counted: dict[str, int] = {}
@@ -47,7 +47,7 @@ def side_by_side(groups: list[Group]) -> tuple[Any, list[Prompt]]:
 
 
 def common_seed(groups: list[Group]) -> Any:
-    """The seed for which most groups have samples, the first of those."""
+    """Return the seed for which most groups have samples, the first of those."""
     seeds: dict[str, list[Any]] = {}
     for group in groups:
         for seed in {to_yaml_text(point.seed): point.seed for point in group.points if has_samples(point)}.values():
@@ -63,21 +63,21 @@ def has_samples(point: Point) -> bool:
 
 
 def answering_stage(point: Point) -> Stage | None:
-    """The last stage of a point that has answered held-out prompts, in the order of the pipeline."""
+    """Return the last stage of a point that has answered held-out prompts, in the order of the pipeline."""
     able = [stage for stage in point.stages.values() if stage.samples and stage.display.sides]
     return able[-1] if able else None
 
 
 def group_rows(group: Group, seed: Any) -> Rows:
-    """A group's rows of its last evaluation by prompt, each with its sides: of the point with that seed, else of its first
-    that has any."""
+    """Return a group's rows of its last evaluation by prompt, each with its sides: of the point with that seed, else of
+    its first that has any."""
     able = sorted((point for point in group.points if has_samples(point)), key=lambda point: point.seed != seed)
     stage = answering_stage(able[0]) if able else None
     return {} if stage is None else {as_text(row.get("prompt")) or "": (row, stage.display.sides) for row in stage.samples}
 
 
 def answers(prompt: str, groups: list[Group], rows: list[Rows]) -> list[Answer]:
-    """The answers of the models that training started from, one for each that differs, then every group's."""
+    """Return the answers of the models that training started from, one for each that differs, then every group's."""
     starts: dict[str, Answer] = {}
     trained = []
     for index, (group, own) in enumerate(zip(groups, rows, strict=True)):
@@ -97,5 +97,5 @@ def answer(who: str, group: int | None, row: dict[str, Any], side: Side) -> Answ
 
 
 def shorten(text: str) -> str:
-    """The beginning of a long text."""
+    """Return the beginning of a long text."""
     return text if len(text) <= CHARACTERS else f"{text[:CHARACTERS]}… ({len(text) - CHARACTERS:,} more characters)"

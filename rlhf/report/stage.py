@@ -25,7 +25,7 @@ class Series:
     values: dict[str, Array] = field(default_factory=dict)
 
     def get(self, name: str) -> Array:
-        """A metric's values, NaN if it was never logged."""
+        """Return a metric's values, NaN if it was never logged."""
         return self.values.get(name, np.full(len(self.steps), np.nan))
 
 
@@ -67,7 +67,7 @@ class Stage:
 
 
 def read_stage(place: Path, kind: str, told: SummaryEntry) -> Stage:
-    """A stage from its directory and, where that is silent, from what a point was told of it."""
+    """Return a stage from its directory and, where that is silent, from what a point was told of it."""
     notes: list[str] = []
     status = attempt(read_object, place / "status.json", notes)
     result = attempt(read_object, place / "result.json", notes)
@@ -98,7 +98,7 @@ def read_stage(place: Path, kind: str, told: SummaryEntry) -> Stage:
 
 
 def attempt(read: Any, file: Path, notes: list[str]) -> dict[str, Any] | None:
-    """What `read` makes of the file; None with a note if it is damaged."""
+    """Return what `read` makes of the file; None with a note if it is damaged."""
     try:
         found: dict[str, Any] | None = read(file)
     except Unreadable as error:
@@ -108,7 +108,7 @@ def attempt(read: Any, file: Path, notes: list[str]) -> dict[str, Any] | None:
 
 
 def stage_state(place: Path, status: dict[str, Any] | None, done: bool, told: SummaryEntry) -> tuple[str, str | None]:
-    """A stage's state and its reason, from its directory or, where there is none, from what a point was told."""
+    """Return a stage's state and its reason, from its directory or, where there is none, from what a point was told."""
     if done:
         return "done", None
     if not place.is_dir():
@@ -135,13 +135,14 @@ def is_unfinished(status: dict[str, Any], told: SummaryEntry) -> tuple[str, str 
 
 
 def followed_metrics(display: Display) -> list[str]:
-    """The metrics whose course a report shows or averages; a stage logs some sixty, over maybe many thousands of steps."""
+    """Return the metrics whose course a report shows or averages; a stage logs some sixty, over maybe many thousands of
+    steps."""
     followed = [metric for metric in display.metrics.values() if metric.axis or metric.speed]
     return ["time", *(name for metric in followed for name in (metric.name, metric.per) if name)]
 
 
 def read_series(place: Path, state: str, display: Display, notes: list[str]) -> Series:
-    """The followed metrics; of a step that was logged twice, as after a restart, the last."""
+    """Return the followed metrics; of a step that was logged twice, as after a restart, the last."""
     followed = followed_metrics(display)
     rows: dict[int, dict[str, Any]] = {}
     for row in whole_lines(place / "metrics.jsonl", state, notes):
@@ -155,7 +156,7 @@ def read_series(place: Path, state: str, display: Display, notes: list[str]) -> 
 
 
 def as_column(values: list[Any]) -> Array:
-    """The numbers among some values, NaN for what is none or is not finite."""
+    """Return the numbers among some values, NaN for what is none or is not finite."""
     if set(map(type, values)) <= {float, type(None)}:  # as it should be
         column = np.array(values, dtype=np.float64)
         column[~np.isfinite(column)] = np.nan
@@ -165,7 +166,7 @@ def as_column(values: list[Any]) -> Array:
 
 
 def read_samples(place: Path, state: str, notes: list[str]) -> list[dict[str, Any]]:
-    """The rows of the last evaluation."""
+    """Return the rows of the last evaluation."""
     last = -1
     kept: list[dict[str, Any]] = []
     for row in whole_lines(place / "samples.jsonl", state, notes):
@@ -179,7 +180,7 @@ def read_samples(place: Path, state: str, notes: list[str]) -> list[dict[str, An
 
 
 def whole_lines(file: Path, state: str, notes: list[str]) -> list[dict[str, Any]]:
-    """The lines that can be read, with a note about others; a stage that runs may be writing its last one."""
+    """Return the lines that can be read, with a note about others; a stage that runs may be writing its last one."""
     try:
         lines = list(read_lines(file))
     except Unreadable as error:
@@ -212,7 +213,7 @@ def duration(seconds: float) -> str:
 
 
 def parse_entry(entry: Any, written: float) -> SummaryEntry:
-    """A stage's entry of summary.json."""
+    """Return a stage's entry of summary.json."""
     known = as_mapping(entry)
     return SummaryEntry(
         as_text(known.get("state")),

@@ -27,13 +27,13 @@ class Estimate:
 
 
 def estimate(values: list[float]) -> Estimate | None:
-    """The mean of the values and its interval, whatever their order; None without values."""
+    """Return the mean of the values and its interval, whatever their order; None without values."""
     return estimate_once(tuple(values)) if values else None
 
 
 @lru_cache(maxsize=2**14)
 def estimate_once(values: tuple[float, ...]) -> Estimate:
-    """The estimate of some values, which the page, the tables and the terminal all ask for."""
+    """Return the estimate of some values, which the page, the tables and the terminal all ask for."""
     mean, low, high, n = bands(np.array(values, dtype=np.float64)[:, None])
     bounds = (float(low[0]), float(high[0])) if n[0] > 1 else (None, None)
     return Estimate(int(n[0]), float(mean[0]), *bounds)
@@ -61,8 +61,8 @@ def bands(values: Array) -> tuple[Array, Array, Array, NDArray[np.int64]]:
 
 
 def quantile(ordered: Array, share: float) -> Array:
-    """A quantile of each row of sorted values, between two of them by their distance. (np.quantile takes three times as
-    long as the sort.)"""
+    """Return a quantile of each row of sorted values, between two of them by their distance. (np.quantile takes three
+    times as long as the sort.)"""
     position = share * (ordered.shape[1] - 1)
     below = int(position)
     part = position - below

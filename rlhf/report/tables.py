@@ -41,7 +41,7 @@ def save(file: Path, content: str) -> None:
 
 
 def point_rows(collection: Collection, groups: list[Group], figures: list[Figure]) -> Rows:
-    """A row per point: what sets it apart, its state, and its final figures (none where there is none yet)."""
+    """Return a row per point: what sets it apart, its state, and its final figures (none where there is none yet)."""
     labels = {point.place: group.label for group in groups for point in group.points}
     keys = differing_keys([point.config for point in collection.points])
     return [
@@ -53,13 +53,13 @@ def point_rows(collection: Collection, groups: list[Group], figures: list[Figure
 
 
 def metric_value(point: Point, figure: Figure) -> float | None:
-    """A point's final figure."""
+    """Return a point's final figure."""
     stage = point.stages.get(figure.kind)
     return None if stage is None else stage.figures.get(figure.metric)
 
 
 def group_rows(groups: list[Group], figures: list[Figure]) -> Rows:
-    """A row per group and figure: over how many seeds, the mean and its interval."""
+    """Return a row per group and figure: over how many seeds, the mean and its interval."""
     cells = {figure: compared_metrics(groups, figure) for figure in figures}
     return [
         {"group": group.label, "stage": figure.kind, "metric": figure.metric, "unit": figure.known.unit}
@@ -71,7 +71,7 @@ def group_rows(groups: list[Group], figures: list[Figure]) -> Rows:
 
 
 def format_points(rows: Rows, figures: list[Figure]) -> Rows:
-    """The points with the figures that people compare."""
+    """Return the points with the figures that people compare."""
     names = {figure.key: figure.label for figure in figures if figure.is_compared}
     others = [key for key in rows[0] if " " not in key]
     return [
@@ -81,7 +81,7 @@ def format_points(rows: Rows, figures: list[Figure]) -> Rows:
 
 
 def format_groups(groups: list[Group], figures: list[Figure]) -> Rows:
-    """A row per group, a column per figure that people compare."""
+    """Return a row per group, a column per figure that people compare."""
     columns = {figure: compared_metrics(groups, figure) for figure in figures if figure.is_compared}
     return [
         {"group": group.label, "points": len(group.points)}
@@ -110,17 +110,17 @@ def as_csv(rows: Rows) -> str:
 
 
 def format_plain(value: Any) -> Any:
-    """A value as a CSV cell: numbers and text as they are, others as YAML people write them."""
+    """Return a value as a CSV cell: numbers and text as they are, others as YAML people write them."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else to_yaml_text(value)
 
 
 def as_json(rows: Rows) -> str:
-    """A list of objects."""
+    """Return a list of objects."""
     return json.dumps(rows, indent=2, default=str) + "\n"
 
 
 def as_markdown(rows: Rows) -> str:
-    """A table; numbers need no alignment to be read as text."""
+    """Return a table; numbers need no alignment to be read as text."""
     if not rows:
         return ""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *[[cell(value) for value in row.values()] for row in rows]]

@@ -36,7 +36,7 @@ def speeds(collection: Collection) -> tuple[list[Speed], list[Speed]]:
 
 
 def speed_metrics(stage: Stage) -> dict[str, Metric]:
-    """The metrics of a stage that are columns of the table, by name."""
+    """Return the metrics of a stage that are columns of the table, by name."""
     return {name: metric for name, metric in stage.display.metrics.items() if metric.speed}
 
 
@@ -66,7 +66,7 @@ def combine(kind: str, place: str, members: list[Speed]) -> Speed:
 
 
 def device(stage: Stage) -> str:
-    """What a stage ran on, as `2 × 8 × A100`: nodes, devices of each, their type."""
+    """Return what a stage ran on, as `2 × 8 × A100`: nodes, devices of each, their type."""
     hardware = stage.environment.get("hardware")
     if not isinstance(hardware, dict):
         return "unknown"
@@ -75,5 +75,5 @@ def device(stage: Stage) -> str:
 
 
 def format_speed(metric: Metric, value: float | None) -> str:
-    """A cell of the table."""
+    """Return a cell of the table."""
     return metric.write(value) if metric.unit == "share" and value is not None else format_short(value)

@@ -32,7 +32,7 @@ def versions(collection: Collection) -> list[Version]:
 
 
 def describe_version(stage: Stage) -> dict[str, str]:
-    """The facts of a stage's environment.json."""
+    """Return the facts of a stage's environment.json."""
     environment = stage.environment
     gpus = environment.get("gpus")
     packages = {str(name): version for name, version in as_mapping(environment.get("packages")).items() if version}
@@ -50,7 +50,7 @@ def describe_version(stage: Stage) -> dict[str, str]:
 
 
 def commit(git: dict[str, Any]) -> str | None:
-    """The code's commit, and whether it was changed since."""
+    """Return the code's commit, and whether it was changed since."""
     if not git.get("commit"):
         return None
     return to_yaml_text(git["commit"]) + (f" with changes ({to_yaml_text(git['diff'])[:12]})" if git.get("diff") else "")

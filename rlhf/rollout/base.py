@@ -72,7 +72,8 @@ Part = tuple[Tensor, Tensor, Tensor, Tensor]
 
 @contextmanager
 def evaluation_mode(engine: Any) -> Iterator[None]:
-    """A context for sampling: no gradients, no dropout, and no adapters if the engine is a model without them."""
+    """Prepare an engine for sampling meanwhile: no gradients, no dropout, and no adapters if the engine is a model without
+    them."""
     engine.eval()
     with torch.no_grad(), getattr(engine, "off", nullcontext)():
         yield

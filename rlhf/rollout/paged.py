@@ -80,7 +80,7 @@ class PresampledLogitsProcessor(RequestProcessor):
         self.seen: Tensor | None = None
 
     def fill_defaults(self, int32_tensor: Tensor) -> None:
-        """What is asked for where there is no request."""
+        """Fill in defaults where there is no request."""
         int32_tensor.fill_(self.nothing)
 
     def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> Tensor:
@@ -152,8 +152,8 @@ def answer(model: Any, chooser: PresampledLogitsProcessor, rollout: Rollout) -> 
 
 
 def settings(rows: int, pages: int, tokens: int, rollout: Rollout) -> ContinuousBatchingConfig:
-    """The manager's settings for so many rows with prompts of so many tokens in all: a cache of the pages that they need,
-    and nothing that the device might have beside it."""
+    """Return the manager's settings for so many rows with prompts of so many tokens in all: a cache of the pages that they
+    need, and nothing that the device might have beside it."""
     wanted: dict[str, Any] = {
         "num_blocks": pages + 1,
         "max_batch_tokens": min(PASS_TOKENS, max(tokens, rows)),
@@ -168,6 +168,6 @@ def settings(rows: int, pages: int, tokens: int, rollout: Rollout) -> Continuous
 
 
 def bytes_per_token(model: Any) -> int:
-    """What one token takes in the cache: a key and a value of every head of every layer."""
+    """Return what one token takes in the cache: a key and a value of every head of every layer."""
     shape = shape_of(model.config)
     return int(2 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * shape["head_dim"] * model.dtype.itemsize)

@@ -19,7 +19,7 @@ def next_tokens(
     where: Tensor | None = None,
     forced: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The next token of each row and its log-probability, both [B].
+    """Return the next token of each row and its log-probability, both [B].
 
     `logits` [B, V] are divided by the temperature; the log-probability (float32) is that of the whole distribution, as the
     trainer computes it: before penalties and restrictions. The token is then drawn from what the repetition penalty makes
@@ -71,7 +71,7 @@ def restrict(logprobs: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def invert_cdf(logprobs: Tensor, uniforms: Tensor) -> Tensor:
-    """The token at which the cumulated probability of [B, V] first exceeds each row's number in [0, 1), [B].
+    """Return the token at which the cumulated probability of [B, V] first exceeds each row's number in [0, 1), [B].
 
     The numbers are stretched to the row's total, so that rounding of the sum cannot run past the last token, and a token
     of probability 0 is never chosen.

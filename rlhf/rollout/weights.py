@@ -44,8 +44,8 @@ class RolloutWeights:
 
     @contextmanager
     def in_place(self) -> Iterator[bool]:
-        """A context in which the engine's module has these weights, its adapters merged into them; gives whether ranks go
-        through it together, layer by layer. Raises RuntimeError without a `sync` since the last one."""
+        """Give the engine's module these weights meanwhile, its adapters merged into them; yields whether ranks go through
+        it together, layer by layer. Raises RuntimeError without a `sync` since the last one."""
         if not self.is_synced:
             raise RuntimeError("the sampler's weights are those of an earlier rollout: sync() comes before generate()")
         whole = bool(self.buffers)
@@ -85,8 +85,7 @@ def adapter_scale(engine: Any) -> float | None:
 
 @contextmanager
 def with_merged_adapters(model: Any, scale: float) -> Iterator[None]:
-    """A context in which adapters, times `scale`, are part of the weights. Afterwards the weights are what they were, bit
-    for bit."""
+    """Merge adapters, times `scale`, into the weights meanwhile. Afterwards the weights are as before, bit for bit."""
     from peft.tuners.lora import LoraLayer
 
     layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]

@@ -30,8 +30,8 @@ def synchronize() -> None:
 
 @cache
 def copy_gb_s(device: torch.device) -> float:
-    """The bandwidth of the device's memory, in GB/s: bytes read and bytes written by a copy that no cache holds, 2 N of N
-    bytes, over its time; the median of ten. The usual figure, which also data sheets count."""
+    """Return the bandwidth of the device's memory, in GB/s: bytes read and bytes written by a copy that no cache holds, 2
+    N of N bytes, over its time; the median of ten. The usual figure, which also data sheets count."""
     source = torch.ones(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = []

@@ -82,12 +82,12 @@ def silence_libraries() -> None:
 
 
 def rank() -> int:
-    """This process's number among all."""
+    """Return this process's number among all."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
-    """The number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -97,7 +97,7 @@ def is_main() -> bool:
 
 
 def device(config: Config) -> torch.device:
-    """This process's device."""
+    """Return this process's device."""
     if config.hardware.device == "cuda":
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
@@ -129,5 +129,5 @@ def total(*values: float) -> list[float]:
 
 
 def maximum(value: float) -> float:
-    """The largest of the ranks' numbers."""
+    """Return the largest of the ranks' numbers."""
     return float(max(gather(value)))

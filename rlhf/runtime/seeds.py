@@ -6,12 +6,12 @@ import numpy as np
 
 
 def random_stream(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
-    """A generator of its own for (seed, purpose, numbers)."""
+    """Return a generator of its own for (seed, purpose, numbers)."""
     return np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *numbers]))
 
 
 def torch_seed(seed: int, purpose: str, *numbers: int) -> int:
-    """A seed for torch.manual_seed from the same source."""
+    """Return a seed for torch.manual_seed from the same source."""
     return int(random_stream(seed, purpose, *numbers).integers(2**63))
 
 

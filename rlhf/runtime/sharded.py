@@ -45,7 +45,7 @@ def shard(parameter: nn.Parameter, config: Config, zero: Zero) -> None:
 
 
 def fill_buffers(model: Any) -> None:
-    """The values of what is no weight: rotary frequencies, masks."""
+    """Fill the buffers, which are no weights: rotary frequencies, masks."""
     for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
             if buffer.device.type == "meta":

@@ -27,14 +27,14 @@ def should_evaluate(step: int, total: int, every: int | None) -> bool:
 
 
 def initial_metrics(metrics: dict[str, float], name: str) -> dict[str, float]:
-    """A figure and its standard error as those of the model that training started from: `<name>_initial`."""
+    """Return a figure and its standard error as those of the model that training started from: `<name>_initial`."""
     return {f"{name}_initial{end}": metrics[name + end] for end in ("", "_se") if name + end in metrics}
 
 
 def keep_finite(
     nonfinite: Nonfinite, step: int, measured: dict[str, float], batch: Callable[[], SequenceBatch], config: Config
 ) -> dict[str, float]:
-    """What a step measured, but for numbers that are not finite; counts a step that was left out because of one, and
+    """Return what a step measured, but for numbers that are not finite; counts a step that was left out because of one, and
     only then makes its `batch`, to be kept.
 
     A gradient that overflows in fp16 while the loss is finite is none: the loss scale is falling, as it should.

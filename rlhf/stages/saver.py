@@ -82,7 +82,8 @@ class Saver:
         return Progress()
 
     def verify(self, place: Path) -> tuple[str | None, Manifest | None]:
-        """What is wrong with a checkpoint (None: nothing), each rank looking at some of its files; and its manifest."""
+        """Return what is wrong with a checkpoint (None: nothing), each rank looking at some of its files; and its
+        manifest."""
         try:
             manifest = read_manifest(place)
             problem = integrity_error(place, sorted(manifest.files)[rank() :: world()], manifest)
@@ -152,7 +153,7 @@ class Saver:
         return told
 
     def write(self, file: Path, state: Tensors) -> list[Any]:
-        """This rank's file; returns its size and checksum."""
+        """Write this rank's file; returns its size and checksum."""
         file.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(file, [(name, tensor.dtype, tensor.shape, read_tensors(tensor)) for name, tensor in state.items()])
         return file_digest(file)
@@ -169,7 +170,8 @@ class Saver:
         )
 
     def attempt(self, action: Callable[..., Any], *arguments: Any) -> tuple[Any, str | None]:
-        """What an action returns, or what the disk said to it: other ranks must hear of it before this one gives up."""
+        """Return what an action returns, or what the disk said to it: other ranks must hear of it before this one gives
+        up."""
         try:
             return action(*arguments), None
         except OSError as error:
@@ -182,12 +184,12 @@ class Saver:
 
 
 def read_tensors(tensor: Tensor) -> Callable[[], Tensor]:
-    """A tensor's value, on the host."""
+    """Return a tensor's value, on the host."""
     return lambda: tensor.detach().cpu()
 
 
 def open_tensors(file: Path) -> tuple[Any, set[str]]:
-    """A safetensors file that is read tensor by tensor, and the names in it. Raises RuntimeError if it is none."""
+    """Return a safetensors file that is read tensor by tensor, and the names in it. Raises RuntimeError if it is none."""
     try:
         opened = safe_open(file, framework="pt")
         return opened, set(opened.keys())

@@ -42,7 +42,7 @@ def environment(config: Config) -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """The processor's name where Linux tells it, else its architecture."""
+    """Return the processor's name where Linux tells it, else its architecture."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -50,7 +50,7 @@ def processor_name() -> str:
 
 
 def installed_versions(package: str) -> str | None:
-    """A package's version, or None."""
+    """Return a package's version, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -58,13 +58,13 @@ def installed_versions(package: str) -> str | None:
 
 
 def git_state() -> dict[str, str | None]:
-    """The commit of the code, and a hash of what differs from it (None: nothing does)."""
+    """Return the commit of the code, and a hash of what differs from it (None: nothing does)."""
     commit, difference = git("rev-parse", "HEAD"), git("diff", "HEAD")
     return {"commit": commit, "diff": hashlib.sha256(difference.encode()).hexdigest() if difference else None}
 
 
 def git(*arguments: str) -> str | None:
-    """A git command's output in the package's directory; None outside a repository or without git."""
+    """Return a git command's output in the package's directory; None outside a repository or without git."""
     try:
         done = subprocess.run(
             ["git", *arguments],

@@ -13,7 +13,7 @@ QUIET_PERIOD_S = 5.0
 
 
 def rate(per_second: float) -> str:
-    """A speed for people: two significant digits at least, so that a slow model does not stand still."""
+    """Return a speed for people: two significant digits at least, so that a slow model does not stand still."""
     return f"{per_second:.0f}" if per_second >= 10 else f"{per_second:#.2g}"
 
 

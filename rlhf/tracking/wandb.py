@@ -54,7 +54,7 @@ class WandbRun:
 
 
 def run_id(fingerprint: str) -> str:
-    """The id of a stage's run: the same however often it is resumed."""
+    """Return the id of a stage's run: the same however often it is resumed."""
     return fingerprint[:32]
 
 
@@ -103,8 +103,8 @@ def masked_command() -> Iterator[None]:
 
 
 def log_sweep(points: list[Point], tasks: list[Task], outcomes: dict[str, Outcome]) -> None:
-    """The run of a sweep as a whole: its plan (a row per stage, with the points that share it) and its points (a row each,
-    with the runs of their stages and their final figures)."""
+    """Log the run of a sweep as a whole: its plan (a row per stage, with the points that share it) and its points (a row
+    each, with the runs of their stages and their final figures)."""
     import wandb
 
     config, place = points[0].config, points[0].directory.parent

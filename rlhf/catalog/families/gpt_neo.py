@@ -9,7 +9,7 @@ WINDOW = 256
 
 
 def find_problems(shape: Shape) -> Iterator[Problem]:
-    """A layer of each kind in turn."""
+    """Yield a layer of each kind in turn."""
     if shape.num_hidden_layers % 2:
         yield "num_hidden_layers", "a gpt_neo has pairs of layers", "give an even number"
 

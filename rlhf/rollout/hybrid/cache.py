@@ -55,15 +55,15 @@ class SlotCache(Cache):
             self.whole.append((self.zeros_like(keys), self.zeros_like(values)))
 
     def zeros_like(self, read: Tensor) -> Tensor:
-        """A tensor [rows, heads, slots, width] for what was read: on a GPU stored slot by slot, as its kernel reads it, on
-        a CPU head by head, as its own does."""
+        """Return a tensor [rows, heads, slots, width] for what was read: on a GPU stored slot by slot, as its kernel reads
+        it, on a CPU head by head, as its own does."""
         heads, width = read.size(1), read.size(3)
         if self.device.type == "cuda":
             return read.new_zeros(self.rows, self.slots, heads, width).transpose(1, 2)
         return read.new_zeros(self.rows, heads, self.slots, width)
 
     def shown(self, rows: int, slots: int) -> "SlotCache":
-        """The cache as a step sees it: the first rows and slots."""
+        """Return the cache as a step sees it: the first rows and slots."""
         if self.seen != (rows, slots):
             for layer, (keys, values) in zip(self.views, self.whole, strict=True):
                 layer.keys, layer.values, layer.max_cache_len = keys[:rows, :, :slots], values[:rows, :, :slots], slots

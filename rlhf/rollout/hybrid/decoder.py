@@ -114,8 +114,8 @@ class Decoder:
         self.place.fill_(self.longest)
 
     def rows_for(self, rows: int) -> int:
-        """The rows of the batch that is decoded for so many: one of few sizes, since each has graphs of its own, and a
-        smaller batch costs a copy of the cache."""
+        """Return the rows of the batch that is decoded for so many: one of few sizes, since each has graphs of its own,
+        and a smaller batch costs a copy of the cache."""
         return min(self.rows, next_size(rows))
 
     def slots_for(self, step: int) -> int:
@@ -255,7 +255,8 @@ class Decoder:
 
 @cache
 def side_stream() -> torch.cuda.Stream:
-    """The stream of all captures and of the steps before them: cuBLAS keeps a workspace for each stream that it sees."""
+    """Return the stream of all captures and of the steps before them: cuBLAS keeps a workspace for each stream that it
+    sees."""
     return torch.cuda.Stream()
 
 

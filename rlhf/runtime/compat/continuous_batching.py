@@ -50,8 +50,8 @@ def failure_of(manager: Any) -> BaseException | None:
 
 @contextmanager
 def managed_attention(model: Any, attention: Any) -> Iterator[Any]:
-    """A context in which a model calls `attention` under a name that the manager accepts, and the manager logs nothing:
-    its errors are raised."""
+    """Let a model call `attention` under a name that the manager accepts, and the manager logs nothing: its errors are
+    raised."""
     add_cache_length()
     former, logger = attention_name(model), logging.getLogger(LOGGER)
     level = logger.level

@@ -89,8 +89,8 @@ def drop_gathered(parameter: Any) -> None:
 
 @contextmanager
 def held_whole(engine: Any, weights: list[Tensor]) -> Iterator[None]:
-    """A context in which the parameters of an engine of ZeRO stage 3 hold these whole weights, and no hook of DeepSpeed's
-    gathers before a layer or frees after it."""
+    """Let the parameters of an engine of ZeRO stage 3 hold these whole weights meanwhile; no hook of DeepSpeed's gathers
+    before a layer or frees after it."""
     parameters: list[Any] = list(engine.module.parameters())
     offload = getattr(engine.optimizer, "parameter_offload", engine.optimizer)
     shards = [(parameter.data, parameter.ds_status) for parameter in parameters]
@@ -172,8 +172,8 @@ def measure_gradient(engine: Any) -> Gradient:
 
 @contextmanager
 def with_cached_grad_norm(engine: Any, gradient: Gradient, skip_update: bool) -> Iterator[None]:
-    """A context in which the optimizer's step() reuses the norm that was measured. To skip an update, NaN is reported:
-    DeepSpeed then clears the gradient and leaves the weights alone, as on an overflow of its own."""
+    """Let the optimizer's step() reuse the norm that was measured. To skip an update, NaN is reported: DeepSpeed then
+    clears the gradient and leaves the weights alone, as on an overflow of its own."""
     optimizer = engine.optimizer
     with ExitStack() as stack:
         if hasattr(optimizer, "scaled_global_norm"):

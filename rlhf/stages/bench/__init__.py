@@ -14,7 +14,7 @@ def measured_stages(config: Config) -> list[str]:
 
 
 def work(config: Config) -> Work:
-    """The rounds of a benchmark, and its operations with those that warm up."""
+    """Return the rounds of a benchmark, and its operations with those that warm up."""
     ppo = longest_step(config)
     experience = ppo["rollout"] + ppo["score"]
     phases = {"rollout": ppo["rollout"], "score": experience, "train": ppo["update"], "step3": sum(ppo.values())}

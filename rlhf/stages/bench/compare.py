@@ -39,7 +39,7 @@ class Failed(Exception):
 
 
 def medians(rounds: list[Figures]) -> Figures:
-    """The median of each figure over the rounds that have it."""
+    """Return the median of each figure over the rounds that have it."""
     names = dict.fromkeys(name for figures in rounds for name in figures)
     return {name: statistics.median(figures[name] for figures in rounds if name in figures) for name in names}
 
@@ -97,7 +97,7 @@ def interleave(
 
 
 def run_once(name: str, once: Round, optional: bool) -> Figures:
-    """A round of a variant. Raises Failed."""
+    """Return a round of a variant. Raises Failed."""
     try:
         return once()
     except torch.OutOfMemoryError as error:

@@ -35,7 +35,7 @@ def draw_texts(config: Config, purpose: str, count: int, most: int) -> list[list
 
 
 def prompts(config: Config, device: torch.device) -> PromptBatch:
-    """This rank's prompts of a rollout, with the lengths of their answers where these are drawn."""
+    """Return this rank's prompts of a rollout, with the lengths of their answers where these are drawn."""
     count, most, copies = config.ppo.rollout_batch_size, config.rollout.max_new_tokens, config.rollout.samples_per_prompt
     texts = draw_texts(config, "prompts", count // copies, config.data.max_prompt_tokens)
     own = local_share(list(range(count)), rank(), ranks(config))
@@ -48,7 +48,7 @@ def prompts(config: Config, device: torch.device) -> PromptBatch:
 
 
 def demonstrations(config: Config, count: int, purpose: str = "demonstrations") -> list[Encoded]:
-    """This rank's share of `count` prompts with responses."""
+    """Return this rank's share of `count` prompts with responses."""
     asked = draw_texts(config, f"{purpose}: prompts", count, config.data.max_prompt_tokens)
     said = draw_texts(config, f"{purpose}: responses", count, config.data.max_response_tokens)
     pairs = [Encoded(prompt, response) for prompt, response in zip(asked, said, strict=True)]
@@ -56,6 +56,6 @@ def demonstrations(config: Config, count: int, purpose: str = "demonstrations") 
 
 
 def comparisons(config: Config, count: int) -> list[list[tuple[Encoded, Encoded]]]:
-    """This rank's share of `count` prompts with two responses each."""
+    """Return this rank's share of `count` prompts with two responses each."""
     better, other = (demonstrations(config, count, purpose) for purpose in ("chosen", "rejected"))
     return [[(first, Encoded(first.prompt, second.response))] for first, second in zip(better, other, strict=True)]

@@ -44,7 +44,7 @@ AXES = {"throughput/samples_per_s": "sequences per second"} | {
 
 
 def mark_final(metric: Metric) -> Metric:
-    """A metric as a benchmark has it: a rate is its result, not a means to judge how it went."""
+    """Return a metric as a benchmark has it: a rate is its result, not a means to judge how it went."""
     final = metric.final or metric.name in (*RATES, *COMPARED)
     return replace(metric, final=final, axis=AXES.get(metric.name, ""))
 

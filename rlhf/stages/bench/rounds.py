@@ -46,7 +46,7 @@ class Models:
 
 
 def train_toy_tokenizer(config: Config) -> Tokenizer:
-    """A tokenizer; what it makes of text does not matter."""
+    """Return a tokenizer; what it makes of text does not matter."""
     return train_tokenizer([f"{number} words to measure with" for number in range(1000)], config.data.tokenizer_vocab_size)
 
 
@@ -79,13 +79,13 @@ def random_models(config: Config, place: Path) -> Iterator[Models]:
 
 
 def round_of(config: Config, models: Models) -> Round:
-    """A round of `bench.what`, in the configuration's way."""
+    """Return a round of `bench.what`, in the configuration's way."""
     kinds = {"rollout": rollout_round, "score": score_round, "train": train_round}
     return kinds.get(config.bench.what, step_round)(config, models)
 
 
 def rollout_round(config: Config, models: Models) -> Round:
-    """A rollout, by itself."""
+    """Return a rollout, by itself."""
     batch = models.prompts
     random = uniforms(config.seed, "bench", 0, batch.samples, config.rollout.max_new_tokens)
     draws = torch.from_numpy(random).to(models.engine.device)
@@ -112,7 +112,7 @@ def score_round(config: Config, models: Models) -> Round:
 
 
 def train_round(config: Config, models: Models) -> Round:
-    """The updates on a rollout that was made once."""
+    """Return the updates on a rollout that was made once."""
     trainer = DeepSpeedPPOTrainer(models.engine, config)
     made: list[Experience] = []
 
@@ -127,7 +127,7 @@ def train_round(config: Config, models: Models) -> Round:
 
 
 def step_round(config: Config, models: Models) -> Round:
-    """A whole step: a rollout, its scoring, its updates."""
+    """Return a whole step: a rollout, its scoring, its updates."""
     trainer = DeepSpeedPPOTrainer(models.engine, config)
 
     def once() -> dict[str, float]:
@@ -141,14 +141,14 @@ def step_round(config: Config, models: Models) -> Round:
 
 
 def train(trainer: DeepSpeedPPOTrainer, experience: Experience) -> None:
-    """The updates; raises FloatingPointError if they were left out, since that takes no time."""
+    """Run the updates; raises FloatingPointError if they were left out, since that takes no time."""
     trainer.train_rlhf(experience)
     if trainer.metrics["train/nonfinite"]:
         raise FloatingPointError(f"a loss or score of {trainer.args.precision.dtype} random weights is not finite")
 
 
 def phase_metrics(config: Config, name: str, experience: Experience, clock: Clock) -> dict[str, float]:
-    """The figures of one phase."""
+    """Return the figures of one phase."""
     unknown = dict.fromkeys(PHASES, math.inf)
     figures = describe_speed(config, experience, Clock(unknown | clock.seconds))
     return {key: value for key, value in figures.items() if key.partition("/")[2].startswith(f"{name}_")}

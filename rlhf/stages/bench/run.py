@@ -58,7 +58,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
 
 
 def measure_rounds(config: Config, place: Path) -> Generator[dict[str, float]]:
-    """The figures of each round, after one that warms up; of several stages under names of their own."""
+    """Yield the figures of each round, after one that warms up; of several stages under names of their own."""
     for stage, rounds in benchmarked_stages(config).items():
         with rounds(config, place) as make_round:
             once = make_round(config)
@@ -68,13 +68,13 @@ def measure_rounds(config: Config, place: Path) -> Generator[dict[str, float]]:
 
 
 def benchmarked_stages(config: Config) -> dict[str, Rounds]:
-    """What is measured, one after another: PPO, or all three stages."""
+    """Return what is measured, one after another: PPO, or all three stages."""
     stages: dict[str, Rounds] = {"sft": sft_rounds, "reward": reward_rounds, "ppo": ppo_rounds}
     return {stage: stages[stage] for stage in measured_stages(config)}
 
 
 def prefix_with_stage(stage: str, figures: dict[str, float]) -> dict[str, float]:
-    """A step's figures with the name of its stage in theirs."""
+    """Return a step's figures with the name of its stage in theirs."""
     named = {"time/step_s": f"time/{stage}_s"} | {
         f"throughput/{name}": f"throughput/{stage}_{name}"
         for name in ("samples_per_s", "tokens_per_s", "tflops_per_gpu", "mfu")
@@ -130,7 +130,7 @@ def reward_rounds(config: Config, place: Path) -> Iterator[MakeRound]:
 
 @contextmanager
 def built_engine(model: Any, config: Config, learning: TrainingSpec) -> Iterator[Any]:
-    """An engine that trains a model, and is freed."""
+    """Build an engine that trains a model, and free it afterwards."""
     reset_peak()
     engine = training_engine(model, config, learning)
     try:
@@ -142,7 +142,7 @@ def built_engine(model: Any, config: Config, learning: TrainingSpec) -> Iterator
 
 
 def time_rounds(config: Config, step: Callable[[], tuple[list[int], int]]) -> Round:
-    """A round of a training step, which returns the lengths of its sequences and its operations."""
+    """Return a round of a training step, which returns the lengths of its sequences and its operations."""
 
     def once() -> dict[str, float]:
         clock = Clock()

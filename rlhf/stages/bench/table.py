@@ -19,13 +19,13 @@ HEAD = (
 
 
 def spread(variant: dict[str, Any], main: str) -> str:
-    """The median of a variant's main figure, with its least and its largest round."""
+    """Return the median of a variant's main figure, with its least and its largest round."""
     rounds = variant["rounds"]
     return f"{variant['median'][main]:.3g} ({min(rounds):.3g} to {max(rounds):.3g})"
 
 
 def build_table(found: dict[str, Any]) -> Table:
-    """A row per figure, a column per variant; beside times, how often they go into the baseline's."""
+    """Return a row per figure, a column per variant; beside times, how often they go into the baseline's."""
     recipe, variants = found["recipe"], found["variants"]
     main, base = TIME_OF[recipe["what"]], variants.get(BASELINE, {}).get("median") or {}
     title = f"{recipe['what']}: {describe_row(recipe)}, micro-batches of {recipe['micro_batch']}, seed {recipe['seed']}"
@@ -43,7 +43,7 @@ def build_table(found: dict[str, Any]) -> Table:
 
 
 def cell(variant: dict[str, Any], name: str, main: str, base: dict[str, float]) -> str:
-    """A figure of a variant; or, in the main row, why there is none."""
+    """Return a figure of a variant; or, in the main row, why there is none."""
     if variant["problem"] is not None:
         return variant["problem"] if name == main else ""
     median = variant["median"]
@@ -56,14 +56,14 @@ def cell(variant: dict[str, Any], name: str, main: str, base: dict[str, float]) 
 
 
 def table(place: Path) -> str:
-    """Stored results as Markdown, a row per variant that is compared."""
+    """Return stored results as Markdown, a row per variant that is compared."""
     results = [json.loads(file.read_text()) for file in sorted(place.glob("bench-*.json"))]
     rows = [row(found, name) for found in results for name in found["variants"] if name != BASELINE]
     return "\n".join([HEAD, *rows])
 
 
 def row(found: dict[str, Any], name: str) -> str:
-    """A variant beside the baseline of its run."""
+    """Return a variant beside the baseline of its run."""
     recipe, own, base = found["recipe"], found["variants"][name], found["variants"].get(BASELINE)
     main = TIME_OF[recipe["what"]]
     figures = own["median"]
@@ -84,7 +84,7 @@ def row(found: dict[str, Any], name: str) -> str:
 
 
 def describe_row(recipe: dict[str, Any]) -> str:
-    """A recipe in a few words."""
+    """Return a recipe in a few words."""
     lora = f", LoRA {recipe['lora']}" if recipe["lora"] else ""
     offload = " with offload" if recipe["offload"] else ""
     zero = f", ZeRO {recipe['zero']}{offload}" if recipe["zero"] else ""

@@ -14,8 +14,8 @@ from rlhf.stages.ppo.metrics import METRICS, PHASE_SPEED
 
 
 def roles(config: Config) -> list[Role]:
-    """The actor, the critic, the reference and the reward model; with adapters alone, a frozen model shares the weights of
-    the one that learns."""
+    """Return the actor, the critic, the reference and the reward model; with adapters alone, a frozen model shares the
+    weights of the one that learns."""
     ppo = config.ppo
     held = [
         Role(config.model, config.zero, config.lora, ppo.ema, ppo.gradient_checkpointing),
@@ -34,8 +34,8 @@ def count_records(config: Config, counts: Counts) -> Records:
 
 
 def resolve(config: Config, inputs: Mapping[str, str]) -> Config:
-    """The configuration with the critic by its directory, and `ppo.eos_penalty_mode` by what the reward model's scores
-    are."""
+    """Return the configuration with the critic by its directory, and `ppo.eos_penalty_mode` by what the reward model's
+    scores are."""
     ppo = replace(config.ppo, critic=inputs.get("critic", config.ppo.critic))
     if ppo.eos_penalty_mode is None:
         normalized = config.reward.normalize == "standard" if ppo.reward is None else are_scores_normalized(ppo.reward)

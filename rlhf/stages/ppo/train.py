@@ -78,7 +78,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
 
 
 def answer_with_start(evaluation: Evaluation) -> list[Answer]:
-    """The answers of the policy that training starts from, which is the reference."""
+    """Return the answers of the policy that training starts from, which is the reference."""
     with Bar("eval", -(-len(evaluation.prompts) // world()), is_main()) as bar:
         return evaluation.answers(
             evaluation.engine.ref, lambda done, _: bar.update(done, {"answering held-out prompts": "before PPO"})

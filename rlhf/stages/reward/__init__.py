@@ -12,7 +12,7 @@ from rlhf.planner.flops import training_flops
 
 
 def roles(config: Config) -> list[Role]:
-    """The model that learns."""
+    """Return the model that learns."""
     recomputed = config.reward.gradient_checkpointing
     return [Role(config.reward_model, config.reward_zero, config.reward_lora, recomputed=recomputed)]
 
@@ -37,7 +37,7 @@ def phase_flops(config: Config, answers: int) -> dict[str, int]:
 
 
 def answers_per_pass(config: Config) -> int:
-    """The most answers that a forward pass of the stage's training reads: two for each comparison of
+    """Return the most answers that a forward pass of the stage's training reads: two for each comparison of
     `reward.micro_batch_size`, or, where that is null, as many as fit beside the stage's weights and optimiser state. One
     prompt's answers beyond that, if `reward.grouped` puts many together, take several passes."""
     if config.reward.micro_batch_size is not None:

@@ -80,7 +80,7 @@ def count_tokens(element: Element) -> int:
 
 
 def parts(elements: list[Element], answers: int) -> Iterator[list[Element]]:
-    """The elements, in order, as many together as have `answers` different answers at most; one at least."""
+    """Yield the elements, in order, as many together as have `answers` different answers at most; one at least."""
     part: list[Element] = []
     rows = 0
     for element in elements:
@@ -112,7 +112,7 @@ def pair_margins(scores: Tensor, batch: ComparisonBatch) -> Tensor:
 
 
 def pairs_loss(scores: Tensor, batch: ComparisonBatch) -> tuple[Tensor, Tensor]:
-    """Summed loss of a batch's pairs, weighted, and their margins [P], from the scores of all answers [B]."""
+    """Return the summed loss of a batch's pairs, weighted, and their margins [P], from the scores of all answers [B]."""
     margins = pair_margins(scores, batch)
     return preference_loss(margins, torch.zeros_like(margins), batch.weights), margins
 
@@ -125,7 +125,7 @@ def first_readings(
     seeds: list[int | None],
     packing: str,
 ) -> list[Tensor | None]:
-    """The scores [B] of each batch that takes several passes; None of one that takes one."""
+    """Return the scores [B] of each batch that takes several passes; None of one that takes one."""
     several = [found for found in pieces if len(found) > 1]
     own = sum(len(found) for found in several)
     idle = int(maximum(own)) - own if world() > 1 else 0
@@ -142,7 +142,7 @@ def first_readings(
 
 
 def derivative(batch: ComparisonBatch, scores: Tensor, results: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The loss's derivative with respect to each score, [B]; its value and the margins are added to `results`."""
+    """Return the loss's derivative with respect to each score, [B]; its value and the margins are added to `results`."""
     variable = scores.detach().requires_grad_()
     with torch.enable_grad():
         loss, margins = pairs_loss(variable, batch)
@@ -152,7 +152,7 @@ def derivative(batch: ComparisonBatch, scores: Tensor, results: list[tuple[Tenso
 
 
 def whole_loss(batch: ComparisonBatch, results: list[tuple[Tensor, Tensor]]) -> Callable[[Tensor], Tensor]:
-    """The loss of a batch that is read at once; its value and the margins are added to `results`."""
+    """Return the loss of a batch that is read at once; its value and the margins are added to `results`."""
 
     def loss(scores: Tensor) -> Tensor:
         found, margins = pairs_loss(scores, batch)
@@ -163,10 +163,10 @@ def whole_loss(batch: ComparisonBatch, results: list[tuple[Tensor, Tensor]]) -> 
 
 
 def backward_carrying(slope: Tensor) -> Callable[[Tensor], Tensor]:
-    """A loss whose derivative with respect to the scores [B] is `slope`."""
+    """Return a loss whose derivative with respect to the scores [B] is `slope`."""
     return lambda scores: (scores * slope).sum()
 
 
 def draw_seed() -> int:
-    """A seed for the dropout of passes that read the same answers twice, from torch's own stream."""
+    """Return a seed for the dropout of passes that read the same answers twice, from torch's own stream."""
     return int(torch.randint(2**62, ()))

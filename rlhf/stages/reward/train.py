@@ -96,7 +96,7 @@ def fraction_correct(margins: Tensor) -> Tensor:
 
 
 def join_pairs(elements: list[Element], pad: int) -> SequenceBatch:
-    """The answers that a step reads."""
+    """Return the answers that a step reads."""
     return comparison_batch(elements, pad).rows
 
 

@@ -8,7 +8,7 @@ from rlhf.planner.flops import training_flops
 
 
 def roles(config: Config) -> list[Role]:
-    """The model that learns."""
+    """Return the model that learns."""
     return [Role(config.model, config.zero, config.lora, recomputed=config.sft.gradient_checkpointing)]
 
 
