@@ -126,7 +126,7 @@ def logits_bytes(model: Model, dtype: str, tokens: int) -> float:
 
 
 def forward_bytes_per_token(model: Model, dtype: str) -> float:
-    """Return what a forward pass without a backward pass holds per token: the residual stream and a layer's intermediates."""
+    """Return what a forward pass alone holds per token: the residual stream and a layer's intermediates."""
     wide = model.intermediate_size * (2 if model.gated_mlp else 1)
     return bytes_per_element(dtype) * (6 * model.hidden_size + wide)
 

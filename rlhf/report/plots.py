@@ -181,7 +181,7 @@ def draw_curve(axis: Axes, steps: Array, values: Array, colour: str) -> None:
 
 
 def frontier(groups: list[Group]) -> str | None:
-    """Draw final score and final gold reward against final KL: a dot per seed, a large one per group's mean; None without."""
+    """Draw final score and gold reward against final KL: a dot per seed, a large one per group's mean; None without."""
     known = known_metrics()
     panels = [known[name] for name in FRONTIER if any(len(score_pairs(group, name)) for group in groups)]
     if not panels:
