@@ -381,7 +381,7 @@ def test_bad_points_are_reported_together_and_nothing_runs(cli, stages, tmp_path
         ("ppo=demo,nope", "ppo=nope: ", "deepspeed-chat"),
         ("seed=1,2 output_root=/proc/nope", "output_root=", "choose another directory"),
         ("seed=1,2 output_root=mine.txt", "output_root=", "choose another directory"),
-        ("seed=1 launcher=slurm", "launcher=slurm: ", "launcher=local"),
+        ("seed=1 launcher=slurm", "launcher=slurm: ", "dry_run=true"),
     ],
 )
 def test_bad_input_is_one_line_and_loses_nothing(cli, stages, monkeypatch, tmp_path, arguments, key, hint):
