@@ -116,7 +116,8 @@ def test_a_preset_of_the_users_joins_the_recipe_and_overrides_win():
     config = read_configuration(
         ["+experiments=opt-1.3b-a6000", "hardware=cpu", "precision=fp32", "rollout.max_new_tokens=100"]
     )
-    assert (config.model.name, config.lora.rank, config.rollout.max_new_tokens) == ("opt-1.3b", 128, 100)
+    given = config.model.name, config.ppo.gradient_checkpointing, config.rollout.max_new_tokens
+    assert given == ("opt-1.3b", True, 100)
     assert (config.stages, config.rollout.fixed_length) == (["bench"], True)
 
 

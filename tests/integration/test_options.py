@@ -21,6 +21,7 @@ from rlhf.models.forward import response_scores
 from rlhf.models.load import load_policy, load_scorer, new_policy
 from rlhf.models.source import Source
 from rlhf.models.tokenizer import load_tokenizer
+from rlhf.planner.auto import choose_layout
 from rlhf.planner.batches import batches
 from rlhf.runtime.distributed import start
 
@@ -83,9 +84,10 @@ OPTIONS = {
 
 def run_stages(config):
     """Run all stages of a configuration; their results by name."""
-    check(config)
     for node in build_graph(config):
-        run_rank(write_spec(node, config))
+        chosen = choose_layout(config, node.stage).config
+        check(chosen)
+        run_rank(write_spec(node, chosen))
     return {node.stage: node.directory.result().metrics for node in build_graph(config)}
 
 

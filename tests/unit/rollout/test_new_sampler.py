@@ -14,6 +14,8 @@ from rlhf.config.checks import check
 from rlhf.config.errors import ConfigError
 from rlhf.config.keys import KEYS
 
+pytestmark = pytest.mark.rounding
+
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 SHOWN = PAGE[PAGE.index("## A sampler") : PAGE.index("## A reward")]
 PYTHON, YAML = (re.search(rf"```{language}\n(.*?)```", SHOWN, re.S).group(1) for language in ("python", "yaml"))
