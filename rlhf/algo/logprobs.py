@@ -44,7 +44,8 @@ class LogProbs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        """Of a token's log-probability: one at its own logit, less the probabilities at all; over the temperature."""
+        """Return the gradient with respect to the logits. Of a token's log-probability it is one at the token's own logit,
+        less the probabilities at all of them; over the temperature."""
         logits, tokens, at, logprobs = ctx.saved_tensors
         found = torch.empty_like(logits) if at is None else torch.zeros_like(logits)
         for part in chunks(tokens.numel()):

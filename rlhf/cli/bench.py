@@ -169,7 +169,7 @@ def compare_variants(config: Config, configs: dict[str, Config]) -> "dict[str, M
 
 
 def measure_stages(config: Config) -> "dict[str, Measured]":
-    """Return a training step of each stage, one stage after another; one that does not fit the GPU says so."""
+    """Measure a training step of each stage, one stage after another; a stage that does not fit the GPU says so."""
     import torch
 
     from rlhf.stages.bench.compare import Failed, Measured, interleave

@@ -92,7 +92,7 @@ def split_sweep(composer: Composer) -> tuple[list[str], list[Override]]:
 
 
 def check_search(composer: Composer, fixed: list[str], space: list[Override]) -> Config:
-    """Return the configuration of what is not searched. Raises ConfigError for a search that cannot work: what is sought,
+    """Return the configuration without the searched keys. Raises ConfigError for a search that cannot work: what is sought,
     and each searched key at both ends of its interval and at all values of its list."""
     base = resolve_config(composer.compose_job(fixed).config)
     settings = base.sweep

@@ -102,8 +102,8 @@ class Watch:
         return View(sweeps, sorted(self.joined(stages), key=sort_key))
 
     def joined(self, stages: list[Stage]) -> list[Stage]:
-        """Return the stages with SLURM's view of those that it holds; asked every few seconds, or when there are other
-        jobs."""
+        """Return the stages with SLURM's view of its jobs, for which it is asked every few seconds, or when the jobs are
+        others."""
         ids = sorted({s.job for s in stages if s.job is not None and s.state not in (*SETTLED, "damaged")})
         if ids and (ids != self.asked[1] or time.monotonic() - self.asked[0] > SQUEUE_PERIOD_S):
             self.jobs, self.asked = query_squeue(ids), (time.monotonic(), ids)
@@ -373,7 +373,7 @@ def show(watch: Watch, console: Terminal, once: bool) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Return the command; returns the exit code."""
+    """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m rlhf status", description="What is done, running, queued and failed.")
     parser.add_argument(
         "directory", nargs="?", default="outputs", type=Path, metavar="DIR",

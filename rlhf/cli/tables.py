@@ -50,22 +50,12 @@ def fit_table(words: list[str]) -> Table:
         peak = max(plan.peak for plan in plans) / GIB
         cells = [name, str(hardware.nodes * hardware.gpus_per_node), f"{peak:.0f}/{hardware.memory_gib:g}"]
         if not totals.fits:
-            lacking = [name for name, lacks in (("GPU", too_large), ("main", too_large_a_host)) if any(map(lacks, plans))]
-            table.add_row(*cells, "", "", "", f"{' and '.join(lacking)} memory is too small", style="dim")
+            lacking = dict.fromkeys(name for plan in plans for name in plan.lacking)
+            table.add_row(*cells, "", "", "", f"{' and '.join(sorted(lacking))} memory is too small", style="dim")
             continue
         hours = "?" if totals.gpu_hours is None else f"{totals.gpu_hours:,.0f}"
         table.add_row(*cells, format_seconds(totals.seconds), hours, format_dollars(totals.dollars), "")
     return table
-
-
-def too_large(plan: StagePlan) -> bool:
-    """Whether a stage takes more than a device has."""
-    return plan.peak > plan.room
-
-
-def too_large_a_host(plan: StagePlan) -> bool:
-    """Whether a stage's ranks take more than a node's main memory."""
-    return plan.host > plan.host_room
 
 
 def largest_table(words: list[str]) -> Table:

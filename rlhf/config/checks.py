@@ -127,7 +127,7 @@ def join_or(words: list[str]) -> str:
 
 
 def check_prompt_format(config: Config) -> Iterator[ConfigError]:
-    """Yield the format holds the prompt once, and no other braces but doubled ones."""
+    """Check that the format holds the prompt once, and no other braces but doubled ones."""
     key, text = "data.prompt_format", config.data.prompt_format
     try:
         parts = [(name, spec, conversion) for _, name, spec, conversion in Formatter().parse(text) if name is not None]
@@ -202,7 +202,7 @@ def check_phases(config: Config) -> Iterator[ConfigError]:
 
 
 def check_zero(key: str, zero: Zero, config: Config) -> Iterator[ConfigError]:
-    """Yield a role's ZeRO settings fit together and the hardware; `key` names them."""
+    """Check that a role's ZeRO settings fit together and the hardware; `key` names them."""
     option = "zero" if key == "zero" else f"zero@{key}"
     if zero.offload_optimizer and zero.stage == 0:
         yield ConfigError(

@@ -80,7 +80,7 @@ def directory_problem(path: str, gguf_file: str | None = None) -> str | None:
 
 
 def check_ptx(config: Config) -> Iterator[ConfigError]:
-    """Yield the texts of PPO's pre-training loss are named, if it is asked for."""
+    """Check that the texts of PPO's pre-training loss are named, if it is asked for."""
     ptx = config.ppo.ptx
     if config.ppo.ptx_coef > 0 and ptx.source == "file" and (ptx.file is None or not Path(ptx.file).is_file()):
         fix = "give a .jsonl, .json, .csv, .parquet or .txt file"
@@ -90,7 +90,7 @@ def check_ptx(config: Config) -> Iterator[ConfigError]:
 
 
 def check_unread(config: Config) -> Iterator[ConfigError]:
-    """Yield what is named would be read: a file of another source, or a revision of a directory, is a mistake."""
+    """Check that each named source would be read: a file of another source, or a revision of a directory, is a mistake."""
     data, ptx = config.data, config.ppo.ptx
     if data.source == "demo" and data.converter != "auto":
         fix = "set data=files or data=hub, or leave it out"

@@ -50,7 +50,7 @@ def check_tensor_parallel(config: Config) -> Iterator[ConfigError]:
 
 
 def check_engine(config: Config) -> Iterator[ConfigError]:
-    """Yield the sampler serves the actor."""
+    """Check that the sampler serves the actor."""
     problem = sampler_problem(config) if samples_responses(config) else None
     if problem is not None:
         yield problem

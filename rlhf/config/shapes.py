@@ -43,7 +43,7 @@ def is_whole(model: Model) -> bool:
 
 
 def check_shape(key: str, model: Model) -> Iterator[ConfigError]:
-    """Yield a shape that is built here, with random weights, is one that its family can have."""
+    """Check that a shape that is built here, with random weights, is one that its family can have."""
     for name in STATED:
         if getattr(model, name) < 1:
             yield ConfigError(f"{key}.{name}", getattr(model, name), "there is no such model", "give a number above 0")

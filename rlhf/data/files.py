@@ -67,7 +67,7 @@ class HashingReader(RawIOBase):
         self.stream = path.open("rb", buffering=0)
 
     def readable(self) -> bool:
-        """Return a file can be read."""
+        """Return whether a file can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:

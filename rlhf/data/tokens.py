@@ -27,6 +27,11 @@ class Encoded:
     response: list[int]
     cut: bool = False
 
+    @property
+    def length(self) -> int:
+        """The tokens of prompt and response."""
+        return len(self.prompt) + len(self.response)
+
 
 @dataclass(frozen=True)
 class SequenceBatch:

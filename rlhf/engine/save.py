@@ -50,11 +50,6 @@ def whole_weight(parameter: Any) -> Tensor:
         return weight.cpu().clone() if sharded else weight.cpu().contiguous()
 
 
-def zero_stage(engine: Any) -> int:
-    """Return an engine's ZeRO stage; 0 of a model by itself."""
-    return int(engine.zero_optimization_stage()) if hasattr(engine, "zero_optimization_stage") else 0
-
-
 def save_model(
     engine: Any, tokenizer: Tokenizer, lora: Lora, directory: Path, card: str, read: Read = whole_weight
 ) -> None:
@@ -64,8 +59,8 @@ def save_model(
     they are all that `directory` holds. A directory appears when it is complete. `read` gives a parameter's value, whole.
     All ranks must call this.
     """
-    if zero_stage(engine) == 3:
-        # A weight that the last forward pass has begun to gather ahead cannot be gathered by itself.
+    if hasattr(engine, "empty_partition_cache"):  # a benchmark saves a model by itself
+        # At ZeRO 3 a weight that the last forward pass has begun to gather ahead cannot be gathered by itself.
         engine.empty_partition_cache()
     if lora.rank > 0:
         place = adapter_directory(directory) if lora.save_merged else directory

@@ -114,7 +114,7 @@ def direction(name: str, layout: LayerNames) -> str | None:
 
 
 def attention_of(layout: LayerNames) -> str:
-    """How the names of attention modules end."""
+    """Return the ends of the names of attention modules."""
     return "." + layout.mixed.rpartition(".")[0]
 
 

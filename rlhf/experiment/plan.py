@@ -68,7 +68,7 @@ def lacking(task: Task, plan: StagePlan) -> ConfigError | None:
     if plan.fits:
         return None
     stage, hardware = task.node.stage, task.config.hardware
-    if plan.peak > plan.room:
+    if "GPU" in plan.lacking:
         parts = plan.memory[plan.fullest]
         most = sorted((name for name in parts if parts[name] > 0), key=lambda name: -parts[name])[:3]
         shown = ", ".join(f"{name} {parts[name] / GIB:.1f}" for name in most)

@@ -14,7 +14,7 @@ def resolve_for_stage(config: Config, stage: str, inputs: dict[str, str]) -> Con
 
 
 def default_eos_penalty_mode(normalized: bool) -> str:
-    """How a response without end is penalised where `ppo.eos_penalty_mode` is null: a fixed score in its place presumes
+    """Say how a response without end is penalised where `ppo.eos_penalty_mode` is null: a fixed score in its place presumes
     scores of mean 0 and deviation 1; where scores may be lower than it, it would reward what has no end."""
     return "replace" if normalized else "subtract"
 

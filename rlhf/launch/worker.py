@@ -102,7 +102,7 @@ def follow_parent(period_s: float = 1.0) -> None:
 
 
 def main() -> int:
-    """Return a worker process: exit code 0 when done, EXIT_CHECKPOINTED when it was asked to stop and has saved,
+    """Run a worker process: exit code 0 when done, EXIT_CHECKPOINTED when it was asked to stop and has saved,
     EXIT_LOCK_LOST when another process has its stage, 2 for bad input, 1 for everything else."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})

@@ -72,9 +72,15 @@ class StagePlan:
         return max(self.memory, key=lambda phase: sum(self.memory[phase].values()))
 
     @property
+    def lacking(self) -> tuple[str, ...]:
+        """The memory that is too small for the stage: a device's (GPU), its node's (main)."""
+        needs = {"GPU": (self.peak, self.room), "main": (self.host, self.host_room)}
+        return tuple(name for name, (taken, there) in needs.items() if taken > there)
+
+    @property
     def fits(self) -> bool:
         """Whether a device and its node have what the stage takes."""
-        return self.peak <= self.room and self.host <= self.host_room
+        return not self.lacking
 
     @property
     def phases(self) -> dict[str, float]:

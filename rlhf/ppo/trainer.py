@@ -20,6 +20,7 @@ from rlhf.algo.schedule import learning_rate
 from rlhf.config.derive import logged_learning_rate, policy_stage
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Ppo
+from rlhf.data.loaders import balanced_share
 from rlhf.data.tokens import PromptBatch, left_mask, right_mask
 from rlhf.engine.compiled import run_uncompiled
 from rlhf.engine.step import optimizer_step
@@ -167,10 +168,11 @@ class DeepSpeedPPOTrainer:
         count = float(experience.loss_mask[torch.tensor(order, device=device)].sum())
         metrics.rates = self.set_learning_rates()
         torch.manual_seed(torch_seed(args.seed, "ppo dropout", self.updates, rank()))
-        if ppo.packing != "none":  # the longest first, so that each rank has as much work
+        if ppo.packing == "none":
+            own = order[rank() :: engine.batches.ranks]
+        else:
             lengths = (experience.prompt_mask.sum(1) + experience.mask.sum(1)).tolist()
-            order = sorted(order, key=lambda row: -lengths[row])
-        own = order[rank() :: engine.batches.ranks]
+            own = balanced_share(order, [lengths[row] for row in order], rank(), engine.batches.ranks)
         texts, text_count = self.texts.batches(self.updates) if self.texts else ([], 0.0)
         # Gradients of actor and critic, micro-batch by micro-batch.
         for number, part in enumerate(micro_batches(own, engine.batches.micro, ppo.packing, engine.actor, engine.critic)):

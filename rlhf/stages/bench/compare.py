@@ -97,7 +97,7 @@ def interleave(
 
 
 def run_once(name: str, once: Round, optional: bool) -> Figures:
-    """Return a round of a variant. Raises Failed."""
+    """Run a round of a variant. Raises Failed."""
     try:
         return once()
     except torch.OutOfMemoryError as error:

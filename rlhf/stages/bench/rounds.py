@@ -46,7 +46,7 @@ class Models:
 
 
 def train_toy_tokenizer(config: Config) -> Tokenizer:
-    """Return a tokenizer; what it makes of text does not matter."""
+    """Train a tokenizer; the tokens that it makes of text do not matter."""
     return train_tokenizer([f"{number} words to measure with" for number in range(1000)], config.data.tokenizer_vocab_size)
 
 
@@ -112,7 +112,7 @@ def score_round(config: Config, models: Models) -> Round:
 
 
 def train_round(config: Config, models: Models) -> Round:
-    """Return the updates on a rollout that was made once."""
+    """Make a round of the updates on a rollout that was made once."""
     trainer = DeepSpeedPPOTrainer(models.engine, config)
     made: list[Experience] = []
 

@@ -75,7 +75,7 @@ def train_on_comparisons(
 
 def count_tokens(element: Element) -> int:
     """Return the tokens of a comparison's different answers, each with its prompt."""
-    answers = {tuple(answer.response): len(answer.prompt) + len(answer.response) for pair in element for answer in pair}
+    answers = {tuple(answer.response): answer.length for pair in element for answer in pair}
     return sum(answers.values())
 
 

@@ -54,7 +54,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         "sft", sft, config.lora, plan, engine, train,
         step=lambda own: (train_step(engine, own, plan, config, tokenizer.pad_token_id), sequence_lengths(own)),
         flops=lambda lengths: work(config, lengths),
-        size=lambda item: len(item.prompt) + len(item.response),
+        size=lambda item: item.length,
         batch=lambda own: sequence_batch(own, tokenizer.pad_token_id),
         evaluate=lambda: evaluate(engine, heldout, plan, tokenizer.pad_token_id, sft.packing),
         judged_by="eval/perplexity",
@@ -89,10 +89,9 @@ def train_step(engine: Any, items: list[Encoded], plan: Batches, config: Config,
 
 def share_items(engine: Any, items: list[Encoded], size: int, packing: str) -> list[list[Encoded]]:
     """Share a step's records among forward passes of `size` records at most; without padding by length."""
-    if packing == "none":
-        return [items[start : start + size] for start in range(0, len(items), size)]
-    lengths = sequence_lengths(items)
-    order = sorted(range(len(items)), key=lambda row: -lengths[row])
+    order = list(range(len(items)))
+    if packing != "none":
+        order = sorted(order, key=lambda row: -items[row].length)
     return [[items[row] for row in part] for part in micro_batches(order, size, packing, engine)]
 
 
@@ -132,5 +131,5 @@ def evaluate(engine: Any, items: list[Encoded], plan: Batches, pad: int, packing
 
 
 def sequence_lengths(items: list[Encoded]) -> list[int]:
-    """Lengths of prompts with their responses, in tokens."""
-    return [len(item.prompt) + len(item.response) for item in items]
+    """Return the lengths of prompts with their responses, in tokens."""
+    return [item.length for item in items]
