@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 from rlhf.catalog.stage import stage_kinds
 from rlhf.config.derive import asked_kinds
@@ -19,12 +20,9 @@ def check_inputs(config: Config) -> Iterator[ConfigError]:
     """Files and directories that the configuration names are there."""
     if config.data.source == "files":
         for key in ("train", "heldout"):
-            path = getattr(config.data.files, key)
-            if key == "heldout" and path is None and config.data.heldout_fraction is not None:
-                continue
-            if path is None or not matching_files(path):
-                fix = "give a .jsonl, .json, .csv, .tsv or .parquet file, or a pattern that matches some"
-                yield ConfigError(f"data.files.{key}", path, "there is no such file", fix)
+            paths = getattr(config.data.files, key)
+            if not (key == "heldout" and paths is None and config.data.heldout_fraction is not None):
+                yield from check_files(f"data.files.{key}", paths)
     if config.data.source == "hub" and config.data.hub.name is None:
         yield ConfigError(
             "data.hub.name", "null", "data=hub needs a data set", "give one, as data.hub.name=Dahoas/rm-static"
@@ -43,13 +41,66 @@ def check_inputs(config: Config) -> Iterator[ConfigError]:
             yield ConfigError(key, path, problem, PLACE)
 
 
-def matching_files(path: str) -> list[Path]:
-    """Return the file of this name, whatever characters it holds, or else the files that match it as a pattern (`*`, `?`,
-    `[...]`, `**`), in the order of their names."""
+def check_files(key: str, paths: str | list[str] | None) -> Iterator[ConfigError]:
+    """Check that each path of records names files, and no two of them one file."""
+    named: list[str | None] = [*list_paths(paths)]
+    for path in named or [None]:
+        if path is None or not find_files(path):
+            yield ConfigError(key, path, *describe_no_files(path))
+    found = [file.resolve() for file in matching_files(paths or [])]
+    twice = next((file for file in found if found.count(file) > 1), None)
+    if twice is not None:
+        yield ConfigError(key, show_paths(paths), f"{twice} is named twice", "name each file once")
+
+
+def describe_no_files(path: str | None) -> tuple[str, str]:
+    """Return why a path names no file of records, and what to give instead."""
+    place = None if path is None else Path(path).expanduser()
+    if place is None or not place.is_dir():
+        fix = "give a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or a pattern that matches some"
+        return "there is no such file", fix
+    splits = read_json(place / "dataset_dict.json").get("splits")
+    if isinstance(splits, list) and splits:
+        return f"it holds the splits {', '.join(map(str, splits))}", f"give one of them, as {path}/{splits[0]}"
+    return "it is a directory that no data set was saved to", f"give the files in it by a pattern, as {path}/*.jsonl"
+
+
+def list_paths(paths: str | list[str] | None) -> list[str]:
+    """Return the paths that a key of records holds: one, several or none."""
+    return [] if paths is None else [paths] if isinstance(paths, str) else list(paths)
+
+
+def show_paths(paths: str | list[str] | None) -> str:
+    """Return the paths that a key of records holds as they are typed."""
+    return f"[{','.join(paths)}]" if isinstance(paths, list) else str(paths)
+
+
+def matching_files(paths: str | list[str]) -> list[Path]:
+    """Return the files that paths of records name, path by path (see `find_files`)."""
+    return [file for path in list_paths(paths) for file in find_files(path)]
+
+
+def find_files(path: str) -> list[Path]:
+    """Return the file of this name, whatever characters it holds; or the Arrow files of a directory that a data set was
+    saved to (`Dataset.save_to_disk`); or else the files that match it as a pattern (`*`, `?`, `[...]`, `**`), in the order
+    of their names."""
     place = Path(path).expanduser()
     if place.is_file():
         return [place]
+    if place.is_dir():
+        listed = read_json(place / "state.json").get("_data_files")
+        names = [item.get("filename") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+        return [place / name for name in names if isinstance(name, str)]
     return sorted(Path(found) for found in glob(str(place), recursive=True) if Path(found).is_file())
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the object that a small JSON file holds; an empty one where there is none."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def is_hub_id(path: str | None) -> bool:

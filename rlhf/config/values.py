@@ -90,6 +90,8 @@ def check_values(values: Mapping[str, Any], keys: Mapping[str, Key] = KEYS) -> I
             continue
         elif known.choices:  # the planner chooses for the keys of this package alone
             yield from check_choice(key, value, tuple(o for o in known.choices if o != AUTO or key in KEYS), known)
+        elif known.content == "records":
+            yield from check_paths(key, value, known)
         elif key.endswith(".betas"):
             yield from check_betas(key, value)
         elif known.auto:
@@ -144,6 +146,19 @@ def check_text(key: str, text: str, known: Key) -> Iterator[tuple[ConfigError, A
         yield ConfigError(key, repr(text), "it is empty", "give some text, or leave the key out"), repaired
     elif "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
         yield ConfigError(key, text, "it holds a NUL, or bytes that are not UTF-8", "leave them out"), repaired
+
+
+def check_paths(key: str, value: Any, known: Key) -> Iterator[tuple[ConfigError, Any]]:
+    """Find what is no path of records, nor a list of them where the key may hold several."""
+    several = known.type is Any and isinstance(value, list)
+    paths = value if several else [] if value is None else [value]
+    if several and not paths:
+        yield ConfigError(key, value, "it names no file", "give some, as [a.jsonl,b.jsonl], or leave the key out"), None
+    for path in paths:
+        if isinstance(path, str):
+            yield from ((problem, None) for problem, _ in check_text(key, path, known))
+        else:
+            yield ConfigError(key, path, "it is no path", "give a path, in quotes, or a list of them, as [a,b]"), None
 
 
 def check_betas(key: str, betas: list[float]) -> Iterator[tuple[ConfigError, Any]]:

@@ -9,9 +9,9 @@ from rlhf.config.schema import Config, Training
 from rlhf.config.terminal import plural
 from rlhf.data.dataset import Split
 from rlhf.data.files import Origin
-from rlhf.data.records import load_part, name_origin
+from rlhf.data.records import load_part, name_origin, named_part
 from rlhf.data.shapes import SHAPES
-from rlhf.experiment.fingerprint import content_id
+from rlhf.experiment.fingerprint import hash_records
 
 
 def count_records(split: Split) -> Counts:
@@ -44,7 +44,7 @@ def count_part(config: Config, part: str) -> Counts:
         train = Counts(made.demonstrations, made.comparisons, made.prompts, made.prompts, made.answers)
         return train if part == "train" else Counts(kept, kept, kept, kept)
     origin = name_origin(data, part)
-    content = content_id(origin.value, origin.key)
+    content = hash_records(getattr(data.files, named_part(data, part))) if data.source == "files" else origin.value
     about = f"{part} {content} {config.seed if data.heldout_fraction else ''} {asdict(data)}"
     if about not in KNOWN:
         KNOWN[about] = count_records(load_part(config, part))

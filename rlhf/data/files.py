@@ -1,4 +1,4 @@
-"""Rows of files, as they are written: JSON Lines, JSON, CSV, TSV, Parquet and plain text.
+"""Rows of files, as they are written: JSON Lines, JSON, CSV, TSV, Parquet, Arrow and plain text.
 
 No type is guessed, and a path is the file of that name, whatever characters it holds. A file is hashed while it is read: a
 stage stops where that is not the content that its fingerprint says.
@@ -17,12 +17,14 @@ from io import BufferedReader, RawIOBase, TextIOWrapper
 from pathlib import Path
 from typing import IO, Any, cast
 
-from rlhf.config.errors import ConfigError, first_line
-from rlhf.config.inputs import matching_files
+from rlhf.config.errors import ConfigError, first_line, raise_problems
+from rlhf.config.inputs import check_files, matching_files
 from rlhf.data.cells import CellError, name_type, read_text
 from rlhf.experiment.fingerprint import changed_file, hash_files
 
-FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+# Those that hold a table with types of its own, and are compressed inside.
+TABLES = (".parquet", ".arrow")
 # What is read as lines may be compressed too, if its name says so.
 ZIPPED = {".gz": "gzip", ".zst": "zstd"}
 # How files begin that are compressed, and what they are then called.
@@ -83,17 +85,15 @@ class HashingReader(RawIOBase):
         super().close()
 
 
-def read_files(origin: Origin, formats: Iterable[str] = FORMATS) -> Iterator[tuple[Origin, Row]]:
-    """Read the rows of a file, or of all files that a pattern matches, in the order of their names; each with the file
-    it is of. Raises ConfigError for what cannot be read, and, after the last row, where the files are not those of the
-    fingerprint."""
-    paths = matching_files(origin.value)
-    if not paths:
-        raise origin.error("there is no such file", f"give one of {', '.join(formats)}")
+def read_files(origin: Origin, paths: str | list[str], formats: Iterable[str] = FORMATS) -> Iterator[tuple[Origin, Row]]:
+    """Read the rows of the files that paths name (see `matching_files`), each with the file it is of. Raises ConfigError
+    for what cannot be read, and, after the last row, where the files are not those of the fingerprint."""
+    raise_problems(check_files(origin.key, paths))
+    files = matching_files(paths)
     read: list[tuple[str, int, bytes]] = []
-    for path in paths:
-        part = Origin(origin.key, str(path) if len(paths) > 1 else origin.value)
-        yield from ((part, row) for row in read_rows(part, path, read, formats))
+    for file in files:
+        part = Origin(origin.key, str(file) if len(files) > 1 else origin.value)
+        yield from ((part, row) for row in read_rows(part, file, read, formats))
     planned = (PLANNED.get() or {}).get(origin.key)
     if planned is not None and planned != (found := hash_files(read)):
         raise changed_file(origin.key, origin.value, planned, found)
@@ -105,7 +105,7 @@ def read_rows(
     """Read the rows of a file; once it is read, its name, size and hash are added to `read`. Raises ConfigError for what
     cannot be read, with the number of the row."""
     suffix, zipped = suffix_of(path)
-    if suffix not in formats or (zipped and suffix == ".parquet"):
+    if suffix not in formats or (zipped and suffix in TABLES):
         raise origin.error("unknown file type", f"give one of {', '.join(formats)}")
     try:
         with HashingReader(path) as raw, BufferedReader(raw, 2**20) as stream:
@@ -121,8 +121,8 @@ def read_rows(
 
 def rows_of(origin: Origin, suffix: str, stream: IO[bytes]) -> Iterator[Row]:
     """Read the rows of an open file of the type that its name states."""
-    if suffix == ".parquet":
-        return parquet_rows(stream.read())
+    if suffix in TABLES:
+        return table_rows(stream.read(), suffix)
     if suffix in (".csv", ".tsv"):
         return csv_rows(origin, stream, "," if suffix == ".csv" else "\t")
     if suffix == ".txt":
@@ -255,19 +255,32 @@ def csv_rows(origin: Origin, stream: IO[bytes], delimiter: str) -> Iterator[Row]
         text.detach()  # the file stays open for whoever opened it
 
 
-def parquet_rows(content: bytes) -> Iterator[Row]:
-    """Rows of a Parquet file, with the types that it states. It is read from the bytes that were hashed."""
-    from pyarrow import ArrowException, BufferReader
-    from pyarrow.parquet import ParquetFile
+def table_rows(content: bytes, suffix: str) -> Iterator[Row]:
+    """Rows of a Parquet or Arrow file, with the types that it states. It is read from the bytes that were hashed."""
+    from pyarrow import ArrowException
 
     number = 0
     try:
-        for batch in ParquetFile(BufferReader(content)).iter_batches():
+        for batch in table_batches(content, suffix):
             for cells in batch.to_pylist():
                 number += 1
                 yield number, cells
     except ArrowException as error:
         raise ValueError(first_line(error)) from error
+
+
+def table_batches(content: bytes, suffix: str) -> Iterator[Any]:
+    """Return the record batches of a Parquet file or of an Arrow file, which is a stream, as `Dataset.save_to_disk` writes
+    it, or has Arrow's file format."""
+    from pyarrow import BufferReader, ipc
+    from pyarrow.parquet import ParquetFile
+
+    if suffix == ".parquet":
+        return iter(ParquetFile(BufferReader(content)).iter_batches())
+    if not content.startswith(b"ARROW1"):
+        return iter(ipc.open_stream(BufferReader(content)))
+    reader = ipc.open_file(BufferReader(content))
+    return (reader.get_batch(number) for number in range(reader.num_record_batches))
 
 
 def text_of(origin: Origin, row: Row, column: str) -> str | None:

@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Any, TypeVar
 
 from rlhf.config.errors import ConfigError
+from rlhf.config.inputs import show_paths
 from rlhf.config.schema import Columns, Config, Data
 from rlhf.data.cells import CellError, Dropped
 from rlhf.data.dataset import Comparison, Dataset, Demonstration, Record, Split
@@ -46,15 +47,20 @@ def load_part(config: Config, part: str) -> Split:
 def name_origin(data: Data, part: str) -> Origin:
     """Return the key and the value that say where a part comes from."""
     if data.source == "files":
-        own = part if getattr(data.files, part) is not None else "train"
-        return Origin(f"data.files.{own}", str(getattr(data.files, own)))
+        own = named_part(data, part)
+        return Origin(f"data.files.{own}", show_paths(getattr(data.files, own)))
     split = data.hub.train_split if data.heldout_fraction is not None else getattr(data.hub, f"{part}_split")
     return Origin("data.hub.name", f"{data.hub.name} ({split})")
 
 
+def named_part(data: Data, part: str) -> str:
+    """Return the part whose files hold the records of a part: the training files, where no others are named."""
+    return part if getattr(data.files, part) is not None else "train"
+
+
 def file_rows(data: Data, part: str) -> list[tuple[Origin, Row]]:
     """Read the rows of a part's files, each with the file it is of."""
-    return list(read_files(name_origin(data, part)))
+    return list(read_files(name_origin(data, part), getattr(data.files, named_part(data, part))))
 
 
 def hub_rows(data: Data, part: str) -> list[tuple[Origin, Row]]:

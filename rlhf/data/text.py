@@ -16,7 +16,7 @@ def load_texts(ptx: Text, data: Data, demonstrations: list[Demonstration]) -> li
         return [render_prompt(d.prompt, data) + render_response(d.response, data) for d in demonstrations]
     if ptx.source == "file":
         origin, formats = Origin("ppo.ptx.file", str(ptx.file)), (".txt", *FORMATS)
-        rows: Iterable[Row] = (row for _, row in read_files(origin, formats))
+        rows: Iterable[Row] = (row for _, row in read_files(origin, str(ptx.file), formats))
     else:
         origin = Origin("ppo.ptx.hub", str(ptx.hub))
         rows = enumerate(load_split(str(ptx.hub), ptx.config, ptx.split, ptx.revision, "ppo.ptx.hub"), 1)

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 from rlhf.catalog.stage import kind_of
 from rlhf.config.errors import ConfigError
-from rlhf.config.inputs import matching_files
-from rlhf.config.keys import KEYS, get_key, is_neutral, keys_of, matches_prefix
+from rlhf.config.inputs import matching_files, show_paths
+from rlhf.config.keys import get_key, is_neutral, keys_of, matches_prefix
 from rlhf.config.metadata import Content
 from rlhf.config.schema import Config
 from rlhf.config.sections import config_type
@@ -50,6 +50,8 @@ def identify_value(value: Any, key: str, content: Content | None) -> Any:
     """Return what a key's value counts as: what a path holds, a function with the source of its module, or itself."""
     if content == "function":
         return f"{value} {hash_source(value, key)}" if ":" in value else value
+    if content == "records":
+        return hash_records(value)
     return content_id(value, key) if content else value
 
 
@@ -77,7 +79,7 @@ def result_keys(stage: str) -> tuple[str, ...]:
 
 
 def content_id(path: str | None, key: str = "path") -> str | None:
-    """Return what a path stands for: a stage's fingerprint, a hash of the files there, or, for a hub id, the id.
+    """Return what a model's path stands for: a stage's fingerprint, a hash of the files there, or, for a hub id, the id.
 
     Raises ConfigError, naming the `key` whose value it is, for a model that is not what the stage there saved.
     """
@@ -85,8 +87,7 @@ def content_id(path: str | None, key: str = "path") -> str | None:
         return None
     place = Path(path).expanduser()
     if not place.exists():
-        matched = matching_files(path) if key in KEYS and KEYS[key].content == "records" else []
-        return hash_files(file_digest(file.absolute()) for file in matched) if matched else path
+        return path
     if place.is_dir():
         for stage in (place, place.parent if place.name == "model" else place):
             known = stated_fingerprint(stage, path, key)
@@ -94,7 +95,7 @@ def content_id(path: str | None, key: str = "path") -> str | None:
                 check_unchanged(stage / "model", path, key)
                 return known
         check_unchanged(place, path, key)
-    if place.is_file():  # data: one changed record is another data set
+    if place.is_file():
         return hash_files([file_digest(place.absolute())])
     digest = hashlib.sha256()
     for file in sorted(p for p in place.rglob("*") if p.is_file()):
@@ -102,6 +103,14 @@ def content_id(path: str | None, key: str = "path") -> str | None:
     if (base := base_of_adapters(place)) is not None:
         digest.update(str(content_id(base, key)).encode())
     return digest.hexdigest()
+
+
+def hash_records(paths: str | list[str] | None) -> str | list[str] | None:
+    """Return what paths of records stand for: a hash of all that the files hold, since one changed record is another data
+    set; where there are no such files, what `content_id` says."""
+    if matched := matching_files(paths or []):
+        return hash_files(file_digest(file.absolute()) for file in matched)
+    return paths if isinstance(paths, list) else content_id(paths)
 
 
 def hash_files(files: Iterable[tuple[str, int, bytes]]) -> str:
@@ -142,16 +151,16 @@ def data_files(config: Config, stage: str) -> dict[str, str]:
     kind = kind_of(stage)
     read, known = () if kind.is_benchmark else result_keys(stage), keys_of(type(config))
     named = {key: get_key(config, key) for key in read if known[key].content == "records" and not is_neutral(config, key)}
-    return {key: str(content_id(path, key)) for key, path in named.items() if path is not None}
+    return {key: str(hash_records(paths)) for key, paths in named.items() if paths is not None}
 
 
 def check_data_files(config: Config, hashes: dict[str, str]) -> None:
     """Raise ConfigError for a file of records or texts that is no longer what a stage's fingerprint says."""
     HASHED.set(None)
     for key, planned in hashes.items():
-        found = str(content_id(get_key(config, key), key))
+        found = str(hash_records(get_key(config, key)))
         if found != planned:
-            raise changed_file(key, get_key(config, key), planned, found)
+            raise changed_file(key, show_paths(get_key(config, key)), planned, found)
 
 
 def changed_file(key: str, value: Any, planned: str, found: str) -> ConfigError:

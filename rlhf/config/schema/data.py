@@ -1,6 +1,7 @@
 """Records: prompts, demonstrations, preferences and plain texts. Lengths are in tokens."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from rlhf.config.metadata import COUNT, WHOLE, Range, key
 
@@ -20,8 +21,8 @@ class DemoData:
 class Files:
     """Paths of your own records."""
 
-    train: str | None = key(content="records")
-    heldout: str | None = key(content="records")
+    train: Any = key(content="records", optional=True)
+    heldout: Any = key(content="records", optional=True)
 
 
 @dataclass

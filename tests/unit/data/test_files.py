@@ -10,6 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from rlhf.config.errors import ConfigError
+from rlhf.config.inputs import check_inputs
 from rlhf.data.dataset import Comparison, Demonstration
 from rlhf.data.files import expect_hashes
 from rlhf.data.records import load_dataset
@@ -222,3 +223,30 @@ def test_what_is_hashed_is_what_is_read(make_config, tmp_path, name):
         with pytest.raises(ConfigError, match=rf"its hash was {planned['data.files.train'][:16]}, and is [0-9a-f]{{16}}"):
             load_dataset(config)
     assert load_dataset(config).train.demonstrations[3].response == "edited"
+
+
+def test_several_files_are_one_set_in_their_order(make_config, tmp_path):
+    first, second = (write(tmp_path / f"{name}.jsonl", f'{{"prompt": "{name}", "response": "x"}}\n') for name in "ba")
+    config = make_config("data=files", f"data.files.train=['{first}','{second}']", f"data.files.heldout='{first}'")
+    assert load_dataset(config).train.prompts == ["b", "a"]
+    hashes = data_files(config, "sft")
+    with expect_hashes(hashes):
+        load_dataset(config)
+    config.data.files.train = [str(second), str(first)]
+    assert data_files(config, "sft")["data.files.train"] != hashes["data.files.train"]
+    config.data.files.train = [str(second), f"{tmp_path}/a*.jsonl"]
+    assert [str(problem) for problem in check_inputs(config)] == [
+        f"data.files.train=[{second},{tmp_path}/a*.jsonl]: {second} is named twice; name each file once"
+    ]
+
+
+def test_a_directory_that_datasets_saved_is_read(load, refused, tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "saved", num_shards={"train": 2})
+    assert load(tmp_path / "saved" / "train").prompts == ["q0", "q1", "q2", "q3"]
+    assert refused(tmp_path / "saved") == f"it holds the splits train; give one of them, as {tmp_path}/saved/train"
+    assert refused(tmp_path).startswith("it is a directory that no data set was saved to; give the files in it")
+    with pyarrow.ipc.new_file(str(tmp_path / "file.arrow"), pyarrow.Table.from_pylist(ROWS).schema) as writer:
+        writer.write_table(pyarrow.Table.from_pylist(ROWS))
+    assert load(tmp_path / "file.arrow").prompts == ["q0", "q1", "q2", "q3"]

@@ -83,7 +83,7 @@ def test_an_unknown_type_of_file_comes_with_the_known_ones(ptx, tmp_path):
     file = tmp_path / "texts.docx"
     file.write_text("One.")
     message = refused(ptx(source="file", file=str(file)), "ppo.ptx.file", file)
-    assert message.endswith("unknown file type; give one of .txt, .jsonl, .json, .csv, .tsv, .parquet")
+    assert message.endswith("unknown file type; give one of .txt, .jsonl, .json, .csv, .tsv, .parquet, .arrow")
 
 
 def test_a_column_that_is_not_there_comes_with_those_that_are(ptx, tmp_path):
