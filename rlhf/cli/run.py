@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +45,7 @@ from rlhf.experiment.store import StageDirectory
 from rlhf.experiment.summary import print_failures, print_summary, print_sweep
 from rlhf.experiment.sweep import Outcome, Point, Task, build_task_graph, lay_out
 from rlhf.launch import execute
+from rlhf.planner.remaining import summarize_plan
 
 # A sweep of so many points takes seconds to plan, which a bar shows.
 MANY_POINTS = 30
@@ -206,13 +207,14 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
     for note in dict.fromkeys(notes):
         console.print(note, soft_wrap=True)
     first = points[0].config
-    present_plan(plan_graph(points, tasks, waiting), begin, console)
+    plan = plan_graph(points, tasks, waiting)
+    present_plan(plan, begin, console)
     if first.dry_run:
         return 0
     warn_of_secrets(points, console)
     outcomes = {task.key: Outcome("reused") for task in tasks if task not in waiting}
     for point in points:
-        write_record(point, outcomes)
+        write_record(point, outcomes, plan.plans)
     link_latest(points)
     for task in (task for task in tasks if task not in waiting):
         remove_all(task.node.directory.path)  # of a stage that was killed before it could
@@ -220,9 +222,9 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
             told = f" {task.node.stage}: done before, {task.node.directory.path}"
             console.print(Text.assemble(("✓", "green"), told), soft_wrap=True)
     if waiting:
-        outcomes |= execute(waiting, console)
+        outcomes |= execute([replace(t, planned=summarize_plan(plan.plans[t.key])) for t in waiting], console)
     for point in points:
-        write_record(point, outcomes)
+        write_record(point, outcomes, plan.plans)
     if points[0].swept:
         print_sweep(points, outcomes, console)
         if first.tracking.wandb.enabled:

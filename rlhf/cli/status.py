@@ -13,11 +13,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
-from statistics import mean, median
 from typing import Any
 
 from rich.console import Group
@@ -26,11 +23,13 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf.catalog.stage import stage_kinds
-from rlhf.catalog.state import SETTLED, STATES, WRITTEN, most_urgent
+from rlhf.catalog.state import SETTLED, STATES, WRITTEN
+from rlhf.cli.status_view import Stage, View, correct_times, heading, sort_key
 from rlhf.config.errors import ConfigError, first_line
-from rlhf.config.terminal import Terminal, one_line, plural
-from rlhf.experiment.files import Unreadable, as_text, line_object, read_object
-from rlhf.experiment.stage_files import read_display
+from rlhf.config.terminal import Terminal, format_duration, one_line
+from rlhf.experiment.files import Unreadable, as_int, as_mapping, as_text, line_object, read_object
+from rlhf.experiment.stage_files import parse_planned, read_display, read_planned
+from rlhf.planner.remaining import measure_pace, seconds_left
 
 PERIOD_S, SILENT_S = 2.0, 60.0
 SQUEUE_PERIOD_S, SQUEUE_TIMEOUT_S = 10.0, 10.0
@@ -46,40 +45,6 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 FIX = "give an output_root, or a sweep, a run or a stage in it"
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A stage as its files describe it; `rate` is in steps per second, times are in seconds."""
-
-    name: str
-    directory: str
-    stage: str
-    state: str
-    reason: str | None = None
-    points: list[str] = field(default_factory=list)
-    step: float | None = None
-    total: float | None = None
-    rate: float | None = None
-    left_s: float | None = None
-    seconds: float | None = None
-    figure: str | None = None
-    label: str | None = None
-    unit: str | None = None
-    value: float | None = None
-    kl: float | None = None
-    host: str | None = None
-    job: str | None = None
-    attempts: float | None = None
-    heartbeat_age_s: float | None = None
-
-
-@dataclass(frozen=True)
-class View:
-    """What is shown at one time: each sweep's points with the names of their stages, and all stages."""
-
-    sweeps: dict[str, dict[str, list[str]]]
-    stages: list[Stage]
-
-
 class Watch:
     """Looks at a directory again and again; remembers finished stages, and for a while what SLURM said."""
 
@@ -91,15 +56,16 @@ class Watch:
 
     def look(self) -> View:
         """Return the state now. Raises ConfigError where there is nothing to show."""
-        sweeps, places, skipped = find(self.place)
+        found = find(self.place)
+        sweeps = found.sweeps
         stages = []
-        for name, place in places.items():
-            stage = self.finished.get(name) or read_stage(name, place, skipped)
+        for name, place in found.stages.items():
+            stage = self.finished.get(name) or read_stage(name, place, found.told)
             if stage.state == "done":
                 self.finished[name] = stage
             users = [point for points in sweeps.values() for point, names in points.items() if name in names]
             stages.append(replace(stage, points=users))
-        return View(sweeps, sorted(self.joined(stages), key=sort_key))
+        return View(sweeps, found.at_once, sorted(correct_times(self.joined(stages)), key=sort_key))
 
     def joined(self, stages: list[Stage]) -> list[Stage]:
         """Return the stages with SLURM's view of its jobs, for which it is asked every few seconds, or when the jobs are
@@ -110,26 +76,38 @@ class Watch:
         return [join_job(s, self.jobs) if s.job in ids and self.jobs is not None else s for s in stages]
 
 
-def find(place: Path) -> tuple[dict[str, dict[str, list[str]]], dict[str, Path], dict[str, str]]:
-    """Return the sweeps there, the stages by name (those of a stage, a point, a run, a sweep or a whole output directory),
-    and why summaries say that a stage was skipped."""
+@dataclass
+class Found:
+    """What lies in a directory: the points of each sweep with the names of their stages, how many stages a sweep runs at a
+    time, where each stage is, and what summaries say of it."""
+
+    sweeps: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    at_once: dict[str, int] = field(default_factory=dict)
+    stages: dict[str, Path] = field(default_factory=dict)
+    told: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def find(place: Path) -> Found:
+    """Return what lies in a stage, a point, a run, a sweep or a whole output directory."""
     if not place.is_dir():
         raise ConfigError("DIR", place, "there is no such directory", FIX)
-    name = place.resolve().name
+    name, found = place.resolve().name, Found()
     if NAME.fullmatch(name) or (place / "status.json").exists() or (place / "result.json").exists():
-        return {}, {name: place}, {}
-    sweeps: dict[str, dict[str, list[str]]] = {}
+        return Found(stages={name: place})
     # The links of a point may dangle, so what is in `place` itself comes last and replaces them.
     holders = [place]
     for sweep in [place, *children(place / "sweeps")]:
         points = [child for child in children(sweep) if (child / "summary.json").is_file()]
         if points:
-            sweeps[sweep.resolve().name] = {point.name: list(stages_in(point)) for point in points}
+            found.sweeps[sweep.resolve().name] = {point.name: list(stages_in(point)) for point in points}
+            found.at_once[sweep.resolve().name] = as_int(read_summary(points[0]).get("at_once")) or 1
         holders = [*points, *holders]
-    places = {name: link for holder in holders for name, link in stages_in(holder).items()}
-    if not places and not sweeps:
+    for holder in holders:
+        found.stages |= stages_in(holder)
+        found.told |= told_of_stages(holder)
+    if not found.stages and not found.sweeps:
         raise ConfigError("DIR", place, "it holds no stages", FIX)
-    return sweeps, places, {name: why for holder in holders for name, why in skipped_in(holder).items()}
+    return found
 
 
 def children(place: Path) -> list[Path]:
@@ -142,21 +120,30 @@ def stages_in(place: Path) -> dict[str, Path]:
     return {child.name: child for child in [*children(place), *children(place / "stages")] if NAME.fullmatch(child.name)}
 
 
-def skipped_in(point: Path) -> dict[str, str]:
-    """Return the stages that a point's summary says were skipped, with the reasons."""
+def told_of_stages(point: Path) -> dict[str, dict[str, Any]]:
+    """Return what a point's summary says of its stages, by their names."""
+    listed = [as_mapping(stage) for stage in as_mapping(read_summary(point).get("stages")).values()]
+    return {Path(str(stage.get("directory"))).name: stage for stage in listed}
+
+
+def read_summary(point: Path) -> dict[str, Any]:
+    """Return a point's summary.json; empty where it cannot be read: links say most of it."""
     try:
-        stages = read_json(point / "summary.json").get("stages")
+        return read_json(point / "summary.json")
     except Unreadable:
-        return {}  # the links say what it would have said, but for this
-    listed = [stage for stage in stages.values() if isinstance(stage, dict)] if isinstance(stages, dict) else []
-    return {Path(str(s.get("directory"))).name: str(s.get("reason") or "") for s in listed if s.get("state") == "skipped"}
+        return {}
 
 
-def read_stage(name: str, place: Path, skipped: dict[str, str]) -> Stage:
+def read_stage(name: str, place: Path, told: dict[str, dict[str, Any]]) -> Stage:
     """One stage from its files; where there are none yet it is planned, or skipped."""
-    stage = Stage(name, str(place), name.rpartition("-")[0] or name, "damaged")
+    known = told.get(name, {})
+    done = (place / "result.json").exists()  # maybe long ago, on other devices than a later summary plans with
+    planned = read_planned(place) or (None if done else parse_planned(known.get("planned")))
+    stage = Stage(name, str(place), name.rpartition("-")[0] or name, "damaged", planned=planned)
     if not place.exists():
-        return replace(stage, state="skipped" if name in skipped else "planned", reason=skipped.get(name))
+        if known.get("state") == "skipped":
+            return replace(stage, state="skipped", reason=str(known.get("reason") or ""))
+        return replace(stage, state="planned")
     try:
         status, result = read_json(place / "status.json"), read_json(place / "result.json")
         rows = read_rows(place / "metrics.jsonl")
@@ -185,7 +172,9 @@ def describe_stage(stage: Stage, status: dict[str, Any], result: dict[str, Any],
     total, step = number(status, "total"), latest_metrics([*rows[-1:], status], "step")
     age = None if heartbeat is None else max(0.0, time.time() - heartbeat)
     state = "silent" if stage.state == "running" and age is not None and age > SILENT_S else stage.state
-    left = (total - step) / rate if state == "running" and rate and step is not None and total is not None else None
+    spent, left = number(result or status, "seconds"), None
+    if state == "running" and step is not None and total is not None:
+        left = seconds_left(stage.planned, step, total, 1 / rate if rate else None)
     finals = result.get("metrics")
     seen = [finals if isinstance(finals, dict) else {}, *rows]
     kind = as_text(status.get("stage")) or stage.stage
@@ -198,7 +187,8 @@ def describe_stage(stage: Stage, status: dict[str, Any], result: dict[str, Any],
     return replace(
         stage, stage=kind, state=state, step=step, total=total, rate=rate, left_s=left,
         seconds=number(result, "seconds"), value=None if known is None else latest_metrics(seen, known.name),
-        kl=latest_metrics(seen, "kl/sequence"), attempts=number(status, "attempts"), heartbeat_age_s=age, **texts,
+        kl=latest_metrics(seen, "kl/sequence"), attempts=number(status, "attempts"), heartbeat_age_s=age, spent_s=spent,
+        **texts,
     )  # fmt: skip
 
 
@@ -244,11 +234,9 @@ def latest_metrics(rows: list[dict[str, Any]], name: str) -> float | None:
 
 
 def steps_per_second(rows: list[dict[str, Any]]) -> float | None:
-    """Return the steps per second over the last lines. A stage that was resumed has a pause in them, and after a kill
-    maybe steps that it took twice: neither counts."""
-    points = [(row["step"], at) for row in rows if (at := number(row, "time")) is not None]
-    pairs = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(points) if b[0] > a[0] and b[1] > a[1]]
-    return 1 / mean(pair for pair in pairs if pair <= 10 * median(pairs)) if pairs else None
+    """Return the steps per second over the last lines, without pauses."""
+    pace = measure_pace([(row["step"], at) for row in rows if (at := number(row, "time")) is not None])
+    return 1 / pace if pace else None
 
 
 def query_squeue(ids: list[str]) -> dict[str, tuple[str, ...]] | None:
@@ -286,30 +274,6 @@ def join_job(stage: Stage, jobs: dict[str, tuple[str, ...]] | None) -> Stage:
     return stage if stage.host else replace(stage, host=nodes or None)
 
 
-def sort_key(stage: Stage) -> tuple[int, int, str]:
-    """Return the order of rows: what goes on or went wrong above what is done, then along the graph."""
-    known = list(stage_kinds())
-    return list(STATES).index(stage.state), known.index(stage.stage) if stage.stage in known else len(known), stage.name
-
-
-def heading(sweep: str, points: dict[str, list[str]], stages: list[Stage]) -> str:
-    """Return a sweep in a line: its points by state."""
-    order, states = list(STATES), {stage.name: stage.state for stage in stages}
-    worst = Counter(most_urgent(states[name] for name in names) for names in points.values())
-    counts = [f"{worst[state]} {state}" for state in ("done", *order[:-1]) if worst[state]]
-    return f"sweep {sweep}: {plural(len(points), 'point')}, {', '.join(counts)}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time for people, to two units."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    if days:
-        return f"{days} d {h} h"
-    return f"{h} h {m:02} m" if h else f"{m} m {s:02} s" if m else f"{s} s"
-
-
 def describe_figure(stage: Stage) -> str:
     """Return the metric that says most about a stage, with its unit; nothing where there is none yet."""
     unit = f" {stage.unit}" if stage.unit else ""
@@ -319,7 +283,7 @@ def describe_figure(stage: Stage) -> str:
 def format_row(stage: Stage) -> dict[str, str]:
     """Return a row of the table, by column."""
     done, rate, age = stage.state == "done", stage.rate, stage.heartbeat_age_s
-    left = f"took {duration(stage.seconds)}" if stage.seconds is not None else ""
+    left = f"took {format_duration(stage.seconds)}" if stage.seconds is not None else ""
     speed = "" if rate is None or done else f"{rate:.1f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s/step"
     row = {
         "stage": stage.name,
@@ -327,13 +291,13 @@ def format_row(stage: Stage) -> dict[str, str]:
         "state": f"{stage.state}, {stage.reason}" if stage.state == "queued" and stage.reason else stage.state,
         "step": "" if stage.step is None else f"{stage.step}/{'?' if stage.total is None else stage.total}",
         "rate": speed,
-        "left": left if stage.left_s is None else duration(stage.left_s),
+        "left": left if stage.left_s is None else format_duration(stage.left_s),
         "figure": describe_figure(stage),
         "KL": "" if stage.kl is None else f"{stage.kl:.2f}",
         "node": stage.host or "",
         "job": stage.job or "",
         "try": "" if stage.attempts is None else str(stage.attempts),
-        "heard": "" if age is None or done else f"{duration(age)} ago",
+        "heard": "" if age is None or done else f"{format_duration(age)} ago",
     }
     return {title: one_line(text) for title, text in row.items()}
 
@@ -353,7 +317,9 @@ def render(view: View, width: int) -> Group:
         table.columns[-1].justify = "right" if title in RIGHT else "left"
     for stage, row in zip(view.stages, rows, strict=True):
         table.add_row(*(Text(row[title], STATES[stage.state].style if title == "state" else "") for title in widths))
-    lines = [Text(one_line(heading(sweep, points, view.stages))) for sweep, points in view.sweeps.items()]
+    lines = [
+        Text(one_line(heading(sweep, points, view.at_once[sweep], view.stages))) for sweep, points in view.sweeps.items()
+    ]
     told = [stage for stage in view.stages if stage.reason and stage.state != "queued"]
     reasons = [Text(one_line(f"{s.name}: {' '.join(str(s.reason).split())}"), STATES[s.state].style) for s in told]
     return Group(*lines, *([table] if rows else []), *reasons)

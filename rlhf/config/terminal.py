@@ -38,6 +38,16 @@ def plural(number: int, noun: str, form: str = "") -> str:
     return f"{number:{form}} {noun}{'' if number == 1 else 's'}"
 
 
+def format_duration(seconds: float) -> str:
+    """Return a time for people, to two units."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days} d {h} h"
+    return f"{h} h {m:02} m" if h else f"{m} m {s:02} s" if m else f"{s} s"
+
+
 class Terminal(Console):
     """A rich console for text of any origin: no markup is read in it, and whatever is printed is printable."""
 

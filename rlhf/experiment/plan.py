@@ -11,13 +11,14 @@ from rich.text import Text
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
-from rlhf.config.terminal import plural
+from rlhf.config.terminal import format_duration, plural
 from rlhf.experiment.checkpoints import checkpoint_dirs
 from rlhf.experiment.sweep import Point, Task
 from rlhf.planner.auto import HOST_SHARE
 from rlhf.planner.cost import Step, Totals, add_up
 from rlhf.planner.memory import GIB
 from rlhf.planner.plan import HOUR, StagePlan
+from rlhf.planner.remaining import Remaining
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,15 @@ def visible(layout: Mapping[str, Any]) -> dict[str, Any]:
 def format_value(value: Any) -> str:
     """Return a value as it is typed."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def describe_remaining(remaining: Remaining) -> str:
+    """Return in words what a graph of stages is still to take, and what it took; empty where that is not known."""
+    told = [] if remaining.seconds is None else [f"about {format_duration(remaining.seconds)} left"]
+    if remaining.spent_dollars or remaining.left_dollars:
+        told.append(f"{format_dollars(remaining.spent_dollars)} spent")
+        told += [] if remaining.left_dollars is None else [f"{format_dollars(remaining.left_dollars)} to come"]
+    return ", ".join(told)
 
 
 def format_seconds(seconds: float | None) -> str:

@@ -1,6 +1,7 @@
 """What a run or a point of a sweep leaves: its configuration, links to its stages, and summary.json."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,20 @@ from typing import Any
 from rlhf.catalog.state import most_urgent
 from rlhf.config.secrets import mask_values, to_yaml
 from rlhf.experiment.graph import Node
+from rlhf.experiment.plan import count_slots
 from rlhf.experiment.store import write_atomic, write_json
 from rlhf.experiment.sweep import Outcome, Point, read_summary_metrics
+from rlhf.planner.plan import StagePlan
+from rlhf.planner.remaining import summarize_plan
 
 
-def write_record(point: Point, outcomes: dict[str, Outcome]) -> None:
-    """Write a point's summary.json and config.yaml, and link its stages; stages without an outcome are planned."""
+def write_record(point: Point, outcomes: dict[str, Outcome], plans: Mapping[str, StagePlan] | None = None) -> None:
+    """Write a point's summary.json and config.yaml, and link its stages; stages without an outcome are planned. `plans` are
+    the plans of stages, by fingerprint."""
     stages = {node.stage: summary_entry(node, outcomes.get(node.fingerprint, Outcome("planned"))) for node in point.stages}
+    for node in point.stages:
+        if plans is not None and node.fingerprint in plans:
+            stages[node.stage]["planned"] = asdict(summarize_plan(plans[node.fingerprint]))
     state = most_urgent((stage["state"] for stage in stages.values()), default="done")
     point.directory.mkdir(parents=True, exist_ok=True)
     # The same command writes them again: a thousand points need not wait for the disk.
@@ -25,7 +33,8 @@ def write_record(point: Point, outcomes: dict[str, Outcome]) -> None:
             place.unlink()  # of what a point of this name was before
     for node in point.stages:
         link_stages(point.directory / "stages" / node.directory.path.name, node.directory.path)
-    summary = {"point": point.name, "overrides": point.overrides, "state": state, "stages": stages}
+    at_once = count_slots(point.config)
+    summary = {"point": point.name, "overrides": point.overrides, "state": state, "at_once": at_once, "stages": stages}
     write_json(point.directory / "summary.json", mask_values(summary), durable=False)
 
 

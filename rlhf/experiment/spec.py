@@ -19,14 +19,16 @@ from rlhf.experiment.files import parse_json
 from rlhf.experiment.fingerprint import code_hash
 from rlhf.experiment.graph import Node
 from rlhf.experiment.resolve import resolve_for_stage
+from rlhf.experiment.stage_files import PLAN_FILE
 from rlhf.experiment.store import StageDirectory, write_atomic, write_json
+from rlhf.planner.remaining import Planned
 
 
 @dataclass(frozen=True)
 class Spec:
     """All that a worker reads: the stage, its identity, its inputs, the resolved configuration, a hash of the code, the
-    fingerprints of the stages that make its inputs, and the hashes of the files of data that it reads. The spec's own file
-    holds the configuration's secrets, for its owner alone."""
+    fingerprints of the stages that make its inputs, the hashes of the files of data that it reads, and what was planned of
+    it. The spec's own file holds the configuration's secrets, for its owner alone."""
 
     stage: str
     fingerprint: str
@@ -36,6 +38,7 @@ class Spec:
     code: str
     parents: list[str]
     files: dict[str, str] = field(default_factory=dict)
+    planned: dict[str, Any] = field(default_factory=dict)
 
     @property
     def file(self) -> Path:
@@ -43,19 +46,22 @@ class Spec:
         return Path(self.directory) / "spec.json"
 
 
-def build_spec(node: Node, config: Config) -> Spec:
+def build_spec(node: Node, config: Config, planned: Planned | None = None) -> Spec:
     """Return a stage as it is to run, with the code that is here now."""
     resolved = resolve_for_stage(config, node.stage, node.inputs)
     return Spec(
         node.stage, node.fingerprint, str(node.directory.path), node.inputs, resolved, code_hash(), list(node.parents),
-        node.files,
+        node.files, {} if planned is None else asdict(planned),
     )  # fmt: skip
 
 
 def start_attempt(spec: Spec) -> None:
-    """Begin an attempt: write the stage's spec.json and config.yaml, and display.json where others cannot read its kind;
-    remove leftovers of an unfinished attempt, except what it can be resumed from. Raises ConfigError where that was saved
-    with another layout of devices."""
+    """Begin an attempt at a stage.
+
+    It writes spec.json and config.yaml, plan.json if the stage was planned, and display.json where others cannot read its
+    kind. It removes leftovers of an unfinished attempt, except what that can be resumed from. Raises ConfigError where the
+    checkpoint was saved with another layout of devices.
+    """
     directory = stage_directory(spec)
     if spec.config.checkpoint.resume:
         check_layout(directory.path, spec.config, spec.stage)
@@ -64,6 +70,8 @@ def start_attempt(spec: Spec) -> None:
     directory.clear()
     write_json(spec.file, asdict(spec), private=True)
     write_atomic(directory.path / "config.yaml", to_yaml(asdict(spec.config)))
+    if spec.planned:
+        write_json(directory.path / PLAN_FILE, spec.planned)
     if not is_in_package(spec.stage):
         write_json(directory.path / DISPLAY_FILE, to_json(display_of(spec.stage)))
     attempts = directory.counted("attempts") + 1

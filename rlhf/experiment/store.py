@@ -15,7 +15,7 @@ from typing import Any
 
 from rlhf.config.secrets import mask_values
 from rlhf.experiment import lock
-from rlhf.experiment.files import Unreadable, as_int, as_mapping, read_object
+from rlhf.experiment.files import Unreadable, as_float, as_int, as_mapping, read_object
 from rlhf.experiment.integrity import MANIFEST, describe_models, integrity_error
 
 
@@ -159,6 +159,11 @@ class StageDirectory:
     def counted(self, name: str) -> int:
         """Return a count in the status, 0 where there is none."""
         return as_int(self.status().get(name)) or 0
+
+    @property
+    def seconds(self) -> float:
+        """Wall time that the stage took so far, by its status; 0 where that does not tell."""
+        return as_float(self.status().get("seconds")) or 0.0
 
     def set_status(self, **changes: Any) -> None:
         """Change some fields of status.json and renew its heartbeat. It is written anew every few seconds, so nobody waits

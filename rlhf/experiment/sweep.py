@@ -9,6 +9,7 @@ from rlhf.config.schema import Config
 from rlhf.experiment.checkpoints import find_layout
 from rlhf.experiment.graph import Node
 from rlhf.planner.auto import choose_layout
+from rlhf.planner.remaining import Planned
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,15 @@ class Point:
 @dataclass(frozen=True)
 class Task:
     """A stage of the graph, with the configuration of the first point that wants it and the names of all that do. `layout`
-    are the keys that were `auto`, with the values that `lay_out` chose, and `reason` says why these."""
+    are the keys that were `auto`, with the values that `lay_out` chose, and `reason` says why these. `planned` is what the
+    stage is to take."""
 
     node: Node
     config: Config
     points: list[str] = field(default_factory=list)
     layout: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
+    planned: Planned | None = None
 
     @property
     def key(self) -> str:

@@ -20,6 +20,7 @@ from rlhf.experiment.spec import build_spec, start_attempt
 from rlhf.experiment.stopping import Stopped, abort_requested, listening, stop_requested
 from rlhf.experiment.store import write_atomic
 from rlhf.experiment.sweep import Outcome, Task, blocked_by
+from rlhf.launch.remaining import print_remaining
 from rlhf.launch.workers import Devices, StageFailed, log_file, run_workers
 
 NOT_STARTED = Outcome("stopped", "not started")
@@ -42,6 +43,7 @@ def run_here(tasks: list[Task], console: Console) -> dict[str, Outcome]:
                 outcomes[task.key] = Outcome("skipped", blocked)
             else:
                 outcomes[task.key] = run_stage_here(task, console, None)
+                print_remaining(tasks, outcomes, 1, console)
         return outcomes
 
 
@@ -69,6 +71,8 @@ class StageScheduler:
                     ended, _ = wait(self.running, timeout=0.5, return_when=FIRST_COMPLETED)
                     for future in ended:
                         self.outcomes[self.running.pop(future).key] = future.result()
+                    if ended:
+                        print_remaining(self.tasks, self.outcomes, self.parallel, self.console)
             except BaseException:
                 abort_requested.set()
                 raise
@@ -134,7 +138,7 @@ def run_stage_here(task: Task, console: Console, devices: Devices | None) -> Out
 def run_locked(task: Task, console: Console, devices: Devices | None) -> Outcome:
     """Run a stage whose lock this process holds. Raises LockLost if it does not any more."""
     node, config = task.node, task.config
-    spec = build_spec(node, config)
+    spec = build_spec(node, config, task.planned)
     try:
         start_attempt(spec)
         console.print(Text.assemble((node.stage, "bold"), f": {node.directory.path}"), soft_wrap=True)

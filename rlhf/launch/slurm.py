@@ -24,6 +24,7 @@ from rlhf.experiment.lock import LockLost, check, hold
 from rlhf.experiment.spec import Spec, build_spec
 from rlhf.experiment.store import write_atomic, write_json
 from rlhf.experiment.sweep import Outcome, Task, blocked_by
+from rlhf.launch.remaining import print_remaining
 from rlhf.launch.slurm_node import Agent
 
 FOLLOW_PERIOD_S = 5.0
@@ -81,7 +82,7 @@ def submit_group(group: list[Task], jobs: dict[str, str], place: Path) -> list[s
     import submitit
 
     config = group[0].config
-    agents = [Agent(write_job_spec(build_spec(task.node, task.config), place)) for task in group]
+    agents = [Agent(write_job_spec(build_spec(task.node, task.config, task.planned), place)) for task in group]
     needs = [jobs[parent] for parent in group[0].parents if parent in jobs]
     executor = submitit.AutoExecutor(folder=place / "logs", cluster="slurm")
     executor.update_parameters(
@@ -225,6 +226,7 @@ def follow(tasks: list[Task], jobs: dict[str, str], place: Path, console: Consol
                 )
             outcome = outcomes[task.key]
             console.print(f"{task.node.directory.path}: {outcome.state} {outcome.reason or ''}", soft_wrap=True)
+            print_remaining(tasks, outcomes, task.config.launcher.array_parallelism, console)
         time.sleep(FOLLOW_PERIOD_S if len(outcomes) < len(tasks) else 0.0)
     return outcomes
 

@@ -42,20 +42,26 @@ def add_up(steps: Sequence[Step], slots: int) -> Totals:
     whole = len(known) == len(seconds)
     return Totals(
         fits=all(step.plan.fits for step in steps),
-        seconds=find_makespan(steps, known, slots) if whole else None,
+        seconds=find_makespan({step.key: step.parents for step in steps}, known, slots) if whole else None,
         slots=slots,
         gpu_hours=sum(step.plan.gpu_hours or 0.0 for step in steps) if whole else None,
         dollars=sum(step.plan.dollars or 0.0 for step in steps) if whole else None,
     )
 
 
-def find_makespan(steps: Sequence[Step], seconds: Mapping[str, float], slots: int) -> float:
-    """Return when the last stage ends if each starts, in order, as soon as its parents are done and a slot is free."""
+def find_makespan(graph: Mapping[str, Sequence[str]], seconds: Mapping[str, float], slots: int) -> float:
+    """Return when the last stage ends if each starts, in order, as soon as its parents are done and a slot is free.
+
+    Args:
+        graph: The stages that each stage needs, in an order in which they can run.
+        seconds: What each stage takes.
+        slots: How many stages run at a time.
+    """
     ends: dict[str, float] = {}
-    free = [0.0] * max(1, min(slots, len(steps)))
-    for step in steps:
-        ready = max((ends[parent] for parent in step.parents if parent in ends), default=0.0)
+    free = [0.0] * max(1, min(slots, len(graph)))
+    for key, parents in graph.items():
+        ready = max((ends[parent] for parent in parents if parent in ends), default=0.0)
         start = max(ready, heapq.heappop(free))
-        ends[step.key] = start + seconds[step.key]
-        heapq.heappush(free, ends[step.key])
+        ends[key] = start + seconds[key]
+        heapq.heappush(free, ends[key])
     return max(ends.values(), default=0.0)

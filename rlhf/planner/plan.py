@@ -5,7 +5,7 @@ from typing import Any
 
 from rlhf.catalog.stage import StageKind, Work, kind_of
 from rlhf.config.derive import Batches, measured_stage, ranks, samples_responses_in, share_batch
-from rlhf.config.schema import Config, Training
+from rlhf.config.schema import Config
 from rlhf.planner.auto import HOST_SHARE
 from rlhf.planner.batches import largest_micro_batch, rollout_rows
 from rlhf.planner.constants import Constants, load_constants
@@ -23,7 +23,7 @@ from rlhf.planner.memory import (
 from rlhf.planner.time import Parts, merge, read_seconds, step_seconds
 
 HOUR = 3600.0
-# A set's held-out records are read before the first step and after the last one, beside those between.
+# Held-out records are read before the first step and after the last one, and in between where `eval_every` says so.
 EVALUATIONS = 2
 
 
@@ -43,6 +43,7 @@ class StagePlan:
         disk: Bytes that it writes at most.
         seconds: Seconds by phase and part; phases of steps are empty where their number is not known.
         price: US dollars for a device and hour.
+        evaluations: How often it evaluates, before its first step and after its last one included.
         layout: The keys that the planner chose, with their values.
         reason: Why it chose them.
     """
@@ -58,6 +59,7 @@ class StagePlan:
     disk: float
     seconds: dict[str, Parts]
     price: float
+    evaluations: int = 0
     layout: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
 
@@ -122,12 +124,13 @@ def plan_stage(
     flops = kind_of(measured).phase_flops(config, 2)
     step = step_seconds(config, measured, flops, shares, constants)
     steps = None if work is None else work.steps
+    evaluations = 0 if steps is None or kind.is_benchmark else count_evaluations(config, measured, steps)
     seconds = {"load": load_parts(config, measured, kind, constants)}
     if steps is not None:
         rounds = steps + 1 if kind.is_benchmark else steps  # one warms up
         seconds |= {phase: {name: rounds * value for name, value in parts.items()} for phase, parts in step.items()}
         if not kind.is_benchmark:
-            seconds["evaluate"] = evaluation_parts(config, measured, step, steps, heldout)
+            seconds["evaluate"] = evaluation_parts(config, measured, step, evaluations * heldout)
             seconds["save"] = saving_parts(
                 config, measured, sum(sum(p.values()) for p in seconds.values()), steps, constants
             )
@@ -138,7 +141,7 @@ def plan_stage(
         host=host_bytes(config, measured),
         host_room=HOST_SHARE * config.hardware.host_memory_gib * GIB if on_gpu else float("inf"),
         disk=0.0 if kind.is_benchmark else disk_bytes(config, measured), seconds=seconds,
-        price=config.hardware.price_per_gpu_hour, layout=layout or {}, reason=reason,
+        price=config.hardware.price_per_gpu_hour, evaluations=evaluations, layout=layout or {}, reason=reason,
     )  # fmt: skip
 
 
@@ -155,14 +158,17 @@ def load_parts(config: Config, stage: str, kind: StageKind, constants: Constants
     return {"start": constants.startup_seconds, "disk": read_seconds(config, models, constants)}
 
 
-def evaluation_parts(config: Config, stage: str, step: dict[str, Parts], steps: int, heldout: int) -> Parts:
-    """Seconds of all evaluations: of a stage that samples, rollouts and scores of the held-out prompts; else forward
-    passes over the held-out records."""
+def count_evaluations(config: Config, stage: str, steps: int) -> int:
+    """Return how often a stage of so many steps evaluates."""
+    every = getattr(config, str(kind_of(stage).section)).eval_every
+    return EVALUATIONS + (max(0, steps - 1) // every if every else 0)
+
+
+def evaluation_parts(config: Config, stage: str, step: dict[str, Parts], records: int) -> Parts:
+    """Seconds of reading so many held-out records in all evaluations: of a stage that samples, rollouts and scores of
+    their prompts; else forward passes over them."""
     kind = kind_of(stage)
-    training: Training = getattr(config, str(kind.section))
-    times = EVALUATIONS + (steps // training.eval_every if training.eval_every else 0)
-    batch = getattr(training, kind.batch_key)
-    share = times * heldout / batch
+    share = records / getattr(getattr(config, str(kind.section)), kind.batch_key)
     if samples_responses_in(stage):
         parts = merge(step["rollout"], step["score"])
     else:

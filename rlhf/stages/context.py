@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from rlhf.config.schema import Config
 from rlhf.data.tokens import SequenceBatch
 from rlhf.experiment.spec import Spec
+from rlhf.experiment.stage_files import parse_planned
 from rlhf.experiment.store import StageDirectory
+from rlhf.planner.remaining import Planned
 from rlhf.tracking.nonfinite import Nonfinite
 from rlhf.tracking.tracker import Tracker
 
@@ -19,6 +21,11 @@ class Context:
     directory: StageDirectory
     tracker: Tracker
     spec: Spec
+
+    @property
+    def planned(self) -> Planned | None:
+        """What was planned of the stage when it was launched."""
+        return parse_planned(self.spec.planned)
 
 
 def should_evaluate(step: int, total: int, every: int | None) -> bool:

@@ -77,7 +77,8 @@ def train(config: Config, context: Context, learner: Learner) -> Metrics:
     final: Metrics = start.numbers.get("final", {})
 
     known, shown = metrics_of(context.spec.stage), (*learner.shown, "throughput/samples_per_s")
-    with Bar(section, steps, is_main(), start.step) as bar:
+    context.tracker.status(start.step, steps)
+    with Bar(section, steps, is_main(), start.step, context.planned) as bar:
         if not initial:
             bar.say("evaluating the model it starts from")
             initial = initial_metrics(learner.evaluate(), learner.judged_by)

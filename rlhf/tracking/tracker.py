@@ -123,7 +123,7 @@ class Tracker:
         while not self.closing.wait(HEARTBEAT_PERIOD_S):
             try:
                 with contextlib.suppress(OSError):  # a full disk; what cannot be saved says so itself
-                    self.directory.set_status(state="running", **self.progress)
+                    self.directory.set_status(state="running", seconds=self.seconds, **self.progress)
             except LockLost:
                 return  # the next line that is logged says so
 
@@ -143,7 +143,7 @@ class Tracker:
             self.closing.set()
             self.heart.join()
             with contextlib.suppress(OSError, LockLost):  # nor may it hide why the stage ends
-                self.directory.set_status(**self.progress)
+                self.directory.set_status(seconds=self.seconds, **self.progress)
         if self.wandb is not None:
             self.wandb.finish(exit_code)
         if self.tensorboard is not None:

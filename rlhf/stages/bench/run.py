@@ -45,7 +45,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     known = metrics_of(context.spec.stage)
     with (
         closing(measure_rounds(config, context.directory.path / "random")) as rounds,
-        Bar("bench", count, is_main(), 0) as bar,
+        Bar("bench", count, is_main(), 0, context.planned) as bar,
     ):
         for number, figures in enumerate(rounds, start=1):
             told.append(figures | {"memory/peak_gib": maximum(peak_memory_gib())})

@@ -45,6 +45,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     if start.step or start.tensors:
         trainer.load_state_dict(start.numbers["trainer"], start.tensors)
         start.tensors.clear()
+    context.tracker.status(start.step, len(loader))
     before = [Answer(**kept) for kept in start.numbers.get("before", [])] or answer_with_start(evaluation)
     engine.release_samplers(engine.ref)  # which answers no more prompts
     final: dict[str, float] = start.numbers.get("final", {})
@@ -53,7 +54,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         return {"trainer": trainer.numbers(), "before": [asdict(answer) for answer in before], "final": final}
 
     known = metrics_of(context.spec.stage)
-    with Bar("ppo", len(loader), is_main(), start.step) as bar:
+    with Bar("ppo", len(loader), is_main(), start.step, context.planned) as bar:
         for number, prompt_batch in islice(enumerate(loader, start=1), start.step, None):
             out = trainer.pending or trainer.generate_experience(prompt_batch)
             saver.boundary(number - 1, "rollout", numbers, trainer.tensors)

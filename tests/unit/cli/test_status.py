@@ -16,7 +16,8 @@ from rich.console import Console
 from rlhf.catalog.display import display_of
 from rlhf.catalog.stage import known_metrics, stage_kinds
 from rlhf.cli import status
-from rlhf.cli.status import Watch, duration, main, render, steps_per_second
+from rlhf.cli.status import Watch, main, render, steps_per_second
+from rlhf.config.terminal import format_duration
 
 SFT, REWARD, PPO, PPO_2 = ("sft-" + "0" * 12, "reward-" + "1" * 12, "ppo-" + "2" * 12, "ppo-" + "3" * 12)
 
@@ -115,6 +116,39 @@ def test_a_running_stage_has_its_speed_its_figures_and_the_time_left(root, stage
     assert seen.rate == pytest.approx(0.5)
     assert seen.left_s == pytest.approx(40)
     assert seen.heartbeat_age_s == pytest.approx(3, abs=1)
+
+
+def plan_of(seconds, steps=40, devices=2, price=3.6):
+    """What plan.json and summary.json keep of a stage's plan."""
+    phases = {"load": 0.25 * seconds, "update": 0.5 * seconds, "evaluate": 0.25 * seconds}
+    known = {"steps": steps, "seconds": seconds, "phases": phases, "evaluations": 2, "gib_per_gpu": 1.0}
+    return known | {"devices": devices, "price": price}
+
+
+def test_what_is_left_of_a_running_stage_is_its_plan_corrected_by_its_own_speed(root, stage):
+    place = stage(PPO, state="running", step=20, total=40, seconds=50, metrics=rows(range(1, 21)))
+    (place / "plan.json").write_text(json.dumps(plan_of(80.0)))  # a step a second; it takes two
+    (seen,) = stages(root).values()
+    assert seen.left_s == pytest.approx(20 * 2 + 2 * 10)  # and the last evaluation, which takes twice as long too
+    assert (seen.spent_s, seen.planned.seconds, seen.planned.dollars(3600)) == (50, 80.0, 7.2)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"devices": "many"}', '{"devices": 1, "price": 1}'])
+def test_a_damaged_plan_is_no_plan(root, stage, content):
+    place = stage(PPO, state="running", step=20, total=40, metrics=rows(range(1, 21)))
+    (place / "plan.json").write_text(content)
+    assert stages(root)[PPO].left_s == pytest.approx(40)
+
+
+def test_a_sweep_says_what_is_left_and_what_it_costs(root, stage, point, capsys):
+    done = stage(SFT, state="done", result={})
+    (done / "plan.json").write_text(json.dumps(plan_of(37.5)))  # half of the 75 seconds that it took
+    point("ppo.kl_coef=0.1", SFT, PPO, ppo={"planned": plan_of(1800.0)})
+    file = root / "sweeps" / "kl" / "ppo.kl_coef=0.1" / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"at_once": 1}))
+    assert stages(root)[PPO].left_s == pytest.approx(3600)
+    out = shown(capsys, root, "--once")
+    assert "sweep kl: 1 point, 1 planned; about 1 h 00 m left, $0.15 spent, $7.20 to come" in out
 
 
 def test_the_best_figure_that_there_is(root, stage):
@@ -379,7 +413,7 @@ def test_a_narrow_terminal_shows_fewer_columns_not_less_of_each(root, stage, poi
     [(0, "0 s"), (59.4, "59 s"), (59.6, "1 m 00 s"), (3600, "1 h 00 m"), (7290, "2 h 01 m"), (90000, "1 d 1 h")],
 )
 def test_durations(seconds, words):
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
 @pytest.mark.parametrize("make", [lambda place: None, lambda place: place.mkdir(), lambda place: place.write_text("")])
