@@ -200,7 +200,7 @@ class Lab:
         world = config.hardware.gpus_per_node
         server = int(unbroken and world > 1)
         if server not in self.servers:
-            self.servers[server] = CrashServer(server)
+            self.servers[server] = CrashServer(hash_seed=server)
         return self.servers[server].run(spec.file, world, fault)
 
     def base(self, stage, *changes) -> dict:

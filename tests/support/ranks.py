@@ -1,16 +1,25 @@
-"""Running frozen stages, or a script, on several ranks of this machine, one process group for all of them (a process group
-and the imports cost seconds). Started as a script it is one rank; `run_specs` starts all of them."""
+"""Running frozen stages, or a script, on several ranks of this machine, one process group for all of them."""
 
+import atexit
 import os
-import subprocess
+import runpy
 import sys
+from functools import cache
 from pathlib import Path
 
 from rlhf.config.schema import Config
 from rlhf.experiment.graph import build_graph
 from rlhf.experiment.spec import read_spec, write_spec
 from rlhf.launch.worker import free_port, rank_environment, run_rank
-from support.command import ROOT, TESTS
+from support.forks import ForkServer
+
+
+@cache
+def fork_server() -> ForkServer:
+    """Start the server of this process's ranks, when it is first needed."""
+    server = ForkServer()
+    atexit.register(server.close)
+    return server
 
 
 def run_specs(files: list[Path], world: int) -> None:
@@ -21,25 +30,20 @@ def run_specs(files: list[Path], world: int) -> None:
 def run_script(script: str, world: int, *arguments: str) -> list[str]:
     """Run a script on `world` ranks and return what each printed; fails with the output of the rank that failed."""
     port = free_port()
-    workers = [
-        subprocess.Popen(
-            [sys.executable, script, *arguments],
-            env={
-                **os.environ,
-                **rank_environment(rank, rank, world, port),
-                "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": os.pathsep.join(map(str, (TESTS, ROOT))),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    outputs = [worker.communicate(timeout=550)[0] for worker in workers]
-    for worker, output in zip(workers, outputs, strict=True):
-        assert worker.returncode == 0, output[-4000:]
-    return outputs
+    environments = [{**os.environ, "OMP_NUM_THREADS": "1", **rank_environment(rank, rank, world, port)} for rank in range(world)]
+    calls = [[script, list(arguments), environment] for environment in environments]
+    ended = fork_server().fork("support.ranks:be_script", calls)
+    for code, output in zip(ended.codes, ended.outputs, strict=True):
+        assert code == 0, output[-4000:]
+    return ended.outputs
+
+
+def be_script(script: str, arguments: list[str], environment: dict[str, str]) -> int:
+    """Run a script as its own process would."""
+    os.environ.update(environment)
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
+    return 0
 
 
 def specs(config: Config) -> list[Path]:
