@@ -74,6 +74,7 @@ class Composer:
     def master(self) -> DictConfig:
         """What Hydra composes of the command itself: of a sweep without what is swept."""
         words = self.command.overrides
+        register_recipes(self.model_directories)
         check_groups([self.parse(word) for word in words], self.group, self.get_group_options)
         config = self.load(words, RunMode.MULTIRUN)
         mode = RunMode.MULTIRUN if self.command.multirun else config.hydra.mode or RunMode.RUN
@@ -157,6 +158,8 @@ class Composer:
 
     def compose(self, overrides: list[str]) -> DictConfig:
         """Return what Hydra composes of a point's overrides, its own node included."""
+        if not self.swept and overrides == overrides_typed(self.master, "task") and self.states_facts(self.master):
+            return copy_config(self.master)  # the command itself, which is composed already
         words = [*overrides_typed(self.master, "hydra"), *overrides]
         parsed = [self.parse(word) for word in words]
         values = [override for override in parsed if self.is_value(override)]
@@ -284,6 +287,12 @@ def compose_config(*overrides: str) -> Config:
     """Return the configuration that `python -m rlhf <overrides>` composes, typed but not checked. Raises ConfigError."""
     with Composer(command_of(list(overrides))) as composer:
         return to_config(drop_hydra_words(composer.compose(composer.points[0])))
+
+
+def copy_config(config: DictConfig) -> DictConfig:
+    """Return a copy, three times as fast as deepcopy does."""
+    copied: DictConfig = pickle.loads(pickle.dumps(config))
+    return copied
 
 
 def overrides_typed(config: DictConfig, kind: str) -> list[str]:

@@ -30,7 +30,9 @@ def run_specs(files: list[Path], world: int) -> None:
 def run_script(script: str, world: int, *arguments: str) -> list[str]:
     """Run a script on `world` ranks and return what each printed; fails with the output of the rank that failed."""
     port = free_port()
-    environments = [{**os.environ, "OMP_NUM_THREADS": "1", **rank_environment(rank, rank, world, port)} for rank in range(world)]
+    environments = [
+        {**os.environ, "OMP_NUM_THREADS": "1", **rank_environment(rank, rank, world, port)} for rank in range(world)
+    ]
     calls = [[script, list(arguments), environment] for environment in environments]
     ended = fork_server().fork("support.ranks:be_script", calls)
     for code, output in zip(ended.codes, ended.outputs, strict=True):

@@ -1,6 +1,7 @@
 """A command that names a model composes the published recipe for it, value by value, and what the user gives wins."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -102,18 +103,24 @@ def test_a_tiny_model_takes_the_demos_values(name, make_config):
     assert values(config, DEMO_ONLY) == DEMO_ONLY
 
 
-def test_no_model_takes_a_value_of_the_demo(make_config):
-    for name in REAL:
-        config = make_config(f"model={name}")
-        # 64 sequences a rollout are those of the reference run too, on 16 GPUs.
-        shared = {"ppo.rollout_batch_size": 64} if config.sft.batch_size == 128 else {}
-        found = values(config, DEMO_ONLY)
-        assert {key: value for key, value in found.items() if value == DEMO_ONLY[key]} in ({}, shared), name
+@pytest.fixture(scope="module")
+def compose(make_config):
+    """`compose(name)`: the configuration of a command that names this model alone; each is composed once."""
+    return cache(lambda name: make_config(f"model={name}"))
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_the_reward_model_is_no_larger_than_the_policy_and_has_its_tokenizer(name, make_config):
-    config = make_config(f"model={name}")
+def test_no_model_takes_a_value_of_the_demo(name, compose):
+    config = compose(name)
+    # 64 sequences a rollout are those of the reference run too, on 16 GPUs.
+    shared = {"ppo.rollout_batch_size": 64} if config.sft.batch_size == 128 else {}
+    found = values(config, DEMO_ONLY)
+    assert {key: value for key, value in found.items() if value == DEMO_ONLY[key]} in ({}, shared)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_reward_model_is_no_larger_than_the_policy_and_has_its_tokenizer(name, compose):
+    config = compose(name)
     assert config.reward_model.num_parameters <= config.model.num_parameters
     assert config.reward_model.family == config.model.family
     prefix = next((prefix for prefix in REWARD_MODELS if name.startswith(prefix)), None)
