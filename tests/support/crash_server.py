@@ -1,4 +1,4 @@
-"""Stages that run in processes which can be killed at a chosen instant, each doing what `python -m rlhf.launch.worker` does."""
+"""Stages in processes that can be killed at a chosen instant; each does what `python -m rlhf.launch.worker` does."""
 
 import errno
 import importlib

@@ -54,8 +54,8 @@ class ForkServer:
         )
 
     def fork(self, function: str, calls: list[list[Any]], kill: Kill | None = None) -> Ended:
-        """Call a function (`module:name`) in a process for each list of arguments, which JSON must be able to hold, and wait
-        for all of them. What the function returns is the exit code. When one fails, the others are ended."""
+        """Call a function (`module:name`) in a process for each list of arguments, of which JSON must be made, and wait for
+        all processes. What the function returns is the exit code. When one fails, the others are ended."""
         job = {"function": function, "calls": calls, "kill": None if kill is None else asdict(kill)}
         assert self.server.stdin is not None and self.server.stdout is not None
         self.server.stdin.write(json.dumps(job) + "\n")
