@@ -21,7 +21,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m rlhf report",
         description="Write what a sweep or a run came to as one HTML page (report.html, which needs no network) and as "
-        "tables: points.* has a row per point, table.* the figures over seeds, each as .csv, .json and .md. "
+        "tables: points.* has a row per point, stages.* the planned and spent cost of each stage, table.* the figures over "
+        "seeds, each as .csv, .json and .md. "
         "A sweep that is half finished or partly failed is reported as far as it is.",
         epilog="example: python -m rlhf report outputs/sweeps/kl",
     )

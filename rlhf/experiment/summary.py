@@ -12,6 +12,7 @@ from rlhf.catalog.stage import Side, order_stages
 from rlhf.config.terminal import make_printable
 from rlhf.experiment.files import as_float, as_text, read_lines
 from rlhf.experiment.graph import Node
+from rlhf.experiment.stage_files import read_planned
 from rlhf.experiment.sweep import Outcome, Point, Task, metrics_by_stage, read_summary_metrics
 
 
@@ -36,8 +37,11 @@ def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Con
             for label, found in count_losses(stage, result.metrics).items():
                 table.add_row(label, found)
         table.add_section()
-        for stage, result in results.items():
-            table.add_row(f"seconds, {stage}", f"{result.seconds:.0f}")
+        for node in planned:
+            if node.stage in results:
+                told = read_planned(node.directory.path)
+                plan = "" if told is None or told.seconds is None else f" ({told.seconds:.0f} planned)"
+                table.add_row(f"seconds, {node.stage}{plan}", f"{results[node.stage].seconds:.0f}")
         console.print(table)
     for node in planned:
         if (sides := display_of(node.stage).sides) and node.directory.samples.is_file():

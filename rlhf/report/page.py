@@ -12,8 +12,10 @@ from rlhf.catalog.metric import Metric
 from rlhf.catalog.state import STATES
 from rlhf.config.terminal import plural
 from rlhf.experiment.files import as_float
+from rlhf.experiment.plan import format_dollars, format_seconds
 from rlhf.report import plots, statistics, throughput
 from rlhf.report.collect import Collection, Point, rank
+from rlhf.report.costs import Cost, add_up, cost_lines, stage_costs
 from rlhf.report.failures import failures, missing
 from rlhf.report.figures import collect_metrics, compared_metrics, format_short
 from rlhf.report.groups import Group, differing_keys, to_yaml_text
@@ -56,6 +58,7 @@ def build_context(collection: Collection, groups: list[Group]) -> dict[str, Any]
     seed, prompts = side_by_side(groups)
     by_kind, by_stage = throughput.speeds(collection)
     keys = differing_keys([point.config for point in collection.points])
+    costs = stage_costs(collection)
     return {
         "name": collection.name,
         "place": str(collection.place),
@@ -63,7 +66,10 @@ def build_context(collection: Collection, groups: list[Group]) -> dict[str, Any]
         "method": statistics.METHOD,
         "overview": overview(collection),
         "period": format_period(collection),
-        "stages": [(stage, users(collection, stage)) for stage in collection.stages],
+        "stages": [(cost, users(collection, cost.stage)) for cost in costs],
+        "total": (add_up([cost.planned for cost in costs]), add_up([cost.spent for cost in costs])),
+        "priced": any(cost.dollars for each in costs for cost in (each.planned, each.spent) if cost is not None),
+        "cost_cells": format_cost,
         "legend": build_legend(groups, plots.under_way(groups)),
         "finished": build_legend(groups, [len(plots.score_pairs(group, "eval/reward")) for group in groups]),
         "curves": to_data_url(plots.curves(groups)),
@@ -94,6 +100,13 @@ def to_data_url(svg: str | None) -> Markup | None:
     return None if svg is None else Markup(svg)
 
 
+def format_cost(cost: Cost | None, priced: bool) -> list[str]:
+    """Return a cost as cells of a table: its time, its device-hours and, where anything has a price, its dollars."""
+    if cost is None:
+        return ["–"] * (3 if priced else 2)
+    return [format_seconds(cost.seconds), format_short(cost.gpu_hours), *([format_dollars(cost.dollars)] if priced else [])]
+
+
 def decimal(value: float | None) -> str:
     """Return a score of one answer: two decimals say enough."""
     return "–" if value is None else f"{value:.2f}"
@@ -105,7 +118,7 @@ def numeric(values: list[Any]) -> bool:
 
 
 def overview(collection: Collection) -> list[str]:
-    """How many points and stages, in which states, and what sharing saved."""
+    """How many points and stages, in which states, what they took beside what was planned, and what sharing saved."""
     points = counted([point.state for point in collection.points])
     kinds = counted([stage.kind for stage in sorted(collection.stages, key=lambda stage: rank(stage.kind))])
     uses = sum(len(point.stages) for point in collection.points)
@@ -115,7 +128,7 @@ def overview(collection: Collection) -> list[str]:
     ]
     if uses > len(collection.stages):
         lines.append(f"{len(collection.stages)} stages instead of {uses}: one that several points use is run once")
-    return lines
+    return lines + cost_lines(collection)
 
 
 def counted(names: list[str]) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 from rlhf.catalog.display import Display
 from rlhf.catalog.state import ALIVE, ENDED
 from rlhf.experiment.files import Unreadable, as_float, as_floats, as_int, as_mapping, as_text, read_lines, read_object
-from rlhf.experiment.stage_files import read_display
+from rlhf.experiment.stage_files import parse_planned, read_display, read_planned
+from rlhf.planner.remaining import Planned
 from rlhf.report.statistics import Array
 
 # A running stage renews its heartbeat every few seconds; one that is silent for longer is dead or hangs.
@@ -38,11 +39,13 @@ class SummaryEntry:
     log: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     time: float = 0.0
+    planned: Planned | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A stage's directory. `state` is that of status.json, or `silent` without a heartbeat, or `damaged` if files are."""
+    """A stage's directory. `state` is that of status.json, or `silent` without a heartbeat, or `damaged` if files are;
+    `seconds` is what it took so far, `planned` what it was to take."""
 
     place: Path
     kind: str
@@ -59,6 +62,7 @@ class Stage:
     environment: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     display: Display = field(default_factory=Display)
+    planned: Planned | None = None
 
     @property
     def name(self) -> str:
@@ -84,7 +88,7 @@ def read_stage(place: Path, kind: str, told: SummaryEntry) -> Stage:
         state,
         reason,
         log_file(place, told) if state != "done" else None,
-        as_float((result or {}).get("seconds")),
+        as_float((result or known).get("seconds")),
         as_int(known.get("step")),
         as_int(known.get("total")),
         as_int(known.get("attempts")),
@@ -94,6 +98,7 @@ def read_stage(place: Path, kind: str, told: SummaryEntry) -> Stage:
         environment or {},
         tuple(notes),
         display,
+        read_planned(place) or (None if result else told.planned),
     )
 
 
@@ -221,4 +226,5 @@ def parse_entry(entry: Any, written: float) -> SummaryEntry:
         as_text(known.get("log")),
         as_floats(known.get("metrics")),
         written,
+        parse_planned(known.get("planned")),
     )

@@ -1,4 +1,4 @@
-"""The tables beside the page: one of points, one of groups over seeds; each as CSV, JSON and Markdown.
+"""The tables beside the page: of points, of stages, and of groups over seeds; each as CSV, JSON and Markdown.
 
 CSV and JSON have every figure in full, Markdown what people compare in three digits.
 """
@@ -12,6 +12,7 @@ from typing import Any
 from rlhf.config.terminal import make_printable
 from rlhf.experiment.store import write_atomic
 from rlhf.report.collect import Collection, Point
+from rlhf.report.costs import cost_rows
 from rlhf.report.figures import Cell, Figure, collect_metrics, compared_metrics, format_short
 from rlhf.report.groups import Group, differing_keys, to_yaml_text
 
@@ -19,13 +20,17 @@ Rows = list[dict[str, Any]]
 
 
 def write_tables(output: Path, collection: Collection, groups: list[Group]) -> list[Path]:
-    """Write both tables in three formats; returns the files."""
+    """Write the tables in three formats; returns the files."""
     figures = collect_metrics(groups)
     points, summary = point_rows(collection, groups, figures), group_rows(groups, figures)
+    stages = cost_rows(collection)
     contents = {
         "points.csv": as_csv(points),
         "points.json": as_json(points),
         "points.md": as_markdown(format_points(points, figures)),
+        "stages.csv": as_csv(stages),
+        "stages.json": as_json(stages),
+        "stages.md": as_markdown(format_stages(stages)),
         "table.csv": as_csv(summary),
         "table.json": as_json(summary),
         "table.md": as_markdown(format_groups(groups, figures)),
@@ -78,6 +83,11 @@ def format_points(rows: Rows, figures: list[Figure]) -> Rows:
         {key: row[key] for key in others} | {names[key]: format_short(row[key]) for key in names if key in row}
         for row in rows
     ]
+
+
+def format_stages(rows: Rows) -> Rows:
+    """Return the stages with their costs in three digits."""
+    return [{key: format_short(value) if isinstance(value, float) else value for key, value in row.items()} for row in rows]
 
 
 def format_groups(groups: list[Group], figures: list[Figure]) -> Rows:

@@ -71,7 +71,10 @@ def test_the_terminal_shows_where_and_what(tmp_path, capsys):
     assert "3.25 (2)" in shown
     assert not (sweep.place / "report").exists()
     files = {file.name for file in (tmp_path / "elsewhere").iterdir()}
-    assert files == {"report.html", *(f"{name}.{kind}" for name in ("points", "table") for kind in ("csv", "md", "json"))}
+    assert files == {
+        "report.html",
+        *(f"{name}.{kind}" for name in ("points", "stages", "table") for kind in ("csv", "md", "json")),
+    }
 
 
 def test_the_same_input_gives_the_same_tables_and_plots(tmp_path):
