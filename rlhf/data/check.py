@@ -7,7 +7,7 @@ from rlhf.catalog.stage import Counts, kind_of
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Training
 from rlhf.config.terminal import plural
-from rlhf.data.dataset import Split
+from rlhf.data.dataset import Prompt, Split
 from rlhf.data.files import Origin
 from rlhf.data.records import load_part, name_origin, named_part
 from rlhf.data.shapes import SHAPES
@@ -16,7 +16,7 @@ from rlhf.experiment.fingerprint import hash_records
 
 def count_records(split: Split) -> Counts:
     """Count the records of a split."""
-    answers: dict[str, set[str]] = {}
+    answers: dict[Prompt, set[str]] = {}
     for comparison in split.comparisons:
         answers.setdefault(comparison.prompt, set()).update((comparison.chosen, comparison.rejected))
     most = max((len(found) for found in answers.values()), default=2)

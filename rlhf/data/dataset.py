@@ -13,6 +13,10 @@ class Message:
     content: str
 
 
+# A prompt: one text, or the messages of a conversation, of which the last is the user's.
+Prompt = str | tuple[Message, ...]
+
+
 @dataclass(frozen=True)
 class Record:
     """A prompt with the responses to it, whatever the shape of the data set that it comes from.
@@ -28,7 +32,7 @@ class Record:
             scores, an id.
     """
 
-    prompt: str | tuple[Message, ...]
+    prompt: Prompt
     response: str | None = None
     chosen: str | None = None
     rejected: str | None = None
@@ -41,7 +45,7 @@ class Record:
 class Demonstration:
     """A prompt and a response to imitate."""
 
-    prompt: str
+    prompt: Prompt
     response: str
 
 
@@ -49,7 +53,7 @@ class Demonstration:
 class Comparison:
     """Two responses to a prompt, of which the first was preferred."""
 
-    prompt: str
+    prompt: Prompt
     chosen: str
     rejected: str
 
@@ -70,9 +74,9 @@ class Split:
 
     demonstrations: list[Demonstration]
     comparisons: list[Comparison]
-    prompts: list[str]
+    prompts: list[Prompt]
     left_out: dict[str, int] = field(default_factory=dict)
-    meta: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    meta: dict[Prompt, Mapping[str, Any]] = field(default_factory=dict)
     shape: str = ""
     rows: int = 0
 
@@ -84,5 +88,5 @@ class Dataset:
 
     train: Split
     heldout: Split
-    gold: Callable[[str, str], float] | None = field(default=None)
+    gold: Callable[[Prompt, str], float] | None = field(default=None)
     agreement: float | None = field(default=None)

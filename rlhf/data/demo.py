@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 
 from rlhf.config.schema import DemoData
-from rlhf.data.dataset import Comparison, Dataset, Demonstration, Split
+from rlhf.data.dataset import Comparison, Dataset, Demonstration, Prompt, Split
 from rlhf.runtime.seeds import random_stream
 
 THINGS = (
@@ -161,11 +161,12 @@ def agreement(comparisons: list[Comparison], noise: float) -> float:
     return float(np.mean([preference(gap, noise) for gap in gaps]))
 
 
-def gold_reward(prompt: str, response: str) -> float:
+def gold_reward(prompt: Prompt, response: str) -> float:
     """Return the true quality of an answer, from about -4 to 3: up to two different right steps about the right thing, a
     reason, courtesy at both ends; against it, dismissals, wrong steps, repetition, and text that is no sentence of this
-    world."""
-    match = re.search(r"(clean|store|repair|choose) (?:a|my) (\w+)\?", prompt)
+    world. Of a conversation it is the answer to the last question."""
+    question = prompt if isinstance(prompt, str) else prompt[-1].content
+    match = re.search(r"(clean|store|repair|choose) (?:a|my) (\w+)\?", question)
     if match is None:
         raise ValueError(f"not a prompt of the demo data: {prompt!r}")
     task, thing = match[1], match[2]

@@ -11,8 +11,11 @@ from rlhf.config.derive import Batches, ranks
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.data.dataset import Dataset
+from rlhf.data.encode import shorten_prompt
+from rlhf.data.encoded import Tokenizer
 from rlhf.data.records import load_dataset
-from rlhf.data.tokens import PromptBatch, Tokenizer, encode_prompt, prompt_batch
+from rlhf.data.templates import build_template
+from rlhf.data.tokens import PromptBatch, prompt_batch
 from rlhf.runtime import distributed
 from rlhf.runtime.seeds import random_stream
 
@@ -104,7 +107,6 @@ class PromptLoader:
 def create_prompt_dataloader(args: Config, tokenizer: Tokenizer, dataset: Dataset | None = None) -> PromptLoader:
     """Return the training prompts of `args.data` (or of a data set that is loaded already), encoded, for this rank and its
     device; those too long for data.truncation are left out."""
-    prompts = (dataset or load_dataset(args)).train.prompts
-    encoded = [encode_prompt(prompt, tokenizer, args.data) for prompt in prompts]
-    kept = [ids for ids in encoded if ids is not None]
+    prompts, template = (dataset or load_dataset(args)).train.prompts, build_template(args.data, tokenizer)
+    kept = [short.ids for prompt in prompts if (short := shorten_prompt(prompt, template)) is not None]
     return PromptLoader(args, kept, tokenizer.pad_token_id, distributed.rank(), distributed.device(args))

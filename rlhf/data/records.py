@@ -10,12 +10,12 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.inputs import show_paths
 from rlhf.config.schema import Columns, Config, Data
 from rlhf.data.cells import CellError, Dropped
-from rlhf.data.dataset import Comparison, Dataset, Demonstration, Record, Split
+from rlhf.data.dataset import Comparison, Dataset, Demonstration, Prompt, Record, Split
 from rlhf.data.deepspeed_chat import cut
 from rlhf.data.files import Origin, Row, read_files
 from rlhf.data.hub import load_split
-from rlhf.data.plain import prompt_text
 from rlhf.data.shapes import Shape, find_shape
+from rlhf.data.templates.plain import check_prompt
 
 Item = TypeVar("Item")
 
@@ -154,13 +154,14 @@ def sort_records(records: list[Record], data: Data, left_out: Counter[str]) -> S
     What no stage reads is counted in `left_out`."""
     demonstrations: list[Demonstration] = []
     comparisons: list[Comparison] = []
-    meta: dict[str, Mapping[str, Any]] = {}
+    meta: dict[Prompt, Mapping[str, Any]] = {}
     for record in records:
         try:
-            prompt = prompt_text(record.prompt, data)
+            check_prompt(record.prompt, data)
         except Dropped as reason:
             left_out[str(reason)] += 1
             continue
+        prompt = simplify_prompt(record.prompt)
         meta.setdefault(prompt, record.meta)
         demonstrations += [Demonstration(prompt, response) for response in responses_to_imitate(record)]
         comparisons += [Comparison(prompt, chosen, rejected) for chosen, rejected in pairs_of(record)]
@@ -169,6 +170,12 @@ def sort_records(records: list[Record], data: Data, left_out: Counter[str]) -> S
         if undesirable := sum(not label for _, label in record.labelled):
             left_out["undesirable responses, which no stage reads,"] += undesirable
     return Split(demonstrations, comparisons, list(meta), meta={prompt: known for prompt, known in meta.items() if known})
+
+
+def simplify_prompt(prompt: Prompt) -> Prompt:
+    """Return the text of a conversation that is one question, or the prompt as it is."""
+    alone = not isinstance(prompt, str) and [message.role for message in prompt] == ["user"]
+    return prompt[0].content if alone and not isinstance(prompt, str) else prompt
 
 
 def responses_to_imitate(record: Record) -> list[str]:

@@ -1,19 +1,15 @@
-"""Plain text for PPO's pre-training loss: from a file, the hub, or the data set's own demonstrations."""
+"""Plain text for PPO's pre-training loss, from a file or the hub."""
 
 from collections.abc import Iterable
 
 from rlhf.config.errors import ConfigError
-from rlhf.config.schema import Data, Text
-from rlhf.data.dataset import Demonstration
+from rlhf.config.schema import Text
 from rlhf.data.files import FORMATS, Origin, Row, read_files, text_of
 from rlhf.data.hub import load_split
-from rlhf.data.plain import render_prompt, render_response
 
 
-def load_texts(ptx: Text, data: Data, demonstrations: list[Demonstration]) -> list[str]:
-    """Return the texts that `ppo.ptx` names. Raises ConfigError for what cannot be read."""
-    if ptx.source == "demonstrations":
-        return [render_prompt(d.prompt, data) + render_response(d.response, data) for d in demonstrations]
+def load_texts(ptx: Text) -> list[str]:
+    """Return the texts of the file or hub data set that `ppo.ptx` names. Raises ConfigError for what cannot be read."""
     if ptx.source == "file":
         origin, formats = Origin("ppo.ptx.file", str(ptx.file)), (".txt", *FORMATS)
         rows: Iterable[Row] = (row for _, row in read_files(origin, str(ptx.file), formats))

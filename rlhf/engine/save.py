@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from rlhf.config.schema import Lora
-from rlhf.data.tokens import Tokenizer
+from rlhf.data.encoded import Tokenizer
 from rlhf.models.adapters import record_base
 from rlhf.models.heads import ScalarHeadModel
 from rlhf.models.lora import adapter_names, base_model, is_adapter, merge_lora_weight, plain_name

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rlhf.catalog.families import FAMILIES
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config, Lora, Model, Zero
-from rlhf.data.tokens import Tokenizer
+from rlhf.data.encoded import Tokenizer
 from rlhf.models.adapters import adapter_base
 from rlhf.models.attention import extend_attention
 from rlhf.models.checkpoint import Checkpoint

@@ -3,8 +3,8 @@
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config, Model
 from rlhf.data.dataset import Dataset
-from rlhf.data.plain import render_prompt, render_response
-from rlhf.data.tokens import Tokenizer
+from rlhf.data.encoded import Tokenizer
+from rlhf.data.templates.plain import render_prompt, render_response
 from rlhf.models.source import Source, check_hub_access, expand_path
 
 PAD, EOS = "<|pad|>", "<|endoftext|>"

@@ -10,7 +10,8 @@ from torch import nn
 from rlhf.config.derive import Batches, is_reference_shared, is_reward_shared, policy_stage
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Rollout
-from rlhf.data.tokens import Tokenizer
+from rlhf.data.encoded import Tokenizer
+from rlhf.data.templates import build_template
 from rlhf.engine.compiled import compile_layers
 from rlhf.engine.offload import OffloadedEngine
 from rlhf.engine.zero import TrainingSpec, frozen_engine, release, training_engine
@@ -57,6 +58,7 @@ class DeepSpeedRLHFEngine:
         args = choose_layout(args, policy_stage(args)).config
         distributed.start(args)
         self.args, self.tokenizer, self.num_total_iters = args, tokenizer, num_total_iters
+        self.template = build_template(args.data, tokenizer)
         trusted, trusted_judge = args.model.trust_remote_code, args.reward_model.trust_remote_code
         policy = Source(actor_model_name_or_path, "ppo.actor", trust_remote_code=trusted)
         judge = Source(critic_model_name_or_path, "ppo.reward", trust_remote_code=trusted_judge)
@@ -64,7 +66,7 @@ class DeepSpeedRLHFEngine:
         check_source(judge, args, scorer=True)
         reward_tokenizer = load_tokenizer(judge.path, judge.key, None, trusted_judge)
         shared = have_same_vocabulary(tokenizer, reward_tokenizer)
-        self.reward_tokenizer: Tokenizer | None = None if shared else reward_tokenizer
+        self.reward_template = None if shared else build_template(args.data, reward_tokenizer)
         self.check_critic()
         self.device = distributed.device(args)
         self.batches = batches(args, policy_stage(args))
@@ -110,7 +112,7 @@ class DeepSpeedRLHFEngine:
     @property
     def score_responses(self) -> ModelReward:
         """The reward model, as a function of the actor's tokens."""
-        return ModelReward(self.reward, self.reward_tokenizer, self.tokenizer, self.args.ppo.packing, self.device)
+        return ModelReward(self.reward, self.reward_template, self.template, self.args.ppo.packing, self.device)
 
     def check_critic(self) -> None:
         """Refuse a critic with another vocabulary than the actor's, whose tokens it reads, before any model is loaded."""
@@ -119,7 +121,7 @@ class DeepSpeedRLHFEngine:
             return
         if start != "reward":
             check_source(Source(start, "ppo.critic"), self.args, scorer=True)
-        same = self.reward_tokenizer is None
+        same = self.reward_template is None
         if start != "reward":
             same = have_same_vocabulary(self.tokenizer, load_tokenizer(start, "ppo.critic"))
         if not same:

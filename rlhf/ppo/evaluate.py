@@ -14,9 +14,13 @@ from rlhf.catalog.stage import kind_of
 from rlhf.config.derive import policy_stage
 from rlhf.config.schema import Config
 from rlhf.data.dataset import Dataset
+from rlhf.data.dataset import Prompt as DataPrompt
+from rlhf.data.encode import shorten_prompt
+from rlhf.data.encoded import Tokenizer
 from rlhf.data.loaders import from_shares, local_share
 from rlhf.data.records import require_records
-from rlhf.data.tokens import Tokenizer, encode_prompt, left_mask, prompt_batch, right_mask
+from rlhf.data.templates import build_template
+from rlhf.data.tokens import left_mask, prompt_batch, right_mask
 from rlhf.engine.compiled import run_uncompiled
 from rlhf.models.forward import response_logprobs
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
@@ -29,8 +33,10 @@ SAMPLES_KEPT = 16
 
 @dataclass(frozen=True)
 class Prompt:
-    """A held-out prompt, as text and as ids, with whatever else its record says of it, as the reference answer."""
+    """A held-out prompt: as its record has it, as text to show, and as ids, with whatever else its record says of it, as
+    the reference answer."""
 
+    prompt: DataPrompt
     text: str
     ids: list[int]
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -50,9 +56,12 @@ class Answer:
 
 def heldout_prompts(config: Config, dataset: Dataset, tokenizer: Tokenizer) -> list[Prompt]:
     """Return the held-out prompts that fit data.max_prompt_tokens. Raises ConfigError if there are none."""
-    heldout = dataset.heldout
-    pairs = [(text, encode_prompt(text, tokenizer, config.data)) for text in heldout.prompts]
-    prompts = [Prompt(text, ids, heldout.meta.get(text, {})) for text, ids in pairs if ids is not None]
+    heldout, template = dataset.heldout, build_template(config.data, tokenizer)
+    prompts = [
+        Prompt(prompt, template.show(prompt), short.ids, heldout.meta.get(prompt, {}))
+        for prompt in heldout.prompts
+        if (short := shorten_prompt(prompt, template)) is not None
+    ]
     return require_records(prompts, "prompts", config)
 
 
@@ -64,7 +73,7 @@ class Evaluation:
         self,
         engine: DeepSpeedRLHFEngine,
         config: Config,
-        gold: Callable[[str, str], float] | None,
+        gold: Callable[[DataPrompt, str], float] | None,
         prompts: list[Prompt],
     ) -> None:
         self.engine, self.config, self.gold, self.prompts = engine, config, gold, prompts
@@ -105,11 +114,11 @@ class Evaluation:
         scores = engine.score_responses(ids, mask, actions.size(1), responses.ended).tolist()
         lengths = responses.lengths.tolist()
         texts = [
-            engine.tokenizer.decode(tokens[:length], skip_special_tokens=True).strip()
+            engine.template.decode(tokens[:length])
             for tokens, length in zip(responses.tokens.tolist(), lengths, strict=True)
         ]
         kl = [float(masked_sum(k1(p, q), m)) for p, q, m in zip(logprobs, reference, actions, strict=True)]
-        gold = [self.gold(prompt.text, text) if self.gold else None for prompt, text in zip(prompts, texts, strict=True)]
+        gold = [self.gold(prompt.prompt, text) if self.gold else None for prompt, text in zip(prompts, texts, strict=True)]
         columns = zip([prompt.text for prompt in prompts], texts, scores, gold, kl, lengths, strict=True)
         return [Answer(*column) for column in columns]
 

@@ -6,10 +6,13 @@ from torch import Tensor
 from rlhf.config.derive import Batches, max_sequence
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
+from rlhf.data.encode import encode_whole
+from rlhf.data.encoded import Encoded
 from rlhf.data.loaders import local_share
 from rlhf.data.records import load_dataset
+from rlhf.data.templates import Template
 from rlhf.data.text import load_texts
-from rlhf.data.tokens import Encoded, SequenceBatch, Tokenizer, right_mask, sequence_batch, text_ids
+from rlhf.data.tokens import SequenceBatch, right_mask, sequence_batch
 from rlhf.runtime.distributed import rank
 from rlhf.runtime.seeds import random_stream
 
@@ -17,12 +20,13 @@ from rlhf.runtime.seeds import random_stream
 class Texts:
     """Texts as token ids; for each update of the actor as many as it has sequences."""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, plan: Batches, device: torch.device) -> None:
-        self.config, self.plan, self.device, self.pad = config, plan, device, int(tokenizer.pad_token_id)
+    def __init__(self, config: Config, template: Template, plan: Batches, device: torch.device) -> None:
+        self.config, self.plan, self.device, self.pad = config, plan, device, int(template.tokenizer.pad_token_id)
         limit = max_sequence(config)
-        demonstrations = load_dataset(config).train.demonstrations if config.ppo.ptx.source == "demonstrations" else []
-        texts = load_texts(config.ppo.ptx, config.data, demonstrations)
-        encoded = [[*text_ids(text, tokenizer), tokenizer.eos_token_id] for text in texts]
+        if config.ppo.ptx.source == "demonstrations":
+            encoded = encode_whole(load_dataset(config).train.demonstrations, template)
+        else:
+            encoded = [template.encode_text(text) for text in load_texts(config.ppo.ptx)]
         self.items = [Encoded([], ids[:limit], cut=len(ids) > limit) for ids in encoded if len(ids) > 1]
         if not self.items:
             raise ConfigError("ppo.ptx.source", config.ppo.ptx.source, "it has no text", "check ppo.ptx.column")

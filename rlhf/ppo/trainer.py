@@ -67,7 +67,7 @@ class DeepSpeedPPOTrainer:
         self.updates = 0
         self.update_metrics = UpdateMetrics()
         texts = args.ppo.ptx_coef > 0
-        self.texts = Texts(args, engine.tokenizer, engine.batches, engine.device) if texts else None
+        self.texts = Texts(args, engine.template, engine.batches, engine.device) if texts else None
         self.average = build_average(engine, args.ppo, self.total_updates)
         self.metrics: dict[str, float] = {}
         self.clock = Clock()

@@ -4,7 +4,7 @@ from typing import Any
 
 from rlhf.catalog.sampler import load_sampler
 from rlhf.config.schema import Rollout
-from rlhf.data.tokens import Tokenizer
+from rlhf.data.encoded import Tokenizer
 from rlhf.engine.gather import is_sharded
 from rlhf.rollout.base import Sampler
 from rlhf.rollout.tensor_parallel import TensorParallelSampler

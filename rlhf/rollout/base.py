@@ -10,7 +10,8 @@ from torch import Tensor
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Rollout
-from rlhf.data.tokens import PromptBatch, Tokenizer, right_mask
+from rlhf.data.encoded import Tokenizer
+from rlhf.data.tokens import PromptBatch, right_mask
 from rlhf.runtime.device import free_bytes
 
 GIB = 2**30

@@ -5,7 +5,7 @@ from typing import Any
 from rlhf.catalog.sampler import deepspeed_problem
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Rollout
-from rlhf.data.tokens import Tokenizer
+from rlhf.data.encoded import Tokenizer
 from rlhf.rollout.hf import HFSampler
 from rlhf.runtime.compat.deepspeed import has_inference_kernels
 

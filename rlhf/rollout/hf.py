@@ -9,7 +9,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Rollout
-from rlhf.data.tokens import PromptBatch, Tokenizer, left_mask
+from rlhf.data.encoded import Tokenizer
+from rlhf.data.tokens import PromptBatch, left_mask
 from rlhf.models.lora import base_model
 from rlhf.rollout.base import Responses, evaluation_mode
 from rlhf.rollout.sampling import StopTexts, next_tokens, seen_tokens

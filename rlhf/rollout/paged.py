@@ -9,7 +9,8 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from rlhf.catalog.sampler import paged_problem
 from rlhf.config.schema import Rollout
-from rlhf.data.tokens import PromptBatch, Tokenizer, left_mask
+from rlhf.data.encoded import Tokenizer
+from rlhf.data.tokens import PromptBatch, left_mask
 from rlhf.models.attention import attention
 from rlhf.models.families import shape_of
 from rlhf.models.lora import base_model

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from rlhf.config.schema import Rollout
-from rlhf.data.tokens import Tokenizer
+from rlhf.data.encoded import Tokenizer
 
 # An id that no tokenizer has: where a response has not begun.
 NO_TOKEN = 2**31 - 1

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Rollout
-from rlhf.data.tokens import PromptBatch, Tokenizer
+from rlhf.data.encoded import Tokenizer
+from rlhf.data.tokens import PromptBatch
 from rlhf.engine.tensor_parallel import Share, SharedModel
 from rlhf.rollout.base import Responses, Sampler
 from rlhf.rollout.weights import adapter_scale, announce

@@ -69,7 +69,9 @@ KIND = StageKind(
 
 def run(config, inputs, context):
     from rlhf.data.records import load_dataset
-    from rlhf.data.tokens import encode_demonstrations, sequence_batch
+    from rlhf.data.encode import encode_demonstrations
+    from rlhf.data.templates import build_template
+    from rlhf.data.tokens import sequence_batch
     from rlhf.engine.save import save_model
     from rlhf.engine.zero import TrainingSpec, release, training_engine
     from rlhf.models.load import load_policy
@@ -83,9 +85,8 @@ def run(config, inputs, context):
 
     own, dataset = config.relearn, load_dataset(config)
     tokenizer = load_tokenizer(inputs["actor"], "ppo.actor")
-    train, heldout = (
-        encode_demonstrations(part.demonstrations, tokenizer, config.data) for part in (dataset.train, dataset.heldout)
-    )
+    template = build_template(config.data, tokenizer)
+    train, heldout = (encode_demonstrations(part.demonstrations, template) for part in (dataset.train, dataset.heldout))
     plan, pad = batches(config, context.spec.stage), tokenizer.pad_token_id
     policy = load_policy(Source(inputs["actor"], "ppo.actor"), config, config.zero, own.dropout)
     learning = TrainingSpec(own, plan, config.zero, config.lora, own.learning_rate, own.weight_decay, False)

@@ -10,8 +10,10 @@ from support.small import SMALL_STAGES
 
 from rlhf.catalog.stage import kind_of
 from rlhf.config.checks import check
+from rlhf.data.encode import encode_demonstrations
 from rlhf.data.records import load_dataset
-from rlhf.data.tokens import encode_demonstrations, right_mask, sequence_batch
+from rlhf.data.templates import build_template
+from rlhf.data.tokens import right_mask, sequence_batch
 from rlhf.engine.save import save_model
 from rlhf.engine.zero import TrainingSpec, training_engine
 from rlhf.experiment.graph import build_graph
@@ -102,7 +104,7 @@ def scores_of_demonstrations(config):
     place = str(build_graph(config)[0].directory.model)
     source, tokenizer = Source(place, "ppo.reward"), load_tokenizer(place, "ppo.reward")
     scorer = load_scorer(source, config, config.reward_zero, 0.0)
-    items = encode_demonstrations(load_dataset(config).train.demonstrations, tokenizer, config.data)
+    items = encode_demonstrations(load_dataset(config).train.demonstrations, build_template(config.data, tokenizer))
     batch = sequence_batch(items, tokenizer.pad_token_id, torch.device("cpu"))
     with torch.no_grad():
         return response_scores(scorer, batch.ids, right_mask(batch.lengths, batch.ids.size(1)))

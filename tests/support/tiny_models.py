@@ -12,9 +12,10 @@ from torch import Tensor
 
 from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
 from rlhf.catalog.families import FAMILIES
+from rlhf.data.encoded import Encoded
 from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.data.records import load_dataset
-from rlhf.data.tokens import Encoded, encode_prompt, prompt_batch
+from rlhf.data.tokens import prompt_batch
 from rlhf.engine.state import engine_state
 from rlhf.engine.zero import TrainingSpec, frozen_engine, training_engine
 from rlhf.models.load import new_policy, new_scorer
@@ -24,6 +25,7 @@ from rlhf.rollout import create_sampler
 from rlhf.runtime.compat.deepspeed import local_shard
 from rlhf.runtime.distributed import start
 from support.rounding import assert_same_gradients, assert_same_step
+from support.texts import encode_prompt
 
 PROMPTS = ("How do I clean a kettle?", "What is the best way to repair a lamp?", "Can you help me choose my sofa?")
 

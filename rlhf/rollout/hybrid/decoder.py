@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from rlhf.config.schema import Rollout
-from rlhf.data.tokens import PromptBatch, Tokenizer, left_mask
+from rlhf.data.encoded import Tokenizer
+from rlhf.data.tokens import PromptBatch, left_mask
 from rlhf.models.attention import reads_runs, takes_packed
 from rlhf.models.cached import Runs, SlotMask
 from rlhf.models.heads import accepted_inputs, model_inputs

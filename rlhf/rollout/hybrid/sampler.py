@@ -7,7 +7,8 @@ from torch import Tensor
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Rollout
-from rlhf.data.tokens import PromptBatch, Tokenizer
+from rlhf.data.encoded import Tokenizer
+from rlhf.data.tokens import PromptBatch
 from rlhf.rollout.base import Part, Responses, evaluation_mode, generate_in_parts
 from rlhf.rollout.hybrid.decoder import Decoder, next_size
 from rlhf.rollout.weights import RolloutWeights

@@ -7,8 +7,9 @@ import torch
 
 from rlhf.config.derive import ranks
 from rlhf.config.schema import Config
+from rlhf.data.encoded import Encoded
 from rlhf.data.loaders import local_share
-from rlhf.data.tokens import Encoded, PromptBatch, prompt_batch
+from rlhf.data.tokens import PromptBatch, prompt_batch
 from rlhf.runtime.distributed import rank
 from rlhf.runtime.seeds import random_stream
 

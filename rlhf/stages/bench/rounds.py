@@ -14,7 +14,8 @@ import torch
 from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
 from rlhf.catalog.metric import PHASES
 from rlhf.config.schema import Config
-from rlhf.data.tokens import PromptBatch, Tokenizer
+from rlhf.data.encoded import Tokenizer
+from rlhf.data.tokens import PromptBatch
 from rlhf.engine.save import save_model
 from rlhf.models.load import new_policy, new_scorer
 from rlhf.models.tokenizer import train_tokenizer

@@ -52,7 +52,7 @@ def check(config: Config, inputs: Mapping[str, str]) -> None:
     ppo = config.ppo
     downloaded = ppo.ptx.source == "hub"
     if ppo.ptx_coef > 0 and ppo.ptx.source != "demonstrations" and not (downloaded and config.dry_run):
-        load_texts(ppo.ptx, config.data, [])
+        load_texts(ppo.ptx)
     starts = {"lora": "actor", "critic_lora": ppo.critic if ppo.critic in inputs else "critic"}
     for lora, start in starts.items():
         check_new_adapters(config, lora, Source(inputs[start], f"ppo.{start}"))

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from rlhf.algo.losses import preference_loss
-from rlhf.data.tokens import ComparisonBatch, Encoded, SequenceBatch, comparison_batch, right_mask
+from rlhf.data.encoded import Encoded
+from rlhf.data.tokens import ComparisonBatch, SequenceBatch, comparison_batch, right_mask
 from rlhf.engine.step import accumulate
 from rlhf.engine.zero import backward
 from rlhf.models.forward import response_scores

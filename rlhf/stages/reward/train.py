@@ -11,17 +11,11 @@ from rlhf.algo.losses import preference_loss
 from rlhf.config.derive import Batches
 from rlhf.config.schema import Config
 from rlhf.data.dataset import Comparison, Dataset
+from rlhf.data.encode import encode_comparisons, encode_demonstrations, encode_pairs
 from rlhf.data.loaders import evenly, from_shares
 from rlhf.data.records import load_dataset, require_records
-from rlhf.data.tokens import (
-    SequenceBatch,
-    Tokenizer,
-    comparison_batch,
-    count_truncated,
-    encode_comparisons,
-    encode_demonstrations,
-    sequence_batch,
-)
+from rlhf.data.templates import Template, build_template
+from rlhf.data.tokens import SequenceBatch, comparison_batch, count_truncated, sequence_batch
 from rlhf.engine.save import save_model
 from rlhf.engine.step import optimizer_step
 from rlhf.engine.zero import TrainingSpec, release, training_engine
@@ -48,8 +42,9 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     dataset = load_dataset(config)
     tokenizer = build_tokenizer(config.reward_model, "reward_model", config, dataset)
     pad = tokenizer.pad_token_id
-    train = encode_comparisons(dataset.train.comparisons, tokenizer, config.data, reward.grouped)
-    heldout = heldout_pairs(dataset, tokenizer, config)
+    template = build_template(config.data, tokenizer)
+    train = encode_comparisons(dataset.train.comparisons, template, reward.grouped)
+    heldout = heldout_pairs(dataset, template, config)
     counts = describe_pairs(train, [element for element, _ in heldout])
     plan = batches(config, "reward")
     scorer = new_scorer(config.reward_model, config, tokenizer, config.reward_zero, reward.dropout)
@@ -69,7 +64,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         shown=("train/loss", "train/accuracy"),
     )  # fmt: skip
     final = supervised.train(config, context, learner)
-    final |= counts | normalize_scores(engine, dataset, plan, config, tokenizer)
+    final |= counts | normalize_scores(engine, dataset, plan, config, template)
     text = write_model_card(context.spec, "reward", engine, final)
     context.directory.check_lock()
     save_model(engine, tokenizer, config.reward_lora, context.directory.model, text)
@@ -120,10 +115,10 @@ def count_ties(elements: list[Element], where: str) -> int:
     return ties
 
 
-def heldout_pairs(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> list[tuple[Element, float]]:
-    """Held-out comparisons that fit data.max_prompt_tokens, each with its difference of gold rewards."""
-    pairs = [(encode_comparisons([c], tokenizer, config.data, False), c) for c in dataset.heldout.comparisons]
-    found = [(elements[0], gold_gap(dataset, comparison)) for elements, comparison in pairs if elements]
+def heldout_pairs(dataset: Dataset, template: Template, config: Config) -> list[tuple[Element, float]]:
+    """Return held-out comparisons that fit data.max_prompt_tokens, each with its difference of gold rewards."""
+    records = dataset.heldout.comparisons
+    found = [([pair], gold_gap(dataset, records[number])) for number, pair in encode_pairs(records, template)]
     return require_records(found, "comparisons", config)
 
 
@@ -162,13 +157,11 @@ def gold_gap(dataset: Dataset, comparison: Comparison) -> float:
     return dataset.gold(comparison.prompt, comparison.chosen) - dataset.gold(comparison.prompt, comparison.rejected)
 
 
-def normalize_scores(
-    engine: Any, dataset: Dataset, plan: Batches, config: Config, tokenizer: Tokenizer
-) -> dict[str, float]:
+def normalize_scores(engine: Any, dataset: Dataset, plan: Batches, config: Config, template: Template) -> dict[str, float]:
     """Note in the model's configuration what its scores are shifted and divided by (`reward.normalize`); metrics of it."""
     if config.reward.normalize == "none":
         return {}
-    mean, deviation = score_moments(engine, dataset, plan, config, tokenizer)
+    mean, deviation = score_moments(engine, dataset, plan, config, template)
     setattr(engine.module.config, BIAS, mean)
     if config.reward.normalize == "bias":
         return {"eval/reward_bias": mean}
@@ -177,18 +170,16 @@ def normalize_scores(
 
 
 @torch.no_grad()
-def score_moments(
-    engine: Any, dataset: Dataset, plan: Batches, config: Config, tokenizer: Tokenizer
-) -> tuple[float, float]:
+def score_moments(engine: Any, dataset: Dataset, plan: Batches, config: Config, template: Template) -> tuple[float, float]:
     """Mean and standard deviation of the raw scores of training demonstrations: with them as bias and scale, these score 0
     on average, with deviation 1."""
     engine.eval()
-    items = encode_demonstrations(dataset.train.demonstrations[:BIAS_DEMONSTRATIONS], tokenizer, config.data)
+    items = encode_demonstrations(dataset.train.demonstrations[:BIAS_DEMONSTRATIONS], template)
     score_sum = square_sum = count = 0.0
     shares = evenly(items, plan, rank())
     with Bar("bias", len(shares), is_main()) as bar:
         for number, (own, on_host) in enumerate(shares, start=1):
-            batch, weights = sequence_batch(own, tokenizer.pad_token_id, engine.device), on_host.to(engine.device)
+            batch, weights = sequence_batch(own, template.tokenizer.pad_token_id, engine.device), on_host.to(engine.device)
             found = read_scores(engine, batch, config.reward.packing)
             score_sum += float((found * weights).sum())
             square_sum += float((found.double() ** 2 * weights).sum())

@@ -10,17 +10,12 @@ from rlhf.algo.errors import ratio_with_error
 from rlhf.algo.masked import zero_padding
 from rlhf.config.derive import Batches
 from rlhf.config.schema import Config
+from rlhf.data.encode import encode_demonstrations
+from rlhf.data.encoded import Encoded
 from rlhf.data.loaders import evenly, from_shares
 from rlhf.data.records import load_dataset, require_records
-from rlhf.data.tokens import (
-    Encoded,
-    SequenceBatch,
-    count_truncated,
-    encode_demonstrations,
-    response_mask,
-    right_mask,
-    sequence_batch,
-)
+from rlhf.data.templates import build_template
+from rlhf.data.tokens import SequenceBatch, count_truncated, response_mask, right_mask, sequence_batch
 from rlhf.engine.save import save_model
 from rlhf.engine.step import accumulate, optimizer_step
 from rlhf.engine.zero import TrainingSpec, backward, release, training_engine
@@ -41,8 +36,9 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     sft = config.sft
     dataset = load_dataset(config)
     tokenizer = build_tokenizer(config.model, "model", config, dataset)
-    train = encode_demonstrations(dataset.train.demonstrations, tokenizer, config.data)
-    heldout = encode_demonstrations(dataset.heldout.demonstrations, tokenizer, config.data)
+    template = build_template(config.data, tokenizer)
+    train = encode_demonstrations(dataset.train.demonstrations, template)
+    heldout = encode_demonstrations(dataset.heldout.demonstrations, template)
     require_records(heldout, "demonstrations", config)
     plan = batches(config, "sft")
     policy = new_policy(config.model, config, tokenizer, config.zero, sft.dropout)

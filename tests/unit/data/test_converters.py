@@ -7,9 +7,9 @@ from rlhf.config.schema import Columns, Data
 from rlhf.data.cells import CellError, Dropped
 from rlhf.data.dataset import Message, Record
 from rlhf.data.files import Origin
-from rlhf.data.plain import join_messages, render_prompt, render_response
 from rlhf.data.records import build_split
 from rlhf.data.shapes import SHAPES, find_shape
+from rlhf.data.templates.plain import render_prompt, render_response
 
 FORMAT = "Human: {prompt}\n\nAssistant:"
 DATA = Data(
@@ -198,10 +198,10 @@ def test_a_tree_gives_each_question_its_ranked_answers():
         node("8", "missing", "prompter", "lost"),
     ]  # fmt: skip
     found = split(rows)
-    history = "q\n\nAssistant: good\n\nHuman: "
-    assert found.prompts == ["q", history + "r", history + "unanswered"]
+    asked = [(Message("user", "q"), Message("assistant", "good"), Message("user", text)) for text in ("r", "unanswered")]
+    assert found.prompts == ["q", *asked]
     assert [(c.prompt, c.chosen, c.rejected) for c in found.comparisons] == [("q", "good", "bad")]
-    assert [(d.prompt, d.response) for d in found.demonstrations] == [("q", "good"), (history + "r", "only")]
+    assert [(d.prompt, d.response) for d in found.demonstrations] == [("q", "good"), (asked[0], "only")]
     assert found.left_out == {"deleted messages": 1, "messages whose conversation lacks its beginning": 1}
     assert found.meta["q"]["lang"] == "en"
 
@@ -235,8 +235,7 @@ def test_only_desirable_responses_are_imitated():
 def test_a_conversation_is_read_turn_by_turn_in_the_prompts_format(form, text):
     data = Data(format="plain", prompt_format=form)
     said = [("system", "Be kind."), ("user", "Hi"), ("assistant", " Hello.\n"), ("user", "Who?")]
-    inner = join_messages([Message(*message) for message in said], data)
-    assert render_prompt(inner, data) == text
+    assert render_prompt(tuple(Message(*message) for message in said), data) == text
     assert render_response(" You.\n", data) == " You."
 
 
@@ -244,7 +243,7 @@ def test_a_transcript_is_read_back_as_it_was_written():
     text = "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant:"
     data = Data(format="plain", prompt_format="\n\nHuman: {prompt}\n\nAssistant:")
     record = convert({"chosen": text + " c", "rejected": text + " d"})
-    assert render_prompt(join_messages(record.prompt, data), data) + render_response(record.chosen, data) == text + " c"
+    assert render_prompt(record.prompt, data) + render_response(record.chosen, data) == text + " c"
 
 
 @pytest.mark.parametrize("form", ["{prompt}", " {prompt}\n"])

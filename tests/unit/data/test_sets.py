@@ -12,9 +12,10 @@ from rlhf.data import records
 from rlhf.data.check import count_without_download, record_notes
 from rlhf.data.dataset import Dataset
 from rlhf.data.deepspeed_chat import cut
-from rlhf.data.plain import render_prompt, render_response
+from rlhf.data.encode import encode_comparisons, encode_demonstrations
 from rlhf.data.records import load_dataset, load_part
-from rlhf.data.tokens import encode_comparisons, encode_demonstrations
+from rlhf.data.templates import build_template
+from rlhf.data.templates.plain import render_prompt, render_response
 from rlhf.ppo.evaluate import heldout_prompts
 
 OWN = {"demo", "files", "hub", "deepspeed-chat-jsonfile"}
@@ -61,11 +62,12 @@ def test_a_set_gives_the_texts_that_a_model_reads(read, option):
 def test_tokens_of_a_set_are_its_text_and_its_end(read, tokenizer, option):
     rows, (prompt, response, rejected) = SETS[option]
     config, found, _ = read(option, rows, "data.max_prompt_tokens=400", "data.max_response_tokens=400")
-    (item,) = encode_demonstrations(found.demonstrations, tokenizer, config.data)
+    template = build_template(config.data, tokenizer)
+    (item,) = encode_demonstrations(found.demonstrations, template)
     assert tokenizer.decode(item.prompt) == prompt and item.prompt == tokenizer(prompt)["input_ids"]
     assert item.response == [*tokenizer(response)["input_ids"], tokenizer.eos_token_id]
     if rejected:
-        (((chosen, other),),) = encode_comparisons(found.comparisons, tokenizer, config.data, grouped=False)
+        (((chosen, other),),) = encode_comparisons(found.comparisons, template, grouped=False)
         assert (chosen.response, tokenizer.decode(other.response[:-1])) == (item.response, rejected)
 
 

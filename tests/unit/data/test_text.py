@@ -6,12 +6,9 @@ import datasets
 import pytest
 
 from rlhf.config.errors import ConfigError
-from rlhf.config.schema import Data
-from rlhf.data.dataset import Demonstration
 from rlhf.data.text import load_texts
 
 ROWS = [{"text": "One.", "other": "a"}, {"text": "Two, two.", "other": "b"}, {"text": "Three", "other": "c"}]
-DATA = Data(prompt_format="Human: {prompt}\n\nAssistant:", format="plain")
 TEXTS = ["One.", "Two, two.", "Three"]
 
 
@@ -29,8 +26,8 @@ def ptx(make_config):
     return make
 
 
-def load(text, demonstrations=()):
-    return load_texts(text, DATA, list(demonstrations))
+def load(text):
+    return load_texts(text)
 
 
 def write(place, kind):
@@ -56,11 +53,6 @@ def refused(text, key, value):
     message = str(error.value)
     assert message.startswith(f"{key}={value}: ") and "\n" not in message
     return message
-
-
-def test_demonstrations_are_prompts_and_responses_as_they_are_trained_on(ptx):
-    found = load(ptx(), [Demonstration("Why?", " Because. "), Demonstration("How?", "So.")])
-    assert found == ["Human: Why?\n\nAssistant: Because.", "Human: How?\n\nAssistant: So."]
 
 
 @pytest.mark.parametrize("kind", [".txt", ".jsonl", ".json", ".csv", ".parquet"])

@@ -5,23 +5,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.texts import encode_prompt, encode_response
 
 from rlhf.data.dataset import Comparison, Demonstration
+from rlhf.data.encode import encode_comparisons, encode_demonstrations
+from rlhf.data.encoded import Encoded
+from rlhf.data.templates import build_template
 from rlhf.data.tokens import (
-    Encoded,
     comparison_batch,
     count_truncated,
-    encode_comparisons,
-    encode_demonstrations,
-    encode_prompt,
-    encode_response,
     left_mask,
     prompt_batch,
-    prompt_ids,
     response_mask,
     right_mask,
     sequence_batch,
-    text_ids,
 )
 
 CPU = torch.device("cpu")
@@ -71,10 +68,10 @@ def test_responses_that_were_cut_are_counted_once_each(tokenizer, data):
     whole = len(encode_response(words(20), tokenizer, data))
     data.max_response_tokens = whole - 1
     demonstrations = [Demonstration("Why?", words(20)), Demonstration("Why?", "Short."), Demonstration("How?", words(20))]
-    encoded = encode_demonstrations(demonstrations, tokenizer, data)
+    encoded = encode_demonstrations(demonstrations, build_template(data, tokenizer))
     assert [item.cut for item in encoded] == [True, False, True]
     assert count_truncated(encoded) == {"data/responses": 3.0, "data/responses_cut": 2.0}
-    pairs = encode_comparisons(comparisons((words(20), "a", "b")), tokenizer, data, grouped=True)
+    pairs = encode_comparisons(comparisons((words(20), "a", "b")), build_template(data, tokenizer), grouped=True)
     answers = [answer for element in pairs for pair in element for answer in pair]
     assert count_truncated(answers) == {"data/responses": 3.0, "data/responses_cut": 1.0}
 
@@ -95,7 +92,7 @@ def test_a_prompt_never_ends_with_end_of_text(tokenizer, closing, data):
     """Some tokenizers end every text with it; the response would be learned as the beginning of another text."""
     plain, pad = encode_prompt("How do I clean a lamp?", tokenizer, data), tokenizer.pad_token_id
     assert encode_prompt("How do I clean a lamp?", closing, data) == [pad, *plain]
-    assert text_ids("Wipe.", closing) == [pad, *tokenizer("Wipe.")["input_ids"]]
+    assert build_template(data, closing).encode_text("Wipe.")[:-1] == [pad, *tokenizer("Wipe.")["input_ids"]]
     assert encode_response("Wipe.", closing, data) == encode_response("Wipe.", tokenizer, data)
     data.truncation, data.max_prompt_tokens = "left", 5
     assert encode_prompt("How do I clean a lamp?", closing, data) == [pad, *plain[-4:]]
@@ -131,11 +128,11 @@ def test_sequences_are_padded_on_the_right_and_masked_by_length(pairs):  # row 1
         assert answer.sum() == len(response)
 
 
-def test_special_tokens_written_out_in_a_text_change_no_mask(tokenizer, data):  # rows 1, 3
+def test_special_tokens_written_out_in_a_text_are_text(tokenizer, data):  # rows 1, 3
     texts = ["Is <|pad|><|endoftext|> a word?", "No."]
     prompts = [encode_prompt(text, tokenizer, data) for text in texts]
-    assert tokenizer.pad_token_id in prompts[0]
-    assert tokenizer.eos_token_id in prompts[0]
+    assert not {tokenizer.pad_token_id, tokenizer.eos_token_id} & set(prompts[0])
+    assert tokenizer.decode(prompts[0]) == f"Human: {texts[0]}\n\nAssistant:"
     batch = prompt_batch(prompts, [0, 1], tokenizer.pad_token_id, CPU)
     assert left_mask(batch.lengths, batch.ids.size(1)).sum(1).tolist() == [len(prompt) for prompt in prompts]
     answers = [Encoded(prompts[1], encode_response(text, tokenizer, data)) for text in texts]
@@ -185,7 +182,8 @@ def test_a_last_paragraph_that_is_too_long_leaves_the_record_out(tokenizer, data
 def dropped_one_by_one(prompt, tokenizer, data):
     """Whole paragraphs dropped from the start until the rest fits: the definition, which encodes every rest."""
     paragraphs = prompt.split("\n")
-    rests = (prompt_ids("\n".join(paragraphs[start:]), tokenizer, data) for start in range(len(paragraphs)))
+    template = build_template(data, tokenizer)
+    rests = (template.read("\n".join(paragraphs[start:])).ids for start in range(len(paragraphs)))
     return next((ids for ids in rests if len(ids) <= data.max_prompt_tokens), None)
 
 
@@ -208,6 +206,9 @@ def test_dropping_paragraphs_takes_linear_time(tokenizer, data):
             read.append(len(text))
             return tokenizer(text, **options)
 
+        def __getattr__(self, name):
+            return getattr(tokenizer, name)
+
     lines = [f"Line {number}: how do I clean a kettle with a soft cloth?" for number in range(800)]
     ids = encode_prompt("\n".join(lines), Counting(), data)
     assert tokenizer.decode(ids).startswith("Human: Line 79")
@@ -223,11 +224,11 @@ def test_left_truncation_keeps_the_last_tokens(tokenizer, data):
 
 def test_drop_leaves_long_prompts_out_of_both_kinds_of_records(tokenizer, data):
     data.truncation, data.max_prompt_tokens = "drop", 12
-    long, short = f"{words(20)}\nShort?", "Short?"
-    demonstrations = encode_demonstrations([Demonstration(long, "x"), Demonstration(short, "y")], tokenizer, data)
+    long, short, template = f"{words(20)}\nShort?", "Short?", build_template(data, tokenizer)
+    demonstrations = encode_demonstrations([Demonstration(long, "x"), Demonstration(short, "y")], template)
     assert [tokenizer.decode(d.response[:-1]) for d in demonstrations] == [" y"]
     for grouped in (False, True):
-        elements = encode_comparisons([Comparison(long, "x", "y"), Comparison(short, "z", "w")], tokenizer, data, grouped)
+        elements = encode_comparisons([Comparison(long, "x", "y"), Comparison(short, "z", "w")], template, grouped)
         assert [[tokenizer.decode(a.response[:-1]) for a in pair] for (pair,) in elements] == [[" z", " w"]]
 
 
@@ -238,7 +239,7 @@ def comparisons(answers, prompts=("Why?",)):
 
 def test_grouped_comparisons_read_each_distinct_answer_once(tokenizer, data):  # row 9
     records = comparisons(("a", "b", "c", "d"), ("Why?", "How?"))
-    elements = encode_comparisons(records, tokenizer, data, grouped=True)
+    elements = encode_comparisons(records, build_template(data, tokenizer), grouped=True)
     assert [len(element) for element in elements] == [6, 6]
     batch = comparison_batch(elements, tokenizer.pad_token_id, CPU)
     assert batch.rows.ids.size(0) == 8  # 4 answers of each prompt; the same answer to another prompt is another row
@@ -250,7 +251,7 @@ def test_grouped_comparisons_read_each_distinct_answer_once(tokenizer, data):  #
 
 
 def test_ungrouped_comparisons_stand_alone(tokenizer, data):
-    elements = encode_comparisons(comparisons(("a", "b", "c")), tokenizer, data, grouped=False)
+    elements = encode_comparisons(comparisons(("a", "b", "c")), build_template(data, tokenizer), grouped=False)
     batch = comparison_batch(elements, tokenizer.pad_token_id, CPU)
     assert [len(element) for element in elements] == [1, 1, 1]
     assert batch.rows.ids.size(0) == 6

@@ -132,7 +132,7 @@ def test_records_that_would_have_to_be_downloaded_are_not(make_config, monkeypat
 
 @pytest.mark.parametrize("grouped", [True, False])
 def test_pairs_of_one_prompt_that_are_read_together_are_one_element(make_config, monkeypatch, grouped):
-    """As the stage itself counts them: see rlhf/data/tokens.py, encode_comparisons."""
+    """As the stage itself counts them: see rlhf/data/encode.py, encode_comparisons."""
     answers = ("good", "fair", "bad")
     pairs = [
         Comparison(f"prompt {prompt}", answers[i], answers[j]) for prompt in range(8) for i, j in ((0, 1), (0, 2), (1, 2))
@@ -167,8 +167,9 @@ def test_the_demos_records_are_counted_without_being_made(make_config, heldout):
 @pytest.mark.slow
 def test_the_steps_are_those_that_the_stages_will_do(make_config):
     """On the demo, none of whose records are too long."""
+    from rlhf.data.encode import encode_comparisons, encode_demonstrations
     from rlhf.data.loaders import create_prompt_dataloader, total_steps
-    from rlhf.data.tokens import encode_comparisons, encode_demonstrations
+    from rlhf.data.templates import build_template
     from rlhf.models.tokenizer import tokenizer_corpus, train_tokenizer
 
     config = make_config("data.demo.rounds=1", "data.demo.demonstrations=100")
@@ -176,8 +177,8 @@ def test_the_steps_are_those_that_the_stages_will_do(make_config):
     data = load_dataset(config)
     tokenizer = train_tokenizer(tokenizer_corpus(config, data), config.data.tokenizer_vocab_size)
     records = {
-        "sft": encode_demonstrations(data.train.demonstrations, tokenizer, config.data),
-        "reward": encode_comparisons(data.train.comparisons, tokenizer, config.data, config.reward.grouped),
+        "sft": encode_demonstrations(data.train.demonstrations, build_template(config.data, tokenizer)),
+        "reward": encode_comparisons(data.train.comparisons, build_template(config.data, tokenizer), config.reward.grouped),
     }
     steps = {"ppo": len(create_prompt_dataloader(config, tokenizer, data))}
     for stage, found_records in records.items():

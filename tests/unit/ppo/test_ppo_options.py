@@ -20,7 +20,9 @@ from support.tiny_models import (
 )
 from transformers import AutoModelForSequenceClassification
 
-from rlhf.data.tokens import encode_demonstrations, left_mask, right_mask, sequence_batch
+from rlhf.data.encode import encode_demonstrations
+from rlhf.data.templates import build_template
+from rlhf.data.tokens import left_mask, right_mask, sequence_batch
 from rlhf.experiment.graph import build_graph
 from rlhf.experiment.spec import write_spec
 from rlhf.launch.worker import run_rank
@@ -132,7 +134,7 @@ def trained(request, make_config, tmp_path_factory):
 
 
 def demonstrations(config, tokenizer):
-    items = encode_demonstrations(dataset(config).train.demonstrations, tokenizer, config.data)
+    items = encode_demonstrations(dataset(config).train.demonstrations, build_template(config.data, tokenizer))
     return sequence_batch(items, tokenizer.pad_token_id, torch.device("cpu"))
 
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from rlhf.config.derive import Batches
 from rlhf.config.errors import ConfigError
 from rlhf.data.loaders import create_prompt_dataloader
+from rlhf.data.templates import build_template
 from rlhf.data.tokens import right_mask
 from rlhf.ppo import ptx
 from rlhf.ppo import trainer as trainer_module
@@ -138,8 +139,9 @@ def rows(batches):
 
 def test_all_ranks_together_take_what_one_would(make_config, tokenizer, monkeypatch):
     config = make_config("ppo.ptx_coef=0.5")
-    alone = Texts(config, tokenizer, Batches(ranks=1, per_rank=8, micro=4, accumulation=2), CPU)
-    shared = Texts(config, tokenizer, Batches(ranks=2, per_rank=4, micro=2, accumulation=2), CPU)
+    template = build_template(config.data, tokenizer)
+    alone = Texts(config, template, Batches(ranks=1, per_rank=8, micro=4, accumulation=2), CPU)
+    shared = Texts(config, template, Batches(ranks=2, per_rank=4, micro=2, accumulation=2), CPU)
     for number in (0, 1, 7):
         batches, count = alone.batches(number)
         assert [b.ids.size(0) for b in batches] == [4, 4]
@@ -161,7 +163,7 @@ def test_long_texts_are_cut_to_a_training_sequence(make_config, tokenizer):
     config = make_config(
         "ppo.ptx_coef=0.5", "data.max_prompt_tokens=12", "data.max_response_tokens=10", "rollout.max_new_tokens=14"
     )
-    texts = Texts(config, tokenizer, Batches(1, 4, 4, 1), CPU)
+    texts = Texts(config, build_template(config.data, tokenizer), Batches(1, 4, 4, 1), CPU)
     lengths = [len(item.response) for item in texts.items]
     assert max(lengths) == 26 and len(lengths) == len(dataset(config).train.demonstrations)
     first = dataset(config).train.demonstrations[0]
@@ -173,7 +175,7 @@ def test_long_texts_are_cut_to_a_training_sequence(make_config, tokenizer):
 
 
 def test_all_tokens_but_the_first_are_predicted(make_config, tokenizer):
-    texts = Texts(make_config("ppo.ptx_coef=0.5"), tokenizer, Batches(1, 4, 4, 1), CPU)
+    texts = Texts(make_config("ppo.ptx_coef=0.5"), build_template(make_config().data, tokenizer), Batches(1, 4, 4, 1), CPU)
     (batch,), count = texts.batches(3)
     mask = count_predicted_tokens(batch)
     assert mask.shape == (4, batch.ids.size(1) - 1) and float(mask.sum()) == count
@@ -188,10 +190,11 @@ def test_texts_of_your_own(make_config, tokenizer, tmp_path):
     for name, column in (("texts.txt", "text"), ("texts.jsonl", "story")):
         place = f"ppo.ptx.file={tmp_path / name}"
         config = make_config("ppo.ptx_coef=0.5", "ppo.ptx.source=file", place, f"ppo.ptx.column={column}")
-        assert [item.response for item in Texts(config, tokenizer, Batches(1, 4, 4, 1), CPU).items] == kept
+        texts = Texts(config, build_template(config.data, tokenizer), Batches(1, 4, 4, 1), CPU)
+        assert [item.response for item in texts.items] == kept
     config = make_config("ppo.ptx_coef=0.5", "ppo.ptx.source=file", f"ppo.ptx.file={tmp_path / 'texts.jsonl'}")
     with pytest.raises(ConfigError, match=r"ppo\.ptx\.column=text.*story"):
-        Texts(config, tokenizer, Batches(1, 4, 4, 1), CPU)
+        Texts(config, build_template(config.data, tokenizer), Batches(1, 4, 4, 1), CPU)
 
 
 def test_without_a_weight_no_text_is_read(make_config, tokenizer, models):

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from support.small import SMALL_PPO
+from support.texts import encode_prompt, encode_response
 from support.tiny_models import PROMPTS, built, prompts
 from transformers import AutoModelForSequenceClassification
 
 from rlhf import DeepSpeedRLHFEngine
 from rlhf.config.errors import ConfigError
-from rlhf.data.tokens import encode_prompt, encode_response, left_mask
+from rlhf.data.tokens import left_mask
 from rlhf.models.load import new_policy, new_scorer
 from rlhf.models.tokenizer import have_same_vocabulary, tokenizer_corpus, train_tokenizer
 from rlhf.runtime.distributed import start
@@ -83,8 +84,8 @@ def test_the_text_is_scored_in_the_reward_models_own_tokens(make_config, models,
     """At its end-of-text, which only a response that ended has."""
     config = make_config(*SMALL, "ppo.critic=actor")
     _, engine, _ = built(config, models, tokenizer)
-    assert have_same_vocabulary(engine.reward_tokenizer, other) and not have_same_vocabulary(
-        engine.reward_tokenizer, tokenizer
+    assert have_same_vocabulary(engine.reward_template.tokenizer, other) and not have_same_vocabulary(
+        engine.reward_template.tokenizer, tokenizer
     )
     with torch.no_grad():
         scores = engine.score_responses(*rollout(config, tokenizer, ANSWERS, ended))

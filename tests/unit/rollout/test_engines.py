@@ -5,10 +5,11 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from support.rollout_compare import disagreements
+from support.texts import encode_prompt
 from support.tiny_models import PROMPTS, generate, policy_engine, prompts, random_numbers
 from transformers import GenerationConfig
 
-from rlhf.data.tokens import encode_prompt, left_mask, prompt_batch, right_mask
+from rlhf.data.tokens import left_mask, prompt_batch, right_mask
 from rlhf.models.forward import response_logprobs
 from rlhf.rollout.base import Responses
 

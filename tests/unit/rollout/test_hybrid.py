@@ -12,10 +12,11 @@ import pytest
 import torch
 from support.ranks import run_script
 from support.rollout_compare import disagreements, distances
+from support.texts import encode_prompt
 from support.tiny_models import generate, learning_engine, policy_engine, prompts, sample
 
 from rlhf.config.errors import ConfigError
-from rlhf.data.tokens import encode_prompt, prompt_batch, right_mask
+from rlhf.data.tokens import prompt_batch, right_mask
 from rlhf.engine.zero import frozen_engine
 from rlhf.rollout import create_sampler
 from rlhf.rollout.hybrid.decoder import SLOTS, Decoder, next_size

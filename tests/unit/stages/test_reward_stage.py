@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.tiny_models import learning_scorer, pairs_of_answers
 
-from rlhf.data.tokens import Encoded
+from rlhf.data.encoded import Encoded
 from rlhf.engine.zero import release
 from rlhf.stages.reward import comparisons
 from rlhf.stages.reward.comparisons import parts, train_on_comparisons

@@ -2,7 +2,8 @@ import pytest
 import torch
 from support.tiny_models import policy_engine
 
-from rlhf.data.tokens import Encoded, sequence_batch
+from rlhf.data.encoded import Encoded
+from rlhf.data.tokens import sequence_batch
 from rlhf.stages.sft.train import loss_mask, loss_of
 
 ITEMS = [Encoded([5, 6, 7], [8, 9, 1]), Encoded([5], [6, 1])]

@@ -5,8 +5,9 @@ import torch
 from support.rounding import assert_close, assert_same_gradients
 from support.tiny_models import learning_engine, learning_scorer, smooth_opt
 
+from rlhf.data.encoded import Encoded
 from rlhf.data.loaders import balanced_share
-from rlhf.data.tokens import Encoded, sequence_batch
+from rlhf.data.tokens import sequence_batch
 from rlhf.engine.zero import backward, release
 from rlhf.planner.batches import batches
 from rlhf.runtime.compat.deepspeed import local_shard
