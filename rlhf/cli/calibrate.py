@@ -11,8 +11,9 @@ from rich.console import Console
 from rlhf.catalog.stage import kind_of
 from rlhf.config.derive import samples_responses_in
 from rlhf.config.errors import ConfigError
-from rlhf.experiment.files import as_float, parse_json, read_lines
+from rlhf.experiment.files import as_float, parse_json
 from rlhf.experiment.spec import Spec, load_spec
+from rlhf.experiment.stage_directory import StageDirectory, find_stages
 from rlhf.experiment.store import write_atomic
 from rlhf.planner.constants import Constants
 from rlhf.planner.plan import plan_batches
@@ -28,9 +29,9 @@ def calibrate(directories: list[Path], console: Console) -> int:
     """Write the constants that make the plan of finished stages as long as they were; returns the exit code."""
     root = directories[0] if directories else Path("outputs")
     ratios: list[tuple[str, float]] = []
-    for file in sorted(root.glob("stages/*/spec.json")):
+    for directory in find_stages(root):
         try:
-            ratios += compare_stage(file)
+            ratios += compare_stage(directory)
         except ConfigError as error:  # of another release
             console.print(f"left out: {error}", soft_wrap=True)
     computed = [ratio for phase, ratio in ratios if phase != "rollout"]
@@ -56,14 +57,14 @@ def calibrate(directories: list[Path], console: Console) -> int:
     return 0
 
 
-def compare_stage(file: Path) -> Iterator[tuple[str, float]]:
+def compare_stage(directory: StageDirectory) -> Iterator[tuple[str, float]]:
     """Compare each phase of a finished stage's steps: planned seconds over the median of the measured ones."""
-    if not (file.parent / "result.json").is_file():
+    if not directory.done:
         return
-    spec: Spec = load_spec(parse_json(file.read_text()))
+    spec: Spec = load_spec(parse_json(directory.spec_file.read_text()))
     if kind_of(spec.stage).section is None or kind_of(spec.stage).is_benchmark:
         return
-    config, rows = spec.config, [row for row in read_lines(file.parent / "metrics.jsonl") if row]
+    config, rows = spec.config, [row for row in directory.metrics() if row]
     flops = kind_of(spec.stage).phase_flops(config, 2)
     planned = step_seconds(config, spec.stage, flops, plan_batches(config, spec.stage), Constants())
     metrics = PHASES if samples_responses_in(spec.stage) else {"time/step_s": "train"}

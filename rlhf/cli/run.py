@@ -41,7 +41,7 @@ from rlhf.experiment.directories import check_directories, link_latest
 from rlhf.experiment.fingerprint import remember_files
 from rlhf.experiment.plan import GraphPlan, print_plan
 from rlhf.experiment.record import write_record
-from rlhf.experiment.store import StageDirectory
+from rlhf.experiment.stage_directory import StageDirectory
 from rlhf.experiment.summary import print_failures, print_summary, print_sweep
 from rlhf.experiment.sweep import Outcome, Point, Task, build_task_graph, lay_out
 from rlhf.launch import execute

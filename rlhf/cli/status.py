@@ -7,7 +7,6 @@ that for the jobs that the files name.
 import argparse
 import json
 import math
-import re
 import reprlib
 import shutil
 import subprocess
@@ -22,21 +21,17 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rlhf.catalog.stage import stage_kinds
-from rlhf.catalog.state import SETTLED, STATES, WRITTEN
+from rlhf.catalog.state import SETTLED, STATES
 from rlhf.cli.status_view import Stage, View, correct_times, heading, sort_key
-from rlhf.config.errors import ConfigError, first_line
+from rlhf.config.errors import ConfigError
 from rlhf.config.terminal import Terminal, format_duration, one_line
-from rlhf.experiment.files import Unreadable, as_int, as_mapping, as_text, line_object, read_object
-from rlhf.experiment.stage_files import parse_planned, read_display, read_planned
+from rlhf.experiment.files import Unreadable, as_int, as_mapping, as_text, read_object
+from rlhf.experiment.stage_directory import NAME, StageDirectory, StageState, parse_planned
 from rlhf.planner.remaining import measure_pace, seconds_left
 
-PERIOD_S, SILENT_S = 2.0, 60.0
+PERIOD_S = 2.0
 SQUEUE_PERIOD_S, SQUEUE_TIMEOUT_S = 10.0, 10.0
-TAIL_BYTES, TAIL_LINES = 2**16, 20
 LARGEST = 1e18
-# The directory of a stage of this package, or of one that is named by a dotted path.
-NAME = re.compile(rf"({'|'.join(stage_kinds())}|\w+(\.\w+)+)-[0-9a-f]{{12}}")
 
 RIGHT = ("points", "step", "rate", "left", "KL", "try", "heard")
 # What a narrow terminal does without.
@@ -60,7 +55,7 @@ class Watch:
         sweeps = found.sweeps
         stages = []
         for name, place in found.stages.items():
-            stage = self.finished.get(name) or read_stage(name, place, found.told)
+            stage = self.finished.get(name) or read_stage(name, StageDirectory(place), found.told)
             if stage.state == "done":
                 self.finished[name] = stage
             users = [point for points in sweeps.values() for point, names in points.items() if name in names]
@@ -92,7 +87,7 @@ def find(place: Path) -> Found:
     if not place.is_dir():
         raise ConfigError("DIR", place, "there is no such directory", FIX)
     name, found = place.resolve().name, Found()
-    if NAME.fullmatch(name) or (place / "status.json").exists() or (place / "result.json").exists():
+    if NAME.fullmatch(name) or StageDirectory(place).begun:
         return Found(stages={name: place})
     # The links of a point may dangle, so what is in `place` itself comes last and replaces them.
     holders = [place]
@@ -129,95 +124,61 @@ def told_of_stages(point: Path) -> dict[str, dict[str, Any]]:
 def read_summary(point: Path) -> dict[str, Any]:
     """Return a point's summary.json; empty where it cannot be read: links say most of it."""
     try:
-        return read_json(point / "summary.json")
+        return read_object(point / "summary.json") or {}
     except Unreadable:
         return {}
 
 
-def read_stage(name: str, place: Path, told: dict[str, dict[str, Any]]) -> Stage:
-    """One stage from its files; where there are none yet it is planned, or skipped."""
-    known = told.get(name, {})
-    done = (place / "result.json").exists()  # maybe long ago, on other devices than a later summary plans with
-    planned = read_planned(place) or (None if done else parse_planned(known.get("planned")))
-    stage = Stage(name, str(place), name.rpartition("-")[0] or name, "damaged", planned=planned)
-    if not place.exists():
-        if known.get("state") == "skipped":
-            return replace(stage, state="skipped", reason=str(known.get("reason") or ""))
-        return replace(stage, state="planned")
+def read_stage(name: str, directory: StageDirectory, told: dict[str, dict[str, Any]]) -> Stage:
+    """Read a stage from its files; where there are none yet it is planned, or skipped."""
+    found, entry = directory.read_state(), told.get(name, {})
+    # A stage that is done may be so for long, on other devices than a later summary plans with.
+    planned = directory.planned() or (None if found.name == "done" else parse_planned(entry.get("planned")))
+    kind = StageDirectory(Path(name)).stage
+    stage = Stage(
+        name, str(directory.path), kind, found.name, found.reason or "; ".join(found.notes) or None, planned=planned
+    )
+    if found.name == "planned" and entry.get("state") == "skipped":
+        return replace(stage, state="skipped", reason=str(entry.get("reason") or ""))
+    if found.name in ("planned", "damaged"):
+        return stage
     try:
-        status, result = read_json(place / "status.json"), read_json(place / "result.json")
-        rows = read_rows(place / "metrics.jsonl")
-        return describe_stage(replace(stage, state=state_of(status, result)), status, result, rows)
+        return describe_stage(stage, found, directory)
     except Unreadable as error:
-        return replace(stage, reason=str(error))
+        return replace(stage, state="damaged", reason=str(error))
 
 
-def state_of(status: dict[str, Any], result: dict[str, Any]) -> str:
-    """Return the state that the two files agree on."""
-    if result:
-        return "done"
-    if not status:
-        raise Unreadable("status.json: it is missing")
-    state = status.get("state")
-    if state not in WRITTEN:
-        raise Unreadable(f"status.json: there is no state {reprlib.repr(state)}")
-    if state == "done":
-        raise Unreadable("result.json: it is missing, although status.json says done")
-    return str(state)
-
-
-def describe_stage(stage: Stage, status: dict[str, Any], result: dict[str, Any], rows: list[dict[str, Any]]) -> Stage:
-    """Return a stage with its numbers."""
-    heartbeat, rate = number(status, "heartbeat"), steps_per_second(rows)
-    total, step = number(status, "total"), latest_metrics([*rows[-1:], status], "step")
-    age = None if heartbeat is None else max(0.0, time.time() - heartbeat)
-    state = "silent" if stage.state == "running" and age is not None and age > SILENT_S else stage.state
+def describe_stage(stage: Stage, found: StageState, directory: StageDirectory) -> Stage:
+    """Return a stage with its numbers. Raises Unreadable."""
+    status, result, rows = found.status, found.result, last_rows(directory)
+    rate, total, step = steps_per_second(rows), number(status, "total"), latest_metrics([*rows[-1:], status], "step")
+    age = None if number(status, "heartbeat") is None else found.silence_s
     spent, left = number(result or status, "seconds"), None
-    if state == "running" and step is not None and total is not None:
+    if found.name == "running" and step is not None and total is not None:
         left = seconds_left(stage.planned, step, total, 1 / rate if rate else None)
     finals = result.get("metrics")
     seen = [finals if isinstance(finals, dict) else {}, *rows]
     kind = as_text(status.get("stage")) or stage.stage
-    display = read_display(Path(stage.directory), kind)
+    display = directory.display(kind)
     headline = [display.metrics[name] for name in display.headline if name in display.metrics]
     known = next((metric for metric in headline if latest_metrics(seen, metric.name) is not None), None)
-    texts: dict[str, Any] = {key: as_text(status[key]) for key in ("reason", "host", "job") if status.get(key) is not None}
+    texts: dict[str, Any] = {key: as_text(status[key]) for key in ("host", "job") if status.get(key) is not None}
     if known is not None:
         texts |= {"figure": known.name, "label": known.heading, "unit": known.unspoken_unit}
     return replace(
-        stage, stage=kind, state=state, step=step, total=total, rate=rate, left_s=left,
-        seconds=number(result, "seconds"), value=None if known is None else latest_metrics(seen, known.name),
-        kl=latest_metrics(seen, "kl/sequence"), attempts=number(status, "attempts"), heartbeat_age_s=age, spent_s=spent,
-        **texts,
+        stage, stage=kind, step=step, total=total, rate=rate, left_s=left, seconds=number(result, "seconds"),
+        value=None if known is None else latest_metrics(seen, known.name), kl=latest_metrics(seen, "kl/sequence"),
+        attempts=number(status, "attempts"), heartbeat_age_s=age, spent_s=spent, **texts,
     )  # fmt: skip
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Return the object in a file; empty if there is no file. Raises Unreadable."""
-    value = read_object(file)
-    if value is not None and not value:
-        raise Unreadable(f"{file.name} holds nothing")
-    return value or {}
-
-
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Return the last lines of metrics.jsonl, read from its end; what a kill cut off is left out. Raises Unreadable."""
-    try:
-        with file.open("rb") as stream:
-            start = max(0, stream.seek(0, 2) - TAIL_BYTES)
-            stream.seek(start)
-            lines = stream.read().split(b"\n")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise Unreadable(f"{file.name}: {first_line(error)}") from error
-    complete, rows = lines[1 if start else 0 : -1][-TAIL_LINES:], []
-    for line in complete:
-        rows.append(line_object(line))
-    good = [row for row in rows if row is not None and number(row, "step") is not None]
-    if complete and not good:
-        raise Unreadable(f"{file.name}: none of its last {len(complete)} lines can be read")
-    return good
+def last_rows(directory: StageDirectory) -> list[dict[str, Any]]:
+    """Return the last lines of the stage's metrics that can be read. Raises Unreadable if none of them can."""
+    lines = directory.last_metrics()
+    rows = [line for line in lines if line is not None and number(line, "step") is not None]
+    if lines and not rows:
+        raise Unreadable(f"{directory.metrics_file.name}: none of its last {len(lines)} lines can be read")
+    return rows
 
 
 def number(values: dict[str, Any], key: str) -> float | None:

@@ -1,9 +1,11 @@
-"""What the directories of runs, sweeps and points are called: readable, never two alike, and inside of output_root."""
+"""What the directories of runs, sweeps and points are called: readable, never two alike, and inside of output_root; and in
+which directory a model is."""
 
 import hashlib
 import re
 import secrets
 from collections.abc import Iterable
+from pathlib import Path
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.keys import has_no_effect_but, matches_prefix
@@ -12,6 +14,8 @@ from rlhf.config.keys import has_no_effect_but, matches_prefix
 LONGEST = 100
 # The link to the newest run or sweep, beside it.
 LATEST = "latest"
+# The file that a stage writes last: it is done if and only if it is there.
+RESULT_FILE = "result.json"
 # Overrides that leave a point what it is, beside keys that are names: where it runs, and the presets, which have names of
 # their own.
 INDIFFERENT = ("launcher", "sweeps", "hydra")
@@ -85,6 +89,16 @@ def result_overrides(overrides: Iterable[str]) -> set[str]:
 def key_of(override: str) -> str:
     """Return the key or group of an override, with dots."""
     return re.split(r"[=@]", override.lstrip("+~"), maxsplit=1)[0].replace("/", ".")
+
+
+def is_finished_stage(directory: Path) -> bool:
+    """Whether a directory is that of a stage that is done."""
+    return (directory / RESULT_FILE).is_file()
+
+
+def find_model(path: Path) -> Path:
+    """Return the directory that `transformers` loads: of a finished stage's directory its model/, else the path itself."""
+    return path / "model" if is_finished_stage(path) else path
 
 
 def draw_unique_word() -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlhf.catalog.stage import stage_kinds
 from rlhf.config.derive import asked_kinds
+from rlhf.config.directories import find_model
 from rlhf.config.errors import ConfigError
 from rlhf.config.keys import get_key
 from rlhf.config.schema import Config
@@ -116,8 +117,7 @@ def directory_problem(path: str, gguf_file: str | None = None) -> str | None:
         return "there is no such directory" if typed else None
     if not place.is_dir():
         return "it is a file"
-    if (place / "result.json").is_file() and (place / "model").is_dir():  # a stage's directory
-        place = place / "model"
+    place = find_model(place)
     if gguf_file is not None or (place / "adapter_config.json").is_file():
         return None
     try:

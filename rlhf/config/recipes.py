@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rlhf.catalog.recipe import DEMO, ModelFacts, Recipe, choose_recipe, choose_reward_model
+from rlhf.config.directories import find_model
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.hub import find_hub_problem
 
@@ -80,9 +81,7 @@ def read_own_facts(path: str, revision: str | None, gguf_file: str | None, direc
     None if there is no config.json within reach: such a model is refused before it is used."""
     if name := find_entry(path, directory):
         return read_facts(name, (directory,))
-    place = Path(path).expanduser()
-    if (place / "result.json").is_file() and (place / "model").is_dir():  # a stage's directory
-        place = place / "model"
+    place = find_model(Path(path).expanduser())
     if place.is_dir():
         if gguf_file is not None:
             file = place / gguf_file
@@ -90,7 +89,7 @@ def read_own_facts(path: str, revision: str | None, gguf_file: str | None, direc
         if base := read_json(place / "adapter_config.json").get("base_model_name_or_path"):
             return read_own_facts(str(base), None, None, directory)
         return facts_of(read_json(place / "config.json"), directory)
-    if place.exists() or path.startswith(("/", "./", "../", "~", "outputs/")):
+    if Path(path).expanduser().exists() or path.startswith(("/", "./", "../", "~", "outputs/")):
         return None
     settings = fetch_settings(path, revision)
     return None if settings is None else facts_of(read_json(Path(settings)), directory)

@@ -15,7 +15,8 @@ import yaml
 # What a damaged file can raise: nothing else is expected of it.
 DAMAGE = (OSError, ValueError, RecursionError, yaml.YAMLError)
 
-
+# How much of the end of a growing file is looked at.
+TAIL_BYTES, TAIL_LINES = 2**16, 20
 # Where a top-level key begins, and what a section of YAML may have in common with others.
 SECTION = re.compile(r"^(?=[A-Za-z_])", re.MULTILINE)
 SHARED = re.compile(r"[&*%]|<<|---|\.\.\.")
@@ -101,6 +102,21 @@ def read_lines(file: Path) -> Iterator[dict[str, Any] | None]:
         return
     except OSError as error:
         raise Unreadable(f"{file.name} cannot be read ({error.strerror})") from error
+
+
+def read_last_lines(file: Path) -> list[dict[str, Any] | None]:
+    """Return the objects of the last TAIL_LINES lines of a JSON Lines file, None for a damaged line. Only the file's last
+    TAIL_BYTES are read, and a last line without its end is left out: it is being written, or was cut off by a kill."""
+    try:
+        with file.open("rb") as stream:
+            start = max(0, stream.seek(0, 2) - TAIL_BYTES)
+            stream.seek(start)
+            lines = stream.read().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise Unreadable(f"{file.name} cannot be read ({error.strerror})") from error
+    return [line_object(line) for line in lines[1 if start else 0 : -1][-TAIL_LINES:]]
 
 
 def line_object(line: str | bytes) -> dict[str, Any] | None:

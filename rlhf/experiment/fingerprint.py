@@ -18,8 +18,9 @@ from rlhf.config.keys import get_key, is_neutral, keys_of, matches_prefix
 from rlhf.config.metadata import Content
 from rlhf.config.schema import Config
 from rlhf.config.sections import config_type
-from rlhf.experiment.files import parse_json
+from rlhf.experiment.files import Unreadable, parse_json
 from rlhf.experiment.integrity import integrity_error, known_files, safetensors_tensors
+from rlhf.experiment.stage_directory import StageDirectory
 
 # Raised when the meaning of a stage's result changes without a key, so that older results are not taken for it. A new key
 # does not raise it: it has a neutral value (rlhf/config/metadata.py). CHANGELOG.md says what each version means.
@@ -180,14 +181,11 @@ def base_of_adapters(place: Path) -> str | None:
 
 def stated_fingerprint(stage: Path, path: str, key: str) -> str | None:
     """Return the fingerprint that a stage's directory states, if it states one; `path` is what the user gave as `key`."""
-    file = stage / "result.json"
-    if not file.is_file():
-        return None
     try:
-        known = parse_json(file.read_text()).get("fingerprint")
-    except (ValueError, AttributeError) as error:
+        known = (StageDirectory(stage).read_result() or {}).get("fingerprint")
+    except Unreadable as error:
         fix = "remove the directory, and train the stage again"
-        raise ConfigError(key, path, f"{file} cannot be read ({error})", fix) from error
+        raise ConfigError(key, path, f"in {stage}: {error}", fix) from error
     return None if known is None else str(known)
 
 

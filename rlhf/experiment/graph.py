@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf.catalog.stage import kind_of, order_stages
+from rlhf.config.directories import find_model
 from rlhf.config.errors import ConfigError
 from rlhf.config.keys import get_key
 from rlhf.config.schema import Config
 from rlhf.experiment.fingerprint import content_id, data_files, fingerprint
 from rlhf.experiment.resolve import resolve_for_stage
-from rlhf.experiment.store import StageDirectory
+from rlhf.experiment.stage_directory import StageDirectory, stage_path
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def find_node(config: Config, stage: str, known: dict[str, Node]) -> Node:
         else:
             identities[name], places[name] = str(content_id(value, given.key)), model_path(value)
     digest = fingerprint(resolve_for_stage(config, stage, places), stage, identities)
-    directory = StageDirectory(Path(config.output_root) / "stages" / f"{stage}-{digest[:12]}")
+    directory = StageDirectory(stage_path(config.output_root, stage, digest))
     known[stage] = Node(stage, digest, directory, places, tuple(parents), data_files(config, stage))
     return known[stage]
 
@@ -74,5 +75,5 @@ def find_parent(config: Config, key: str, stage: str, known: dict[str, Node]) ->
 
 def model_path(given: str) -> str:
     """Return the directory that `transformers` loads: of a stage's directory its model/, else what was given."""
-    place = Path(given).expanduser()
-    return str(place / "model") if (place / "result.json").is_file() else (str(place) if place.exists() else given)
+    path = Path(given).expanduser()
+    return str(find_model(path)) if path.exists() else given

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.directories import is_finished_stage
 from rlhf.experiment.files import parse_json
 
 MANIFEST = "manifest.json"
@@ -57,7 +58,7 @@ def known_files(model: Path) -> dict[str, list[Any]] | None:
     them; None if no stage did. Raises ValueError if the stage's manifest is damaged."""
     place = model.resolve()
     file = place.parent / MANIFEST
-    if not (file.is_file() and (place.parent / "result.json").is_file()):
+    if not (file.is_file() and is_finished_stage(place.parent)):
         return None
     try:
         content = parse_json(file.read_text())

@@ -4,6 +4,7 @@ says what runs."""
 from pathlib import Path
 
 from rlhf.catalog.stage import kind_of
+from rlhf.config.directories import find_model
 from rlhf.config.schema import Config
 from rlhf.experiment.files import parse_json
 
@@ -22,8 +23,7 @@ def default_eos_penalty_mode(normalized: bool) -> str:
 def are_scores_normalized(path: str) -> bool:
     """Whether the reward model in a directory (or in the stage's directory) scales its scores, as its config.json says. Of
     one that is on the hub it is not known, and so taken not to."""
-    place = Path(path).expanduser()
-    file = (place / "model" if (place / "result.json").is_file() else place) / "config.json"
+    file = find_model(Path(path).expanduser()) / "config.json"
     try:
         return float(parse_json(file.read_text()).get("reward_scale", 1.0)) != 1.0
     except (OSError, ValueError, TypeError, AttributeError):

@@ -9,7 +9,6 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlhf.catalog.display import DISPLAY_FILE, display_of, is_in_package, to_json
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config
 from rlhf.config.secrets import to_yaml
@@ -19,8 +18,8 @@ from rlhf.experiment.files import parse_json
 from rlhf.experiment.fingerprint import code_hash
 from rlhf.experiment.graph import Node
 from rlhf.experiment.resolve import resolve_for_stage
-from rlhf.experiment.stage_files import PLAN_FILE
-from rlhf.experiment.store import StageDirectory, write_atomic, write_json
+from rlhf.experiment.stage_directory import StageDirectory
+from rlhf.experiment.store import write_atomic, write_json
 from rlhf.planner.remaining import Planned
 
 
@@ -43,7 +42,7 @@ class Spec:
     @property
     def file(self) -> Path:
         """Where the spec is stored."""
-        return Path(self.directory) / "spec.json"
+        return stage_directory(self).spec_file
 
 
 def build_spec(node: Node, config: Config, planned: Planned | None = None) -> Spec:
@@ -70,10 +69,8 @@ def start_attempt(spec: Spec) -> None:
     directory.clear()
     write_json(spec.file, asdict(spec), private=True)
     write_atomic(directory.path / "config.yaml", to_yaml(asdict(spec.config)))
-    if spec.planned:
-        write_json(directory.path / PLAN_FILE, spec.planned)
-    if not is_in_package(spec.stage):
-        write_json(directory.path / DISPLAY_FILE, to_json(display_of(spec.stage)))
+    directory.write_planned(spec.planned)
+    directory.write_display(spec.stage)
     attempts = directory.counted("attempts") + 1
     directory.set_status(
         state="starting", stage=spec.stage, fingerprint=spec.fingerprint, attempts=attempts, reason=None,

@@ -10,9 +10,8 @@ from rlhf.catalog.display import display_of
 from rlhf.catalog.metric import Metric
 from rlhf.catalog.stage import Side, order_stages
 from rlhf.config.terminal import make_printable
-from rlhf.experiment.files import as_float, as_text, read_lines
+from rlhf.experiment.files import as_float, as_text
 from rlhf.experiment.graph import Node
-from rlhf.experiment.stage_files import read_planned
 from rlhf.experiment.sweep import Outcome, Point, Task, metrics_by_stage, read_summary_metrics
 
 
@@ -39,12 +38,12 @@ def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Con
         table.add_section()
         for node in planned:
             if node.stage in results:
-                told = read_planned(node.directory.path)
+                told = node.directory.planned()
                 plan = "" if told is None or told.seconds is None else f" ({told.seconds:.0f} planned)"
                 table.add_row(f"seconds, {node.stage}{plan}", f"{results[node.stage].seconds:.0f}")
         console.print(table)
     for node in planned:
-        if (sides := display_of(node.stage).sides) and node.directory.samples.is_file():
+        if (sides := display_of(node.stage).sides) and node.directory.samples_file.is_file():
             print_samples(node, sides, console)
         console.print(Text(f"{node.stage}: {node.directory.path}"), soft_wrap=True)
 
@@ -138,7 +137,7 @@ def print_failures(tasks: list[Task], outcomes: dict[str, Outcome], console: Con
 
 def print_samples(node: Node, sides: tuple[Side, ...], console: Console) -> None:
     """Two held-out prompts of the last evaluation, side by side."""
-    lines = [row for row in read_lines(node.directory.samples) if row is not None][-2:]
+    lines = [row for row in node.directory.samples() if row is not None][-2:]
     table = Table(title="Held-out prompts", title_justify="left", show_lines=True)
     for column in ("prompt", *(side.label for side in sides)):
         table.add_column(column, overflow="fold", ratio=1)

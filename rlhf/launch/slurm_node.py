@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rlhf.config.directories import is_finished_stage
 from rlhf.config.terminal import Terminal
 from rlhf.experiment.lock import Held, LockLost, adopt_lock, hold
 from rlhf.experiment.spec import Spec, job_id, read_spec, stage_directory, start_attempt
@@ -102,10 +103,8 @@ def preempted() -> bool:
 def missing_input(spec: Spec) -> str | None:
     """Return a stage that this one needs and that is not done. SLURM takes a job that it has forgotten for one that ended
     well."""
-    needed = [Path(place).parent for place in spec.inputs.values()] if spec.parents else []
-    return next(
-        (place.name for place in needed if not (place / "result.json").is_file() and place.parent.name == "stages"), None
-    )
+    needed = [Path(path).parent for path in spec.inputs.values()] if spec.parents else []
+    return next((path.name for path in needed if not is_finished_stage(path) and path.parent.name == "stages"), None)
 
 
 def lock_token() -> str:

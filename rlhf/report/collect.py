@@ -1,6 +1,7 @@
 """What lies under a directory: its points, and the stages that they share."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 from rlhf.catalog.stage import stage_kinds
 from rlhf.catalog.state import ALIVE, ENDED, STATES, most_urgent
 from rlhf.config.directories import LATEST
-from rlhf.experiment.files import as_mapping, as_text, flatten, read_object, read_yaml
-from rlhf.report.stage import Stage, SummaryEntry, attempt, parse_entry, read_stage
+from rlhf.experiment.files import Unreadable, as_mapping, as_text, flatten, read_object, read_yaml
+from rlhf.experiment.stage_directory import StageDirectory
+from rlhf.report.stage import Stage, SummaryEntry, parse_entry, read_stage
 
 # A stage directory's name.
 NAME = re.compile(r"[\w.-]{1,200}")
@@ -24,7 +26,7 @@ class Point:
     """One configuration and the stages it uses; `config` by dotted keys."""
 
     name: str
-    place: Path
+    path: Path
     state: str
     overrides: tuple[str, ...]
     config: dict[str, Any]
@@ -42,14 +44,14 @@ class Point:
 class Collection:
     """A sweep or a run: its points, and each stage once, in the order of the stages."""
 
-    place: Path
+    path: Path
     points: list[Point]
     stages: list[Stage]
 
     @property
     def name(self) -> str:
         """The directory's name."""
-        return self.place.name
+        return self.path.name
 
     def users(self, stage: Stage) -> list[Point]:
         """Return the points that use a stage."""
@@ -58,42 +60,42 @@ class Collection:
 
 @dataclass
 class PointFiles:
-    """A point before its stages are read: where each is and what summary.json tells of it."""
+    """A point before its stages are read: its own files, the directory of each stage, and the entries of summary.json."""
 
-    place: Path
+    path: Path
     summary: dict[str, Any]
     config: dict[str, Any]
     stages: dict[str, Path] = field(default_factory=dict)
-    told: dict[str, SummaryEntry] = field(default_factory=dict)
+    entries: dict[str, SummaryEntry] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
 def collect(directory: Path) -> Collection:
-    """Everything under a sweep's, a run's or a point's directory. Raises ReportError if there is no point."""
-    drafts = [read_draft(place) for place in point_directories(directory)]
-    # A stage is read once, with what the most outspoken of its points was told of it.
-    told: dict[Path, tuple[str, SummaryEntry]] = {}
-    for draft in drafts:
-        for kind, place in draft.stages.items():
-            news = draft.told.get(kind, SummaryEntry())
-            if place not in told or (news.state in ENDED, news.time) > (told[place][1].state in ENDED, told[place][1].time):
-                told[place] = kind, news
-    read = {place: read_or_damaged(place, kind, news) for place, (kind, news) in told.items()}
-    points = [has_finished(draft, {kind: read[place] for kind, place in draft.stages.items()}) for draft in drafts]
-    order = sorted(read.values(), key=lambda stage: rank(stage.kind))
-    return Collection(directory.resolve(), points, order)
+    """Read everything under a sweep's, a run's or a point's directory. Raises ReportError if there is no point."""
+    found = [read_point_files(path) for path in point_directories(directory)]
+    # Each stage is read once, with the newest entry of its points: one that says how it ended goes before others.
+    newest: dict[Path, tuple[str, SummaryEntry]] = {}
+    for files in found:
+        for kind, path in files.stages.items():
+            entry = files.entries.get(kind, SummaryEntry())
+            known = newest[path][1] if path in newest else None
+            if known is None or (entry.state in ENDED, entry.time) > (known.state in ENDED, known.time):
+                newest[path] = kind, entry
+    stages = {path: read_or_damaged(path, kind, entry) for path, (kind, entry) in newest.items()}
+    points = [build_point(files, {kind: stages[path] for kind, path in files.stages.items()}) for files in found]
+    return Collection(directory.resolve(), points, sorted(stages.values(), key=lambda stage: pipeline_index(stage.kind)))
 
 
-def read_or_damaged(place: Path, kind: str, told: SummaryEntry) -> Stage:
-    """Return the stage, damaged if not even its directory can be looked into."""
+def read_or_damaged(path: Path, kind: str, entry: SummaryEntry) -> Stage:
+    """Read a stage; it is damaged if not even its directory can be looked into."""
     try:
-        return read_stage(place, kind, told)
+        return read_stage(path, kind, entry)
     except OSError as error:
-        return Stage(place, kind, "damaged", f"it cannot be read ({error.strerror})", figures=told.metrics)
+        return Stage(path, kind, "damaged", f"it cannot be read ({error.strerror})", metrics=entry.metrics)
 
 
-def rank(kind: str) -> int:
-    """Return the place of a stage in the pipeline, others last."""
+def pipeline_index(kind: str) -> int:
+    """Return the position of a kind of stage in the pipeline; stages of other packages come last."""
     known = list(stage_kinds())
     return known.index(kind) if kind in known else len(known)
 
@@ -105,20 +107,19 @@ def point_directories(directory: Path) -> list[Path]:
     try:
         if (directory / "summary.json").is_file():
             return [directory]
-        inside = sorted(
-            (place for place in directory.iterdir() if place.is_dir()), key=lambda place: natural_key(place.name)
-        )
-        found = [place for place in inside if (place / "summary.json").is_file()]
+        inside = sorted((path for path in directory.iterdir() if path.is_dir()), key=lambda path: natural_key(path.name))
+        found = [path for path in inside if (path / "summary.json").is_file()]
     except OSError as error:
         raise ReportError(f"{directory}: it cannot be read ({error.strerror})") from error
     if not found:
-        raise ReportError(f"{directory}: no point in it, that is no directory with a summary.json{advice(directory)}")
+        missing = "no point in it, that is no directory with a summary.json"
+        raise ReportError(f"{directory}: {missing}{suggest_directory(directory)}")
     return found
 
 
-def advice(directory: Path) -> str:
-    """Where the points may be instead."""
-    if (directory / "status.json").is_file() or (directory / "result.json").is_file():
+def suggest_directory(directory: Path) -> str:
+    """Suggest where the points may be instead; an empty text without a guess."""
+    if StageDirectory(directory).begun:
         return "; it is a stage's directory: give the run or the sweep that used it"
     deeper = sorted({str(file.parents[1]) for file in directory.glob("*/*/summary.json") if file.parents[1].name != LATEST})
     deeper += [str(file.parent) for file in sorted(directory.glob("*/*/*/summary.json"))[:1]] if not deeper else []
@@ -131,60 +132,69 @@ def natural_key(name: str) -> list[tuple[int, float, str]]:
     return [(0, float(part), "") if part[0].isdigit() else (1, 0.0, part) for part in parts]
 
 
-def read_draft(place: Path) -> PointFiles:
-    """Return a point's own files."""
+def read_point_files(path: Path) -> PointFiles:
+    """Read a point's own files."""
     notes: list[str] = []
-    summary = attempt(read_object, place / "summary.json", notes)
+    summary = attempt(read_object, path / "summary.json", notes)
     if summary is None and not notes:
         notes.append("summary.json is gone")
-    config = attempt(read_yaml, place / "config.yaml", notes)
+    config = attempt(read_yaml, path / "config.yaml", notes)
     if config is None and not any(note.startswith("config.yaml") for note in notes):
         notes.append("it has no config.yaml; it is known by its overrides only")
-    draft = PointFiles(place, summary or {}, flatten(config or {}), links(place), notes=notes)
+    files = PointFiles(path, summary or {}, flatten(config or {}), find_linked_stages(path), notes=notes)
     try:
-        written = (place / "summary.json").stat().st_mtime
+        written = (path / "summary.json").stat().st_mtime
     except OSError:
         written = 0.0
-    for kind, entry in as_mapping(draft.summary.get("stages")).items():
-        draft.told[kind] = parse_entry(entry, written)
+    for kind, entry in as_mapping(files.summary.get("stages")).items():
+        files.entries[kind] = parse_entry(entry, written)
         name = (as_text(as_mapping(entry).get("directory")) or "").rstrip("/").rpartition("/")[2]
         if not NAME.fullmatch(name):
             notes.append(f"summary.json names no directory of its stage {kind}")
-        elif kind not in draft.stages or draft.stages[kind].name != name:
-            draft.stages[kind] = unlinked_stages(place, name)
-    return draft
+        elif kind not in files.stages or files.stages[kind].name != name:
+            files.stages[kind] = find_unlinked_stage(path, name)
+    return files
 
 
-def links(place: Path) -> dict[str, Path]:
-    """Where the point's links lead, by stage, whether or not there is anything yet."""
+def attempt(read: Callable[[Path], dict[str, Any] | None], file: Path, notes: list[str]) -> dict[str, Any] | None:
+    """Read a file; None, with a note, if it is damaged."""
     try:
-        return {link.name.rpartition("-")[0] or link.name: link.resolve() for link in sorted((place / "stages").iterdir())}
+        return read(file)
+    except Unreadable as error:
+        notes.append(str(error))
+        return None
+
+
+def find_linked_stages(point: Path) -> dict[str, Path]:
+    """Return the directories that a point's links lead to, by kind of stage, whether or not they exist yet."""
+    try:
+        return {StageDirectory(link).stage: link.resolve() for link in sorted((point / "stages").iterdir())}
     except (OSError, RuntimeError):  # none, or a loop of links
         return {}
 
 
-def unlinked_stages(place: Path, name: str) -> Path:
-    """Return a stage directory that the point has no link to: beside the runs and sweeps, where it was written."""
-    around = [parent / "stages" / name for parent in place.resolve().parents]
+def find_unlinked_stage(point: Path, name: str) -> Path:
+    """Find a stage directory that a point has no link to: beside the runs and sweeps, where it was written."""
+    around = [parent / "stages" / name for parent in point.resolve().parents]
     return next((candidate for candidate in around if candidate.is_dir()), around[min(2, len(around) - 1)])
 
 
-def has_finished(draft: PointFiles, stages: dict[str, Stage]) -> Point:
-    """Return the point with its stages, in their order."""
-    given = draft.summary.get("overrides")
+def build_point(files: PointFiles, stages: dict[str, Stage]) -> Point:
+    """Return the point with its stages, in the order of the pipeline."""
+    given = files.summary.get("overrides")
     overrides = tuple(str(entry) for entry in given) if isinstance(given, list) else ()
-    ordered = dict(sorted(stages.items(), key=lambda entry: rank(entry[0])))
-    state = point_state(as_text(draft.summary.get("state")), [stage.state for stage in ordered.values()])
-    if not draft.summary:
+    ordered = dict(sorted(stages.items(), key=lambda entry: pipeline_index(entry[0])))
+    state = point_state(as_text(files.summary.get("state")), [stage.state for stage in ordered.values()])
+    if not files.summary:
         state = "damaged"
-    return Point(draft.place.resolve().name, draft.place, state, overrides, draft.config, ordered, tuple(draft.notes))
+    return Point(files.path.resolve().name, files.path, state, overrides, files.config, ordered, tuple(files.notes))
 
 
-def point_state(told: str | None, stages: list[str]) -> str:
-    """Return a point's state: what its stages say now, which summary.json need not know yet."""
+def point_state(noted: str | None, stages: list[str]) -> str:
+    """Return a point's state from those of its stages, which are newer than the state that summary.json has `noted`."""
     if stages and all(state == "done" for state in stages):
         return "done"
-    if told in ENDED and not set(stages) & set(ALIVE):
-        return str(told)
+    if noted in ENDED and not set(stages) & set(ALIVE):
+        return str(noted)
     unfinished = [state for state in stages if state in STATES and state != "done"]
-    return most_urgent(unfinished, default=told or "planned")
+    return most_urgent(unfinished, default=noted or "planned")

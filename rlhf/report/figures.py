@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from rlhf.catalog.metric import Metric
-from rlhf.report.collect import rank
+from rlhf.report.collect import pipeline_index
 from rlhf.report.groups import Group
 from rlhf.report.statistics import Estimate, estimate
 
@@ -52,14 +52,14 @@ def collect_metrics(groups: list[Group]) -> list[Figure]:
     order: dict[tuple[str, str], int] = {}
     for stage in (stage for group in groups for point in group.points for stage in point.stages.values()):
         declared = list(stage.display.metrics)
-        for name in stage.figures:
+        for name in stage.metrics:
             metric = stage.display.metrics.get(name) or Metric(name, "", "", f"{stage.kind} {name}")
             known.setdefault((stage.kind, name), metric)
             order.setdefault((stage.kind, name), declared.index(name) if name in declared else len(declared))
     figures = [Figure(kind, metric) for (kind, _), metric in known.items()]
     compared = [figure for figure in figures if figure.is_compared]
     others = sorted((figure for figure in figures if not figure.is_compared), key=lambda f: (f.kind, f.metric))
-    return sorted(compared, key=lambda f: (rank(f.kind), f.kind, order[f.kind, f.metric])) + others
+    return sorted(compared, key=lambda f: (pipeline_index(f.kind), f.kind, order[f.kind, f.metric])) + others
 
 
 def compared_metrics(groups: list[Group], figure: Figure) -> list[Cell]:

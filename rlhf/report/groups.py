@@ -27,11 +27,11 @@ class Group:
 
     def stages(self, kind: str) -> list[Stage]:
         """Its stages of one kind, each once: a result that two points share is one result."""
-        return list({p.stages[kind].place: p.stages[kind] for p in self.points if kind in p.stages}.values())
+        return list({p.stages[kind].path: p.stages[kind] for p in self.points if kind in p.stages}.values())
 
     def values(self, kind: str, metric: str) -> list[float]:
         """Return a final figure of each of its stages that has it."""
-        return [stage.figures[metric] for stage in self.stages(kind) if metric in stage.figures]
+        return [stage.metrics[metric] for stage in self.stages(kind) if metric in stage.metrics]
 
 
 def group_points(collection: Collection) -> list[Group]:

@@ -14,7 +14,7 @@ from rlhf.config.terminal import plural
 from rlhf.experiment.files import as_float
 from rlhf.experiment.plan import format_dollars, format_seconds
 from rlhf.report import plots, statistics, throughput
-from rlhf.report.collect import Collection, Point, rank
+from rlhf.report.collect import Collection, Point, pipeline_index
 from rlhf.report.costs import Cost, add_up, cost_lines, stage_costs
 from rlhf.report.failures import failures, missing
 from rlhf.report.figures import collect_metrics, compared_metrics, format_short
@@ -61,7 +61,7 @@ def build_context(collection: Collection, groups: list[Group]) -> dict[str, Any]
     costs = stage_costs(collection)
     return {
         "name": collection.name,
-        "place": str(collection.place),
+        "place": str(collection.path),
         "now": time.strftime("%Y-%m-%d %H:%M %Z"),
         "method": statistics.METHOD,
         "overview": overview(collection),
@@ -120,7 +120,7 @@ def numeric(values: list[Any]) -> bool:
 def overview(collection: Collection) -> list[str]:
     """How many points and stages, in which states, what they took beside what was planned, and what sharing saved."""
     points = counted([point.state for point in collection.points])
-    kinds = counted([stage.kind for stage in sorted(collection.stages, key=lambda stage: rank(stage.kind))])
+    kinds = counted([stage.kind for stage in sorted(collection.stages, key=lambda stage: pipeline_index(stage.kind))])
     uses = sum(len(point.stages) for point in collection.points)
     lines = [
         f"{plural(len(collection.points), 'point', ',')}: {points}",
@@ -165,5 +165,5 @@ def build_legend(groups: list[Group], shown: list[int]) -> list[Legend]:
 def used_columns(collection: Collection, speeds: list[throughput.Speed]) -> list[Metric]:
     """Return the metrics of speed that any stage has logged, the memory last."""
     known = {name: metric for stage in collection.stages for name, metric in throughput.speed_metrics(stage).items()}
-    used = [name for name in known if any(name in speed.figures for speed in speeds)]
+    used = [name for name in known if any(name in speed.metrics for speed in speeds)]
     return [known[name] for name in sorted(used, key=lambda name: name == throughput.PEAK)]

@@ -151,8 +151,8 @@ def series(stages: list[Stage], metric: str) -> tuple[Array, Array]:
         values = stage.series.get(metric)
         known = np.isfinite(values)
         points = dict(zip(stage.series.steps[known].tolist(), values[known].tolist(), strict=True))
-        if metric == "eval/gold" and points and "eval/gold_sft" in stage.figures:
-            points[0.0] = stage.figures["eval/gold_sft"]
+        if metric == "eval/gold" and points and "eval/gold_sft" in stage.metrics:
+            points[0.0] = stage.metrics["eval/gold_sft"]
         logged.append(points)
     steps = sorted({step for points in logged for step in points})
     table = np.array([[points.get(step, np.nan) for step in steps] for points in logged]).reshape(len(logged), len(steps))
@@ -201,7 +201,7 @@ def frontier(groups: list[Group]) -> str | None:
 def score_pairs(group: Group, metric: str) -> Array:
     """KL and the metric of each finished stage that trained a policy, [stages, 2]."""
     stages = [stage for kind in group.kinds for stage in group.stages(kind)]
-    known = [stage.figures for stage in stages if metric in stage.figures and KL in stage.figures]
+    known = [stage.metrics for stage in stages if metric in stage.metrics and KL in stage.metrics]
     return np.array([[figures[KL], figures[metric]] for figures in known]).reshape(len(known), 2)
 
 

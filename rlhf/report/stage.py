@@ -1,6 +1,5 @@
 """One stage's directory as a report sees it: how far it is, what it measured, what is wrong with it."""
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,10 @@ import numpy as np
 
 from rlhf.catalog.display import Display
 from rlhf.catalog.state import ALIVE, ENDED
-from rlhf.experiment.files import Unreadable, as_float, as_floats, as_int, as_mapping, as_text, read_lines, read_object
-from rlhf.experiment.stage_files import parse_planned, read_display, read_planned
+from rlhf.experiment.files import Unreadable, as_float, as_floats, as_int, as_mapping, as_text, read_lines
+from rlhf.experiment.stage_directory import StageDirectory, StageState, parse_planned
 from rlhf.planner.remaining import Planned
 from rlhf.report.statistics import Array
-
-# A running stage renews its heartbeat every few seconds; one that is silent for longer is dead or hangs.
-SILENCE_S = 60.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +40,10 @@ class SummaryEntry:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A stage's directory. `state` is that of status.json, or `silent` without a heartbeat, or `damaged` if files are;
-    `seconds` is what it took so far, `planned` what it was to take."""
+    """A stage as a report shows it: `state` is one of rlhf/catalog/state.py, `seconds` is what it took so far, `planned`
+    what it was to take, and `notes` say what is wrong with its files."""
 
-    place: Path
+    path: Path
     kind: str
     state: str
     reason: str | None = None
@@ -56,7 +52,7 @@ class Stage:
     step: int | None = None
     total: int | None = None
     attempts: int | None = None
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     series: Series = field(default_factory=Series)
     samples: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -67,76 +63,57 @@ class Stage:
     @property
     def name(self) -> str:
         """The directory's name."""
-        return self.place.name
+        return self.path.name
 
 
-def read_stage(place: Path, kind: str, told: SummaryEntry) -> Stage:
-    """Return a stage from its directory and, where that is silent, from what a point was told of it."""
-    notes: list[str] = []
-    status = attempt(read_object, place / "status.json", notes)
-    result = attempt(read_object, place / "result.json", notes)
-    environment = attempt(read_object, place / "environment.json", notes)
-    state, reason = stage_state(place, status, result is not None, told)
-    display = read_display(place, kind)
-    series, samples = read_series(place, state, display, notes), read_samples(place, state, notes)
-    if result is not None:
-        told = SummaryEntry()  # a result speaks for itself
-    known = status or {}
+def read_stage(path: Path, kind: str, entry: SummaryEntry) -> Stage:
+    """Read a stage from its directory; where the directory does not say it, from the `entry` of a point's summary.json."""
+    directory, found = StageDirectory(path), StageDirectory(path).read_state()
+    notes = list(found.notes)
+    try:
+        environment = directory.environment()
+    except Unreadable as error:
+        environment = {}
+        notes.append(str(error))
+    if found.name == "done":
+        entry = SummaryEntry()  # a result speaks for itself
+    state, reason = choose_state(found, entry)
+    display = directory.display(kind)
     return Stage(
-        place,
+        path,
         kind,
         state,
         reason,
-        log_file(place, told) if state != "done" else None,
-        as_float((result or known).get("seconds")),
-        as_int(known.get("step")),
-        as_int(known.get("total")),
-        as_int(known.get("attempts")),
-        as_floats((result or {}).get("metrics")) or told.metrics,
-        series,
-        samples,
-        environment or {},
+        find_log(path, entry) if state != "done" else None,
+        as_float((found.result or found.status).get("seconds")),
+        as_int(found.status.get("step")),
+        as_int(found.status.get("total")),
+        as_int(found.status.get("attempts")),
+        as_floats(found.result.get("metrics")) or entry.metrics,
+        read_series(directory, state, display, notes),
+        read_samples(directory, state, notes),
+        environment,
         tuple(notes),
         display,
-        read_planned(place) or (None if result else told.planned),
+        directory.planned() or (None if found.result else entry.planned),
     )
 
 
-def attempt(read: Any, file: Path, notes: list[str]) -> dict[str, Any] | None:
-    """Return what `read` makes of the file; None with a note if it is damaged."""
-    try:
-        found: dict[str, Any] | None = read(file)
-    except Unreadable as error:
-        notes.append(str(error))
-        return None
-    return found
-
-
-def stage_state(place: Path, status: dict[str, Any] | None, done: bool, told: SummaryEntry) -> tuple[str, str | None]:
-    """Return a stage's state and its reason, from its directory or, where there is none, from what a point was told."""
-    if done:
-        return "done", None
-    if not place.is_dir():
-        if told.state == "done":
-            return "damaged", "its directory is gone; the figures are those of summary.json"
-        return told.state or "planned", told.reason
-    if status is None:
-        return "damaged", "it has no readable status.json and no result.json"
-    return is_unfinished(status, told)
-
-
-def is_unfinished(status: dict[str, Any], told: SummaryEntry) -> tuple[str, str | None]:
-    """State and reason of a stage without a result. Its status knows best, but for a process that died without a word."""
-    state = as_text(status.get("state")) or "unknown"
-    beat = as_float(status.get("heartbeat")) or 0.0
-    if state == "done":
-        return "damaged", "status.json says done, but there is no readable result.json"
-    if state in ALIVE and told.state in ENDED and told.time >= beat:
-        return str(told.state), told.reason
-    silent = time.time() - beat
-    if state == "running" and silent > SILENCE_S:
-        return "silent", f"no heartbeat for {duration(silent)}: its process is dead or hangs" if beat else "no heartbeat"
-    return state, as_text(status.get("reason")) or (told.reason if told.state == state else None)
+def choose_state(found: StageState, entry: SummaryEntry) -> tuple[str, str | None]:
+    """Return a stage's state and its reason. Its directory knows best, except where there is none, and where a process died
+    without a word: then the `entry` of a point's summary does."""
+    if found.name == "planned":
+        if entry.state == "done":
+            return "damaged", "its directory is gone; the metrics are those of summary.json"
+        return entry.state or "planned", entry.reason
+    beat = as_float(found.status.get("heartbeat")) or 0.0
+    if found.name in (*ALIVE, "silent") and entry.state in ENDED and entry.time >= beat:
+        return str(entry.state), entry.reason
+    if found.name == "silent":
+        silence = found.silence_s
+        told = "no heartbeat" if silence is None else f"no heartbeat for {duration(silence)}: its process is dead or hangs"
+        return "silent", told
+    return found.name, found.reason or (entry.reason if entry.state == found.name else None)
 
 
 def followed_metrics(display: Display) -> list[str]:
@@ -146,11 +123,11 @@ def followed_metrics(display: Display) -> list[str]:
     return ["time", *(name for metric in followed for name in (metric.name, metric.per) if name)]
 
 
-def read_series(place: Path, state: str, display: Display, notes: list[str]) -> Series:
+def read_series(directory: StageDirectory, state: str, display: Display, notes: list[str]) -> Series:
     """Return the followed metrics; of a step that was logged twice, as after a restart, the last."""
     followed = followed_metrics(display)
     rows: dict[int, dict[str, Any]] = {}
-    for row in whole_lines(place / "metrics.jsonl", state, notes):
+    for row in read_good_lines(directory.metrics_file, state, notes):
         step = as_int(row.get("step"))
         if step is not None:
             rows[step] = {name: row[name] for name in followed if name in row}
@@ -170,11 +147,11 @@ def as_column(values: list[Any]) -> Array:
     return np.array([np.nan if value is None else value for value in known], dtype=np.float64)
 
 
-def read_samples(place: Path, state: str, notes: list[str]) -> list[dict[str, Any]]:
+def read_samples(directory: StageDirectory, state: str, notes: list[str]) -> list[dict[str, Any]]:
     """Return the rows of the last evaluation."""
     last = -1
     kept: list[dict[str, Any]] = []
-    for row in whole_lines(place / "samples.jsonl", state, notes):
+    for row in read_good_lines(directory.samples_file, state, notes):
         step = as_int(row.get("step"))
         if step is None or step < last:
             continue
@@ -184,7 +161,7 @@ def read_samples(place: Path, state: str, notes: list[str]) -> list[dict[str, An
     return kept
 
 
-def whole_lines(file: Path, state: str, notes: list[str]) -> list[dict[str, Any]]:
+def read_good_lines(file: Path, state: str, notes: list[str]) -> list[dict[str, Any]]:
     """Return the lines that can be read, with a note about others; a stage that runs may be writing its last one."""
     try:
         lines = list(read_lines(file))
@@ -200,12 +177,12 @@ def whole_lines(file: Path, state: str, notes: list[str]) -> list[dict[str, Any]
     return [line for line in lines if line is not None]
 
 
-def log_file(place: Path, told: SummaryEntry) -> str | None:
-    """Where to read what happened: the log that the point names, else the stage's own."""
-    if told.log is not None:
-        own = place / "logs" / Path(told.log).name
-        return str(own) if own.is_file() else told.log
-    logs = sorted((place / "logs").glob("*.log")) if place.is_dir() else []
+def find_log(path: Path, entry: SummaryEntry) -> str | None:
+    """Find the log that tells what happened: the one that the point names, else the stage's own."""
+    if entry.log is not None:
+        own = path / "logs" / Path(entry.log).name
+        return str(own) if own.is_file() else entry.log
+    logs = sorted((path / "logs").glob("*.log")) if path.is_dir() else []
     return str(logs[0]) if logs else None
 
 

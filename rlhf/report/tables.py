@@ -47,10 +47,10 @@ def save(file: Path, content: str) -> None:
 
 def point_rows(collection: Collection, groups: list[Group], figures: list[Figure]) -> Rows:
     """Return a row per point: what sets it apart, its state, and its final figures (none where there is none yet)."""
-    labels = {point.place: group.label for group in groups for point in group.points}
+    labels = {point.path: group.label for group in groups for point in group.points}
     keys = differing_keys([point.config for point in collection.points])
     return [
-        {"point": point.name, "state": point.state, "group": labels[point.place], "seed": point.seed}
+        {"point": point.name, "state": point.state, "group": labels[point.path], "seed": point.seed}
         | {key: point.config.get(key) for key in keys if key != "seed"}
         | {figure.key: metric_value(point, figure) for figure in figures}
         for point in collection.points
@@ -60,7 +60,7 @@ def point_rows(collection: Collection, groups: list[Group], figures: list[Figure
 def metric_value(point: Point, figure: Figure) -> float | None:
     """Return a point's final figure."""
     stage = point.stages.get(figure.kind)
-    return None if stage is None else stage.figures.get(figure.metric)
+    return None if stage is None else stage.metrics.get(figure.metric)
 
 
 def group_rows(groups: list[Group], figures: list[Figure]) -> Rows:

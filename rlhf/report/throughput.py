@@ -20,7 +20,7 @@ class Speed:
     label: str
     device: str
     n: int
-    figures: dict[str, float]
+    metrics: dict[str, float]
 
 
 def speeds(collection: Collection) -> tuple[list[Speed], list[Speed]]:
@@ -32,7 +32,7 @@ def speeds(collection: Collection) -> tuple[list[Speed], list[Speed]]:
     for stage, own in zip(measured, each, strict=True):
         if not is_benchmark(stage.kind):
             kinds.setdefault((stage.kind, own.device), []).append(own)
-    return [combine(kind, place, members) for (kind, place), members in kinds.items()], each
+    return [combine(kind, device, members) for (kind, device), members in kinds.items()], each
 
 
 def speed_metrics(stage: Stage) -> dict[str, Metric]:
@@ -55,14 +55,14 @@ def speed(stage: Stage) -> dict[str, float]:
     return found
 
 
-def combine(kind: str, place: str, members: list[Speed]) -> Speed:
+def combine(kind: str, device: str, members: list[Speed]) -> Speed:
     """Several stages of one kind on one type of machine."""
     values: dict[str, list[float]] = {}
     for own in members:
-        for name, value in own.figures.items():
+        for name, value in own.metrics.items():
             values.setdefault(name, []).append(value)
     figures = {name: max(known) if name == PEAK else sum(known) / len(known) for name, known in values.items()}
-    return Speed(kind, place, len(members), figures)
+    return Speed(kind, device, len(members), figures)
 
 
 def device(stage: Stage) -> str:

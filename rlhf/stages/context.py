@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from rlhf.config.schema import Config
 from rlhf.data.tokens import SequenceBatch
 from rlhf.experiment.spec import Spec
-from rlhf.experiment.stage_files import parse_planned
-from rlhf.experiment.store import StageDirectory
+from rlhf.experiment.stage_directory import StageDirectory, parse_planned
 from rlhf.planner.remaining import Planned
 from rlhf.tracking.nonfinite import Nonfinite
 from rlhf.tracking.tracker import Tracker

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rlhf.catalog.stage import kind_of
+from rlhf.config.directories import is_finished_stage
 from rlhf.config.errors import ConfigError
 from rlhf.experiment.integrity import differing_files, known_files
 from rlhf.experiment.spec import Spec
@@ -41,7 +42,7 @@ def verify_inputs(spec: Spec) -> None:
                 problem = differing_files(model, known, share, share)
         except (OSError, ValueError) as error:
             problem = str(error)
-        if known is None and problem is None and is_main() and (model.parent / "result.json").is_file():
+        if known is None and problem is None and is_main() and is_finished_stage(model.parent):
             print(f"{model} has no checksums: only the form of its files was looked at", flush=True)
         problem = next((found for found in gather(problem) if found), None)
         if problem is not None:

@@ -11,8 +11,8 @@ from rlhf.data.files import expect_hashes
 from rlhf.experiment.checkpoints import remove_all
 from rlhf.experiment.fingerprint import check_data_files
 from rlhf.experiment.spec import Spec, stage_directory
+from rlhf.experiment.stage_directory import Result
 from rlhf.experiment.stopping import Stopped
-from rlhf.experiment.store import Result
 from rlhf.runtime.device import free, on_gpu
 from rlhf.runtime.distributed import barrier, is_main
 from rlhf.stages.context import Context

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.catalog.stage import check_metrics
-from rlhf.config.secrets import mask_values
-from rlhf.experiment.files import read_lines
 from rlhf.experiment.lock import LockLost
 from rlhf.experiment.spec import Spec, stage_directory
-from rlhf.experiment.store import write_atomic, write_json
+from rlhf.experiment.store import write_atomic
 from rlhf.tracking.environment import environment
 from rlhf.tracking.tensorboard import TensorboardRun
 from rlhf.tracking.wandb import WandbRun
@@ -38,8 +36,7 @@ class Tracker:
         self.closing = threading.Event()
         if not main:
             return
-        self.directory.check_lock()
-        write_json(self.directory.path / "environment.json", mask_values(environment(spec.config)))
+        self.directory.write_environment(environment(spec.config))
         self.heart = threading.Thread(target=self.beat, daemon=True)
         self.heart.start()
 
@@ -51,7 +48,7 @@ class Tracker:
     @property
     def files(self) -> dict[str, Path]:
         """The files that grow by a line at a time."""
-        return {"metrics": self.directory.metrics, "samples": self.directory.samples}
+        return {"metrics": self.directory.metrics_file, "samples": self.directory.samples_file}
 
     def save(self, directory: Path) -> list[Path]:
         """Copy `files`, as they are now, into the directory of a checkpoint; returns the copies."""
@@ -82,9 +79,9 @@ class Tracker:
         if self.wandb is None and self.tensorboard is None:
             return
         samples: dict[int, list[dict[str, Any]]] = {}
-        for row in filter(None, read_lines(self.directory.samples)):
+        for row in filter(None, self.directory.samples()):
             samples.setdefault(row["step"], []).append(row)
-        for row in filter(None, read_lines(self.directory.metrics)):
+        for row in filter(None, self.directory.metrics()):
             self.copy_samples(row["step"], samples.get(row["step"], []))
             self.copy_metrics(row)
 
@@ -97,7 +94,7 @@ class Tracker:
         self.directory.check_lock()
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         row = {"step": step, "time": time.time(), **finite}
-        append(self.directory.metrics, row)
+        append(self.directory.metrics_file, row)
         self.copy_metrics(row)
 
     def copy_metrics(self, row: dict[str, Any]) -> None:
@@ -134,7 +131,7 @@ class Tracker:
         self.directory.check_lock()
         rows = [{"step": step, **row} for row in rows]
         for row in rows:
-            append(self.directory.samples, row)
+            append(self.directory.samples_file, row)
         self.copy_samples(step, rows)
 
     def close(self, exit_code: int) -> None:

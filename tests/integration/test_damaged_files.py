@@ -14,7 +14,7 @@ from rlhf.cli import status
 from rlhf.cli.report import main as report
 from rlhf.config.terminal import Terminal, make_printable, strip_colours
 from rlhf.experiment.graph import Node
-from rlhf.experiment.store import StageDirectory
+from rlhf.experiment.stage_directory import StageDirectory
 from rlhf.experiment.summary import print_summary, print_sweep
 from rlhf.experiment.sweep import Outcome, Point
 from rlhf.report import plots

@@ -82,12 +82,12 @@ LOGGING = (
 ENDING = (
     FaultPoint("rlhf.engine.save:write_tensors", when="after"),
     FaultPoint("os:replace", match="model.partial')", when="after"),
-    FaultPoint("rlhf.experiment.store:StageDirectory.finish"),
+    FaultPoint("rlhf.experiment.stage_directory:StageDirectory.finish"),
 )
 DONE = {  # the last moments of a stage that is done: its checkpoints are still there, or some of them
     "sft": FaultPoint("rlhf.stages.run:remove_all"),
     "reward": FaultPoint("os:unlink", match=MANIFEST, when="after"),
-    "ppo": FaultPoint("rlhf.experiment.store:StageDirectory.finish", when="after"),
+    "ppo": FaultPoint("rlhf.experiment.stage_directory:StageDirectory.finish", when="after"),
 }
 
 
@@ -394,7 +394,7 @@ def on_both(stage):
         FaultPoint(f"{TRAINER}.train_rlhf", when="after", rank=1),
         FaultPoint("rlhf.tracking.tracker:append", nth=3),
         FaultPoint(f"{PPO}:save_model", nth=2, rank=1),
-        FaultPoint("rlhf.experiment.store:StageDirectory.finish"),
+        FaultPoint("rlhf.experiment.stage_directory:StageDirectory.finish"),
     )
 
 

@@ -18,8 +18,8 @@ from support.command import ROOT
 from rlhf.experiment import stopping
 from rlhf.experiment.graph import Node, build_graph
 from rlhf.experiment.spec import build_spec
+from rlhf.experiment.stage_directory import Result, StageDirectory
 from rlhf.experiment.stopping import EXIT_CHECKPOINTED, Stopped
-from rlhf.experiment.store import Result, StageDirectory
 from rlhf.experiment.sweep import Outcome, Task
 from rlhf.launch.scheduler import local_threads, run_here, share_of_devices
 from rlhf.launch.worker import error_file
@@ -236,7 +236,7 @@ from pathlib import Path
 from rich.console import Console
 import rlhf.launch.scheduler as here
 from rlhf.experiment.graph import build_graph
-from rlhf.experiment.store import Result
+from rlhf.experiment.stage_directory import Result
 from rlhf.experiment.sweep import Outcome, Task
 from rlhf.cli.prepare import load_config
 
@@ -359,7 +359,8 @@ from pathlib import Path
 def run_stage(spec):
     from rlhf.config.errors import ConfigError
     from rlhf.experiment import stopping
-    from rlhf.experiment.store import StageDirectory, write_atomic
+    from rlhf.experiment.stage_directory import StageDirectory
+    from rlhf.experiment.store import write_atomic
     rank, directory = os.environ["RANK"], Path(spec.directory)
     print("rank", rank, "is here", flush=True)
     write_atomic(directory / "here" / rank, str(os.getpid()))

@@ -15,7 +15,7 @@ from rlhf.config.compose import config_root, register
 from rlhf.config.errors import ConfigError
 from rlhf.config.points import Composer
 from rlhf.experiment.graph import Node
-from rlhf.experiment.store import Result, StageDirectory
+from rlhf.experiment.stage_directory import Result, StageDirectory
 
 optuna = pytest.importorskip("optuna")
 

@@ -16,7 +16,7 @@ from support.command import run_rlhf
 from rlhf.cli.run import Invalid, run
 from rlhf.config.errors import ConfigError
 from rlhf.experiment.graph import build_graph
-from rlhf.experiment.store import Result
+from rlhf.experiment.stage_directory import Result
 from rlhf.experiment.sweep import Outcome, Point
 
 SMALL = (

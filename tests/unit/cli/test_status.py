@@ -18,6 +18,7 @@ from rlhf.catalog.stage import known_metrics, stage_kinds
 from rlhf.cli import status
 from rlhf.cli.status import Watch, main, render, steps_per_second
 from rlhf.config.terminal import format_duration
+from rlhf.experiment.files import TAIL_BYTES
 
 SFT, REWARD, PPO, PPO_2 = ("sft-" + "0" * 12, "reward-" + "1" * 12, "ppo-" + "2" * 12, "ppo-" + "3" * 12)
 
@@ -279,7 +280,7 @@ def test_a_last_line_that_was_cut_off_is_left_out(root, stage):
 def test_only_the_end_of_a_long_file_is_read(root, stage, monkeypatch):
     place = stage(PPO, state="running", metrics=rows(range(1, 5000), **{"reward/mean": 1.0}))
     size = (place / "metrics.jsonl").stat().st_size
-    assert size > 3 * status.TAIL_BYTES
+    assert size > 3 * TAIL_BYTES
     read, plain = [], Path.open
 
     def opened(file, mode="r", **options):
@@ -287,7 +288,7 @@ def test_only_the_end_of_a_long_file_is_read(root, stage, monkeypatch):
 
     monkeypatch.setattr(Path, "open", opened)
     assert stages(root)[PPO].step == 4999
-    assert sum(read) == status.TAIL_BYTES
+    assert sum(read) == TAIL_BYTES
 
 
 class Counted(io.FileIO):
@@ -305,7 +306,7 @@ class Counted(io.FileIO):
 
 def test_a_line_longer_than_what_is_read_is_no_damage(root, stage):
     place = stage(PPO, state="running", step=1, total=2)
-    (place / "metrics.jsonl").write_text(json.dumps({"step": 1, "note": "x" * 2 * status.TAIL_BYTES}) + "\n")
+    (place / "metrics.jsonl").write_text(json.dumps({"step": 1, "note": "x" * 2 * TAIL_BYTES}) + "\n")
     assert stages(root)[PPO].state == "running"
 
 

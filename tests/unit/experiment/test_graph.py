@@ -4,7 +4,7 @@ import pytest
 
 from rlhf.config.errors import ConfigError
 from rlhf.experiment.graph import build_graph
-from rlhf.experiment.store import Result
+from rlhf.experiment.stage_directory import Result
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from rlhf.config.errors import ConfigError
 from rlhf.experiment.fingerprint import content_id
 from rlhf.experiment.integrity import MANIFEST, SMALL, describe_models, differing_files, integrity_error, known_files
-from rlhf.experiment.store import Result, StageDirectory
+from rlhf.experiment.stage_directory import Result, StageDirectory
 
 HEADER = json.dumps({"weight": {"dtype": "U8", "shape": [1000], "data_offsets": [0, 1000]}}).encode()
 WEIGHTS = struct.pack("<Q", len(HEADER)) + HEADER + bytes(range(250)) * 4
@@ -135,8 +135,8 @@ def test_without_a_manifest_the_form_of_the_files_is_looked_at(stage):
 
 
 def test_a_manifest_is_there_before_the_result(stage, monkeypatch):
-    written = []
-    monkeypatch.setattr("rlhf.experiment.store.write_json", lambda path, value: written.append((path.name, value)))
+    written, writer = [], "rlhf.experiment.stage_directory.write_json"
+    monkeypatch.setattr(writer, lambda path, value: written.append((path.name, value)))
     stage.finish(Result("ppo", "f" * 64, 1.0, {"eval/gold": 1.0}))
     (manifest, content), (result, value) = written
     assert (manifest, result) == (MANIFEST, "result.json")

@@ -15,7 +15,7 @@ import pytest
 
 from rlhf.experiment import lock
 from rlhf.experiment.lock import LockLost, hold
-from rlhf.experiment.store import Result, StageDirectory
+from rlhf.experiment.stage_directory import Result, StageDirectory
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ host = sys.argv[2]
 if host != "here":
     socket.gethostname = lambda: host
 from rlhf.experiment.lock import LockLost, hold
-from rlhf.experiment.store import Result, StageDirectory
+from rlhf.experiment.stage_directory import Result, StageDirectory
 stage = StageDirectory(Path(sys.argv[1]))
 try:
     with hold(stage.path, float(sys.argv[3]), lambda text: print("waiting", flush=True)):

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from rlhf.experiment.graph import build_graph
 from rlhf.experiment.record import write_record
-from rlhf.experiment.store import Result
+from rlhf.experiment.stage_directory import Result
 from rlhf.experiment.sweep import Outcome, Point
 
 KINDS = ("sft", "reward", "ppo")

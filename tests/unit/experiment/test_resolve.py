@@ -7,7 +7,7 @@ import pytest
 from rlhf.experiment.graph import build_graph
 from rlhf.experiment.resolve import resolve_for_stage
 from rlhf.experiment.spec import read_spec, write_spec
-from rlhf.experiment.store import Result
+from rlhf.experiment.stage_directory import Result
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rlhf.config.disk import disk_problem
-from rlhf.experiment.store import Result, StageDirectory, write_atomic, write_json
+from rlhf.experiment.stage_directory import Result, StageDirectory
+from rlhf.experiment.store import write_atomic, write_json
 
 
 @pytest.fixture

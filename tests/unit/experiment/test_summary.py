@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from rlhf.experiment.graph import build_graph
-from rlhf.experiment.store import Result
+from rlhf.experiment.stage_directory import Result
 from rlhf.experiment.summary import print_summary, print_sweep
 from rlhf.experiment.sweep import Outcome, Point
 

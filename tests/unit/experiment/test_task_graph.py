@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf.experiment.graph import Node, build_graph
-from rlhf.experiment.store import StageDirectory
+from rlhf.experiment.stage_directory import StageDirectory
 from rlhf.experiment.sweep import Outcome, Point, Task, blocked_by, build_task_graph
 
 NUMBERS = st.integers(0, 2)

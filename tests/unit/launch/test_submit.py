@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from rlhf.experiment.graph import Node
-from rlhf.experiment.store import Result, StageDirectory
+from rlhf.experiment.stage_directory import Result, StageDirectory
 from rlhf.experiment.sweep import Outcome, Task
 from rlhf.launch import slurm
 

@@ -21,7 +21,7 @@ from rlhf.cli.prepare import check_sources, load_config
 from rlhf.config import hub as hub_module
 from rlhf.config.errors import ConfigError
 from rlhf.experiment.graph import build_graph
-from rlhf.experiment.store import Result
+from rlhf.experiment.stage_directory import Result
 from rlhf.models.families import build_hf_config
 from rlhf.models.load import load_policy, new_policy
 from rlhf.models.preflight import check_source

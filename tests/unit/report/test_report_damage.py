@@ -136,7 +136,7 @@ def test_damaged_lines_and_values_cost_themselves_only(tmp_path):
     (stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     sweep.point([stage])
     (read,) = collect(sweep.place).stages
-    assert read.figures == {"eval/gold": 1.0, "eval/kl_sequence": 2.0}
+    assert read.metrics == {"eval/gold": 1.0, "eval/kl_sequence": 2.0}
     assert read.series.steps.tolist() == [1, 2, 3, 4]
     assert read.series.get("reward/mean")[2] == 0.5  # a step that was logged again after a restart
     assert found(sweep)[stage.name] == ("done", "2 of 8 lines of metrics.jsonl are damaged and were left out", None)
@@ -176,8 +176,8 @@ def test_stage_directories_without_files_or_without_a_directory(tmp_path):
     empty.mkdir(parents=True)
     told = {"ppo": {"state": "done", "metrics": {"eval/gold": 4.0}}}
     sweep.point([empty, gone], told=told)
-    assert found(sweep)[empty.name][:2] == ("damaged", "it has no readable status.json and no result.json")
-    assert found(sweep)[gone.name][:2] == ("damaged", "its directory is gone; the figures are those of summary.json")
+    assert found(sweep)[empty.name][:2] == ("damaged", "status.json: it is missing")
+    assert found(sweep)[gone.name][:2] == ("damaged", "its directory is gone; the metrics are those of summary.json")
     assert main([str(sweep.place)]) == 0
     assert json.loads((sweep.place / "report" / "points.json").read_text())[0]["ppo eval/gold"] == 4.0
 

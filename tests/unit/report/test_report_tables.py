@@ -130,8 +130,8 @@ def test_rates_are_totals_over_totals(tmp_path):
     """Steps of 2 s at 4 samples/s and of 1 s at 8 samples/s: 8 samples a step, 32 in 6 s."""
     _, each = speeds(collect(grid(tmp_path).place))
     assert [speed.label[:3] for speed in each] == ["ppo"] * 4
-    assert each[0].figures["throughput/samples_per_s"] == pytest.approx(32 / 6)
-    assert each[0].figures["time/step_s"] == 1.5
-    assert each[0].figures["throughput/mfu"] == 0.25
-    assert each[0].figures["memory/peak_gib"] == 5.0
+    assert each[0].metrics["throughput/samples_per_s"] == pytest.approx(32 / 6)
+    assert each[0].metrics["time/step_s"] == 1.5
+    assert each[0].metrics["throughput/mfu"] == 0.25
+    assert each[0].metrics["memory/peak_gib"] == 5.0
     assert each[0].device == "2 × a100"

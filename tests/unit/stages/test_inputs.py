@@ -11,7 +11,7 @@ from rlhf.config.errors import ConfigError
 from rlhf.experiment import integrity
 from rlhf.experiment.graph import build_graph
 from rlhf.experiment.spec import write_spec
-from rlhf.experiment.store import Result, StageDirectory
+from rlhf.experiment.stage_directory import Result, StageDirectory
 from rlhf.launch.worker import run_rank
 from rlhf.stages.inputs import verify_inputs
 
