@@ -19,8 +19,9 @@ from rlhf.config.metadata import Content
 from rlhf.config.schema import Config
 from rlhf.config.sections import config_type
 from rlhf.experiment.files import Unreadable, parse_json
-from rlhf.experiment.integrity import integrity_error, known_files, safetensors_tensors
+from rlhf.experiment.integrity import integrity_error, known_files
 from rlhf.experiment.stage_directory import StageDirectory
+from rlhf.experiment.tensor_files import header_and_spans
 
 # Raised when the meaning of a stage's result changes without a key, so that older results are not taken for it. A new key
 # does not raise it: it has a neutral value (rlhf/config/metadata.py). CHANGELOG.md says what each version means.
@@ -211,8 +212,7 @@ def sample(file: Path) -> bytes:
     spans = [(0, size, 256)]
     if file.suffix == ".safetensors":
         with contextlib.suppress(ValueError):  # it is none, which whoever loads it will say
-            tensors, start = safetensors_tensors(file)
-            spans = [(0, start, 4), *((start + begin, start + end, 4) for begin, end in tensors.values())]
+            spans = [(begin, end, 4) for begin, end in header_and_spans(file)]
     with file.open("rb") as stream:
         return b"".join(part for span in spans for part in blocks(stream, *span))
 

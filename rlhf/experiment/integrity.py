@@ -16,6 +16,7 @@ from typing import Any
 
 from rlhf.config.directories import is_finished_stage
 from rlhf.experiment.files import parse_json
+from rlhf.experiment.tensor_files import index_of_shards, tensor_names
 
 MANIFEST = "manifest.json"
 # Files up to this size are read whole before anything starts: they take a twentieth of a second.
@@ -139,9 +140,13 @@ def malformed_problem(model: Path) -> str | None:
         return f"{model} has no weights"
     if problem := json_problem(model):
         return problem
-    if missing := next((name for name in shard_files(model) if not (model / name).is_file()), None):
+    index = model / "model.safetensors.index.json"
+    shards = sorted(set(index_of_shards(index).values())) if index.is_file() else []
+    if missing := next((name for name in shards if not (model / name).is_file()), None):
         return f"{model} has no {missing}"
-    return next((f"{file} is cut off" for file in weights if file.stat().st_size < safetensors_size(file)), None)
+    for file in weights:
+        tensor_names(file)
+    return None
 
 
 def json_problem(directory: Path) -> str | None:
@@ -152,33 +157,3 @@ def json_problem(directory: Path) -> str | None:
         except (OSError, ValueError) as error:
             return f"{file} cannot be read ({error})"
     return None
-
-
-def shard_files(model: Path) -> list[str]:
-    """Return the files that a model's weights are split into, if they are. Raises ValueError if their index is damaged."""
-    file = model / "model.safetensors.index.json"
-    try:
-        return sorted(set(parse_json(file.read_text())["weight_map"].values())) if file.is_file() else []
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} cannot be read ({error})") from error
-
-
-def safetensors_tensors(file: Path) -> tuple[dict[str, list[int]], int]:
-    """Return where each tensor of a safetensors file begins and ends, in bytes from the end of its header, and where that
-    is: eight bytes with the header's length, the header as JSON, the tensors. Raises ValueError if the file is none."""
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or length > file.stat().st_size:
-            raise ValueError(f"{file} is cut off")
-        header = parse_json(stream.read(length))
-    try:
-        return {name: list(entry["data_offsets"]) for name, entry in header.items() if name != "__metadata__"}, 8 + length
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} cannot be read ({error})") from error
-
-
-def safetensors_size(file: Path) -> int:
-    """Return the size that a safetensors file says it has."""
-    tensors, start = safetensors_tensors(file)
-    return start + max((end for _, end in tensors.values()), default=0)

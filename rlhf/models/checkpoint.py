@@ -5,12 +5,11 @@ from typing import Any
 from zipfile import is_zipfile
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.hub import REACH_S
-from rlhf.experiment.files import parse_json
+from rlhf.experiment.tensor_files import index_of_shards, open_tensors, tensor_names
 from rlhf.models.lora import PREFIX
 from rlhf.models.source import Source
 
@@ -24,13 +23,11 @@ def safetensors_names(place: Path) -> set[str] | None:
     index, single = place / "model.safetensors.index.json", place / "model.safetensors"
     adapters = place / "adapter_model.safetensors"
     if index.is_file():
-        return set(parse_json(index.read_text())["weight_map"])
+        return set(index_of_shards(index))
     if single.is_file():
-        with safe_open(single, "pt") as file:
-            return set(file.keys())
+        return tensor_names(single)
     if adapters.is_file():
-        with safe_open(adapters, "pt") as file:
-            return {name.removeprefix(PREFIX) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
+        return {name.removeprefix(PREFIX) for name in tensor_names(adapters)}
     return None
 
 
@@ -48,8 +45,7 @@ class Checkpoint:
         for stem in ("model.safetensors", "pytorch_model.bin"):
             index, single = self.place / f"{stem}.index.json", self.place / stem
             if index.is_file():
-                names = parse_json(index.read_text())["weight_map"]
-                return {name: self.place / file for name, file in names.items()}
+                return {name: self.place / file for name, file in index_of_shards(index).items()}
             if single.is_file():
                 return dict.fromkeys(self.open(single).keys(), single)
         raise ConfigError(
@@ -62,7 +58,7 @@ class Checkpoint:
     def open(self, file: Path) -> Any:
         """Return a file's weights by name, mapped into memory; nothing is unpickled but tensors."""
         if file.suffix == ".safetensors":
-            return safe_open(file, "pt")
+            return open_tensors(file)
         return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
 
     def find(self, name: str, prefix: str) -> str | None:

@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Lora, Zero
+from rlhf.experiment.tensor_files import tensor_names
 from rlhf.models.source import Source
 
 PREFIX = "base_model.model."
@@ -87,7 +88,6 @@ def merge_adapters(model: nn.Module, source: Source, zero: Zero) -> nn.Module:
     """Return a model with the adapters at `source` merged into it, all of whose weights can be trained. Raises ConfigError
     where adapters and model do not fit each other."""
     from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
 
     if zero.stage == 3:
         problem = "adapters cannot be merged into a model that is sharded"
@@ -96,8 +96,7 @@ def merge_adapters(model: nn.Module, source: Source, zero: Zero) -> nn.Module:
         adapted: Any = PeftModel.from_pretrained(model, source.place)
         file = Path(source.place) / "adapter_model.safetensors"
         if file.is_file():
-            with safe_open(file, "pt") as stored:
-                names = set(stored.keys())
+            names = tensor_names(file)
             needed = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
             foreign = (needed - names) | {name for name in names - needed if is_adapter(name)}
             if foreign:

@@ -52,11 +52,9 @@ def check_positions(source: Source, settings: Any, config: Config) -> None:
 
 def check_head(source: Source, scorer: bool) -> None:
     """Check that a scorer's files hold a head, and a language model's none (where the files tell without being loaded)."""
-    from safetensors import SafetensorError
-
     try:
         names = safetensors_names(Path(source.place))
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         problem = f"its weights cannot be read ({first_line(error)})"
         raise ConfigError(source.key, source.path, problem, "copy or download the model again") from error
     if names is None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rlhf.config.derive import shard_layout
@@ -28,6 +27,7 @@ from rlhf.experiment.checkpoints import (
 )
 from rlhf.experiment.integrity import file_digest
 from rlhf.experiment.stopping import Stopped
+from rlhf.experiment.tensor_files import open_tensors
 from rlhf.runtime.distributed import barrier, gather, is_main, rank, total, world
 from rlhf.stages.context import Context
 
@@ -95,16 +95,18 @@ class Saver:
         """Read a sound checkpoint: what this rank kept, else what rank 0 kept for all. Nothing of it stays mapped: its room
         on the disk is free when it is removed."""
         own, common = (open_tensors(place / f"rank-{number}.safetensors") for number in (rank(), 0))
+        own_names, common_names = set(own.keys()), set(common.keys())
 
         def find(name: str) -> Tensor | None:
-            source = own if name in own[1] else common
-            return source[0].get_tensor(name) if name in source[1] else None
+            if name in own_names:
+                return own.get_tensor(name)  # type: ignore[no-any-return]
+            return common.get_tensor(name) if name in common_names else None
 
         for key, engine in self.engines.items():
             restore_engine(engine, lambda name, key=key: find(f"{key}/{name}"))  # type: ignore[misc]
-        restore_generators(lambda name: own[0].get_tensor(name) if name in own[1] else None)
-        names = sorted(name for name in own[1] if name.startswith("stage/"))
-        tensors = {name.removeprefix("stage/"): own[0].get_tensor(name).clone() for name in names}  # not the file
+        restore_generators(lambda name: own.get_tensor(name) if name in own_names else None)
+        names = sorted(name for name in own_names if name.startswith("stage/"))
+        tensors = {name.removeprefix("stage/"): own.get_tensor(name).clone() for name in names}  # not the file
         return Progress(manifest.step, manifest.numbers, tensors)
 
     def boundary(
@@ -186,12 +188,3 @@ class Saver:
 def read_tensors(tensor: Tensor) -> Callable[[], Tensor]:
     """Return a tensor's value, on the host."""
     return lambda: tensor.detach().cpu()
-
-
-def open_tensors(file: Path) -> tuple[Any, set[str]]:
-    """Return a safetensors file that is read tensor by tensor, and the names in it. Raises RuntimeError if it is none."""
-    try:
-        opened = safe_open(file, framework="pt")
-        return opened, set(opened.keys())
-    except SafetensorError as error:
-        raise RuntimeError(f"{file} cannot be read: {error}") from error
