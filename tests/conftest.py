@@ -87,9 +87,17 @@ def composer() -> Composer:
 
 
 @pytest.fixture(scope="session")
-def make_config() -> Callable[..., Config]:
-    """`make_config("ppo.gamma=0.9", ...)`: a fresh Config that the test may change."""
-    return lambda *overrides: copy.deepcopy(composed(overrides))
+def make_config(tmp_path_factory) -> Callable[..., Config]:
+    """`make_config("ppo.gamma=0.9", ...)`: a fresh Config that the test may change; tokenised data is shared by all tests."""
+    root = str(tmp_path_factory.mktemp("outputs"))
+
+    def make(*overrides):
+        config = copy.deepcopy(composed(overrides))
+        if config.output_root == "outputs":
+            config.output_root = root
+        return config
+
+    return make
 
 
 @pytest.fixture

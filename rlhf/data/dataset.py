@@ -70,6 +70,8 @@ class Split:
         meta: What is known of a prompt besides its text, by the prompt.
         shape: The name of the shape that the rows were read in; "" for records that are made.
         rows: How many rows were read.
+        unread: How many records hold nothing of a kind (`demonstrations`, `comparisons`), or hold a prompt once more
+            (`prompts`).
     """
 
     demonstrations: list[Demonstration]
@@ -79,6 +81,7 @@ class Split:
     meta: dict[Prompt, Mapping[str, Any]] = field(default_factory=dict)
     shape: str = ""
     rows: int = 0
+    unread: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

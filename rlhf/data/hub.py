@@ -1,7 +1,9 @@
 """Data sets of the Hugging Face hub."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from rlhf.config.errors import ConfigError, first_line
@@ -29,6 +31,18 @@ def load_split(
     except (OSError, ValueError) as error:
         fix = FETCH if problem else "check the name and the splits"
         raise ConfigError(key, name, f"it cannot be loaded ({problem or first_line(error)})", fix) from error
+
+
+def identify_split(
+    name: str, config: str | None, split: str, revision: str | None, data_dir: str | None, key: str = "data.hub.name"
+) -> list[str]:
+    """Return what tells the content of a split from any other: its number of rows, and the names under which the datasets
+    library keeps it, which hold a hash of the revision that the hub had."""
+    rows = load_split(name, config, split, revision, key, data_dir)
+    kept = [Path(file["filename"]) for file in getattr(rows, "cache_files", [])]
+    if not kept:  # it is held in memory
+        return [split, hashlib.sha256(repr(list(rows)).encode()).hexdigest()]
+    return [split, str(len(rows)), *("/".join(file.parts[-5:]) for file in kept)]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Which records are in which batch. The global batch of a step is the same whatever the number of ranks; a rank takes its
 contiguous share of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,8 @@ from torch import Tensor
 from rlhf.config.derive import Batches, ranks
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
-from rlhf.data.dataset import Dataset
-from rlhf.data.encode import shorten_prompt
 from rlhf.data.encoded import Tokenizer
-from rlhf.data.records import load_dataset
-from rlhf.data.templates import build_template
+from rlhf.data.tokenized import DataSource, open_data
 from rlhf.data.tokens import PromptBatch, prompt_batch
 from rlhf.runtime import distributed
 from rlhf.runtime.seeds import random_stream
@@ -61,14 +58,18 @@ def balanced_share(batch: list[Any], sizes: list[int], rank: int, world: int) ->
     return [batch[number] for number in order[rank::world]]
 
 
-def evenly(items: list[Any], plan: Batches, rank: int) -> list[tuple[list[Any], Tensor]]:
-    """Return this rank's micro-batches of held-out items, each with weights [B]: 1, or 0 for an item that is there only so
+def evenly(items: Sequence[Any], plan: Batches, rank: int) -> Iterator[tuple[list[Any], Tensor]]:
+    """Yield this rank's micro-batches of held-out items, each with weights [B]: 1, or 0 for an item that is there only so
     that all ranks have equally many, since they run forward passes together under ZeRO stage 3."""
-    missing = -len(items) % plan.ranks
-    padded = [(item, 1.0) for item in items] + [(items[0], 0.0) for _ in range(missing)]
-    own = local_share(padded, rank, plan.ranks)
-    parts = [own[start : start + plan.micro] for start in range(0, len(own), plan.micro)]
-    return [([item for item, _ in part], torch.tensor([weight for _, weight in part])) for part in parts]
+    for part in even_shares(len(items), plan, rank):
+        yield [items[number % len(items)] for number in part], torch.tensor([float(number < len(items)) for number in part])
+
+
+def even_shares(count: int, plan: Batches, rank: int) -> list[list[int]]:
+    """Return the numbers of this rank's micro-batches of `count` held-out items; numbers from `count` on stand for items
+    that are read once more."""
+    own = local_share(list(range(count + -count % plan.ranks)), rank, plan.ranks)
+    return [own[start : start + plan.micro] for start in range(0, len(own), plan.micro)]
 
 
 def from_shares(own: list[Any], count: int) -> list[Any]:
@@ -84,7 +85,7 @@ class PromptLoader:
     """
 
     def __init__(
-        self, config: Config, prompts: list[list[int]], pad: int, rank: int = 0, device: torch.device | None = None
+        self, config: Config, prompts: Sequence[list[int]], pad: int, rank: int = 0, device: torch.device | None = None
     ) -> None:
         self.config, self.prompts, self.pad, self.rank = config, prompts, pad, rank
         self.device = device or torch.device("cpu")
@@ -104,9 +105,8 @@ class PromptLoader:
             yield prompt_batch(chosen, samples, self.pad, self.device, self.copies)
 
 
-def create_prompt_dataloader(args: Config, tokenizer: Tokenizer, dataset: Dataset | None = None) -> PromptLoader:
-    """Return the training prompts of `args.data` (or of a data set that is loaded already), encoded, for this rank and its
-    device; those too long for data.truncation are left out."""
-    prompts, template = (dataset or load_dataset(args)).train.prompts, build_template(args.data, tokenizer)
-    kept = [short.ids for prompt in prompts if (short := shorten_prompt(prompt, template)) is not None]
-    return PromptLoader(args, kept, tokenizer.pad_token_id, distributed.rank(), distributed.device(args))
+def create_prompt_dataloader(args: Config, tokenizer: Tokenizer, source: DataSource | None = None) -> PromptLoader:
+    """Return the training prompts of `args.data` (or of a data set that is opened already), encoded, for this rank and its
+    device; those too long for data.truncation are left out. They are encoded once, under `args.output_root`."""
+    prompts = open_data(source or DataSource(args), tokenizer, "prompts", "train")
+    return PromptLoader(args, prompts, tokenizer.pad_token_id, distributed.rank(), distributed.device(args))

@@ -1,10 +1,10 @@
 """Where data sets come from, and how their rows become the records of the stages."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
-from typing import Any, TypeVar
+from typing import Any
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.inputs import show_paths
@@ -17,7 +17,11 @@ from rlhf.data.hub import load_split
 from rlhf.data.shapes import Shape, find_shape
 from rlhf.data.templates.plain import check_prompt
 
-Item = TypeVar("Item")
+# Why a record holds nothing of a kind of data.
+UNREAD = {"demonstrations": "without a response", "comparisons": "without a pair", "prompts": "duplicate"}
+# What is left out of records that are kept.
+ALONE, UNDESIRABLE = "rejected answers without a chosen one", "undesirable responses, which no stage reads,"
+PARTLY = (ALONE, UNDESIRABLE)
 
 
 def load_dataset(config: Config) -> Dataset:
@@ -70,12 +74,20 @@ def hub_rows(data: Data, part: str) -> list[tuple[Origin, Row]]:
     return [(origin, row) for row in enumerate(rows, 1)]
 
 
-def require_records(items: list[Item], kind: str, config: Config) -> list[Item]:
-    """Held-out items, of which there must be some; said before a model is built, not after it is trained."""
+def find_gold(config: Config) -> Callable[[Prompt, str], float] | None:
+    """Return what judges (prompt, response) truly, where that is known."""
+    if config.data.source == "demo":
+        from rlhf.data.demo import gold_reward
+
+        return gold_reward
+    return None
+
+
+def require_records(items: Sequence[Any], kind: str, config: Config) -> None:
+    """Check that there are held-out items, before a model is built. Raises ConfigError."""
     if not items:
         fix = "check the columns (data.columns) and data.max_prompt_tokens"
         raise ConfigError("data.source", config.data.source, f"it has no held-out {kind} that fit", fix)
-    return items
 
 
 def build_split(rows: list[tuple[Origin, Row]], data: Data, origin: Origin) -> Split:
@@ -98,7 +110,7 @@ def build_split(rows: list[tuple[Origin, Row]], data: Data, origin: Origin) -> S
         raise origin.error(f"no row holds a record, read as {name} (found: {found}; {dropped})", fix)
     return Split(
         split.demonstrations, split.comparisons, split.prompts, dict(left_out), split.meta,
-        describe_shape(name, shape, columns), len(rows),
+        describe_shape(name, shape, columns), len(rows), split.unread,
     )  # fmt: skip
 
 
@@ -155,6 +167,7 @@ def sort_records(records: list[Record], data: Data, left_out: Counter[str]) -> S
     demonstrations: list[Demonstration] = []
     comparisons: list[Comparison] = []
     meta: dict[Prompt, Mapping[str, Any]] = {}
+    unread = Counter[str]()
     for record in records:
         try:
             check_prompt(record.prompt, data)
@@ -162,14 +175,17 @@ def sort_records(records: list[Record], data: Data, left_out: Counter[str]) -> S
             left_out[str(reason)] += 1
             continue
         prompt = simplify_prompt(record.prompt)
+        responses, pairs = responses_to_imitate(record), list(pairs_of(record))
+        unread.update(demonstrations=not responses, comparisons=not pairs, prompts=prompt in meta)
         meta.setdefault(prompt, record.meta)
-        demonstrations += [Demonstration(prompt, response) for response in responses_to_imitate(record)]
-        comparisons += [Comparison(prompt, chosen, rejected) for chosen, rejected in pairs_of(record)]
+        demonstrations += [Demonstration(prompt, response) for response in responses]
+        comparisons += [Comparison(prompt, chosen, rejected) for chosen, rejected in pairs]
         if record.rejected is not None and record.chosen is None:
-            left_out["rejected answers without a chosen one"] += 1
+            left_out[ALONE] += 1
         if undesirable := sum(not label for _, label in record.labelled):
-            left_out["undesirable responses, which no stage reads,"] += undesirable
-    return Split(demonstrations, comparisons, list(meta), meta={prompt: known for prompt, known in meta.items() if known})
+            left_out[UNDESIRABLE] += undesirable
+    known = {prompt: known for prompt, known in meta.items() if known}
+    return Split(demonstrations, comparisons, list(meta), meta=known, unread=dict(unread))
 
 
 def simplify_prompt(prompt: Prompt) -> Prompt:

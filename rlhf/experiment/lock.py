@@ -57,14 +57,16 @@ _held: dict[str, Held] = {}  # by absolute directory
 
 
 @contextlib.contextmanager
-def hold(directory: Path, timeout_s: float, waiting: Callable[[str], None], token: str | None = None) -> Iterator[None]:
+def hold(
+    directory: Path, timeout_s: float, waiting: Callable[[str], None], token: str | None = None, doing: str = "trained"
+) -> Iterator[None]:
     """Hold the directory's lock. Waits for a living holder; takes over from one that is dead, or silent for `timeout_s`
-    where this machine cannot tell. `waiting` is told who holds it; `token` names the holder among all others (None: one is
-    made). Raises Stopped if this process is asked to stop while it waits.
+    where this machine cannot tell. `waiting` is told who holds it, and that the directory is being `doing`; `token` names
+    the holder among all others (None: one is made). Raises Stopped if this process is asked to stop while it waits.
     """
     directory.mkdir(parents=True, exist_ok=True)
     held = Held(directory / "lock", token or uuid.uuid4().hex)
-    wait_for(held, timeout_s, waiting)
+    wait_for(held, timeout_s, waiting, doing)
     adopt_lock(directory, held)
     stop = threading.Event()
     heart = threading.Thread(target=touch, args=(held, stop, min(timeout_s / 6, BEAT_S)), daemon=True)
@@ -131,7 +133,7 @@ def touch(held: Held, stop: threading.Event, period_s: float) -> None:
             os.utime(held.file)
 
 
-def wait_for(held: Held, timeout_s: float, waiting: Callable[[str], None]) -> None:
+def wait_for(held: Held, timeout_s: float, waiting: Callable[[str], None], doing: str = "trained") -> None:
     """Make the lock file, as soon as nobody alive has it."""
     told, unchanged = "", (math.nan, 0.0)
     while not acquire(held, timeout_s):
@@ -143,12 +145,12 @@ def wait_for(held: Held, timeout_s: float, waiting: Callable[[str], None]) -> No
         if is_stale(held.file, seen, timeout_s, time.monotonic() - unchanged[1]):
             remove_stale(held.file, seen)
             continue
-        text = describe_wait(held.file.parent.name, seen, timeout_s)
+        text = describe_wait(held.file.parent.name, seen, timeout_s, doing)
         if text != told:
             waiting(text)
             told = text
         if stopping.stop_requested.is_set():
-            raise stopping.Stopped("asked to stop while another process trained it")
+            raise stopping.Stopped(f"asked to stop while it was being {doing} by another process")
         time.sleep(POLL_S)
 
 
@@ -265,11 +267,11 @@ def describe(holder: dict[str, Any]) -> str:
     return f"process {holder['pid']} on {holder['host']}"
 
 
-def describe_wait(name: str, seen: Seen, timeout_s: float) -> str:
+def describe_wait(name: str, seen: Seen, timeout_s: float, doing: str) -> str:
     """Return what a user is told who waits."""
     if seen.holder is None:
         return f"{name} has a lock that cannot be read; waiting until nobody has renewed it for {timeout_s:g} s"
-    text = f"{name} is being trained by {describe(seen.holder)}; waiting for it"
+    text = f"{name} is being {doing} by {describe(seen.holder)}; waiting for it"
     return f"{text}, which is suspended (`kill -CONT {seen.holder['pid']}` wakes it)" if is_suspended(seen.holder) else text
 
 

@@ -1,10 +1,15 @@
 """Tokenizers: the model's own, or a byte-level BPE trained on the training text."""
 
+from pathlib import Path
+from typing import Any
+
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config, Model
+from rlhf.data.artifact import LENGTHS, artifact_path, identify_data, make_once
 from rlhf.data.dataset import Dataset
 from rlhf.data.encoded import Tokenizer
 from rlhf.data.templates.plain import render_prompt, render_response
+from rlhf.data.tokenized import DataSource
 from rlhf.models.source import Source, check_hub_access, expand_path
 
 PAD, EOS = "<|pad|>", "<|endoftext|>"
@@ -12,11 +17,26 @@ PAD, EOS = "<|pad|>", "<|endoftext|>"
 RESERVED = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>")
 
 
-def build_tokenizer(model: Model, key: str, config: Config, dataset: Dataset) -> Tokenizer:
-    """Return the tokenizer that a stage starts with; `key` is the group that `model` is of."""
+def build_tokenizer(model: Model, key: str, source: DataSource) -> Tokenizer:
+    """Return the tokenizer that a stage starts with; `key` is the group that `model` is of. One that is trained on the
+    data set is trained once, for all stages and ranks."""
     if model.path is None:
-        return train_tokenizer(tokenizer_corpus(config, dataset), config.data.tokenizer_vocab_size)
+        return load_trained_tokenizer(source)
     return load_tokenizer(model.path, f"{key}.path", model.revision, model.trust_remote_code, model.gguf_file)
+
+
+def load_trained_tokenizer(source: DataSource) -> Tokenizer:
+    """Return the tokenizer that is trained on the training text of a data set."""
+    config = source.config
+    path = artifact_path(config, "tokenizer", {"data": identify_data(config, without=LENGTHS)})
+
+    def make(place: Path) -> dict[str, Any]:
+        texts = tokenizer_corpus(config, source.dataset)
+        train_tokenizer(texts, config.data.tokenizer_vocab_size).save_pretrained(place)
+        return {}
+
+    make_once(config, path, make)
+    return load_tokenizer(str(path), "data.tokenizer_vocab_size")
 
 
 def load_tokenizer(

@@ -13,13 +13,12 @@ from rlhf.algo.masked import masked_sum
 from rlhf.catalog.stage import kind_of
 from rlhf.config.derive import policy_stage
 from rlhf.config.schema import Config
-from rlhf.data.dataset import Dataset
 from rlhf.data.dataset import Prompt as DataPrompt
-from rlhf.data.encode import shorten_prompt
 from rlhf.data.encoded import Tokenizer
 from rlhf.data.loaders import from_shares, local_share
 from rlhf.data.records import require_records
 from rlhf.data.templates import build_template
+from rlhf.data.tokenized import DataSource, Prompts, open_data
 from rlhf.data.tokens import left_mask, prompt_batch, right_mask
 from rlhf.engine.compiled import run_uncompiled
 from rlhf.models.forward import response_logprobs
@@ -54,15 +53,12 @@ class Answer:
     length: int
 
 
-def heldout_prompts(config: Config, dataset: Dataset, tokenizer: Tokenizer) -> list[Prompt]:
+def heldout_prompts(source: DataSource, tokenizer: Tokenizer) -> list[Prompt]:
     """Return the held-out prompts that fit data.max_prompt_tokens. Raises ConfigError if there are none."""
-    heldout, template = dataset.heldout, build_template(config.data, tokenizer)
-    prompts = [
-        Prompt(prompt, template.show(prompt), short.ids, heldout.meta.get(prompt, {}))
-        for prompt in heldout.prompts
-        if (short := shorten_prompt(prompt, template)) is not None
-    ]
-    return require_records(prompts, "prompts", config)
+    found: Prompts = open_data(source, tokenizer, "prompts", "heldout")
+    require_records(found, "prompts", source.config)
+    template, records = build_template(source.config.data, tokenizer), map(found.record, range(len(found)))
+    return [Prompt(prompt, template.show(prompt), ids, meta) for ids, (prompt, meta) in zip(found, records, strict=True)]
 
 
 class Evaluation:

@@ -6,6 +6,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 
 from rlhf.algo.schedule import learning_rate
@@ -40,7 +41,7 @@ class Learner:
         records: The encoded training records of all ranks.
         step: Takes an optimiser step on this rank's records; returns its metrics and the lengths of the sequences read.
         flops: Operations of a step on sequences of these lengths.
-        size: Counts a record's tokens.
+        sizes: The tokens of each record.
         batch: Joins the records of a step that is not finite, to be kept.
         evaluate: Measures the model on held-out records.
         judged_by: The metric that is noted of the model that training starts from.
@@ -55,7 +56,7 @@ class Learner:
     records: Sequence[Any]
     step: Callable[[list[Any]], tuple[Metrics, list[int]]]
     flops: Callable[[list[int]], int]
-    size: Callable[[Any], int]
+    sizes: Sequence[int] | np.ndarray
     batch: Callable[[list[Any]], SequenceBatch]
     evaluate: Callable[[], Metrics]
     judged_by: str
@@ -109,7 +110,9 @@ def train(config: Config, context: Context, learner: Learner) -> Metrics:
 
 def own_records(learner: Learner, chosen: list[int]) -> list[Any]:
     """Return this rank's records of a global batch; without padding each rank gets about as many tokens."""
-    batch, ranks = [learner.records[number] for number in chosen], learner.plan.ranks
+    ranks = learner.plan.ranks
     if learner.training.packing == "none":
-        return local_share(batch, rank(), ranks)
-    return balanced_share(batch, [learner.size(record) for record in batch], rank(), ranks)
+        own = local_share(chosen, rank(), ranks)
+    else:
+        own = balanced_share(chosen, [int(learner.sizes[number]) for number in chosen], rank(), ranks)
+    return [learner.records[number] for number in own]

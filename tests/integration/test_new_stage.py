@@ -68,9 +68,7 @@ KIND = StageKind(
 
 
 def run(config, inputs, context):
-    from rlhf.data.records import load_dataset
-    from rlhf.data.encode import encode_demonstrations
-    from rlhf.data.templates import build_template
+    from rlhf.data.tokenized import DataSource, open_data
     from rlhf.data.tokens import sequence_batch
     from rlhf.engine.save import save_model
     from rlhf.engine.zero import TrainingSpec, release, training_engine
@@ -83,10 +81,9 @@ def run(config, inputs, context):
     from rlhf.stages.sft import work
     from rlhf.stages.sft.train import evaluate, sequence_lengths, train_step
 
-    own, dataset = config.relearn, load_dataset(config)
+    own, source = config.relearn, DataSource(config)
     tokenizer = load_tokenizer(inputs["actor"], "ppo.actor")
-    template = build_template(config.data, tokenizer)
-    train, heldout = (encode_demonstrations(part.demonstrations, template) for part in (dataset.train, dataset.heldout))
+    train, heldout = (open_data(source, tokenizer, "demonstrations", part) for part in ("train", "heldout"))
     plan, pad = batches(config, context.spec.stage), tokenizer.pad_token_id
     policy = load_policy(Source(inputs["actor"], "ppo.actor"), config, config.zero, own.dropout)
     learning = TrainingSpec(own, plan, config.zero, config.lora, own.learning_rate, own.weight_decay, False)
@@ -103,7 +100,7 @@ def run(config, inputs, context):
         "relearn", own, config.lora, plan, engine, train,
         step=step,
         flops=lambda lengths: work(config, lengths),
-        size=lambda item: len(item.prompt) + len(item.response),
+        sizes=train.sizes,
         batch=lambda share: sequence_batch(share, pad),
         evaluate=lambda: evaluate(engine, heldout, plan, pad),
         judged_by="eval/perplexity",

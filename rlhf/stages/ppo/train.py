@@ -9,7 +9,8 @@ from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
 from rlhf.catalog.stage import metrics_of
 from rlhf.config.schema import Config, Lora
 from rlhf.data.loaders import create_prompt_dataloader
-from rlhf.data.records import load_dataset
+from rlhf.data.records import find_gold
+from rlhf.data.tokenized import DataSource
 from rlhf.engine.save import save_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.ppo.evaluate import Answer, Evaluation, compare, heldout_prompts
@@ -28,9 +29,10 @@ SHOWN = ("reward/mean", "kl/sequence", "length/response", "throughput/samples_pe
 def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, float]:
     """Train the actor against the reward model and save it; returns held-out figures."""
     ppo = config.ppo
-    dataset = load_dataset(config)
+    source = DataSource(config)
     tokenizer = load_tokenizer(inputs["actor"], "ppo.actor", None, config.model.trust_remote_code)
-    loader = create_prompt_dataloader(config, tokenizer, dataset)
+    loader, prompts = create_prompt_dataloader(config, tokenizer, source), heldout_prompts(source, tokenizer)
+    del source
     engine = DeepSpeedRLHFEngine(
         actor_model_name_or_path=inputs["actor"],
         critic_model_name_or_path=inputs["reward"],
@@ -39,7 +41,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         args=config,
     )
     trainer = DeepSpeedPPOTrainer(engine=engine, args=config, inspection=context.directory.path / "nonfinite")
-    evaluation = Evaluation(engine, config, dataset.gold, heldout_prompts(config, dataset, tokenizer))
+    evaluation = Evaluation(engine, config, find_gold(config), prompts)
     saver = Saver(context, {"actor": engine.actor, "critic": engine.critic})
     start = saver.resume()
     if start.step or start.tensors:

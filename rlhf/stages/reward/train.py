@@ -1,6 +1,7 @@
 """Stage 2, reward modelling: score the preferred answer above the other one."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,12 +11,11 @@ from rlhf.algo.errors import ratio_with_error
 from rlhf.algo.losses import preference_loss
 from rlhf.config.derive import Batches
 from rlhf.config.schema import Config
-from rlhf.data.dataset import Comparison, Dataset
-from rlhf.data.encode import encode_comparisons, encode_demonstrations, encode_pairs
-from rlhf.data.loaders import evenly, from_shares
-from rlhf.data.records import load_dataset, require_records
-from rlhf.data.templates import Template, build_template
-from rlhf.data.tokens import SequenceBatch, comparison_batch, count_truncated, sequence_batch
+from rlhf.data.encoded import Encoded
+from rlhf.data.loaders import even_shares, evenly, from_shares
+from rlhf.data.records import require_records
+from rlhf.data.tokenized import Comparisons, DataSource, open_data
+from rlhf.data.tokens import SequenceBatch, comparison_batch, sequence_batch
 from rlhf.engine.save import save_model
 from rlhf.engine.step import optimizer_step
 from rlhf.engine.zero import TrainingSpec, release, training_engine
@@ -28,7 +28,7 @@ from rlhf.stages import supervised
 from rlhf.stages.card import write_model_card
 from rlhf.stages.context import Context
 from rlhf.stages.reward import answers_per_pass, work
-from rlhf.stages.reward.comparisons import Element, count_tokens, pair_margins, read_scores, train_on_comparisons
+from rlhf.stages.reward.comparisons import Element, pair_margins, read_scores, train_on_comparisons
 from rlhf.stages.supervised import Learner
 from rlhf.tracking.progress import Bar
 
@@ -39,13 +39,17 @@ BIAS_DEMONSTRATIONS, MIN_SCALE = 512, 1e-6
 def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, float]:
     """Train a reward model on comparisons and save it; returns held-out figures."""
     reward = config.reward
-    dataset = load_dataset(config)
-    tokenizer = build_tokenizer(config.reward_model, "reward_model", config, dataset)
+    source = DataSource(config)
+    tokenizer = build_tokenizer(config.reward_model, "reward_model", source)
     pad = tokenizer.pad_token_id
-    template = build_template(config.data, tokenizer)
-    train = encode_comparisons(dataset.train.comparisons, template, reward.grouped)
-    heldout = heldout_pairs(dataset, template, config)
-    counts = describe_pairs(train, [element for element, _ in heldout])
+    train = open_data(source, tokenizer, "comparisons", "train", reward.grouped)
+    heldout = open_data(source, tokenizer, "comparisons", "heldout")
+    require_records(heldout, "comparisons", config)
+    shown = None if reward.normalize == "none" else open_data(
+        source, tokenizer, "demonstrations", "train", first=BIAS_DEMONSTRATIONS
+    )  # fmt: skip
+    del source
+    counts = describe_pairs(train, heldout)
     plan = batches(config, "reward")
     scorer = new_scorer(config.reward_model, config, tokenizer, config.reward_zero, reward.dropout)
     learning = TrainingSpec(
@@ -57,14 +61,14 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         "reward", reward, config.reward_lora, plan, engine, train,
         step=lambda own: train_step(engine, own, plan.ranks, answers_per_pass(config), pad, reward.packing),
         flops=lambda lengths: work(config, lengths),
-        size=count_tokens,
+        sizes=train.sizes,
         batch=lambda own: join_pairs(own, pad),
-        evaluate=lambda: evaluate(engine, heldout, dataset.agreement, plan, pad, reward.packing),
+        evaluate=lambda: evaluate(engine, heldout, heldout.info["agreement"], plan, pad, reward.packing),
         judged_by="eval/accuracy",
         shown=("train/loss", "train/accuracy"),
     )  # fmt: skip
     final = supervised.train(config, context, learner)
-    final |= counts | normalize_scores(engine, dataset, plan, config, template)
+    final |= counts | ({} if shown is None else normalize_scores(engine, shown, plan, config, pad))
     text = write_model_card(context.spec, "reward", engine, final)
     context.directory.check_lock()
     save_model(engine, tokenizer, config.reward_lora, context.directory.model, text)
@@ -95,49 +99,35 @@ def join_pairs(elements: list[Element], pad: int) -> SequenceBatch:
     return comparison_batch(elements, pad).rows
 
 
-def describe_pairs(train: list[Element], heldout: list[Element]) -> dict[str, float]:
-    """Metrics of the data: how many different responses, how many of them were cut, how many pairs are ties."""
-    ties = count_ties(train, "training") + count_ties(heldout, "held-out")
-    answers = (answer for element in train + heldout for pair in element for answer in pair)
-    return count_truncated(answers) | {"data/ties": float(ties)}
-
-
-def count_ties(elements: list[Element], where: str) -> int:
-    """How many pairs have the same response twice, as data.max_response_tokens may make them; said where there are any."""
-    pairs = [pair for element in elements for pair in element]
-    ties = sum(chosen.response == rejected.response for chosen, rejected in pairs)
-    if ties and is_main():
-        print(
-            f"{ties} of {len(pairs)} {where} comparisons have the same response as chosen and as rejected: they "
-            "teach and measure nothing",
-            flush=True,
-        )
-    return ties
-
-
-def heldout_pairs(dataset: Dataset, template: Template, config: Config) -> list[tuple[Element, float]]:
-    """Return held-out comparisons that fit data.max_prompt_tokens, each with its difference of gold rewards."""
-    records = dataset.heldout.comparisons
-    found = [([pair], gold_gap(dataset, records[number])) for number, pair in encode_pairs(records, template)]
-    return require_records(found, "comparisons", config)
+def describe_pairs(train: Comparisons, heldout: Comparisons) -> dict[str, float]:
+    """Metrics of the data: how many different responses, how many of them were cut, how many pairs are ties: they have the
+    same response twice, as data.max_response_tokens may make them. Says so where there are any."""
+    for pairs, where in ((train.counted, "training"), (heldout.counted, "held-out")):
+        if pairs.ties and is_main():
+            print(
+                f"{pairs.ties} of {pairs.kept} {where} comparisons have the same response as chosen and as rejected: they "
+                "teach and measure nothing",
+                flush=True,
+            )
+    return train.count_responses(heldout) | {"data/ties": float(train.counted.ties + heldout.counted.ties)}
 
 
 @torch.no_grad()
 def evaluate(
-    engine: Any, pairs: list[tuple[Element, float]], ceiling: float | None, plan: Batches, pad: int, packing: str = "packed"
+    engine: Any, pairs: Comparisons, ceiling: float | None, plan: Batches, pad: int, packing: str = "packed"
 ) -> dict[str, float]:
     """Loss, accuracy and margin on held-out pairs, against the labels, and against the gold reward where there is one; with
     standard errors over prompts."""
     engine.eval()
     own: list[tuple[float, float]] = []  # loss and margin of each pair
     for part, _ in evenly(pairs, plan, rank()):
-        batch = comparison_batch([element for element, _ in part], pad, engine.device)
+        batch = comparison_batch(part, pad, engine.device)
         margins = pair_margins(read_scores(engine, batch.rows, packing), batch)
         losses = [float(preference_loss(m, torch.zeros_like(m), w)) for m, w in zip(margins, batch.weights, strict=True)]
         own += zip(losses, margins.tolist(), strict=True)
     every = from_shares(own, len(pairs))
-    margins, gaps = torch.tensor([margin for _, margin in every]), torch.tensor([gap for _, gap in pairs])
-    prompts, ones = [tuple(element[0][0].prompt) for element, _ in pairs], [1.0] * len(pairs)
+    margins, gaps = torch.tensor([margin for _, margin in every]), torch.tensor(pairs.gaps().tolist())
+    prompts, ones = pairs.groups.tolist(), [1.0] * len(pairs)
     figures = ratio_with_error("eval/loss", prompts, [loss for loss, _ in every], ones)
     figures |= ratio_with_error("eval/accuracy", prompts, fraction_correct(margins).tolist(), ones)
     figures |= ratio_with_error("eval/margin", prompts, margins.tolist(), ones)
@@ -150,18 +140,10 @@ def evaluate(
     return figures
 
 
-def gold_gap(dataset: Dataset, comparison: Comparison) -> float:
-    """Gold reward of the preferred minus the other answer; 0 where there is no gold reward."""
-    if dataset.gold is None:
-        return 0.0
-    return dataset.gold(comparison.prompt, comparison.chosen) - dataset.gold(comparison.prompt, comparison.rejected)
-
-
-def normalize_scores(engine: Any, dataset: Dataset, plan: Batches, config: Config, template: Template) -> dict[str, float]:
-    """Note in the model's configuration what its scores are shifted and divided by (`reward.normalize`); metrics of it."""
-    if config.reward.normalize == "none":
-        return {}
-    mean, deviation = score_moments(engine, dataset, plan, config, template)
+def normalize_scores(engine: Any, items: Sequence[Encoded], plan: Batches, config: Config, pad: int) -> dict[str, float]:
+    """Note in the model's configuration what its scores are shifted and divided by (`reward.normalize`), from those of
+    training demonstrations; metrics of it."""
+    mean, deviation = score_moments(engine, items, plan, config, pad)
     setattr(engine.module.config, BIAS, mean)
     if config.reward.normalize == "bias":
         return {"eval/reward_bias": mean}
@@ -170,16 +152,15 @@ def normalize_scores(engine: Any, dataset: Dataset, plan: Batches, config: Confi
 
 
 @torch.no_grad()
-def score_moments(engine: Any, dataset: Dataset, plan: Batches, config: Config, template: Template) -> tuple[float, float]:
+def score_moments(engine: Any, items: Sequence[Encoded], plan: Batches, config: Config, pad: int) -> tuple[float, float]:
     """Mean and standard deviation of the raw scores of training demonstrations: with them as bias and scale, these score 0
     on average, with deviation 1."""
     engine.eval()
-    items = encode_demonstrations(dataset.train.demonstrations[:BIAS_DEMONSTRATIONS], template)
     score_sum = square_sum = count = 0.0
-    shares = evenly(items, plan, rank())
-    with Bar("bias", len(shares), is_main()) as bar:
-        for number, (own, on_host) in enumerate(shares, start=1):
-            batch, weights = sequence_batch(own, template.tokenizer.pad_token_id, engine.device), on_host.to(engine.device)
+    shares = len(even_shares(len(items), plan, rank()))
+    with Bar("bias", shares, is_main()) as bar:
+        for number, (own, on_host) in enumerate(evenly(items, plan, rank()), start=1):
+            batch, weights = sequence_batch(own, pad, engine.device), on_host.to(engine.device)
             found = read_scores(engine, batch, config.reward.packing)
             score_sum += float((found * weights).sum())
             square_sum += float((found.double() ** 2 * weights).sum())

@@ -1,6 +1,7 @@
 """Stage 1, supervised fine-tuning: imitate the demonstrations."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,12 +11,12 @@ from rlhf.algo.errors import ratio_with_error
 from rlhf.algo.masked import zero_padding
 from rlhf.config.derive import Batches
 from rlhf.config.schema import Config
-from rlhf.data.encode import encode_demonstrations
 from rlhf.data.encoded import Encoded
 from rlhf.data.loaders import evenly, from_shares
-from rlhf.data.records import load_dataset, require_records
-from rlhf.data.templates import build_template
-from rlhf.data.tokens import SequenceBatch, count_truncated, response_mask, right_mask, sequence_batch
+from rlhf.data.records import require_records
+from rlhf.data.row_encoder import hash_ids
+from rlhf.data.tokenized import DataSource, open_data
+from rlhf.data.tokens import SequenceBatch, response_mask, right_mask, sequence_batch
 from rlhf.engine.save import save_model
 from rlhf.engine.step import accumulate, optimizer_step
 from rlhf.engine.zero import TrainingSpec, backward, release, training_engine
@@ -34,12 +35,11 @@ from rlhf.stages.supervised import Learner
 def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, float]:
     """Train a policy on demonstrations and save it; returns held-out figures."""
     sft = config.sft
-    dataset = load_dataset(config)
-    tokenizer = build_tokenizer(config.model, "model", config, dataset)
-    template = build_template(config.data, tokenizer)
-    train = encode_demonstrations(dataset.train.demonstrations, template)
-    heldout = encode_demonstrations(dataset.heldout.demonstrations, template)
+    source = DataSource(config)
+    tokenizer = build_tokenizer(config.model, "model", source)
+    train, heldout = (open_data(source, tokenizer, "demonstrations", part) for part in ("train", "heldout"))
     require_records(heldout, "demonstrations", config)
+    del source
     plan = batches(config, "sft")
     policy = new_policy(config.model, config, tokenizer, config.zero, sft.dropout)
     learning = TrainingSpec(
@@ -50,14 +50,14 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         "sft", sft, config.lora, plan, engine, train,
         step=lambda own: (train_step(engine, own, plan, config, tokenizer.pad_token_id), sequence_lengths(own)),
         flops=lambda lengths: work(config, lengths),
-        size=lambda item: item.length,
+        sizes=train.sizes,
         batch=lambda own: sequence_batch(own, tokenizer.pad_token_id),
         evaluate=lambda: evaluate(engine, heldout, plan, tokenizer.pad_token_id, sft.packing),
         judged_by="eval/perplexity",
         shown=("train/loss",),
     )  # fmt: skip
     final = supervised.train(config, context, learner)
-    final |= count_truncated(train + heldout)
+    final |= train.count_responses(heldout)
     text = write_model_card(context.spec, "sft", engine, final)
     context.directory.check_lock()
     save_model(engine, tokenizer, config.lora, context.directory.model, text)
@@ -110,17 +110,18 @@ def row_losses(engine: Any, batch: SequenceBatch, mask: Tensor, packing: str) ->
 
 
 @torch.no_grad()
-def evaluate(engine: Any, items: list[Encoded], plan: Batches, pad: int, packing: str = "packed") -> dict[str, float]:
+def evaluate(engine: Any, items: Sequence[Encoded], plan: Batches, pad: int, packing: str = "packed") -> dict[str, float]:
     """Held-out loss and perplexity per completion token, whatever the training loss covers, and the perplexity's standard
     error over prompts: by the delta method perplexity times that of the loss."""
     engine.eval()
-    own: list[tuple[float, float]] = []
+    own: list[tuple[float, float, int]] = []  # loss, tokens, and which items have the same prompt
     for part, _ in evenly(items, plan, rank()):
         batch = sequence_batch(part, pad, engine.device)
         mask = response_mask(batch)[:, 1:]
-        own += zip(row_losses(engine, batch, mask, packing).tolist(), mask.sum(1).tolist(), strict=True)
-    losses, tokens = zip(*from_shares(own, len(items)), strict=True)
-    figures = ratio_with_error("eval/loss", [tuple(item.prompt) for item in items], losses, tokens)
+        groups = [hash_ids(item.prompt) for item in part]
+        own += zip(row_losses(engine, batch, mask, packing).tolist(), mask.sum(1).tolist(), groups, strict=True)
+    losses, tokens, prompts = zip(*from_shares(own, len(items)), strict=True)
+    figures = ratio_with_error("eval/loss", prompts, losses, tokens)
     perplexity = math.exp(min(figures["eval/loss"], 700.0))
     figures["eval/perplexity"] = perplexity
     return figures | ({"eval/perplexity_se": perplexity * figures["eval/loss_se"]} if "eval/loss_se" in figures else {})

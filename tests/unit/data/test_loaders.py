@@ -135,7 +135,7 @@ def test_prompt_dataloader_encodes_the_training_prompts_that_fit(make_config, to
     config.data.truncation = "drop"
     config.data.max_prompt_tokens = sorted(map(len, everything.prompts))[100]
     fitting = create_prompt_dataloader(config, tokenizer)
-    assert fitting.prompts == [ids for ids in everything.prompts if len(ids) <= config.data.max_prompt_tokens]
+    assert list(fitting.prompts) == [ids for ids in everything.prompts if len(ids) <= config.data.max_prompt_tokens]
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -75,7 +75,9 @@ def test_tokens_of_a_set_are_its_text_and_its_end(read, tokenizer, option):
 def test_the_reference_answer_is_known_of_a_prompt(read, tokenizer, option, answer):
     config, found, _ = read(option, SETS[option][0])
     assert found.meta["Why?"]["answer"] == answer
-    (prompt,) = heldout_prompts(config, Dataset(found, found), tokenizer)
+    source = DataSource(config)
+    source.dataset = Dataset(found, found)
+    (prompt,) = heldout_prompts(source, tokenizer)
     assert prompt.meta["answer"] == answer
 
 

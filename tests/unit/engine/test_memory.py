@@ -76,7 +76,7 @@ def main(zero, place):
 
     from rlhf.config.derive import Batches
     from rlhf.config.points import compose_config
-    from rlhf.data.records import load_dataset
+    from rlhf.data.tokenized import DataSource
     from rlhf.engine.save import save_model
     from rlhf.engine.step import optimizer_step
     from rlhf.engine.zero import TrainingSpec, backward, set_rates, training_engine
@@ -89,7 +89,7 @@ def main(zero, place):
     stage = "0" if zero == "save" else zero
     config = compose_config(*SHAPE, f"zero='{stage}'", f"hardware.gpus_per_node={1 if zero == 'save' else 2}")
     start(config)
-    tokenizer = build_tokenizer(config.model, "model", config, load_dataset(config))
+    tokenizer = build_tokenizer(config.model, "model", DataSource(config))
     if zero == "save":
         new_policy(config.model, config, tokenizer, config.zero, 0.0).save_pretrained(place)
         return

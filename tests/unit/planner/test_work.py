@@ -180,7 +180,7 @@ def test_the_steps_are_those_that_the_stages_will_do(make_config):
         "sft": encode_demonstrations(data.train.demonstrations, build_template(config.data, tokenizer)),
         "reward": encode_comparisons(data.train.comparisons, build_template(config.data, tokenizer), config.reward.grouped),
     }
-    steps = {"ppo": len(create_prompt_dataloader(config, tokenizer, data))}
+    steps = {"ppo": len(create_prompt_dataloader(config, tokenizer))}
     for stage, found_records in records.items():
         settings = getattr(config, stage)
         steps[stage] = total_steps(len(found_records), settings.batch_size, settings.epochs, settings.max_steps, "")

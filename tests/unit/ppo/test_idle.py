@@ -59,7 +59,7 @@ def run(config, models, tokenizer, monkeypatch):
     noting(sampler, "generate", "rollout")
     noting(trainer_module, "score_rollout", "score")
     noting(trainer_module, "policy_gradient", "update")
-    evaluation = Evaluation(engine, config, None, heldout_prompts(config, dataset(config), tokenizer))
+    evaluation = Evaluation(engine, config, None, heldout_prompts(DataSource(config), tokenizer))
     noting(evaluation, "part", "evaluation")
     metrics = []
     for batch in loader:

@@ -189,7 +189,7 @@ def test_sharded_weights_are_gathered_once_or_layer_by_layer(lora, gather):
 def main(lora, gather):
     """Rank by rank: rollouts of different lengths equal plain generate's, the shards stay, and training goes on."""
     from rlhf.config.points import compose_config
-    from rlhf.data.records import load_dataset
+    from rlhf.data.tokenized import DataSource
     from rlhf.models.tokenizer import build_tokenizer
     from rlhf.rollout.weights import RolloutWeights
     from rlhf.runtime.compat.deepspeed import local_shard
@@ -201,7 +201,7 @@ def main(lora, gather):
         "rollout.temperature=1000.0", "rollout.max_new_tokens=12",
     )  # fmt: skip
     start(config)
-    tokenizer = build_tokenizer(config.model, "model", config, load_dataset(config))
+    tokenizer = build_tokenizer(config.model, "model", DataSource(config))
     engine = learning_engine(config, tokenizer)
     with torch.no_grad():
         for name, parameter in engine.module.named_parameters():

@@ -32,7 +32,7 @@ def rollout(zero):
     from support.tiny_models import generate, policy_engine, prompts
 
     from rlhf.config.points import compose_config
-    from rlhf.data.records import load_dataset
+    from rlhf.data.tokenized import DataSource
     from rlhf.models.forward import response_logprobs
     from rlhf.models.tokenizer import build_tokenizer
     from rlhf.runtime.distributed import rank, start, total
@@ -44,7 +44,7 @@ def rollout(zero):
         "rollout.temperature=1000.0",
     )
     start(config)
-    tokenizer = build_tokenizer(config.model, "model", config, load_dataset(config))
+    tokenizer = build_tokenizer(config.model, "model", DataSource(config))
     policy = policy_engine(config, tokenizer)
     batch = prompts(config, tokenizer)
     number = 1.5 / config.model.vocab_size if rank() == 0 else 0.5

@@ -75,7 +75,7 @@ def main(lora, *families):
 
     from rlhf.catalog.families import gemma2, gpt_neo
     from rlhf.config.points import compose_config
-    from rlhf.data.records import load_dataset
+    from rlhf.data.tokenized import DataSource
     from rlhf.models.lora import base_model
     from rlhf.models.tokenizer import build_tokenizer
     from rlhf.rollout import create_sampler
@@ -90,7 +90,7 @@ def main(lora, *families):
             "rollout.max_new_tokens=10",
         )  # fmt: skip
         start(config)
-        tokenizer = build_tokenizer(config.model, "model", config, load_dataset(config))
+        tokenizer = build_tokenizer(config.model, "model", DataSource(config))
         engine = learning_engine(config, tokenizer)
         torch.manual_seed(rank())
         with torch.no_grad():
