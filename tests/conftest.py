@@ -88,7 +88,7 @@ def composer() -> Composer:
 
 @pytest.fixture(scope="session")
 def make_config(tmp_path_factory) -> Callable[..., Config]:
-    """`make_config("ppo.gamma=0.9", ...)`: a fresh Config that the test may change; tokenised data is shared by all tests."""
+    """`make_config("ppo.gamma=0.9", ...)`: a fresh Config that the test may change. All tests share tokenised data."""
     root = str(tmp_path_factory.mktemp("outputs"))
 
     def make(*overrides):

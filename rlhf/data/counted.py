@@ -1,7 +1,5 @@
 """What is counted while data is tokenised: records read, kept and dropped, cut responses, and lengths."""
 
-from __future__ import annotations
-
 from array import array
 from collections import Counter
 from collections.abc import Mapping
@@ -46,8 +44,8 @@ class Tally:
     """Counts records while they are encoded. `prompts` and `responses` are their lengths in tokens."""
 
     dropped: Counter[str] = field(default_factory=Counter)
-    prompts: array[int] = field(default_factory=lambda: array("l"))
-    responses: array[int] = field(default_factory=lambda: array("l"))
+    prompts: "array[int]" = field(default_factory=lambda: array("l"))
+    responses: "array[int]" = field(default_factory=lambda: array("l"))
     kept: int = 0
     cut: int = 0
     ties: int = 0

@@ -59,9 +59,12 @@ class DataSource:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The records. Raises ConfigError where a file is not what it was when it was hashed."""
+        """The records. Raises ConfigError where files, or a set of the hub, are not what they were when identified."""
         with expect_hashes({key: value for key, value in self.identity.items() if isinstance(value, str)}):
-            return load_dataset(self.config)
+            found = load_dataset(self.config)
+        if self.config.data.source == "hub" and identify_data(self.config) != self.identity:
+            raise ConfigError("data.hub.name", self.config.data.hub.name, "it changed while it was read", "try again")
+        return found
 
 
 class Tokenized(Sequence[T]):
@@ -180,10 +183,7 @@ def open_data(
     path = artifact_path(config, kind, content)
 
     def make(place: Path) -> dict[str, Any]:
-        made = write_part(place, source, kind, RecordEncoder(build_template(config.data, tokenizer)), part, grouped, first)
-        if identify_data(config) != source.identity:
-            raise ConfigError("data.source", config.data.source, "it changed while it was read", "type the command again")
-        return made
+        return write_part(place, source, kind, RecordEncoder(build_template(config.data, tokenizer)), part, grouped, first)
 
     return VIEWS[kind](path, make_once(config, path, make))
 

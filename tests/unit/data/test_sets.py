@@ -16,6 +16,7 @@ from rlhf.data.encode import encode_comparisons, encode_demonstrations
 from rlhf.data.records import load_dataset, load_part
 from rlhf.data.templates import build_template
 from rlhf.data.templates.plain import render_prompt, render_response
+from rlhf.data.tokenized import DataSource
 from rlhf.ppo.evaluate import heldout_prompts
 
 OWN = {"demo", "files", "hub", "deepspeed-chat-jsonfile"}
@@ -76,7 +77,7 @@ def test_the_reference_answer_is_known_of_a_prompt(read, tokenizer, option, answ
     config, found, _ = read(option, SETS[option][0])
     assert found.meta["Why?"]["answer"] == answer
     source = DataSource(config)
-    source.dataset = Dataset(found, found)
+    source.identity, source.dataset = {"data": option}, Dataset(found, found)
     (prompt,) = heldout_prompts(source, tokenizer)
     assert prompt.meta["answer"] == answer
 

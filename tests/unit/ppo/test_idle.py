@@ -3,8 +3,9 @@
 import pytest
 import torch
 from support.small import SMALL_PPO
-from support.tiny_models import built, dataset
+from support.tiny_models import built
 
+from rlhf.data.tokenized import DataSource
 from rlhf.engine.offload import storages
 from rlhf.ppo import engine as engine_module
 from rlhf.ppo import trainer as trainer_module
