@@ -3,8 +3,8 @@
 Shares are of a data-sheet figure in conf/hardware. `FITTED` ones were chosen by hand: of six settings
 that were tried on all 18 cells of DeepSpeed-Chat's published times (docs/planning.md), the setting whose worst cell is off
 by less than 50 %. None belongs to a row; no cell was held out, so other cells may be further off.
-`python -m rlhf plan --calibrate outputs/` measures `matmul_efficiency` and `decode_efficiency` of a machine on its finished
-stages.
+`python -m rlhf plan --calibrate outputs/` measures the efficiencies of matrices, memory and decoding, and the times to
+launch and to start, on a machine's finished stages.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -68,8 +68,11 @@ def load_constants(path: str | None) -> Constants:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(key, path, f"it cannot be read ({type(error).__name__})", fix) from error
     known = {field.name for field in fields(Constants)}
-    if not isinstance(given, dict) or not set(given) <= known:
-        raise ConfigError(key, path, f"it holds other things than {', '.join(sorted(known))}", fix)
-    if not all(isinstance(value, int | float) and value > 0 for value in given.values()):
-        raise ConfigError(key, path, "it holds a value that is no number above 0", fix)
+    if not isinstance(given, dict):
+        raise ConfigError(key, path, f"it is no mapping of constants: {', '.join(sorted(known))}", fix)
+    for name, value in given.items():
+        if name not in known:
+            raise ConfigError(key, path, f"there is no constant {name}, but {', '.join(sorted(known))}", fix)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise ConfigError(key, path, f"{name} is {value!r}, and should be a number above 0", fix)
     return replace(Constants(), **{name: float(value) for name, value in given.items()})
