@@ -11,7 +11,7 @@ from rlhf.cli.prepare import build_point, plan_tasks
 from rlhf.config.compose import config_root
 from rlhf.config.errors import ConfigError
 from rlhf.config.points import compose_config
-from rlhf.experiment.plan import format_dollars, format_seconds
+from rlhf.config.terminal import format_dollars, format_seconds
 from rlhf.experiment.sweep import Task, build_task_graph, lay_out
 from rlhf.planner.cost import Step, Totals, add_up
 from rlhf.planner.memory import GIB

@@ -39,13 +39,28 @@ def plural(number: int, noun: str, form: str = "") -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a time for people, to two units."""
+    """Write a time in two units, as `1 h 05 m`."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     days, h = divmod(hours, 24)
     if days:
         return f"{days} d {h} h"
     return f"{h} h {m:02} m" if h else f"{m} m {s:02} s" if m else f"{s} s"
+
+
+def format_seconds(seconds: float | None) -> str:
+    """Write a time in one unit, with three digits, as `1.08 h`; `?` where it is not known."""
+    if seconds is None:
+        return "?"
+    for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def format_dollars(dollars: float | None) -> str:
+    """Write a cost; `?` where it is not known."""
+    return "?" if dollars is None else f"${dollars:,.0f}" if dollars >= 100 else f"${dollars:,.2f}"
 
 
 class Terminal(Console):

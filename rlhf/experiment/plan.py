@@ -11,7 +11,7 @@ from rich.text import Text
 
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
-from rlhf.config.terminal import format_duration, plural
+from rlhf.config.terminal import format_dollars, format_duration, format_seconds, plural
 from rlhf.experiment.checkpoints import checkpoint_dirs
 from rlhf.experiment.sweep import Point, Task
 from rlhf.planner.auto import HOST_SHARE
@@ -201,21 +201,6 @@ def describe_remaining(remaining: Remaining) -> str:
         told.append(f"{format_dollars(remaining.spent_dollars)} spent")
         told += [] if remaining.left_dollars is None else [f"{format_dollars(remaining.left_dollars)} to come"]
     return ", ".join(told)
-
-
-def format_seconds(seconds: float | None) -> str:
-    """Return a time for people."""
-    if seconds is None:
-        return "?"
-    for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def format_dollars(dollars: float | None) -> str:
-    """Return a cost for people."""
-    return "?" if dollars is None else f"${dollars:,.0f}" if dollars >= 100 else f"${dollars:,.2f}"
 
 
 def print_stage(task: Task, plan: StagePlan, console: Console) -> None:

@@ -220,7 +220,7 @@ class DeepSpeedPPOTrainer:
             "iteration": self.iteration,
             "updates": self.updates,
             "kl": self.kl.state_dict(),
-            "nonfinite": self.nonfinite.row,
+            "nonfinite": self.nonfinite.consecutive,
             "metrics": self.metrics,
             "seconds": self.clock.seconds,
         }
@@ -235,7 +235,7 @@ class DeepSpeedPPOTrainer:
         """Resume where `numbers` and `tensors` were taken."""
         self.iteration, self.updates = numbers["iteration"], numbers["updates"]
         self.kl.load_state_dict(numbers["kl"])
-        self.nonfinite.row = numbers["nonfinite"]
+        self.nonfinite.consecutive = numbers["nonfinite"]
         self.metrics, self.clock = numbers["metrics"], Clock(numbers["seconds"])
         if self.average is not None:
             self.average.load_state_dict(tensors)

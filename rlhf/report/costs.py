@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf.config.terminal import format_dollars, format_seconds
 from rlhf.experiment.files import as_float, as_int, as_mapping
-from rlhf.experiment.plan import format_dollars, format_seconds
 from rlhf.planner.plan import HOUR
 from rlhf.report.collect import Collection
 from rlhf.report.stage import Stage

@@ -10,9 +10,8 @@ from markupsafe import Markup
 
 from rlhf.catalog.metric import Metric
 from rlhf.catalog.state import STATES
-from rlhf.config.terminal import plural
+from rlhf.config.terminal import format_dollars, format_seconds, plural
 from rlhf.experiment.files import as_float
-from rlhf.experiment.plan import format_dollars, format_seconds
 from rlhf.report import plots, statistics, throughput
 from rlhf.report.collect import Collection, Point, pipeline_index
 from rlhf.report.costs import Cost, add_up, cost_lines, stage_costs

@@ -8,6 +8,7 @@ import numpy as np
 
 from rlhf.catalog.display import Display
 from rlhf.catalog.state import ALIVE, ENDED
+from rlhf.config.terminal import format_seconds
 from rlhf.experiment.files import Unreadable, as_float, as_floats, as_int, as_mapping, as_text, read_lines
 from rlhf.experiment.stage_directory import StageDirectory, StageState, parse_planned
 from rlhf.planner.remaining import Planned
@@ -111,7 +112,11 @@ def choose_state(found: StageState, entry: SummaryEntry) -> tuple[str, str | Non
         return str(entry.state), entry.reason
     if found.name == "silent":
         silence = found.silence_s
-        told = "no heartbeat" if silence is None else f"no heartbeat for {duration(silence)}: its process is dead or hangs"
+        told = (
+            "no heartbeat"
+            if silence is None
+            else f"no heartbeat for {format_seconds(silence)}: its process is dead or hangs"
+        )
         return "silent", told
     return found.name, found.reason or (entry.reason if entry.state == found.name else None)
 
@@ -184,14 +189,6 @@ def find_log(path: Path, entry: SummaryEntry) -> str | None:
         return str(own) if own.is_file() else entry.log
     logs = sorted((path / "logs").glob("*.log")) if path.is_dir() else []
     return str(logs[0]) if logs else None
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def parse_entry(entry: Any, written: float) -> SummaryEntry:

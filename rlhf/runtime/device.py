@@ -22,6 +22,11 @@ def on_gpu() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_initialized()
 
 
+def gpu_names() -> list[str]:
+    """Return the names of this machine's GPUs."""
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+
+
 def synchronize() -> None:
     """Wait for the GPU, if there is one in use."""
     if on_gpu():

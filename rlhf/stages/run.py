@@ -4,8 +4,6 @@ model in the stage's directory."""
 import math
 import pkgutil
 
-import torch
-
 from rlhf.catalog.stage import kind_of
 from rlhf.data.files import expect_hashes
 from rlhf.experiment.checkpoints import remove_all
@@ -13,7 +11,7 @@ from rlhf.experiment.fingerprint import check_data_files
 from rlhf.experiment.spec import Spec, stage_directory
 from rlhf.experiment.stage_directory import Result
 from rlhf.experiment.stopping import Stopped
-from rlhf.runtime.device import free, on_gpu
+from rlhf.runtime.device import free, on_gpu, reset_peak
 from rlhf.runtime.distributed import barrier, is_main
 from rlhf.stages.context import Context
 from rlhf.stages.inputs import verify_inputs
@@ -24,7 +22,7 @@ def free_memory() -> None:
     """Give back what a stage held, since the next one may run in this process."""
     free()
     if on_gpu():
-        torch.cuda.reset_peak_memory_stats()
+        reset_peak()
 
 
 def run_stage(spec: Spec) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rlhf.algo.schedule import learning_rate
 from rlhf.catalog.stage import metrics_of
@@ -18,12 +19,11 @@ from rlhf.data.tokens import SequenceBatch
 from rlhf.engine.zero import set_rates
 from rlhf.runtime.distributed import is_main, rank
 from rlhf.runtime.seeds import torch_seed
-from rlhf.stages.context import Context, initial_metrics, keep_finite, should_evaluate
+from rlhf.stages.context import Context, should_evaluate
 from rlhf.stages.saver import Saver
-from rlhf.stages.speed import step_speed
-from rlhf.tracking.nonfinite import Nonfinite
+from rlhf.tracking.nonfinite import Nonfinite, keep_finite
 from rlhf.tracking.progress import Bar, describe_progress
-from rlhf.tracking.throughput import Clock
+from rlhf.tracking.throughput import Clock, step_speed
 
 Metrics = dict[str, float]
 
@@ -73,7 +73,7 @@ def train(config: Config, context: Context, learner: Learner) -> Metrics:
     every_batch = enumerate(all_batches(count, size, config.seed, key, steps))
     saver = Saver(context, {"model": engine})
     start = saver.resume()
-    nonfinite.row = start.numbers.get("nonfinite", 0)
+    nonfinite.consecutive = start.numbers.get("nonfinite", 0)
     initial: Metrics = start.numbers.get("initial", {})
     final: Metrics = start.numbers.get("final", {})
 
@@ -95,7 +95,7 @@ def train(config: Config, context: Context, learner: Learner) -> Metrics:
                 "lr/model": factor * logged_learning_rate(learner.lora, training.learning_rate),
                 "train/epoch": (number + 1) / per_epoch,
             }
-            metrics |= keep_finite(nonfinite, number + 1, measured, partial(learner.batch, own), config)
+            metrics |= keep_finite(nonfinite, number + 1, measured, partial(batch_tensors, learner, own), config)
             metrics |= step_speed(config, lengths, learner.flops(lengths), clock)
             if should_evaluate(number + 1, steps, training.eval_every):
                 bar.say("evaluating")
@@ -104,8 +104,19 @@ def train(config: Config, context: Context, learner: Learner) -> Metrics:
             context.tracker.log(number + 1, metrics)
             context.tracker.status(number + 1, steps)
             bar.update(number + 1, describe_progress(metrics | measured, shown, known))
-            saver.boundary(number + 1, None, partial(dict, final=final, nonfinite=nonfinite.row, initial=initial))
+            saver.boundary(number + 1, None, partial(dict, final=final, nonfinite=nonfinite.consecutive, initial=initial))
     return final
+
+
+def initial_metrics(metrics: Metrics, name: str) -> Metrics:
+    """Return a metric and its standard error as those of the model that training started from: `<name>_initial`."""
+    return {f"{name}_initial{end}": metrics[name + end] for end in ("", "_se") if name + end in metrics}
+
+
+def batch_tensors(learner: Learner, records: list[Any]) -> dict[str, Tensor]:
+    """Return the tensors of a step's batch by name, as they are kept if its numbers are not finite."""
+    batch = learner.batch(records)
+    return {"ids": batch.ids, "lengths": batch.lengths, "starts": batch.starts}
 
 
 def own_records(learner: Learner, chosen: list[int]) -> list[Any]:

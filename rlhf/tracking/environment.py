@@ -8,9 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rlhf.config.schema import Config
+from rlhf.runtime.device import gpu_names
 
 PACKAGES = (
     "torch",
@@ -28,15 +27,15 @@ PACKAGES = (
 
 
 def environment(config: Config) -> dict[str, Any]:
-    """Everything that environment.json says. No environment variables: they may hold secrets."""
+    """Return the content of environment.json. No environment variables: they may hold secrets."""
     return {
         "python": platform.python_version(),
-        "packages": {name: installed_versions(name) for name in PACKAGES},
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "git": git_state(),
         "host": platform.node(),
         "platform": platform.platform(),
         "processor": processor_name(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "gpus": gpu_names(),
         "hardware": asdict(config.hardware),
     }
 
@@ -49,7 +48,7 @@ def processor_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def installed_versions(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
     """Return a package's version, or None."""
     try:
         return version(package)

@@ -1,4 +1,4 @@
-"""Clocks, and the throughput that follows from their times."""
+"""Clocks, and the time, throughput and memory of a step."""
 
 import time
 from collections.abc import Iterator
@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from rlhf.config.derive import ranks
 from rlhf.config.schema import Config
-from rlhf.runtime.device import synchronize
+from rlhf.runtime.device import peak_memory_gib, synchronize
+from rlhf.runtime.distributed import maximum, total
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Clock:
 def throughput_metrics(
     config: Config, prefix: str, seconds: float, samples: float, tokens: float, flops: float
 ) -> dict[str, float]:
-    """Throughput metrics of a phase from its totals over all ranks. `prefix` is empty for the whole step."""
+    """Return the throughput metrics of a phase from its totals over all ranks; `prefix` is empty for the whole step."""
     peak = getattr(config.hardware.peak_tflops, config.precision.dtype)
     tflops = flops / seconds / ranks(config) / 1e12
     name = f"throughput/{prefix}_" if prefix else "throughput/"
@@ -39,3 +40,12 @@ def throughput_metrics(
         f"{name}tflops_per_gpu": tflops,
         f"{name}mfu": tflops / peak,
     }
+
+
+def step_speed(config: Config, lengths: list[int], flops: int, clock: Clock) -> dict[str, float]:
+    """Return the time, throughput and memory of one step of supervised training, over all ranks; `lengths` of the sequences
+    in tokens and `flops` (operations) are this rank's."""
+    samples, tokens, operations = total(len(lengths), sum(lengths), flops)
+    seconds = maximum(clock.seconds["step"])
+    whole = throughput_metrics(config, "", seconds, samples, tokens, operations)
+    return {"time/step_s": seconds, "memory/peak_gib": maximum(peak_memory_gib()), **whole}

@@ -152,7 +152,7 @@ def test_a_family_runs_all_stages_with_adapters_on_two_ranks(with_adapters, fami
         kind = AutoModelForCausalLM if node.stage != "reward" else None
         loaded = kind.from_pretrained(node.directory.model) if kind else load_classifier(node.directory.model)[0]
         assert torch.isfinite(loaded(torch.tensor([[5, 6, 7]])).logits).all()
-        lines = [json.loads(line) for line in node.directory.metrics.read_text().splitlines()]
+        lines = [json.loads(line) for line in node.directory.metrics_file.read_text().splitlines()]
         assert lines[-1]["step"] == len(lines) and all(line["train/nonfinite"] == 0.0 for line in lines)
 
 
@@ -167,7 +167,7 @@ def test_half_precision_runs_all_stages(make_config, tmp_path, precision, zero):
     models = [AutoModelForCausalLM.from_pretrained(directories[stage].model, dtype="auto") for stage in ("sft", "ppo")]
     assert all(parameter.dtype == dtype for parameter in models[0].parameters())
     assert any(not torch.equal(a, b) for a, b in zip(*(m.parameters() for m in models), strict=True))
-    for line in directories["ppo"].metrics.read_text().splitlines():
+    for line in directories["ppo"].metrics_file.read_text().splitlines():
         metrics = json.loads(line)
         assert metrics["train/nonfinite"] == metrics["policy/overflows"] == metrics["value/overflows"] == 0.0
 

@@ -96,7 +96,7 @@ def run_stages(config):
 def logged(config, stage):
     """The metrics of a stage's steps."""
     (node,) = (node for node in build_graph(config) if node.stage == stage)
-    return [json.loads(line) for line in node.directory.metrics.read_text().splitlines()]
+    return [json.loads(line) for line in node.directory.metrics_file.read_text().splitlines()]
 
 
 def scores_of_demonstrations(config):

@@ -42,7 +42,7 @@ def history(config) -> dict[str, list[dict[str, float]]]:
     """The metrics of each stage that do not depend on the machine."""
     stages = {}
     for node in build_graph(config):
-        lines = [json.loads(line) for line in node.directory.metrics.read_text().splitlines()]
+        lines = [json.loads(line) for line in node.directory.metrics_file.read_text().splitlines()]
         stages[node.stage] = [
             {name: value for name, value in line.items() if name != "time" and name.split("/")[0] not in MACHINE_GROUPS}
             for line in lines

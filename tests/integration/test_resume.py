@@ -322,8 +322,8 @@ def test_a_line_that_was_cut_off_is_removed(lab):
         with (node.directory.path / f"{name}.jsonl").open("a") as stream:
             stream.write('{"step": 3, "ti')
     lab.run(node, config, FaultPoint(f"{TRAINER}.train_rlhf", nth=1))
-    node.directory.samples.unlink()
-    os.truncate(node.directory.metrics, 100)
+    node.directory.samples_file.unlink()
+    os.truncate(node.directory.metrics_file, 100)
     lab.survive(node, config, (), lab.base("ppo", EVERY))
 
 
@@ -549,13 +549,13 @@ def test_a_worker_that_is_asked_to_stop_exits_with_85(lab, tmp_path):
     command = [sys.executable, "-m", "rlhf.launch.worker", str(spec)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as worker:
         deadline = time.monotonic() + 60
-        while not node.directory.metrics.exists() and worker.poll() is None and time.monotonic() < deadline:
+        while not node.directory.metrics_file.exists() and worker.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         worker.terminate()
         _, errors = worker.communicate(timeout=60)
     assert worker.returncode == EXIT_CHECKPOINTED, errors
     (place,) = checkpoint_dirs(node.directory.path)
-    assert len(node.directory.metrics.read_text().splitlines()) == read_manifest(place).step > 0
+    assert len(node.directory.metrics_file.read_text().splitlines()) == read_manifest(place).step > 0
 
 
 # Damaged.
@@ -630,7 +630,7 @@ LOSSES = {
 def test_what_became_of_the_metrics_of_a_killed_stage_does_not_matter(lab, two_checkpoints, kind):
     """They are in the checkpoint too."""
     node, config = copied(lab, two_checkpoints)
-    LOSSES[kind](node.directory.metrics)
+    LOSSES[kind](node.directory.metrics_file)
     ended = lab.attempt(write_spec(node, config), config)
     assert ended.codes == [0] and "resumed sft" in ended.said
     assert_same(lab.base("sft", EVERY), content(node.directory.path))
@@ -640,7 +640,7 @@ def test_metrics_that_are_damaged_in_a_checkpoint_are_those_of_the_one_before(la
     node, config = copied(lab, two_checkpoints)
     newest, before = checkpoint_dirs(node.directory.path)
     cut(newest / "metrics.jsonl")
-    node.directory.metrics.unlink()
+    node.directory.metrics_file.unlink()
     ended = lab.attempt(write_spec(node, config), config)
     assert f"{newest} is damaged (metrics.jsonl has " in ended.said and f"resumed sft at {before.name}" in ended.said
     assert_same(lab.base("sft", EVERY), content(node.directory.path))
@@ -747,7 +747,7 @@ def test_a_stage_is_trained_anew_if_it_shall_not_be_resumed(lab, two_checkpoints
     root = lab.root / f"broken-{next(lab.numbers) - 1}"
     node, config = lab.node("sft", ("zero='2'", "checkpoint.resume=false"), root)
     spec = write_spec(node, config)
-    assert not (node.directory.path / "checkpoints").exists() and not node.directory.metrics.exists()
+    assert not (node.directory.path / "checkpoints").exists() and not node.directory.metrics_file.exists()
     ended = lab.attempt(spec, config)
     assert ended.codes == [0] and "resumed" not in ended.said
 

@@ -560,7 +560,7 @@ def real(make_config, tmp_path, request):
         since = time.time()
 
         def fresh():
-            lines = node.directory.metrics.read_text().splitlines() if node.directory.metrics.exists() else []
+            lines = node.directory.metrics_file.read_text().splitlines() if node.directory.metrics_file.exists() else []
             return sum('"time"' in line and line.endswith("}") and json.loads(line)["time"] > since for line in lines) > 2
 
         until(lambda: launcher.poll() is not None or fresh(), 120, "three steps")

@@ -29,9 +29,8 @@ from rlhf.stages.reward import train as reward
 from rlhf.stages.reward import work as reward_work
 from rlhf.stages.sft import train as sft
 from rlhf.stages.sft import work as sft_work
-from rlhf.stages.speed import step_speed
 from rlhf.tracking.progress import Bar, describe_progress
-from rlhf.tracking.throughput import Clock
+from rlhf.tracking.throughput import Clock, step_speed
 
 # The models of a stage, made for a configuration and removed afterwards: gives the round of a variant of it.
 Rounds = Callable[[Config, Path], AbstractContextManager[MakeRound]]

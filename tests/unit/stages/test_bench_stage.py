@@ -24,7 +24,7 @@ def ran(*overrides):
 
 
 def lines(directory):
-    return [json.loads(line) for line in directory.metrics.read_text().splitlines()]
+    return [json.loads(line) for line in directory.metrics_file.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("what", ["step3", "rollout"])
