@@ -26,6 +26,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 BASES = {
     "model": "local", "hardware": "cpu", "precision": "auto", "zero": "0", "lora": "none", "data": "demo", "sft": "demo",
     "reward": "demo", "ppo": "demo", "rollout": "hybrid", "tracking": "jsonl", "launcher": "auto", "stage": "all",
+    "rewards": "model",
 }  # fmt: skip
 # Groups that have the keys of another group.
 ROLES = {

@@ -22,11 +22,13 @@ PACKAGE = "rlhf.stages"
 @dataclass(frozen=True)
 class Input:
     """A model that a stage starts from: `key` gives it by path. Where the key is null, the stage named `stage` makes it; an
-    input without such a stage may be given as the name of an input before it, which it then shares."""
+    input without such a stage may be given as the name of an input before it, which it then shares. A configuration for
+    which `is_used` is false does without it."""
 
     name: str
     key: str
     stage: str | None = None
+    is_used: Callable[[Config], bool] = field(default=lambda config: True, compare=False)
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,14 @@ class StageKind:
             another package's stage, a configuration that asks for the stage has it.
         section: The group of its training keys; None where it has none.
         metrics: What it logs, in the order of tables, beside the speed of its steps; the final ones are its result.
+        more_metrics: The metrics that it logs beside `metrics`, which depend on the configuration.
         headline: The metrics that say most about it while it runs: the first that it has is shown. By default `metrics`.
         compared: The metrics that the terminal shows of a report: the first of these sets of which any point has a member.
             By default the final metrics that a sweep's table shows.
         sides: The responses of a row of its samples.jsonl.
         step: What one of its steps is called on an axis.
         inputs: The models that it starts from, in the order in which they are found.
+        more_inputs: The models that it starts from beside `inputs`, whose number depends on the configuration.
         model_keys: The groups of the models whose shapes it needs.
         loads: The group among `model_keys` whose `path` it starts from; None where it starts from its inputs.
         trained: The ZeRO groups on which it depends what each rank saves in a checkpoint.
@@ -133,11 +137,13 @@ class StageKind:
     schema: type | None = None
     section: str | None = None
     metrics: tuple[Metric, ...] = ()
+    more_metrics: Callable[[Config], tuple[Metric, ...]] = lambda config: ()
     headline: tuple[str, ...] = ()
     compared: tuple[tuple[str, ...], ...] = ()
     sides: tuple[Side, ...] = ()
     step: str = "step"
     inputs: tuple[Input, ...] = ()
+    more_inputs: Callable[[Config], tuple[Input, ...]] = lambda config: ()
     model_keys: tuple[str, ...] = ()
     loads: str | None = None
     trained: tuple[str, ...] = ()
@@ -166,9 +172,13 @@ class StageKind:
         """Whether it samples responses, and so reads the group `rollout`."""
         return "rollout" in self.result_keys
 
+    def find_inputs(self, config: Config) -> tuple[Input, ...]:
+        """Return the models that it starts from with this configuration."""
+        return (*(given for given in self.inputs if given.is_used(config)), *self.more_inputs(config))
+
     @property
     def needs(self) -> tuple[str, ...]:
-        """The stages that make its inputs."""
+        """The stages that may make its inputs."""
         return tuple(given.stage for given in self.inputs if given.stage is not None)
 
 
@@ -209,9 +219,11 @@ def packages() -> list[str]:
     return [module.name for module in pkgutil.iter_modules([str(place)]) if module.ispkg]
 
 
-def metrics_of(stage: str) -> dict[str, Metric]:
-    """Return the metrics that a stage may log, by name: its own, the speed of its steps, and standard errors."""
-    own = kind_of(stage).metrics
+def metrics_of(stage: str, config: Config | None = None) -> dict[str, Metric]:
+    """Return the metrics that a stage may log, by name: its own, the speed of its steps, and standard errors; with a
+    configuration also those that depend on it."""
+    kind = kind_of(stage)
+    own = kind.metrics if config is None else (*kind.metrics, *kind.more_metrics(config))
     return {metric.name: metric for metric in (*SPEED, *own, *standard_errors(own))}
 
 
@@ -225,9 +237,9 @@ def known_metrics() -> dict[str, Metric]:
     return found
 
 
-def check_metrics(stage: str, metrics: Iterable[str]) -> None:
-    """Refuse a metric that the stage does not declare. Raises KeyError."""
-    if unknown := sorted(set(metrics) - set(metrics_of(stage))):
+def check_metrics(stage: str, metrics: Iterable[str], config: Config | None = None) -> None:
+    """Refuse a metric that the stage does not declare for this configuration. Raises KeyError."""
+    if unknown := sorted(set(metrics) - set(metrics_of(stage, config))):
         raise KeyError(f"metrics that the stage {stage} does not declare in KIND.metrics: {', '.join(unknown)}")
 
 

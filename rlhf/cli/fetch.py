@@ -98,7 +98,7 @@ def needed(config: Config) -> Iterator[Download]:
         model: Model | None = None if kind.loads is None else getattr(config, kind.loads)
         if model is not None and is_hub_id(model.path):
             yield model_download(model, f"{kind.loads}.path")
-        for given in kind.inputs:
+        for given in kind.find_inputs(config):
             value = get_key(config, given.key)
             if is_hub_id(value) and value not in {other.name for other in kind.inputs}:
                 known = next((m for m in (config.model, config.reward_model) if m.path == value), None)

@@ -323,7 +323,7 @@ def collect_problems(checks: Iterable[Callable[[], None]]) -> Iterator[ConfigErr
 def input_paths(task: Task, known: set[str]) -> list[StageDirectory]:
     """Return the finished stages that a stage found by fingerprint, in the order of its parents, but for those of the
     graph."""
-    made = [given for given in kind_of(task.node.stage).inputs if given.stage is not None]
+    made = [given for given in kind_of(task.node.stage).find_inputs(task.config) if given.stage is not None]
     names = [given.name for given in made if get_key(task.config, given.key) is None]
     found = zip(names, task.parents, strict=True) if task.parents else ()
     return [StageDirectory(Path(task.node.inputs[name]).parent) for name, parent in found if parent not in known]

@@ -21,6 +21,7 @@ from rlhf.config.errors import ConfigError, first_line, raise_problems
 from rlhf.config.hydra_errors import unknown_key
 from rlhf.config.keys import keys_of, types_of
 from rlhf.config.recipes import expand_model, register_recipes
+from rlhf.config.rewards import complete_rewards
 from rlhf.config.schema import Config
 from rlhf.config.sections import config_type
 from rlhf.config.values import check_values, type_problems, unknown_keys
@@ -70,11 +71,13 @@ def fixed_keys(typed_in: list[str]) -> set[str]:
 
 
 def rewrite_words(arguments: list[str]) -> list[str]:
-    """Command-line arguments as Hydra understands them: options whose names are digits quoted, and models by hub id or
-    directory as the option they are, or as model=local with a path. Raises ConfigError."""
-    return [
+    """Command-line arguments as Hydra understands them: options whose names are digits quoted, models by hub id or
+    directory as the option they are, or as model=local with a path, and keys of rewards with the ++ that adds them. Raises
+    ConfigError."""
+    words = [
         word for argument in quote_digits(arguments) for word in expand_model(argument, config_root() / "conf" / "model")
     ]
+    return [f"++{word}" if re.match(r"rewards\.[^.=]+\.[^=]+=", word) else word for word in words]
 
 
 def quote_digits(arguments: list[str]) -> list[str]:
@@ -104,9 +107,10 @@ def to_config(composed: DictConfig) -> Config:
         key = str(error.full_key)
         text = OmegaConf.to_container(composed, resolve=False)
         raise ConfigError(key, lookup(text, key), first_line(error), "correct the reference") from error
-    schema = config_type(values.get("stages"))
+    misnamed = complete_rewards(values)
+    schema = config_type(values.get("stages"), values["rewards"])
     keys = keys_of(schema)
-    problems = [*(unknown_key(*found) for found in unknown_keys(values, schema)), *type_problems(values, schema)]
+    problems = [*misnamed, *(unknown_key(*found) for found in unknown_keys(values, schema)), *type_problems(values, schema)]
     if problems:
         sound = [key for key in keys if not any(names(error, key) for error in problems)]
         given = {key: value for key in sound if (value := lookup(values, key)) is not None}

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from rlhf.catalog.role import Role
 from rlhf.catalog.stage import StageKind, is_stage, kind_of, stage_kinds
 from rlhf.config.errors import ConfigError
-from rlhf.config.schema import Config, Lora, Model, Training
+from rlhf.config.rewards import DEFAULTS
+from rlhf.config.schema import Config, Lora, Model, RewardTerm, Training
+from rlhf.config.sections import with_rewards
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,9 @@ def benchmark_config(config: Config) -> Config:
         for model in (config.model, config.reward_model)
     )  # fmt: skip
     critic = config.ppo.critic if config.ppo.critic == "actor" else "reward"
-    return replace(
-        config, model=model, reward_model=reward_model, ppo=replace(config.ppo, actor=None, reward=None, critic=critic)
-    )
+    config = with_rewards(config, {"model": RewardTerm(**DEFAULTS)})
+    ppo = replace(config.ppo, actor=None, reward=None, critic=critic)
+    return replace(config, model=model, reward_model=reward_model, gold=None, ppo=ppo)
 
 
 def max_sequence(config: Config) -> int:
@@ -151,5 +153,12 @@ def is_reward_shared(config: Config) -> bool:
 
 def used_models(config: Config) -> list[tuple[str, Model]]:
     """Return the models that the stages which run start from, with their keys."""
-    used = {key for stage in trained_stages(config) for key in kind_of(stage).model_keys}
+    used = {key for stage in trained_stages(config) for key in held_keys(config, kind_of(stage))}
     return [(key, model) for key, model in (("model", config.model), ("reward_model", config.reward_model)) if key in used]
+
+
+def held_keys(config: Config, kind: StageKind) -> list[str]:
+    """Return the groups of the models that a stage holds with this configuration: PPO without a reward model needs no
+    `reward_model`. Of a kind that states no roles, all that it names."""
+    held = [role.model for role in kind.roles(config)]
+    return [key for key in kind.model_keys if not held or any(model is getattr(config, key) for model in held)]

@@ -31,7 +31,9 @@ def check_inputs(config: Config) -> Iterator[ConfigError]:
     yield from check_ptx(config)
     yield from check_unread(config)
     model, reward_model = config.model, config.reward_model
-    keys = dict.fromkeys(given.key for kind in (*stage_kinds().values(), *asked_kinds(config)) for given in kind.inputs)
+    keys = dict.fromkeys(
+        given.key for kind in (*stage_kinds().values(), *asked_kinds(config)) for given in kind.find_inputs(config)
+    )
     for key, path, gguf_file in (
         ("model.path", model.path, model.gguf_file),
         ("reward_model.path", reward_model.path, reward_model.gguf_file),

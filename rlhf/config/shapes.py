@@ -131,6 +131,11 @@ def adapted_model(config: Config, key: str) -> Model | None:
 def starts_elsewhere(config: Config) -> bool:
     """Whether no stage that is asked for loads `model`, and one is given by path what a stage would make of that model."""
     kinds = asked_kinds(config)
-    given = [entry for kind in kinds for entry in kind.inputs if entry.stage and get_key(config, entry.key) is not None]
+    given = [
+        entry
+        for kind in kinds
+        for entry in kind.find_inputs(config)
+        if entry.stage and get_key(config, entry.key) is not None
+    ]
     made = any(kind_of(str(entry.stage)).loads == "model" for entry in given)
     return made and not any(kind.loads == "model" for kind in kinds)

@@ -2,6 +2,7 @@
 contiguous share of it."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from rlhf.config.derive import Batches, ranks
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.data.encoded import Tokenizer
-from rlhf.data.tokenized import DataSource, open_data
-from rlhf.data.tokens import PromptBatch, prompt_batch
+from rlhf.data.tokenized import DataSource, Prompts, open_data
+from rlhf.data.tokens import PromptBatch, PromptRecord, prompt_batch
 from rlhf.runtime import distributed
 from rlhf.runtime.seeds import random_stream
 
@@ -101,8 +102,14 @@ class PromptLoader:
         world = ranks(self.config)
         samples = local_share(list(range(self.size * self.copies)), self.rank, world)
         for batch in all_batches(len(self.prompts), self.size, self.config.seed, "ppo.rollout_batch_size", self.steps):
-            chosen = [self.prompts[i] for i in local_share(batch, self.rank, world)]
-            yield prompt_batch(chosen, samples, self.pad, self.device, self.copies)
+            own = local_share(batch, self.rank, world)
+            made = prompt_batch([self.prompts[i] for i in own], samples, self.pad, self.device, self.copies)
+            yield replace(made, records=[record for record in self.read_records(own) for _ in range(self.copies)])
+
+    def read_records(self, numbers: list[int]) -> list[PromptRecord]:
+        """Return what is known of prompts by their numbers; nothing where they are ids alone."""
+        known = self.prompts
+        return [PromptRecord(*known.record(number)) for number in numbers] if isinstance(known, Prompts) else []
 
 
 def create_prompt_dataloader(args: Config, tokenizer: Tokenizer, source: DataSource | None = None) -> PromptLoader:

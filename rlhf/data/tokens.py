@@ -4,7 +4,7 @@ Prompts end where responses begin; a response ends with what ends a turn, unless
 lengths; nothing here or later compares ids with the padding token.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,16 +25,26 @@ class SequenceBatch:
 
 
 @dataclass(frozen=True)
+class PromptRecord:
+    """A prompt's text, as the data set has it, and what else its record says, as the reference answer."""
+
+    text: Any
+    meta: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class PromptBatch:
     """Left-padded prompts, one for each response: `ids` [B, Q], `lengths` [B], and the number of each among all of the
     step, `samples` (B), from which its random stream derives. `limits` [B] are the tokens after which an answer ends,
-    whatever is drawn; `copies` rows, one after another, are the same prompt."""
+    whatever is drawn; `copies` rows, one after another, are the same prompt. `records` (B) say what is known of each prompt
+    besides its ids; there are none where it is not known."""
 
     ids: Tensor
     lengths: Tensor
     samples: list[int]
     limits: Tensor | None = None
     copies: int = 1
+    records: Sequence[PromptRecord] = ()
 
     def to(self, device: torch.device) -> "PromptBatch":
         """Return the same prompts on a device."""

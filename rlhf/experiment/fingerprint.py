@@ -43,25 +43,36 @@ def fingerprint(config: Config, stage: str, inputs: dict[str, str]) -> str:
 def result_config(config: Config, stage: str) -> dict[str, Any]:
     """Return the dotted keys that decide the stage's result, with their values; paths by what they hold. A key at its
     neutral value is left out."""
-    chosen = {key: get_key(config, key) for key in result_keys(stage) if not is_neutral(config, key)}
-    known = keys_of(type(config))
+    schema: Any = type(config)
+    known = keys_of(schema)
+    chosen = {key: get_key(config, key) for key in result_keys(stage, schema) if not is_neutral(config, key)}
     return {key: identify_value(value, key, known[key].content) for key, value in chosen.items()}
 
 
 def identify_value(value: Any, key: str, content: Content | None) -> Any:
     """Return what a key's value counts as: what a path holds, a function with the source of its module, or itself."""
     if content == "function":
-        return f"{value} {hash_source(value, key)}" if ":" in value else value
+        if value is None or ":" not in value:
+            return value
+        origin, _, name = value.rpartition(":")
+        return f"{name if origin.endswith('.py') else value} {hash_source(value, key)}"
     if content == "records":
         return hash_records(value)
     return content_id(value, key) if content else value
 
 
 def hash_source(path: str, key: str) -> str:
-    """Return the hash of the source that defines a function, `package.module:name`, without importing it. Raises
-    ConfigError where there is no such module."""
+    """Return the hash of the source that defines a function, `package.module:name` or `file.py:name`, without importing it.
+    Raises ConfigError where there is no such module or file."""
+    origin = path.rpartition(":")[0]
+    if origin.endswith(".py"):
+        try:
+            return hashlib.sha256(Path(origin).expanduser().read_bytes()).hexdigest()
+        except OSError as error:
+            fix = "give a function as path/file.py:name, the path from where the command is typed"
+            raise ConfigError(key, path, "there is no such file", fix) from error
     try:
-        spec = importlib.util.find_spec(path.partition(":")[0])
+        spec = importlib.util.find_spec(origin)
         if spec is None or spec.origin is None:
             raise ImportError("there is no such module")
         return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
@@ -71,12 +82,12 @@ def hash_source(path: str, key: str) -> str:
 
 
 @cache
-def result_keys(stage: str) -> tuple[str, ...]:
+def result_keys(stage: str, schema: Any = None) -> tuple[str, ...]:
     """Return the dotted keys that decide the stage's result: of those that it reads, a benchmark's are all that are no
-    names."""
+    names. `schema` is the configuration's type, which has its rewards."""
     kind = kind_of(stage)
     effects = {"result", "input", "speed"} if kind.is_benchmark else {"result"}
-    known = keys_of(config_type([stage]))
+    known = keys_of(schema or config_type([stage]))
     return tuple(name for name, key in known.items() if key.effect in effects and matches_prefix(name, kind.result_keys))
 
 
@@ -148,19 +159,24 @@ def file_digest(file: Path) -> tuple[str, int, bytes]:
 
 
 def data_files(config: Config, stage: str) -> dict[str, str]:
-    """Return the files of records and texts that decide a stage's result, by their keys, with the hashes in its
+    """Return the files of records, texts and functions that decide a stage's result, by their keys, with the hashes in its
     fingerprint."""
-    kind = kind_of(stage)
-    read, known = () if kind.is_benchmark else result_keys(stage), keys_of(type(config))
-    named = {key: get_key(config, key) for key in read if known[key].content == "records" and not is_neutral(config, key)}
-    return {key: str(hash_records(paths)) for key, paths in named.items() if paths is not None}
+    schema: Any = type(config)
+    read, known = () if kind_of(stage).is_benchmark else result_keys(stage, schema), keys_of(schema)
+    named = {key: (get_key(config, key), known[key].content) for key in read if not is_neutral(config, key)}
+    return {
+        key: str(identify_value(value, key, content))
+        for key, (value, content) in named.items()
+        if value is not None and (content == "records" or (content == "function" and ":" in value))
+    }
 
 
 def check_data_files(config: Config, hashes: dict[str, str]) -> None:
-    """Raise ConfigError for a file of records or texts that is no longer what a stage's fingerprint says."""
+    """Raise ConfigError for a file of records, texts or functions that is no longer what a stage's fingerprint says."""
     HASHED.set(None)
     for key, planned in hashes.items():
-        found = str(hash_records(get_key(config, key)))
+        value, content = get_key(config, key), keys_of(type(config))[key].content
+        found = str(identify_value(value, key, content))
         if found != planned:
             raise changed_file(key, show_paths(get_key(config, key)), planned, found)
 

@@ -43,7 +43,7 @@ def find_node(config: Config, stage: str, known: dict[str, Node]) -> Node:
     identities: dict[str, str] = {}
     places: dict[str, str] = {}
     parents: list[str] = []
-    for given in kind_of(stage).inputs:
+    for given in kind_of(stage).find_inputs(config):
         name, value = given.name, get_key(config, given.key)
         if value is None and given.stage is not None:
             parent = find_parent(config, given.key, given.stage, known)

@@ -105,7 +105,7 @@ def load_spec(values: dict[str, Any]) -> Spec:
     """Make a spec of what its file holds. Raises ConfigError for one whose keys are those of another release."""
     config = values.pop("config")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(config_type(config["stages"])), config)
+        merged = OmegaConf.merge(OmegaConf.structured(config_type(config["stages"], config.get("rewards"))), config)
         return Spec(**values, config=cast(Config, OmegaConf.to_object(merged)))
     except OmegaConfBaseException as error:
         problem = f"another release launched this stage: {first_line(error)}"

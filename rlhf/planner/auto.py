@@ -18,6 +18,7 @@ from rlhf.catalog.stage import kind_of
 from rlhf.config.derive import Batches, divisors, measured_stage, ranks, samples_responses_in
 from rlhf.config.keys import AUTO_KEYS, get_key
 from rlhf.config.metadata import AUTO
+from rlhf.config.rewards import count_reward_models
 from rlhf.config.schema import ZEROS, Config
 from rlhf.planner.batches import rollout_rows
 from rlhf.planner.constants import load_constants
@@ -113,7 +114,7 @@ def layout_text(config: Config) -> str:
     ppo = config.ppo
     ppo_keys = (
         ppo.rollout_batch_size, ppo.update_epochs, ppo.critic, ppo.critic_gradient_checkpointing, ppo.offload_idle, ppo.ema,
-        ppo.ptx_coef > 0,
+        ppo.ptx_coef > 0, count_reward_models(config),
     )  # fmt: skip
     data = config.data.max_prompt_tokens, config.data.max_response_tokens
     loras = [(lora.rank, lora.only, lora.target_modules) for lora in (config.lora, config.critic_lora, config.reward_lora)]

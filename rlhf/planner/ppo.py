@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rlhf.config.derive import max_sequence
+from rlhf.config.rewards import count_reward_models
 from rlhf.config.schema import Config, Model
 from rlhf.planner.flops import forward_flops, generation_flops, training_flops
 
@@ -38,7 +39,7 @@ def phase_flops(
         forward_flops(model, lengths, actions, config.lora)
         + forward_flops(model, lengths, actions)
         + forward_flops(critic, lengths, 0, config.critic_lora)
-        + forward_flops(config.reward_model, lengths, 0)
+        + sum(forward_flops(config.reward_model, lengths, 0) for _ in range(count_reward_models(config)))
     )
     how = config.lora, ppo.gradient_checkpointing, ppo.dropout
     update = ppo.update_epochs * (

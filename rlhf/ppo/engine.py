@@ -9,9 +9,11 @@ from torch import nn
 
 from rlhf.config.derive import Batches, is_reference_shared, is_reward_shared, policy_stage
 from rlhf.config.errors import ConfigError
+from rlhf.config.rewards import given_models, stage_reward
 from rlhf.config.schema import Config, Rollout
 from rlhf.data.encoded import Tokenizer
-from rlhf.data.templates import build_template
+from rlhf.data.templates import Template, build_template
+from rlhf.data.tokens import PromptBatch, PromptRecord
 from rlhf.engine.compiled import compile_layers
 from rlhf.engine.offload import OffloadedEngine
 from rlhf.engine.zero import TrainingSpec, frozen_engine, release, training_engine
@@ -23,8 +25,11 @@ from rlhf.models.tokenizer import have_same_vocabulary, load_tokenizer
 from rlhf.planner.auto import choose_layout
 from rlhf.planner.batches import batches
 from rlhf.rewards.model import ModelReward
+from rlhf.rewards.sample import APPLIES, Sample
+from rlhf.rewards.texts import decode_prompts, decode_responses, make_samples
+from rlhf.rewards.total import RewardTotal
 from rlhf.rollout import create_sampler
-from rlhf.rollout.base import Sampler
+from rlhf.rollout.base import Responses, Sampler
 from rlhf.runtime import distributed
 
 
@@ -38,7 +43,7 @@ class DeepSpeedRLHFEngine:
         actor_model_name_or_path: directory or hub id of the causal language model that PPO starts from; the reference is
             what it is then.
         critic_model_name_or_path: directory or hub id of a sequence classifier with one label: the reward model, and
-            where the critic starts unless `args.ppo.critic` says otherwise.
+            where the critic starts unless `args.ppo.critic` says otherwise. None where `args.rewards` have no such model.
         tokenizer: the actor's. The critic must share it; a reward model with another one reads the decoded text.
         num_total_iters: rollouts to come; learning rates fall to their end over them.
         args: the configuration. The planner chooses what is `auto` in it.
@@ -50,7 +55,7 @@ class DeepSpeedRLHFEngine:
     def __init__(
         self,
         actor_model_name_or_path: str,
-        critic_model_name_or_path: str,
+        critic_model_name_or_path: str | None,
         tokenizer: Tokenizer,
         num_total_iters: int,
         args: Config,
@@ -61,13 +66,19 @@ class DeepSpeedRLHFEngine:
         self.template = build_template(args.data, tokenizer)
         trusted, trusted_judge = args.model.trust_remote_code, args.reward_model.trust_remote_code
         policy = Source(actor_model_name_or_path, "ppo.actor", trust_remote_code=trusted)
-        judge = Source(critic_model_name_or_path, "ppo.reward", trust_remote_code=trusted_judge)
+        own, judge = stage_reward(args), None
+        judges = {name: Source(path, f"rewards.{name}.path") for name, path in given_models(args).items()}
+        if own is not None:
+            if critic_model_name_or_path is None:
+                fix = "give the reward model's directory or hub id, or leave the reward out: ~rewards." + own
+                raise ConfigError("critic_model_name_or_path", None, f"rewards.{own} is that model", fix)
+            judges[own] = judge = Source(critic_model_name_or_path, "ppo.reward", trust_remote_code=trusted_judge)
         check_source(policy, args, scorer=False)
-        check_source(judge, args, scorer=True)
-        reward_tokenizer = load_tokenizer(judge.path, judge.key, None, trusted_judge)
-        shared = have_same_vocabulary(tokenizer, reward_tokenizer)
-        self.reward_template = None if shared else build_template(args.data, reward_tokenizer)
-        self.check_critic()
+        for source in judges.values():
+            check_source(source, args, scorer=True)
+        self.reward_templates = {name: self.other_template(source) for name, source in judges.items()}
+        self.reward_template = self.reward_templates.get(own) if own is not None else None
+        self.check_critic(judge)
         self.device = distributed.device(args)
         self.batches = batches(args, policy_stage(args))
         self.actor = self.training_actor(policy)
@@ -77,12 +88,18 @@ class DeepSpeedRLHFEngine:
             if is_reference_shared(args)
             else frozen_engine(load_policy(policy, args, args.reference_zero, 0.0), args, args.reference_zero)
         )
-        self.reward: Any = (
-            AdaptersOff(self.critic)
-            if is_reward_shared(args)
-            else frozen_engine(load_scorer(judge, args, args.reward_zero, 0.0), args, args.reward_zero)
-        )
-        movable = {"critic": self.critic, "ref": self.ref, "reward": self.reward} if args.ppo.offload_idle else {}
+        self.reward_models: dict[str, Any] = {
+            name: AdaptersOff(self.critic)
+            if name == own and is_reward_shared(args)
+            else frozen_engine(load_scorer(source, args, args.reward_zero, 0.0), args, args.reward_zero)
+            for name, source in sorted(judges.items())
+        }
+        self.reward: Any = self.reward_models.get(own) if own is not None else None
+        self.rewards = RewardTotal(args, {name: self.scorer_of(name) for name in self.reward_models}, self.device)
+        movable = {}
+        if args.ppo.offload_idle:
+            judging = {"reward" if name == own else f"reward {name}": found for name, found in self.reward_models.items()}
+            movable = {"critic": self.critic, "ref": self.ref, **judging}
         self.offloaded = {
             name: OffloadedEngine(engine, frozen=name != "critic")
             for name, engine in movable.items()
@@ -109,16 +126,36 @@ class DeepSpeedRLHFEngine:
             _, sampler = self.samplers.pop(key)
             sampler.release()
 
-    @property
-    def score_responses(self) -> ModelReward:
-        """The reward model, as a function of the actor's tokens."""
-        return ModelReward(self.reward, self.reward_template, self.template, self.args.ppo.packing, self.device)
+    def scorer_of(self, name: str) -> ModelReward:
+        """Return a reward model by the name of the reward, as a function of the actor's tokens."""
+        model, other = self.reward_models[name], self.reward_templates[name]
+        return ModelReward(model, other, self.template, self.args.ppo.packing, self.device)
 
-    def check_critic(self) -> None:
-        """Refuse a critic with another vocabulary than the actor's, whose tokens it reads, before any model is loaded."""
+    def other_template(self, source: Source) -> Template | None:
+        """Return the template of a model whose tokenizer is another than the actor's; else None."""
+        found = load_tokenizer(source.path, source.key, None, source.trust_remote_code)
+        return None if have_same_vocabulary(self.tokenizer, found) else build_template(self.args.data, found)
+
+    def read_samples(self, prompts: PromptBatch, responses: Responses) -> list[Sample]:
+        """Return the texts of a rollout for the rewards that read them, with the prompts' records; none where only models
+        score."""
+        if not self.rewards.reads_texts and not any(APPLIES in record.meta for record in prompts.records):
+            return []
+        records = prompts.records
+        if not records:
+            texts = decode_prompts(prompts.ids, prompts.lengths, self.tokenizer)
+            records = [PromptRecord(text, {}) for text in texts]
+        return make_samples(records, decode_responses(responses.tokens, responses.lengths, self.template))
+
+    def check_critic(self, judge: Source | None) -> None:
+        """Refuse a critic with another vocabulary than the actor's, whose tokens it reads, before any model is loaded; and
+        one that is to start from a reward model where there is none."""
         start = self.args.ppo.critic
         if start == "actor":
             return
+        if start == "reward" and judge is None:
+            problem = "there is no reward model that it could start from"
+            raise ConfigError("ppo.critic", start, problem, "try ppo.critic=actor")
         if start != "reward":
             check_source(Source(start, "ppo.critic"), self.args, scorer=True)
         same = self.reward_template is None
@@ -146,7 +183,7 @@ class DeepSpeedRLHFEngine:
         without_adapter_dropout(engine.module)
         return engine
 
-    def training_critic(self, policy: Source, judge: Source) -> Any:
+    def training_critic(self, policy: Source, judge: Source | None) -> Any:
         """Return the critic, from where `ppo.critic` says."""
         args, ppo = self.args, self.args.ppo
         learning = TrainingSpec(
@@ -158,8 +195,8 @@ class DeepSpeedRLHFEngine:
             start = replace(policy, key="ppo.critic")
             scorer = scorer_with_new_head(start, args, self.tokenizer, args.critic_zero, ppo.critic_dropout)
         else:
-            start = judge if ppo.critic == "reward" else Source(ppo.critic, "ppo.critic")
-            scorer = load_scorer(start, args, args.critic_zero, ppo.critic_dropout)
+            given = judge if ppo.critic == "reward" and judge is not None else Source(ppo.critic, "ppo.critic")
+            scorer = load_scorer(given, args, args.critic_zero, ppo.critic_dropout)
         if ppo.compile:
             compile_layers(scorer)
         engine = training_engine(scorer, args, learning)
@@ -177,8 +214,11 @@ class DeepSpeedRLHFEngine:
             self.ensure_on_device("critic")
 
     def ensure_on_device(self, *names: str) -> None:
-        """Put aside what is not named, then get what is; a reward model that is the critic counts as that."""
+        """Put aside what is not named, then get what is; `reward` stands for all reward models, and one that is the critic
+        counts as that."""
         needed = {"critic" if name == "reward" and is_shared(self.reward) else name for name in names}
+        if "reward" in names:
+            needed |= {name for name in self.offloaded if name.startswith("reward")}
         for name in self.offloaded.keys() - needed:
             self.offloaded[name].to_host()
         for name in self.offloaded.keys() & needed:
@@ -187,7 +227,9 @@ class DeepSpeedRLHFEngine:
     def release(self) -> None:
         """Free the engines, and the caches of their rollouts."""
         self.release_samplers()
-        release(*(engine for engine in (self.actor, self.critic, self.ref, self.reward) if not is_shared(engine)))
+        self.rewards.close()
+        held = self.actor, self.critic, self.ref, *self.reward_models.values()
+        release(*(engine for engine in held if not is_shared(engine)))
 
 
 class AdaptersOff:

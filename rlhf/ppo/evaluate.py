@@ -19,10 +19,11 @@ from rlhf.data.loaders import from_shares, local_share
 from rlhf.data.records import require_records
 from rlhf.data.templates import build_template
 from rlhf.data.tokenized import DataSource, Prompts, open_data
-from rlhf.data.tokens import left_mask, prompt_batch, right_mask
+from rlhf.data.tokens import PromptRecord, left_mask, prompt_batch, right_mask
 from rlhf.engine.compiled import run_uncompiled
 from rlhf.models.forward import response_logprobs
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
+from rlhf.rewards.texts import decode_responses, make_samples
 from rlhf.runtime.distributed import rank, world
 from rlhf.runtime.seeds import uniforms
 
@@ -107,14 +108,14 @@ class Evaluation:
         sequences = ids, mask, actions.size(1), rollout.temperature, self.config.ppo.packing
         logprobs = response_logprobs(policy, *sequences)[0]
         reference = logprobs if policy is engine.ref else response_logprobs(engine.ref, *sequences)[0]
-        scores = engine.score_responses(ids, mask, actions.size(1), responses.ended).tolist()
-        lengths = responses.lengths.tolist()
-        texts = [
-            engine.template.decode(tokens[:length])
-            for tokens, length in zip(responses.tokens.tolist(), lengths, strict=True)
-        ]
+        lengths, texts = responses.lengths.tolist(), decode_responses(responses.tokens, responses.lengths, engine.template)
+        judged = ids, mask, actions.size(1), responses.ended
+        samples = make_samples([PromptRecord(prompt.prompt, prompt.meta) for prompt in prompts], texts)
+        scores = engine.rewards.evaluate(engine.rewards.read_models(*judged), samples)
         kl = [float(masked_sum(k1(p, q), m)) for p, q, m in zip(logprobs, reference, actions, strict=True)]
-        gold = [self.gold(prompt.prompt, text) if self.gold else None for prompt, text in zip(prompts, texts, strict=True)]
+        gold = engine.rewards.judge(judged, samples)
+        if gold is None:
+            gold = [self.gold(p.prompt, text) if self.gold else None for p, text in zip(prompts, texts, strict=True)]
         columns = zip([prompt.text for prompt in prompts], texts, scores, gold, kl, lengths, strict=True)
         return [Answer(*column) for column in columns]
 

@@ -20,23 +20,23 @@ from rlhf.ppo.experience import Experience
 from rlhf.ppo.metrics import UpdateMetrics
 from rlhf.ppo.ptx import count_predicted_tokens
 
-# Scores [B] of sequences [B, T], their mask, the number of response columns, and whether each response ended [B].
+# Scores [B, M] by M models of sequences [B, T], their mask, the number of response columns, and whether each ended [B].
 Score = Callable[[Tensor, Tensor, int, Tensor], Tensor]
 
 
 def score_rollout(
     engine: DeepSpeedRLHFEngine, args: Config, ids: Tensor, mask: Tensor, actions: Tensor, ended: Tensor, score: Score
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute log-probabilities of policy and reference and values, [B, R] and 0 on padding, and scores [B], in
-    micro-batches. `ids` and `mask` are [B, T], `actions` [B, R]."""
+    """Compute log-probabilities of policy and reference and values, [B, R] and 0 on padding, and the scores of reward
+    models [B, M], in micro-batches. `ids` and `mask` are [B, T], `actions` [B, R]."""
     width, packing, temperature = actions.size(1), args.ppo.packing, args.rollout.temperature
     engine.critic.eval()
     columns = [torch.zeros(actions.shape, device=ids.device) for _ in range(3)]
-    scores = torch.zeros(len(ids), device=ids.device)
+    scores: list[tuple[Tensor, Tensor]] = []
     order = torch.arange(len(ids))
     if packing != "none":
         order = mask.sum(1).argsort(descending=True, stable=True)
-    models = engine.actor, engine.ref, engine.critic, engine.reward
+    models = engine.actor, engine.ref, engine.critic, *engine.reward_models.values()
     for part in micro_batches(order.tolist(), engine.batches.micro, packing, *models):
         rows = torch.tensor(part, device=ids.device)
         sequence = ids[rows], mask[rows], width  # [b, T]
@@ -47,9 +47,10 @@ def score_rollout(
         )
         for column, values in zip(columns, found, strict=True):
             column[rows] = torch.where(actions[rows].bool(), values, 0.0)
-        scores[rows] = score(*sequence, ended[rows])
+        scores.append((rows, score(*sequence, ended[rows])))
     logprobs, reference, values = columns
-    return logprobs, reference, values, scores
+    order_of_rows = torch.cat([rows for rows, _ in scores]).argsort()
+    return logprobs, reference, values, torch.cat([found for _, found in scores])[order_of_rows]
 
 
 def policy_gradient(

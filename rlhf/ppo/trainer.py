@@ -36,6 +36,7 @@ from rlhf.ppo.metrics import UpdateMetrics
 from rlhf.ppo.passes import policy_gradient, score_rollout, text_gradient, value_gradient
 from rlhf.ppo.ptx import Texts
 from rlhf.ppo.report import describe_rollout
+from rlhf.rewards.total import Scores
 from rlhf.rollout.base import Responses
 from rlhf.runtime.distributed import gather, rank, total
 from rlhf.runtime.seeds import random_stream, torch_seed, uniforms
@@ -60,7 +61,8 @@ class DeepSpeedPPOTrainer:
         self.engine, self.args, self.ppo = engine, args, args.ppo
         self.kl = build_kl_controller(args.ppo)
         mode = args.ppo.eos_penalty_mode
-        self.eos_penalty_mode = default_eos_penalty_mode(engine.reward.module.scale != 1.0) if mode is None else mode
+        normalized = engine.reward is not None and engine.reward.module.scale != 1.0
+        self.eos_penalty_mode = default_eos_penalty_mode(normalized) if mode is None else mode
         self.iteration = 0
         self.estimate: Estimator = estimate_gae
         self.total_updates = engine.num_total_iters * ppo_updates(args.ppo)
@@ -91,8 +93,8 @@ class DeepSpeedPPOTrainer:
             sampler.sync()
             responses = sampler.generate(prompt_batch, torch.from_numpy(random).to(self.engine.device))
         with self.clock.phase("score"), self.engine.models_on_device("critic", "ref", "reward"):
-            experience, shaped = self.make_experience(prompt_batch, responses)
-        self.metrics = describe_rollout(experience, responses, shaped, self.kl.coef)
+            experience, shaped, scored = self.make_experience(prompt_batch, responses)
+        self.metrics = describe_rollout(experience, responses, shaped, self.kl.coef) | scored.metrics
         self.metrics["reward/raised"] = self.count_raised(experience.scores, responses.ended)
         gap, largest = self.metrics["policy/sampler_gap"], self.metrics["policy/sampler_gap_max"]
         if math.isfinite(gap) or first_nonfinite(experience) is None:  # else train_rlhf leaves the rollout out
@@ -100,17 +102,22 @@ class DeepSpeedPPOTrainer:
         self.pending = experience
         return experience
 
-    def make_experience(self, prompts: PromptBatch, responses: Responses) -> tuple[Experience, Tensor]:
-        """Score the responses by all models and estimate advantages and returns; returns the shaped scores [B] too."""
+    def make_experience(self, prompts: PromptBatch, responses: Responses) -> tuple[Experience, Tensor, Scores]:
+        """Score the responses by all rewards and estimate advantages and returns; returns the shaped scores [B] too, and
+        the scores with their metrics."""
         ppo = self.ppo
         prompt_mask = left_mask(prompts.lengths, prompts.ids.size(1))
         mask = right_mask(responses.lengths, responses.tokens.size(1))
         loss_mask = mask if ppo.train_on_eos else mask * (1 - last_action(mask) * responses.ended[:, None].long())
-        # 2. Scoring: log-probabilities of policy and reference, values, scores.
+        # 2. Scoring: log-probabilities of policy and reference, values, scores. Functions score while the models read.
+        samples = self.engine.read_samples(prompts, responses)
+        self.engine.rewards.ask(samples)
         ids = torch.cat([prompts.ids, responses.tokens], dim=1)  # [B, T]
         whole = torch.cat([prompt_mask, mask], dim=1)
-        scored = score_rollout(self.engine, self.args, ids, whole, mask, responses.ended, self.score_responses)
-        logprobs, reference, values, scores = scored
+        read = score_rollout(self.engine, self.args, ids, whole, mask, responses.ended, self.score_responses)
+        logprobs, reference, values, by_models = read
+        scored = self.engine.rewards.combine(by_models, samples)
+        scores, loss_mask = scored.total, loss_mask * scored.is_scored[:, None].long()
         # 3. Shaping of the scores.
         shaped = shape_scores(scores, responses.ended, ppo.reward_clip, ppo.eos_penalty, self.eos_penalty_mode)
         shaped = shaped - ppo.length_penalty * mask.sum(dim=1)
@@ -125,7 +132,7 @@ class DeepSpeedPPOTrainer:
             prompts.ids, prompt_mask, responses.tokens, mask, loss_mask, logprobs, reference, values, rewards, advantages,
             credit.returns, scores,
         )  # fmt: skip
-        return experience, shaped
+        return experience, shaped, scored
 
     def train_rlhf(self, experience: Experience) -> tuple[float, float]:
         """Update actor and critic on a rollout; returns their mean losses per token.
@@ -211,8 +218,9 @@ class DeepSpeedPPOTrainer:
         return total(float((penalised > clipped).sum()))[0]
 
     def score_responses(self, ids: Tensor, mask: Tensor, responses: int, ended: Tensor) -> Tensor:
-        """Return the reward model's scores [B] of sequences [B, T] whose last `responses` columns are responses."""
-        return self.engine.score_responses(ids, mask, responses, ended)
+        """Return the scores [B, M] by the reward models of sequences [B, T], whose last `responses` columns are
+        responses."""
+        return self.engine.rewards.read_models(ids, mask, responses, ended)
 
     def numbers(self) -> dict[str, Any]:
         """Return this rank's numbers for a checkpoint: with `tensors`, all that training has changed beside the engines."""
@@ -221,6 +229,7 @@ class DeepSpeedPPOTrainer:
             "updates": self.updates,
             "kl": self.kl.state_dict(),
             "nonfinite": self.nonfinite.consecutive,
+            "rewards": self.engine.rewards.state_dict(),
             "metrics": self.metrics,
             "seconds": self.clock.seconds,
         }
@@ -236,6 +245,7 @@ class DeepSpeedPPOTrainer:
         self.iteration, self.updates = numbers["iteration"], numbers["updates"]
         self.kl.load_state_dict(numbers["kl"])
         self.nonfinite.consecutive = numbers["nonfinite"]
+        self.engine.rewards.load_state_dict(numbers.get("rewards", {}))
         self.metrics, self.clock = numbers["metrics"], Clock(numbers["seconds"])
         if self.average is not None:
             self.average.load_state_dict(tensors)

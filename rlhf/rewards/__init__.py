@@ -1,1 +1,1 @@
-"""What scores responses."""
+"""What scores responses: reward models, functions, and their weighted sum."""

@@ -16,7 +16,8 @@ def models_of(spec: Spec) -> list[tuple[str, str]]:
     """Return the models that a stage starts from, those that adapters belong to among them, each with the key of the
     configuration that names it or would."""
     kind = kind_of(spec.stage)
-    found = [(given.key, spec.inputs[given.name]) for given in kind.inputs if given.name in spec.inputs]
+    used = [given for given in kind.find_inputs(spec.config) if given.name in spec.inputs]
+    found = [(given.key, spec.inputs[given.name]) for given in used]
     path = None if kind.loads is None else getattr(spec.config, kind.loads).path
     if path is not None:
         found.append((f"{kind.loads}.path", path))

@@ -88,7 +88,7 @@ class Tracker:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append one step's metrics, null for what is not finite. Raises KeyError for a name that the stage does not
         declare, and LockLost."""
-        check_metrics(self.spec.stage, metrics)
+        check_metrics(self.spec.stage, metrics, self.spec.config)
         if not self.main:
             return
         self.directory.check_lock()

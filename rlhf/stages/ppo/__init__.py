@@ -6,11 +6,14 @@ from dataclasses import replace
 from rlhf.catalog.role import Role
 from rlhf.catalog.stage import Card, Counts, Input, Records, Side, StageKind
 from rlhf.config.derive import is_reference_shared, is_reward_shared
+from rlhf.config.keys import get_key
+from rlhf.config.rewards import count_reward_models, given_models, stage_reward, trained_terms
 from rlhf.config.schema import ZEROS, Config, Ppo
 from rlhf.experiment.resolve import are_scores_normalized, default_eos_penalty_mode
 from rlhf.planner.ppo import critic_of, longest_step
 from rlhf.stages.ppo.checks import problems
-from rlhf.stages.ppo.metrics import METRICS, PHASE_SPEED
+from rlhf.stages.ppo.metrics import METRICS, PHASE_SPEED, more_metrics
+from rlhf.stages.ppo.rewards import check_functions
 
 
 def roles(config: Config) -> list[Role]:
@@ -23,9 +26,18 @@ def roles(config: Config) -> list[Role]:
     ]
     if not is_reference_shared(config):
         held.append(Role(config.model, config.reference_zero, None))
-    if not is_reward_shared(config):
-        held.append(Role(config.reward_model, config.reward_zero, None))
-    return held
+    copies = count_reward_models(config) - is_reward_shared(config)
+    return held + [Role(config.reward_model, config.reward_zero, None) for _ in range(copies)]
+
+
+def simplify(config: Config) -> Config:
+    """Return a configuration without the reward stage where no reward is its model; a critic that would start from that
+    model starts from the actor."""
+    if stage_reward(config) is not None:
+        return config
+    stages = [stage for stage in config.stages if stage != "reward"]
+    critic = "actor" if config.ppo.critic == "reward" else config.ppo.critic
+    return replace(config, stages=stages, ppo=replace(config.ppo, critic=critic))
 
 
 def count_records(config: Config, counts: Counts) -> Records:
@@ -39,6 +51,7 @@ def resolve(config: Config, inputs: Mapping[str, str]) -> Config:
     ppo = replace(config.ppo, critic=inputs.get("critic", config.ppo.critic))
     if ppo.eos_penalty_mode is None:
         normalized = config.reward.normalize == "standard" if ppo.reward is None else are_scores_normalized(ppo.reward)
+        normalized = normalized and list(trained_terms(config)) == [stage_reward(config)]
         ppo = replace(ppo, eos_penalty_mode=default_eos_penalty_mode(normalized))
     return replace(config, ppo=ppo)
 
@@ -56,31 +69,37 @@ def check(config: Config, inputs: Mapping[str, str]) -> None:
     starts = {"lora": "actor", "critic_lora": ppo.critic if ppo.critic in inputs else "critic"}
     for lora, start in starts.items():
         check_new_adapters(config, lora, Source(inputs[start], f"ppo.{start}"))
-    given = {"actor": ppo.actor is not None, "reward": ppo.reward is not None, "critic": True}
-    for key, place in inputs.items():
-        if given[key]:
+    for given in KIND.find_inputs(config):
+        if given.name in inputs and (given.stage is None or get_key(config, given.key) is not None):
             from rlhf.models.preflight import check_source  # which imports torch
 
-            model = config.model if key == "actor" else config.reward_model
-            source = Source(place, f"ppo.{key}", trust_remote_code=model.trust_remote_code)
-            check_source(source, config, scorer=key != "actor")
+            model = config.model if given.name == "actor" else config.reward_model
+            source = Source(inputs[given.name], given.key, trust_remote_code=model.trust_remote_code)
+            check_source(source, config, scorer=given.name != "actor")
+    check_functions(config)
 
 
 KIND = StageKind(
     name="ppo",
     run="rlhf.stages.ppo.train:run",
     result_keys=(
-        "seed", "precision", "lora", "critic_lora", "data", "ppo", "rollout",
+        "seed", "precision", "lora", "critic_lora", "data", "ppo", "rollout", "rewards", "gold",
         *ZEROS,
     ),
     schema=Ppo,
     section="ppo",
     metrics=(*METRICS, *PHASE_SPEED),
+    more_metrics=more_metrics,
     headline=("reward/mean", "throughput/samples_per_s"),
     compared=(("eval/gold", "eval/reward", "eval/kl_sequence", "eval/length"),),
     sides=(Side("sft", "SFT"), Side("ppo", "PPO")),
     step="PPO step",
-    inputs=(Input("actor", "ppo.actor", "sft"), Input("reward", "ppo.reward", "reward"), Input("critic", "ppo.critic")),
+    inputs=(
+        Input("actor", "ppo.actor", "sft"),
+        Input("reward", "ppo.reward", "reward", is_used=lambda config: stage_reward(config) is not None),
+        Input("critic", "ppo.critic"),
+    ),
+    more_inputs=lambda config: tuple(Input(f"reward {name}", f"rewards.{name}.path") for name in given_models(config)),
     model_keys=("model", "reward_model"),
     trained=("zero", "critic_zero"),
     roles=roles,
@@ -90,6 +109,7 @@ KIND = StageKind(
     records=count_records,
     phase_flops=lambda config, answers: longest_step(config),
     resolve=resolve,
+    simplify=simplify,
     problems=problems,
     check=check,
     cards={

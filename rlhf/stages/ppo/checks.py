@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 
 from rlhf.config.errors import ConfigError
+from rlhf.config.rewards import stage_reward
 from rlhf.config.schema import LORAS, ZEROS, Config, Lora
+from rlhf.stages.ppo.rewards import reward_problems
 
 
 def problems(config: Config) -> Iterator[ConfigError]:
     """Find an actor and a critic that cannot share a tokenizer, and adapters that PPO cannot merge."""
-    given = config.ppo.actor is not None or config.ppo.reward is not None
+    given = config.ppo.actor is not None or config.ppo.reward is not None or stage_reward(config) is None
     other = (config.model.path is None) != (config.reward_model.path is None)
     if config.ppo.critic == "reward" and not given and other:
         yield ConfigError(
@@ -18,6 +20,7 @@ def problems(config: Config) -> Iterator[ConfigError]:
             "critic can start from it",
             f"try ppo.critic=actor or reward_model={config.model.name}",
         )
+    yield from reward_problems(config)
     for key in LORAS:
         lora: Lora = getattr(config, key)
         if lora.rank > 0 and not lora.save_merged:

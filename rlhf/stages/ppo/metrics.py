@@ -3,12 +3,28 @@
 from dataclasses import replace
 
 from rlhf.catalog.metric import TRAINING, Metric, rates_of
+from rlhf.config.rewards import trained_terms
+from rlhf.config.schema import Config
 
 
 def rates_of_phase(phase: str, label: str) -> tuple[Metric, ...]:
     """How fast a phase of a step is; its tokens per second are a column of a report's table of throughput."""
     rates = rates_of(phase, f"of the {phase} phase", label)
     return tuple(replace(metric, speed=metric.name.endswith("_tokens_per_s")) for metric in rates)
+
+
+def metrics_of_reward(name: str) -> tuple[Metric, ...]:
+    """Return what is logged of a reward by its name, where rewards are several, or shaped."""
+    where = f"of rewards.{name}, over the responses that it applies to"
+    return (
+        Metric(f"reward/{name}", "reward", f"mean raw score {where}"),
+        Metric(f"reward/{name}_shaped", "reward", f"mean part in the sum {where}: normalised, cut and weighed"),
+    )
+
+
+def more_metrics(config: Config) -> tuple[Metric, ...]:
+    """Return what is logged of the rewards of a configuration."""
+    return tuple(metric for name in trained_terms(config) for metric in metrics_of_reward(name))
 
 
 # In the order of tables.
@@ -40,6 +56,8 @@ METRICS = (
     Metric("reward/std", "reward", "standard deviation of reward/mean over responses"),
     Metric("reward/raised", "responses", "responses without end whose score the penalty for it raised instead"),
     Metric("reward/shaped", "reward", "mean score after clipping and penalties"),
+    *metrics_of_reward("model"),
+    Metric("reward/unscored", "responses", "responses that no reward applies to, which train nothing"),
     Metric("reward/return", "reward", "mean undiscounted sum of token rewards, KL penalty included"),
     Metric("kl/sequence", "nats", "KL to the reference per response (k1), what the adaptive controller steers",
         "KL to the reference in rollouts", "KL", format="{:.1f}", axis="nats per response"),

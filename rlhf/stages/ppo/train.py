@@ -35,7 +35,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     del source
     engine = DeepSpeedRLHFEngine(
         actor_model_name_or_path=inputs["actor"],
-        critic_model_name_or_path=inputs["reward"],
+        critic_model_name_or_path=inputs.get("reward"),
         tokenizer=tokenizer,
         num_total_iters=len(loader),
         args=config,

@@ -1,0 +1,201 @@
+"""The score of a response: the weighted sum of all rewards that apply to it. B responses of a rank, N rewards."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.config.errors import ConfigError
+from rlhf.config.rewards import gold_term, trained_terms
+from rlhf.config.schema import Config, RewardTerm
+from rlhf.rewards.function import FunctionReward
+from rlhf.rewards.model import ModelReward
+from rlhf.rewards.sample import Reward, Sample
+from rlhf.runtime.distributed import gather
+
+# Added to a standard deviation before it divides.
+EPSILON = 1e-8
+
+
+@dataclass
+class Moments:
+    """Count, mean and sum of squared deviations of all scores so far (Chan et al. 1979)."""
+
+    count: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def update(self, scores: Sequence[float]) -> None:
+        """Add scores."""
+        if not scores:
+            return
+        count, mean = len(scores), math.fsum(scores) / len(scores)
+        squares = math.fsum((score - mean) ** 2 for score in scores)
+        gap, total = mean - self.mean, self.count + count
+        self.squares += squares + gap**2 * self.count * count / total
+        self.mean += gap * count / total
+        self.count = total
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation (of a population); 1 where fewer than two scores or equal ones tell none."""
+        return math.sqrt(self.squares / self.count) if self.count > 1 and self.squares > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a rollout: `total` [B], the weighted sum; `is_scored` [B], whether any reward applies; and metrics over all
+    ranks."""
+
+    total: Tensor
+    is_scored: Tensor
+    metrics: dict[str, float]
+
+
+class RewardTotal:
+    """All rewards of a configuration, as one: models read the actor's tokens, functions the texts.
+
+    Args:
+        config: The configuration, whose `rewards` and `gold` these are.
+        models: The scorers of the rewards that are models, by name.
+        device: Where scores are put.
+    """
+
+    def __init__(self, config: Config, models: Mapping[str, ModelReward], device: torch.device) -> None:
+        self.terms, self.device = trained_terms(config), device
+        self.models = {name: model for name, model in models.items() if name in self.terms}
+        self.texts = {name: build_text_reward(f"rewards.{name}", t) for name, t in self.terms.items() if name not in models}
+        gold = gold_term(config)
+        self.gold_model = models.get(str(config.gold))
+        self.gold: Reward | None = None
+        if gold is not None and self.gold_model is None:
+            in_rewards = config.gold is not None and hasattr(config.rewards, config.gold)
+            self.gold = build_text_reward(f"rewards.{config.gold}" if in_rewards else "gold", gold)
+        self.moments = {name: Moments() for name, term in self.terms.items() if term.normalize == "running"}
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether a reward that is trained on reads texts or records, so that samples are needed."""
+        return bool(self.texts)
+
+    def read_models(self, ids: Tensor, mask: Tensor, responses: int, ended: Tensor) -> Tensor:
+        """Return the raw scores of sequences [B, T] by the reward models, [B, M]; the last `responses` columns are the
+        responses, and `ended` [B] tells which of them reached end-of-text."""
+        found = [model(ids, mask, responses, ended) for model in self.models.values()]
+        return torch.stack(found, dim=1) if found else torch.zeros(len(ids), 0, device=ids.device)
+
+    def ask(self, samples: Sequence[Sample]) -> None:
+        """Let the functions begin to score; they work while the models read."""
+        for reward in self.texts.values():
+            reward.ask(samples)
+
+    def combine(self, by_models: Tensor, samples: Sequence[Sample]) -> Scores:
+        """Return the scores of a rollout: of the models [B, M], and of the functions that were asked. All ranks must call
+        this: normalisation is over the samples of all of them."""
+        columns = self.raw_columns(by_models, samples)
+        total = torch.zeros(len(by_models), device=self.device)
+        is_scored = torch.zeros(len(by_models), dtype=torch.bool, device=self.device)
+        metrics: dict[str, float] = {}
+        is_told = len(self.terms) > 1 or any(is_shaped(term) for term in self.terms.values())
+        for name, term in self.terms.items():
+            raw, applies = columns[name]
+            own = raw[applies].double().tolist()
+            every = [score for part in gather(own) for score in part]
+            shaped = torch.where(applies, self.shape(name, term, raw, every), 0.0)
+            total, is_scored = total + shaped, is_scored | applies
+            if is_told and every:
+                parts = [value for part in gather(shaped[applies].tolist()) for value in part]
+                metrics[f"reward/{name}"] = math.fsum(every) / len(every)
+                metrics[f"reward/{name}_shaped"] = math.fsum(parts) / len(parts)
+        unscored = sum(gather(int((~is_scored).sum())))
+        return Scores(total, is_scored, metrics | ({"reward/unscored": float(unscored)} if self.texts else {}))
+
+    def raw_columns(self, by_models: Tensor, samples: Sequence[Sample]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return each reward's raw scores [B] and which samples it applies to [B], by name."""
+        columns = {}
+        for number, name in enumerate(self.models):
+            named = [sample.is_scored_by(name) for sample in samples] or [True] * len(by_models)
+            columns[name] = by_models[:, number], torch.tensor(named, device=self.device)
+        for name, found in answers_of(self.texts).items():
+            applies = [score is not None and s.is_scored_by(name) for score, s in zip(found, samples, strict=True)]
+            raw = [0.0 if score is None else score for score in found]
+            columns[name] = torch.tensor(raw, device=self.device), torch.tensor(applies, device=self.device)
+        return columns
+
+    def shape(self, name: str, term: RewardTerm, raw: Tensor, every: list[float]) -> Tensor:
+        """Normalise, cut and weigh a reward's scores [B]; `every` are those of all ranks."""
+        if term.normalize != "none":
+            moments = self.moments.get(name) or Moments()
+            if all(map(math.isfinite, every)):
+                moments.update(every)
+            raw = (raw - moments.mean) / (moments.deviation + EPSILON)
+        if term.clip is not None:
+            raw = raw.clamp(-term.clip, term.clip)
+        return term.weight * raw
+
+    def evaluate(self, by_models: Tensor, samples: Sequence[Sample]) -> list[float]:
+        """Return the weighted sum of raw scores, neither normalised nor cut, of each sample of this rank."""
+        self.ask(samples)
+        columns = self.raw_columns(by_models, samples)
+        total = torch.zeros(len(by_models), device=self.device)
+        for name, term in self.terms.items():
+            raw, applies = columns[name]
+            total = total + torch.where(applies, term.weight * raw, 0.0)
+        scores: list[float] = total.tolist()
+        return scores
+
+    def judge(self, sequences: tuple[Tensor, Tensor, int, Tensor], samples: Sequence[Sample]) -> list[float | None] | None:
+        """Return the gold reward of each sample of this rank; None where `gold` names none. `sequences` are what
+        `read_models` takes."""
+        if self.gold_model is not None:
+            scores: list[float | None] = self.gold_model(*sequences).tolist()
+            return scores
+        if self.gold is None:
+            return None
+        self.gold.ask(samples)
+        return answers_of({"gold": self.gold})["gold"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what changes as training goes on: the running statistics."""
+        return {name: vars(moments).copy() for name, moments in self.moments.items()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
+        """Take over the running statistics of a checkpoint."""
+        for name, values in state.items():
+            self.moments[name] = Moments(**values)
+
+    def close(self) -> None:
+        """End the processes of functions."""
+        for reward in (*self.texts.values(), *([self.gold] if self.gold is not None else [])):
+            reward.close()
+
+
+def build_text_reward(key: str, term: RewardTerm) -> Reward:
+    """Return a reward that reads texts; `key` is the group of its keys, for errors, or `gold`."""
+    return FunctionReward(key if key == "gold" else f"{key}.function", term)
+
+
+def is_shaped(term: RewardTerm) -> bool:
+    """Whether a reward's part of the sum is another number than its raw score."""
+    return term.weight != 1.0 or term.clip is not None or term.normalize != "none"
+
+
+def answers_of(rewards: Mapping[str, Reward]) -> dict[str, list[float | None]]:
+    """Wait for the scores of rewards that were asked. All ranks must call this. Raises ConfigError on all of them if one
+    reward fails on one of them."""
+    found: dict[str, list[float | None]] = {}
+    problem: ConfigError | None = None
+    for name, reward in rewards.items():
+        try:
+            found[name] = reward.answer()
+        except ConfigError as error:
+            problem = error
+            break
+    parts = None if problem is None else (problem.key, problem.value, problem.problem, problem.fix)
+    first = next((failed for failed in gather(parts) if failed is not None), None) if rewards else None
+    if first is not None:
+        raise ConfigError(*first)
+    return found

@@ -1,0 +1,91 @@
+"""What the rewards of a policy may not hold together, said before anything starts."""
+
+import importlib.util
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlhf.config.errors import ConfigError
+from rlhf.config.rewards import gold_term, is_stage_model, reward_terms, trained_terms
+from rlhf.config.schema import Config, RewardTerm
+from rlhf.rewards.functions import FUNCTIONS, NEEDED
+
+# The keys of a reward that one kind alone reads.
+READ_BY = {"path": "model", "function": "function", "options": "function"}
+
+
+def reward_problems(config: Config) -> Iterator[ConfigError]:
+    """Find rewards that cannot score, and keys of theirs that would not be read."""
+    terms = reward_terms(config)
+    if not trained_terms(config):
+        fix = "add one, as rewards.length.kind=function rewards.length.function=length"
+        yield ConfigError("rewards", ",".join(terms) or "{}", "there is no reward that a policy could be trained on", fix)
+    stage_models = [name for name, term in terms.items() if is_stage_model(term)]
+    for name in stage_models[1:]:
+        problem = f"rewards.{stage_models[0]} is the reward stage's model already"
+        yield ConfigError(f"rewards.{name}.path", "null", problem, "give it a path of its own")
+    for name, term in terms.items():
+        for key, kind in READ_BY.items():
+            if term.kind != kind and getattr(term, key) is not None:
+                value, problem = getattr(term, key), f"a reward of kind {term.kind} does not read it"
+                yield ConfigError(
+                    f"rewards.{name}.{key}", value, problem, f"leave it out, or set rewards.{name}.kind={kind}"
+                )
+        if term.kind == "function":
+            yield from function_problems(f"rewards.{name}.function", term)
+    yield from gold_problems(config)
+
+
+def gold_problems(config: Config) -> Iterator[ConfigError]:
+    """Find a gold reward that cannot judge."""
+    gold = gold_term(config)
+    if gold is None:
+        return
+    if is_stage_model(gold):
+        problem = "that is the reward stage's model, which is trained on this data's own labels"
+        yield ConfigError("gold", config.gold, problem, "name a function, or a reward with a path")
+    elif config.gold not in reward_terms(config):
+        yield from function_problems("gold", gold)
+
+
+def function_problems(key: str, term: RewardTerm) -> Iterator[ConfigError]:
+    """Find a function that is not there, or that its options do not suit; of a built-in one what it needs."""
+    path, known = term.function, ", ".join(FUNCTIONS)
+    named = f"name a built-in one, {known}, or give my.module:score or path/file.py:score"
+    if path is None:
+        yield ConfigError(key, "null", "it names no function", named)
+        return
+    origin, colon, name = path.rpartition(":")
+    if not colon and path not in FUNCTIONS:
+        yield ConfigError(key, path, "there is no such function", named)
+    elif colon and (not name.isidentifier() or not origin):
+        yield ConfigError(key, path, "it names no function", named)
+    elif origin.endswith(".py") and not Path(origin).expanduser().is_file():
+        yield ConfigError(key, path, "there is no such file", "give its path from where the command is typed")
+    elif not colon:
+        module, package = NEEDED.get(path, ("json", ""))
+        if importlib.util.find_spec(module) is None:
+            yield ConfigError(key, path, f"it needs the package {package}", f"pip install {package}, or 'rlhf[rewards]'")
+        try:
+            inspect.signature(FUNCTIONS[path]).bind([], [], [], **(term.options or {}))
+        except TypeError as error:
+            takes = list(inspect.signature(FUNCTIONS[path]).parameters)[3:]
+            options = f"{key.rpartition('.')[0] or 'rewards.NAME'}.options"
+            fix = f"it takes {', '.join(takes)}, as {options}.{takes[0]}=..." if takes else f"leave {options} out"
+            yield ConfigError(options, term.options, str(error), fix)
+
+
+def check_functions(config: Config) -> None:
+    """Import the functions that are not built in, each in a process of its own. Raises ConfigError for the first that
+    cannot be."""
+    from rlhf.rewards.function import FunctionReward
+
+    named = {f"rewards.{name}.function": term for name, term in reward_terms(config).items() if term.kind == "function"}
+    gold = gold_term(config)
+    if gold is not None and config.gold not in reward_terms(config):
+        named["gold"] = gold
+    for key, term in named.items():
+        if ":" in str(term.function):
+            reward = FunctionReward(key, term)
+            reward.load()
+            reward.close()
