@@ -41,7 +41,8 @@ def trained_terms(config: Config) -> dict[str, RewardTerm]:
 
 
 def stage_reward(config: Config) -> str | None:
-    """Return the name of the reward that is the reward stage's model, or that of `ppo.reward`; None where there is none."""
+    """Return the name of the reward that is the reward stage's model, or the one of `ppo.reward`; None where there is
+    none."""
     return next((name for name, term in trained_terms(config).items() if is_stage_model(term)), None)
 
 

@@ -6,10 +6,12 @@ lengths; nothing here or later compares ids with the padding token.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlhf.data.dataset import Prompt
 from rlhf.data.encoded import Encoded
 
 
@@ -28,7 +30,7 @@ class SequenceBatch:
 class PromptRecord:
     """A prompt's text, as the data set has it, and what else its record says, as the reference answer."""
 
-    text: Any
+    text: Prompt
     meta: Mapping[str, Any]
 
 

@@ -17,13 +17,19 @@ READ_BY = {"path": "model", "function": "function", "options": "function"}
 def reward_problems(config: Config) -> Iterator[ConfigError]:
     """Find rewards that cannot score, and keys of theirs that would not be read."""
     terms = reward_terms(config)
-    if not trained_terms(config):
+    gold = terms.get(str(config.gold))
+    if not trained_terms(config) and not (gold is not None and is_stage_model(gold)):
         fix = "add one, as rewards.length.kind=function rewards.length.function=length"
         yield ConfigError("rewards", ",".join(terms) or "{}", "there is no reward that a policy could be trained on", fix)
-    stage_models = [name for name, term in terms.items() if is_stage_model(term)]
-    for name in stage_models[1:]:
-        problem = f"rewards.{stage_models[0]} is the reward stage's model already"
-        yield ConfigError(f"rewards.{name}.path", "null", problem, "give it a path of its own")
+    first, *others = sorted((name for name, t in terms.items() if is_stage_model(t)), key=lambda name: name != "model") or [
+        ""
+    ]
+    for name in others:
+        problem, fix = (
+            f"rewards.{first} is the reward stage's model already",
+            f"give a path, or another rewards.{name}.kind",
+        )
+        yield ConfigError(f"rewards.{name}.path", "null", problem, fix)
     for name, term in terms.items():
         for key, kind in READ_BY.items():
             if term.kind != kind and getattr(term, key) is not None:

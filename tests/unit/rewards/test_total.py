@@ -1,0 +1,128 @@
+"""The weighted sum of rewards: weights, cuts, normalisation, where each applies, and its state."""
+
+import math
+
+import pytest
+import torch
+
+from rlhf.config.rewards import DEFAULTS
+from rlhf.config.schema import RewardTerm
+from rlhf.config.sections import with_rewards
+from rlhf.rewards import total as total_module
+from rlhf.rewards.sample import Sample
+from rlhf.rewards.total import Moments, RewardTotal
+
+CPU = torch.device("cpu")
+
+
+class Known:
+    """A reward that reads its score from the response."""
+
+    def __init__(self, key, term):
+        self.samples = []
+
+    def ask(self, samples):
+        self.samples = samples
+
+    def answer(self):
+        return [None if s.response == "none" else float(s.response) for s in self.samples]
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def build(make_config, monkeypatch):
+    """Makes the sum of rewards, of which `model` reads the token that is the sequence; `gold` names one."""
+    monkeypatch.setattr(total_module, "build_text_reward", Known)
+
+    def make(gold=None, **terms):
+        made = {name: RewardTerm(**(DEFAULTS | keys)) for name, keys in terms.items()}
+        config = with_rewards(make_config(), made)
+        config.gold = gold
+        models = {name: lambda ids, *_: ids[:, 0].float() for name, term in made.items() if term.kind == "model"}
+        return RewardTotal(config, models, CPU)
+
+    return make
+
+
+def score(rewards, by_model, texts, records=None):
+    samples = [Sample("?", text, record) for text, record in zip(texts, records or [{}] * len(texts), strict=True)]
+    ids = torch.tensor(by_model)[:, None]
+    rewards.ask(samples)
+    return rewards.combine(rewards.read_models(ids, torch.ones_like(ids), 1, torch.ones(len(ids))), samples)
+
+
+def test_the_reward_model_alone_is_left_as_it_is(build):
+    found = score(build(model={}), [1, 2, -3], ["", "", ""])
+    assert found.total.tolist() == [1, 2, -3] and found.metrics == {}
+
+
+def test_rewards_are_cut_weighed_and_logged_apart(build):
+    rewards = build(model={"weight": 2.0}, mine={"kind": "function", "weight": -0.5, "clip": 3.0})
+    found = score(rewards, [1, 2], ["10", "-2"])
+    assert found.total.tolist() == [2 - 1.5, 4 + 1]
+    assert found.metrics == {
+        "reward/model": 1.5, "reward/model_shaped": 3.0, "reward/mine": 4.0, "reward/mine_shaped": -0.25,
+        "reward/unscored": 0.0,
+    }  # fmt: skip
+
+
+def test_a_reward_applies_where_it_and_the_record_say_so(build):
+    rewards = build(model={}, mine={"kind": "function"})
+    records = [{}, {}, {"rewards": ["mine"]}, {"rewards": "model"}, {"rewards": ["mine"]}]
+    found = score(rewards, [1, 1, 1, 1, 1], ["5", "none", "5", "5", "none"], records)
+    assert found.total.tolist() == [6, 1, 5, 1, 0]
+    assert found.is_scored.tolist() == [True, True, True, True, False]
+    assert found.metrics["reward/unscored"] == 1 and found.metrics["reward/mine"] == 5
+
+
+def test_scores_are_normalised_over_a_batch_or_over_all_so_far(build):
+    rewards = build(a={"kind": "function", "normalize": "batch"})
+    assert score(rewards, [0, 0], ["1", "5"]).total.tolist() == pytest.approx([-1, 1])
+    assert score(rewards, [0, 0], ["7", "7"]).total.tolist() == [0, 0]
+    running = build(a={"kind": "function", "normalize": "running"})
+    score(running, [0, 0], ["1", "5"])
+    third = score(running, [0, 0], ["3", "11"]).total.tolist()
+    mean, deviation = 5.0, math.sqrt((16 + 0 + 4 + 36) / 4)
+    assert third == pytest.approx([(3 - mean) / deviation, (11 - mean) / deviation])
+
+
+def test_running_statistics_resume_bit_by_bit(build):
+    terms = {"model": {"normalize": "running"}, "mine": {"kind": "function", "normalize": "running"}}
+    first, resumed = build(**terms), build(**terms)
+    score(first, [1, 4], ["2", "0.3"])
+    resumed.load_state_dict(first.state_dict())
+    again = [score(rewards, [2, -7], ["0.1", "none"]).total for rewards in (first, resumed)]
+    assert torch.equal(*again) and first.state_dict() == resumed.state_dict()
+
+
+def test_a_score_that_is_not_finite_leaves_the_running_statistics(build):
+    rewards = build(model={"normalize": "running"})
+    score(rewards, [1, 2], ["", ""])
+    before = rewards.state_dict()
+    broken = rewards.combine(torch.tensor([[1.0], [math.nan]]), [])
+    assert not torch.isfinite(broken.total).all() and rewards.state_dict() == before
+
+
+def test_moments_are_those_of_all_scores():
+    moments, scores = Moments(), [0.5, -1.0, 3.0, 8.0, 8.0]
+    for part in (scores[:2], [], scores[2:]):
+        moments.update(part)
+    spread = torch.tensor(scores, dtype=torch.float64)
+    assert (moments.mean, moments.deviation) == pytest.approx((spread.mean().item(), spread.std(correction=0).item()))
+
+
+def test_gold_judges_and_is_not_trained_on(build):
+    rewards = build("mine", model={}, mine={"kind": "function"})
+    assert score(rewards, [1, 2], ["9", "9"]).total.tolist() == [1, 2]
+    ids = torch.tensor([[1], [2]])
+    assert rewards.judge((ids, ids, 1, ids), [Sample("?", "9"), Sample("?", "4")]) == [9.0, 4.0]
+    assert build(model={}).judge((ids, ids, 1, ids), []) is None
+    of_model = build("judge", model={}, judge={"kind": "model", "path": "somewhere"})
+    assert of_model.judge((ids, ids, 1, ids), []) == [1.0, 2.0]
+
+
+def test_an_evaluation_sums_raw_scores(build):
+    rewards = build(model={"normalize": "batch"}, mine={"kind": "function", "weight": 2.0, "clip": 1.0})
+    assert rewards.evaluate(torch.tensor([[3.0]]), [Sample("?", "5")]) == [13.0]
