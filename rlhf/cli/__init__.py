@@ -14,6 +14,7 @@ VERBS = {
     "report": "rlhf.cli.report",
     "bench": "rlhf.cli.bench",
     "fetch": "rlhf.cli.fetch",
+    "serve-reward": "rlhf.cli.serve_reward",
 }
 
 # What --version names beside this program.

@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from rlhf.config.errors import ConfigError, raise_problems
 from rlhf.config.keys import ENTRIES, get_key, keys_of
 from rlhf.config.overrides import typed_value, without_values
 from rlhf.config.points import Composer, Job
+from rlhf.config.rewards import has_gold
 from rlhf.config.schema import Config, Search
 from rlhf.config.terminal import Terminal
 from rlhf.config.values import check_values
@@ -95,12 +97,14 @@ def check_search(composer: Composer, fixed: list[str], space: list[Override]) ->
     """Return the configuration without the searched keys. Raises ConfigError for a search that cannot work: what is sought,
     and each searched key at both ends of its interval and at all values of its list."""
     base = resolve_config(composer.compose_job(fixed).config)
-    settings = base.sweep
+    sought = base.sweep.objective or ("eval/gold" if has_gold(base) else "eval/reward")
+    settings = replace(base.sweep, objective=sought)
+    base = replace(base, sweep=settings)
     known = [*known_metrics(), *(name for stage in base.stages for name in metrics_of(stage))]
-    if settings.objective not in known:
-        near = difflib.get_close_matches(settings.objective, known, n=1, cutoff=0.4)
+    if sought not in known:
+        near = difflib.get_close_matches(sought, known, n=1, cutoff=0.4)
         fix = f"did you mean {near[0]}?" if near else "the documentation's page `All metrics` lists what there is"
-        raise ConfigError("sweep.objective", settings.objective, "there is no such metric", fix)
+        raise ConfigError("sweep.objective", sought, "there is no such metric", fix)
     if base.launcher.kind == "slurm" and not base.launcher.wait:
         problem = "a search needs the value of each point before it proposes the next"
         raise ConfigError("launcher.wait", False, problem, "set launcher.wait=true")
@@ -270,10 +274,10 @@ def objective(point: Point, settings: Search) -> float | None:
     """Return the figure that is sought, of the last stage that has it; None if it is not finite. Raises ConfigError if
     none does: no other point would have it either."""
     found = {name: value for node in point.stages for name, value in node.directory.result().metrics.items()}
-    if settings.objective not in found:
+    if str(settings.objective) not in found:
         fix = f"choose one of {', '.join(sorted(found))}"
         raise ConfigError("sweep.objective", settings.objective, "the stages have no such figure", fix)
-    value = found[settings.objective]
+    value = found[str(settings.objective)]
     return value if math.isfinite(value) else None
 
 

@@ -68,3 +68,8 @@ def gold_term(config: Config) -> RewardTerm | None:
         return None
     known = reward_terms(config).get(config.gold)
     return known or RewardTerm(**(DEFAULTS | {"kind": "function", "function": config.gold}))
+
+
+def has_gold(config: Config) -> bool:
+    """Whether a gold reward judges evaluations: the one that `gold` names, or the demo's own."""
+    return config.gold is not None or config.data.source == "demo"

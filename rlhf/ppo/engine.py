@@ -145,7 +145,8 @@ class DeepSpeedRLHFEngine:
         if not records:
             texts = decode_prompts(prompts.ids, prompts.lengths, self.tokenizer)
             records = [PromptRecord(text, {}) for text in texts]
-        return make_samples(records, decode_responses(responses.tokens, responses.lengths, self.template))
+        texts = decode_responses(responses.tokens, responses.lengths, self.template)
+        return make_samples(records, texts, responses.ended)
 
     def check_critic(self, judge: Source | None) -> None:
         """Refuse a critic with another vocabulary than the actor's, whose tokens it reads, before any model is loaded; and

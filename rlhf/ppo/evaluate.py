@@ -110,7 +110,7 @@ class Evaluation:
         reference = logprobs if policy is engine.ref else response_logprobs(engine.ref, *sequences)[0]
         lengths, texts = responses.lengths.tolist(), decode_responses(responses.tokens, responses.lengths, engine.template)
         judged = ids, mask, actions.size(1), responses.ended
-        samples = make_samples([PromptRecord(prompt.prompt, prompt.meta) for prompt in prompts], texts)
+        samples = make_samples([PromptRecord(prompt.prompt, prompt.meta) for prompt in prompts], texts, responses.ended)
         scores = engine.rewards.evaluate(engine.rewards.read_models(*judged), samples)
         kl = [float(masked_sum(k1(p, q), m)) for p, q, m in zip(logprobs, reference, actions, strict=True)]
         gold = engine.rewards.judge(judged, samples)

@@ -11,11 +11,13 @@ APPLIES = "rewards"
 @dataclass(frozen=True)
 class Sample:
     """A prompt, a response to it, and what else the prompt's record says, as the reference answer. A prompt that is a
-    conversation is a list of messages, {"role": ..., "content": ...}."""
+    conversation is a list of messages, {"role": ..., "content": ...}. `ended` tells whether the response came to its
+    end."""
 
     prompt: Any
     response: str
     record: Mapping[str, Any] = field(default_factory=dict)
+    ended: bool = True
 
     def is_scored_by(self, name: str) -> bool:
         """Whether the reward of this name applies, as far as the record says."""

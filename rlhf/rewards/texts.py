@@ -24,11 +24,12 @@ def decode_prompts(ids: Tensor, lengths: Tensor, tokenizer: Tokenizer) -> list[s
     return [tokenizer.decode(row[len(row) - length :], skip_special_tokens=True) for row, length in rows]
 
 
-def make_samples(records: Sequence[PromptRecord], responses: Sequence[str]) -> list[Sample]:
-    """Join prompts and responses; a prompt of messages becomes a list of dictionaries, which any function can read."""
+def make_samples(records: Sequence[PromptRecord], responses: Sequence[str], ended: Tensor) -> list[Sample]:
+    """Join prompts and responses, of which `ended` [B] tells whether they came to their end; a prompt of messages becomes
+    a list of dictionaries, which any function can read."""
     return [
-        Sample(to_plain(record.text), response, dict(record.meta))
-        for record, response in zip(records, responses, strict=True)
+        Sample(to_plain(record.text), response, dict(record.meta), bool(done))
+        for record, response, done in zip(records, responses, ended, strict=True)
     ]
 
 

@@ -12,6 +12,7 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.rewards import gold_term, trained_terms
 from rlhf.config.schema import Config, RewardTerm
 from rlhf.rewards.function import FunctionReward
+from rlhf.rewards.http import HttpReward
 from rlhf.rewards.model import ModelReward
 from rlhf.rewards.sample import Reward, Sample
 from rlhf.runtime.distributed import gather
@@ -175,6 +176,8 @@ class RewardTotal:
 
 def build_text_reward(key: str, term: RewardTerm) -> Reward:
     """Return a reward that reads texts; `key` is the group of its keys, for errors, or `gold`."""
+    if term.kind == "http":
+        return HttpReward(f"{key}.url", term)
     return FunctionReward(key if key == "gold" else f"{key}.function", term)
 
 

@@ -73,12 +73,17 @@ def call(
     found = function(list(prompts), list(responses), list(records), **options)
     if inspect.isawaitable(found):
         found = asyncio.run(wait_for(found))
+    return check_scores(found, len(responses))
+
+
+def check_scores(found: Any, count: int) -> list[float | None]:
+    """Return the scores of so many responses. Raises ScoreError for what is no list of so many numbers or None."""
     try:
         scores = list(found)
     except TypeError as error:
         raise ScoreError(f"it returns {type(found).__name__}, not a list of scores") from error
-    if len(scores) != len(responses):
-        raise ScoreError(f"it returns {len(scores)} scores for {len(responses)} responses")
+    if len(scores) != count:
+        raise ScoreError(f"it returns {len(scores)} scores for {count} responses")
     return [None if score is None else to_number(score, place) for place, score in enumerate(scores)]
 
 

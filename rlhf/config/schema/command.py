@@ -41,7 +41,7 @@ class Checkpoint:
 class Search:
     """What `-m` with intervals looks for, and how."""
 
-    objective: str = key()
+    objective: str | None = key()
     direction: str = key(choices=("maximize", "minimize"))
     sampler: str = key(choices=("tpe", "random"))
     trials: int = key(COUNT)

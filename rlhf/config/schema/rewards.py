@@ -3,20 +3,22 @@
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.config.metadata import FINITE, above_zero, key
+from rlhf.config.metadata import FINITE, FROM_ZERO, above_zero, key
 
 
 @dataclass
 class RewardTerm:
     """A reward of the sum. A key that a configuration leaves out has its neutral value, but for `kind`."""
 
-    kind: str = key(choices=("model", "function"), neutral="model")
+    kind: str = key(choices=("model", "function", "http"), neutral="model")
     weight: float = key(FINITE, neutral=1.0)
     clip: float | None = key(above_zero(1e9), neutral=None)
     normalize: str = key(choices=("none", "running", "batch"), neutral="none")
     path: str | None = key(neutral=None, content="model")
     function: str | None = key(neutral=None, content="function")
     options: dict[str, Any] | None = key(neutral=None)
+    url: str | None = key(neutral=None)
+    retries: int = key(FROM_ZERO, effect="name", neutral=3)
     timeout_s: float = key(above_zero(1e6), effect="name", neutral=60.0, unit="seconds")
 
 

@@ -11,7 +11,7 @@ from rlhf.config.schema import Config, RewardTerm
 from rlhf.rewards.functions import FUNCTIONS, NEEDED
 
 # The keys of a reward that one kind alone reads.
-READ_BY = {"path": "model", "function": "function", "options": "function"}
+READ_BY = {"path": "model", "function": "function", "options": "function", "url": "http"}
 
 
 def reward_problems(config: Config) -> Iterator[ConfigError]:
@@ -37,6 +37,9 @@ def reward_problems(config: Config) -> Iterator[ConfigError]:
                 yield ConfigError(
                     f"rewards.{name}.{key}", value, problem, f"leave it out, or set rewards.{name}.kind={kind}"
                 )
+        if term.kind == "http" and not str(term.url).startswith(("http://", "https://")):
+            fix = f"give one, as rewards.{name}.url=http://127.0.0.1:8900"
+            yield ConfigError(f"rewards.{name}.url", term.url, "it is no address of a service", fix)
         if term.kind == "function":
             yield from function_problems(f"rewards.{name}.function", term)
     yield from gold_problems(config)
