@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from rlhf.catalog.metric import SPEED, Metric, standard_errors
 from rlhf.catalog.role import Role
@@ -23,11 +24,12 @@ PACKAGE = "rlhf.stages"
 class Input:
     """A model that a stage starts from: `key` gives it by path. Where the key is null, the stage named `stage` makes it; an
     input without such a stage may be given as the name of an input before it, which it then shares. A configuration for
-    which `is_used` is false does without it."""
+    which `is_used` is false does without it. `changes` are keys of that stage that have other values for this input."""
 
     name: str
     key: str
     stage: str | None = None
+    changes: tuple[tuple[str, Any], ...] = ()
     is_used: Callable[[Config], bool] = field(default=lambda config: True, compare=False)
 
 

@@ -1,7 +1,6 @@
 """The rewards that a configuration names: their keys completed, and which models and functions they are."""
 
 import keyword
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -10,6 +9,9 @@ from rlhf.config.schema import Config, RewardTerm
 
 # What a key of a reward has that the configuration leaves out.
 DEFAULTS = {field.name: field.metadata["key"].neutral for field in fields(RewardTerm)}
+
+# Added to the seed for each further member of an ensemble: no two experiments have seeds so far apart.
+MEMBER_STRIDE = 1_000_000_007
 
 
 def complete_rewards(values: dict[str, Any]) -> list[ConfigError]:
@@ -47,18 +49,31 @@ def stage_reward(config: Config) -> str | None:
 
 
 def is_stage_model(term: RewardTerm) -> bool:
-    """Whether a reward is a model that no path of its own names."""
-    return term.kind == "model" and term.path is None
+    """Whether a reward is a model of the reward stage, or an ensemble of such models."""
+    return term.kind == "ensemble" or (term.kind == "model" and term.path is None)
 
 
-def given_models(config: Config) -> Mapping[str, str]:
-    """Return the paths of the reward models that are given by a path of their own, by the name of the reward."""
-    return {name: str(t.path) for name, t in reward_terms(config).items() if t.kind == "model" and t.path is not None}
+def name_models(config: Config) -> dict[str, list[str]]:
+    """Return the names of the models that each reward reads, as the policy's stage knows them among its inputs: `reward` is
+    the reward stage's own, which is the first member of every ensemble too."""
+    named = {}
+    for name, term in reward_terms(config).items():
+        if term.kind == "ensemble":
+            named[name] = ["reward", *(f"reward {name} {member}" for member in range(1, term.members))]
+        elif term.kind == "model":
+            named[name] = ["reward" if term.path is None else f"reward {name}"]
+    return named
+
+
+def reward_seed(config: Config) -> int:
+    """Return the seed of a reward model's head, of the order of its data and of its dropout: for the first member of an
+    ensemble the experiment's own, which the data has in any case."""
+    return config.seed + MEMBER_STRIDE * config.reward.member
 
 
 def count_reward_models(config: Config) -> int:
     """Count the reward models that score rollouts and evaluations."""
-    return sum(term.kind == "model" for term in reward_terms(config).values())
+    return len({model for models in name_models(config).values() for model in models})
 
 
 def gold_term(config: Config) -> RewardTerm | None:

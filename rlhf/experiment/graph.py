@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from rlhf.catalog.stage import kind_of, order_stages
+from rlhf.catalog.stage import Input, kind_of, order_stages
 from rlhf.config.directories import find_model
 from rlhf.config.errors import ConfigError
 from rlhf.config.keys import get_key
@@ -11,12 +12,16 @@ from rlhf.config.schema import Config
 from rlhf.experiment.fingerprint import content_id, data_files, fingerprint
 from rlhf.experiment.resolve import resolve_for_stage
 from rlhf.experiment.stage_directory import StageDirectory, stage_path
+from rlhf.planner.auto import with_keys
+
+Changes = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True)
 class Node:
     """A stage of a configuration: its identity, its directory, the models it starts from (name: directory or id), the
-    fingerprints of the stages that make them, and the hashes of the files of data that it reads, by their keys."""
+    fingerprints of the stages that make them, and the hashes of the files of data that it reads, by their keys. `changes`
+    are keys that have other values for it than in the configuration: it is one of several of its kind."""
 
     stage: str
     fingerprint: str
@@ -24,6 +29,12 @@ class Node:
     inputs: dict[str, str] = field(default_factory=dict)
     parents: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
+    changes: Changes = ()
+
+    @property
+    def name(self) -> str:
+        """Its stage, and what tells it from others of that stage: reward-1 is the second member of an ensemble."""
+        return "-".join([self.stage, *(str(value) for _, value in self.changes)])
 
 
 def build_graph(config: Config) -> list[Node]:
@@ -31,22 +42,25 @@ def build_graph(config: Config) -> list[Node]:
 
     Raises ConfigError where a stage needs another one that is neither asked for nor done.
     """
-    known: dict[str, Node] = {}
-    return [find_node(config, stage, known) for stage in order_stages(config.stages)]
+    known: dict[tuple[str, Changes], Node] = {}
+    for stage in order_stages(config.stages):
+        find_node(config, stage, known)
+    return [node for node in known.values() if node.stage in config.stages]
 
 
-def find_node(config: Config, stage: str, known: dict[str, Node]) -> Node:
+def find_node(config: Config, stage: str, known: dict[tuple[str, Changes], Node], changes: Changes = ()) -> Node:
     """Return a stage with its inputs: each given by path, or found by the fingerprint of the stage that makes it. Nodes
-    that are found are kept in `known`, by their stages."""
-    if stage in known:
-        return known[stage]
+    that are found are kept in `known`, those that others need first."""
+    if (stage, changes) in known:
+        return known[stage, changes]
+    config = with_keys(config, dict(changes))
     identities: dict[str, str] = {}
     places: dict[str, str] = {}
     parents: list[str] = []
     for given in kind_of(stage).find_inputs(config):
         name, value = given.name, get_key(config, given.key)
         if value is None and given.stage is not None:
-            parent = find_parent(config, given.key, given.stage, known)
+            parent = find_parent(config, given, known)
             identities[name], places[name] = parent.fingerprint, str(parent.directory.model)
             parents.append(parent.fingerprint)
         elif given.stage is None and value in identities:
@@ -55,20 +69,21 @@ def find_node(config: Config, stage: str, known: dict[str, Node]) -> Node:
             identities[name], places[name] = str(content_id(value, given.key)), model_path(value)
     digest = fingerprint(resolve_for_stage(config, stage, places), stage, identities)
     directory = StageDirectory(stage_path(config.output_root, stage, digest))
-    known[stage] = Node(stage, digest, directory, places, tuple(parents), data_files(config, stage))
-    return known[stage]
+    found = Node(stage, digest, directory, places, tuple(parents), data_files(config, stage), changes)
+    return known.setdefault((stage, changes), found)
 
 
-def find_parent(config: Config, key: str, stage: str, known: dict[str, Node]) -> Node:
-    """Return the stage that makes an input whose `key` is null. Raises ConfigError where it is neither asked for nor
-    done."""
-    parent = find_node(config, stage, known)
+def find_parent(config: Config, given: Input, known: dict[tuple[str, Changes], Node]) -> Node:
+    """Return the stage that makes an input whose key is null. Raises ConfigError where it is neither asked for nor done."""
+    stage = str(given.stage)
+    parent = find_node(config, stage, known, given.changes)
     if stage not in config.stages and not parent.directory.done:
+        changed = "".join(f" {key}={value}" for key, value in given.changes)
         raise ConfigError(
-            key,
+            given.key,
             "null",
-            f"this configuration's {stage} stage ({parent.directory.path.name}) is not done",
-            f"run stage={stage} or stage=all first, or give {key}=<directory or hub id>",
+            f"this configuration's {parent.name} stage ({parent.directory.path.name}) is not done",
+            f"run stage={stage}{changed} or stage=all first, or give {given.key}=<directory or hub id>",
         )
     return parent
 

@@ -19,11 +19,13 @@ from rlhf.planner.remaining import summarize_plan
 def write_record(point: Point, outcomes: dict[str, Outcome], plans: Mapping[str, StagePlan] | None = None) -> None:
     """Write a point's summary.json and config.yaml, and link its stages; stages without an outcome are planned. `plans` are
     the plans of stages, by fingerprint."""
-    stages = {node.stage: summary_entry(node, outcomes.get(node.fingerprint, Outcome("planned"))) for node in point.stages}
+    entries = {node.name: summary_entry(node, outcomes.get(node.fingerprint, Outcome("planned"))) for node in point.stages}
     for node in point.stages:
         if plans is not None and node.fingerprint in plans:
-            stages[node.stage]["planned"] = asdict(summarize_plan(plans[node.fingerprint]))
-    state = most_urgent((stage["state"] for stage in stages.values()), default="done")
+            entries[node.name]["planned"] = asdict(summarize_plan(plans[node.fingerprint]))
+    state = most_urgent((stage["state"] for stage in entries.values()), default="done")
+    members = {node.name for node in point.stages if node.changes}
+    stages = {name: entry for name, entry in entries.items() if name not in members}
     point.directory.mkdir(parents=True, exist_ok=True)
     # The same command writes them again: a thousand points need not wait for the disk.
     write_atomic(point.directory / "config.yaml", to_yaml(asdict(point.config)), durable=False)
@@ -35,6 +37,7 @@ def write_record(point: Point, outcomes: dict[str, Outcome], plans: Mapping[str,
         link_stages(point.directory / "stages" / node.directory.path.name, node.directory.path)
     at_once = count_slots(point.config)
     summary = {"point": point.name, "overrides": point.overrides, "state": state, "at_once": at_once, "stages": stages}
+    summary |= {"members": {name: entries[name] for name in sorted(members)}} if members else {}
     write_json(point.directory / "summary.json", mask_values(summary), durable=False)
 
 

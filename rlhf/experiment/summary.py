@@ -18,12 +18,14 @@ from rlhf.experiment.sweep import Outcome, Point, Task, metrics_by_stage, read_s
 def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Console) -> None:
     """Print the table of final metrics, and two held-out prompts answered before and after PPO."""
     planned = [node for node in stages if outcomes[node.fingerprint].good]
+    members = {node.name for node in stages if node.changes}  # of an ensemble, whose figures are like those of the first
     results = {}
     for node in planned:
         try:
-            results[node.stage] = node.directory.result()
+            results[node.name] = node.directory.result()
         except ValueError as error:
             console.print(Text(make_printable(f"damaged: {error}"), style="red"), soft_wrap=True)
+    results = {name: found for name, found in results.items() if name not in members}
     if results:
         table = Table(title="Result", title_justify="left")
         table.add_column("figure")

@@ -8,7 +8,7 @@ from rlhf.catalog.stage import order_stages
 from rlhf.config.schema import Config
 from rlhf.experiment.checkpoints import find_layout
 from rlhf.experiment.graph import Node
-from rlhf.planner.auto import choose_layout
+from rlhf.planner.auto import choose_layout, with_keys
 from rlhf.planner.remaining import Planned
 
 
@@ -77,7 +77,7 @@ def read_summary_metrics(node: Node) -> dict[str, float]:
 
 def metrics_by_stage(point: Point, outcomes: dict[str, Outcome]) -> dict[str, dict[str, float]]:
     """Read the final metrics of a point's stages that are done; a stage without any is left out."""
-    done = {node.stage: read_summary_metrics(node) for node in point.stages if outcomes[node.fingerprint].good}
+    done = {n.stage: read_summary_metrics(n) for n in point.stages if outcomes[n.fingerprint].good and not n.changes}
     return {stage: metrics for stage, metrics in done.items() if metrics}
 
 
@@ -96,7 +96,7 @@ def build_task_graph(points: list[Point]) -> list[Task]:
             for node in point.stages:
                 if node.stage == stage:
                     if node.fingerprint not in tasks:
-                        tasks[node.fingerprint] = Task(node, point.config)
+                        tasks[node.fingerprint] = Task(node, with_keys(point.config, dict(node.changes)))
                     tasks[node.fingerprint].points.append(point.name)
     return list(tasks.values())
 

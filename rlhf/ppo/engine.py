@@ -1,6 +1,6 @@
 """The four models of step 3: actor and critic, which learn, reference and reward model, which do not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,7 @@ from torch import nn
 
 from rlhf.config.derive import Batches, is_reference_shared, is_reward_shared, policy_stage
 from rlhf.config.errors import ConfigError
-from rlhf.config.rewards import given_models, stage_reward
+from rlhf.config.rewards import name_models, reward_terms, stage_reward
 from rlhf.config.schema import Config, Rollout
 from rlhf.data.encoded import Tokenizer
 from rlhf.data.templates import Template, build_template
@@ -17,6 +17,7 @@ from rlhf.data.tokens import PromptBatch, PromptRecord
 from rlhf.engine.compiled import compile_layers
 from rlhf.engine.offload import OffloadedEngine
 from rlhf.engine.zero import TrainingSpec, frozen_engine, release, training_engine
+from rlhf.experiment.graph import model_path
 from rlhf.models.heads import ScalarHeadModel
 from rlhf.models.load import load_policy, load_scorer, scorer_with_new_head
 from rlhf.models.preflight import check_source
@@ -47,6 +48,8 @@ class DeepSpeedRLHFEngine:
         tokenizer: the actor's. The critic must share it; a reward model with another one reads the decoded text.
         num_total_iters: rollouts to come; learning rates fall to their end over them.
         args: the configuration. The planner chooses what is `auto` in it.
+        reward_model_paths: directories or hub ids of the reward models beside the one above, by their names among the
+            stage's inputs: `reward NAME` of rewards.NAME, by default its path; `reward NAME 1` and so on of an ensemble.
 
     Raises:
         ConfigError: a model cannot be loaded, or the critic's tokenizer is another one.
@@ -59,25 +62,23 @@ class DeepSpeedRLHFEngine:
         tokenizer: Tokenizer,
         num_total_iters: int,
         args: Config,
+        reward_model_paths: Mapping[str, str] | None = None,
     ) -> None:
         args = choose_layout(args, policy_stage(args)).config
         distributed.start(args)
         self.args, self.tokenizer, self.num_total_iters = args, tokenizer, num_total_iters
         self.template = build_template(args.data, tokenizer)
-        trusted, trusted_judge = args.model.trust_remote_code, args.reward_model.trust_remote_code
-        policy = Source(actor_model_name_or_path, "ppo.actor", trust_remote_code=trusted)
-        own, judge = stage_reward(args), None
-        judges = {name: Source(path, f"rewards.{name}.path") for name, path in given_models(args).items()}
-        if own is not None:
-            if critic_model_name_or_path is None:
-                fix = "give the reward model's directory or hub id, or leave the reward out: ~rewards." + own
-                raise ConfigError("critic_model_name_or_path", None, f"rewards.{own} is that model", fix)
-            judges[own] = judge = Source(critic_model_name_or_path, "ppo.reward", trust_remote_code=trusted_judge)
+        policy = Source(actor_model_name_or_path, "ppo.actor", trust_remote_code=args.model.trust_remote_code)
+        paths = dict(reward_model_paths or {})
+        if stage_reward(args) is not None and critic_model_name_or_path is not None:
+            paths["reward"] = critic_model_name_or_path
+        judges = find_judges(args, paths)
+        judge = judges.get("reward")
         check_source(policy, args, scorer=False)
         for source in judges.values():
             check_source(source, args, scorer=True)
         self.reward_templates = {name: self.other_template(source) for name, source in judges.items()}
-        self.reward_template = self.reward_templates.get(own) if own is not None else None
+        self.reward_template = self.reward_templates.get("reward")
         self.check_critic(judge)
         self.device = distributed.device(args)
         self.batches = batches(args, policy_stage(args))
@@ -90,16 +91,14 @@ class DeepSpeedRLHFEngine:
         )
         self.reward_models: dict[str, Any] = {
             name: AdaptersOff(self.critic)
-            if name == own and is_reward_shared(args)
+            if name == "reward" and is_reward_shared(args)
             else frozen_engine(load_scorer(source, args, args.reward_zero, 0.0), args, args.reward_zero)
             for name, source in sorted(judges.items())
         }
-        self.reward: Any = self.reward_models.get(own) if own is not None else None
-        self.rewards = RewardTotal(args, {name: self.scorer_of(name) for name in self.reward_models}, self.device)
-        movable = {}
-        if args.ppo.offload_idle:
-            judging = {"reward" if name == own else f"reward {name}": found for name, found in self.reward_models.items()}
-            movable = {"critic": self.critic, "ref": self.ref, **judging}
+        self.reward: Any = self.reward_models.get("reward")
+        scorers = {name: [self.scorer_of(model) for model in models] for name, models in name_models(args).items()}
+        self.rewards = RewardTotal(args, scorers, self.device)
+        movable = {"critic": self.critic, "ref": self.ref, **self.reward_models} if args.ppo.offload_idle else {}
         self.offloaded = {
             name: OffloadedEngine(engine, frozen=name != "critic")
             for name, engine in movable.items()
@@ -127,7 +126,7 @@ class DeepSpeedRLHFEngine:
             sampler.release()
 
     def scorer_of(self, name: str) -> ModelReward:
-        """Return a reward model by the name of the reward, as a function of the actor's tokens."""
+        """Return a reward model, by its name among `reward_models`, as a function of the actor's tokens."""
         model, other = self.reward_models[name], self.reward_templates[name]
         return ModelReward(model, other, self.template, self.args.ppo.packing, self.device)
 
@@ -231,6 +230,24 @@ class DeepSpeedRLHFEngine:
         self.rewards.close()
         held = self.actor, self.critic, self.ref, *self.reward_models.values()
         release(*(engine for engine in held if not is_shared(engine)))
+
+
+def find_judges(args: Config, paths: Mapping[str, str]) -> dict[str, Source]:
+    """Return the reward models by their names. Raises ConfigError for one without a path."""
+    trusted, judges = args.reward_model.trust_remote_code, dict[str, Source]()
+    for reward, names in name_models(args).items():
+        for name in names:
+            path = paths.get(name) or reward_terms(args)[reward].path
+            if path is None:
+                problem, fix = (
+                    f"rewards.{reward} reads that model",
+                    f"give its path, or leave the reward out: ~rewards.{reward}",
+                )
+                key = "critic_model_name_or_path" if name == "reward" else f"reward_model_paths[{name}]"
+                raise ConfigError(key, None, problem, fix)
+            key = "ppo.reward" if name == "reward" else f"rewards.{reward}.path"
+            judges[name] = Source(model_path(path), key, trust_remote_code=trusted)
+    return judges
 
 
 class AdaptersOff:

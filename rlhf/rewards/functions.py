@@ -149,9 +149,9 @@ FUNCTIONS: dict[str, Callable[..., Scores]] = {
     "json_schema": score_json_schema,
     "vader": score_vader,
 }
-# The modules that some of them import, with the package that has each.
+# The modules that some of them import, with the package that has each (math-verify with the runtime that Hydra needs too).
 NEEDED = {
-    "math": ("math_verify", "math-verify"),
+    "math": ("math_verify", "math-verify[antlr4_9_3]"),
     "json_schema": ("jsonschema", "jsonschema"),
     "vader": ("vaderSentiment", "vaderSentiment"),
 }

@@ -61,18 +61,18 @@ class RewardTotal:
 
     Args:
         config: The configuration, whose `rewards` and `gold` these are.
-        models: The scorers of the rewards that are models, by name.
+        models: The scorers of the rewards that are models, by name: one, or the members of an ensemble.
         device: Where scores are put.
     """
 
-    def __init__(self, config: Config, models: Mapping[str, ModelReward], device: torch.device) -> None:
+    def __init__(self, config: Config, models: Mapping[str, Sequence[ModelReward]], device: torch.device) -> None:
         self.terms, self.device = trained_terms(config), device
-        self.models = {name: model for name, model in models.items() if name in self.terms}
+        self.models = {name: found for name, found in models.items() if name in self.terms}
         self.texts = {name: build_text_reward(f"rewards.{name}", t) for name, t in self.terms.items() if name not in models}
         gold = gold_term(config)
-        self.gold_model = models.get(str(config.gold))
+        self.gold_models = models.get(str(config.gold), ())
         self.gold: Reward | None = None
-        if gold is not None and self.gold_model is None:
+        if gold is not None and not self.gold_models:
             in_rewards = config.gold is not None and hasattr(config.rewards, config.gold)
             self.gold = build_text_reward(f"rewards.{config.gold}" if in_rewards else "gold", gold)
         self.moments = {name: Moments() for name, term in self.terms.items() if term.normalize == "running"}
@@ -83,9 +83,9 @@ class RewardTotal:
         return bool(self.texts)
 
     def read_models(self, ids: Tensor, mask: Tensor, responses: int, ended: Tensor) -> Tensor:
-        """Return the raw scores of sequences [B, T] by the reward models, [B, M]; the last `responses` columns are the
-        responses, and `ended` [B] tells which of them reached end-of-text."""
-        found = [model(ids, mask, responses, ended) for model in self.models.values()]
+        """Return the raw scores of sequences [B, T] by the reward models, each member of an ensemble apart, [B, M]; the
+        last `responses` columns are the responses, and `ended` [B] tells which of them reached end-of-text."""
+        found = [model(ids, mask, responses, ended) for models in self.models.values() for model in models]
         return torch.stack(found, dim=1) if found else torch.zeros(len(ids), 0, device=ids.device)
 
     def ask(self, samples: Sequence[Sample]) -> None:
@@ -111,20 +111,36 @@ class RewardTotal:
                 parts = [value for part in gather(shaped[applies].tolist()) for value in part]
                 metrics[f"reward/{name}"] = math.fsum(every) / len(every)
                 metrics[f"reward/{name}_shaped"] = math.fsum(parts) / len(parts)
+        metrics |= self.measure_disagreement(by_models)
         unscored = sum(gather(int((~is_scored).sum())))
         return Scores(total, is_scored, metrics | ({"reward/unscored": float(unscored)} if self.texts else {}))
 
     def raw_columns(self, by_models: Tensor, samples: Sequence[Sample]) -> dict[str, tuple[Tensor, Tensor]]:
         """Return each reward's raw scores [B] and which samples it applies to [B], by name."""
         columns = {}
-        for number, name in enumerate(self.models):
+        for name, members in self.split_members(by_models).items():
             named = [sample.is_scored_by(name) for sample in samples] or [True] * len(by_models)
-            columns[name] = by_models[:, number], torch.tensor(named, device=self.device)
+            columns[name] = combine_members(self.terms[name], members), torch.tensor(named, device=self.device)
         for name, found in answers_of(self.texts).items():
             applies = [score is not None and s.is_scored_by(name) for score, s in zip(found, samples, strict=True)]
             raw = [0.0 if score is None else score for score in found]
             columns[name] = torch.tensor(raw, device=self.device), torch.tensor(applies, device=self.device)
         return columns
+
+    def split_members(self, by_models: Tensor) -> dict[str, Tensor]:
+        """Return the scores by the models of each reward, [B, members], by name."""
+        sizes = [len(models) for models in self.models.values()]
+        return dict(zip(self.models, by_models.split(sizes, dim=1), strict=True)) if sizes else {}
+
+    def measure_disagreement(self, by_models: Tensor) -> dict[str, float]:
+        """Return how far the members of ensembles are from each other: their standard deviation, mean over the responses of
+        all ranks."""
+        metrics = {}
+        for name, members in self.split_members(by_models).items():
+            if members.size(1) > 1:
+                spread = [value for part in gather(members.std(dim=1, correction=0).tolist()) for value in part]
+                metrics[f"reward/{name}_disagreement"] = math.fsum(spread) / len(spread)
+        return metrics
 
     def shape(self, name: str, term: RewardTerm, raw: Tensor, every: list[float]) -> Tensor:
         """Normalise, cut and weigh a reward's scores [B]; `every` are those of all ranks."""
@@ -151,8 +167,8 @@ class RewardTotal:
     def judge(self, sequences: tuple[Tensor, Tensor, int, Tensor], samples: Sequence[Sample]) -> list[float | None] | None:
         """Return the gold reward of each sample of this rank; None where `gold` names none. `sequences` are what
         `read_models` takes."""
-        if self.gold_model is not None:
-            scores: list[float | None] = self.gold_model(*sequences).tolist()
+        for model in self.gold_models:
+            scores: list[float | None] = model(*sequences).tolist()
             return scores
         if self.gold is None:
             return None
@@ -172,6 +188,17 @@ class RewardTotal:
         """End the processes of functions."""
         for reward in (*self.texts.values(), *([self.gold] if self.gold is not None else [])):
             reward.close()
+
+
+def combine_members(term: RewardTerm, members: Tensor) -> Tensor:
+    """Return the score of an ensemble from those of its members [B, members], [B]: their mean, the least one, or the mean
+    less `std_coef` times their standard deviation, of a population (Coste et al., arXiv 2310.02743)."""
+    if members.size(1) == 1:
+        return members[:, 0]
+    if term.combine == "min":
+        return members.min(dim=1).values
+    mean = members.mean(dim=1)
+    return mean if term.combine == "mean" else mean - term.std_coef * members.std(dim=1, correction=0)
 
 
 def build_text_reward(key: str, term: RewardTerm) -> Reward:

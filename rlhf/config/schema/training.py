@@ -45,6 +45,7 @@ class Reward(Training):
     dropout: float = key(SHARE)
     grouped: bool = key()
     normalize: str = key(choices=("bias", "standard", "none"))
+    member: int = key(FROM_ZERO, neutral=0)
 
 
 @dataclass

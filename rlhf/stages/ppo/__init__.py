@@ -7,7 +7,7 @@ from rlhf.catalog.role import Role
 from rlhf.catalog.stage import Card, Counts, Input, Records, Side, StageKind
 from rlhf.config.derive import is_reference_shared, is_reward_shared
 from rlhf.config.keys import get_key
-from rlhf.config.rewards import count_reward_models, given_models, stage_reward, trained_terms
+from rlhf.config.rewards import count_reward_models, name_models, reward_terms, stage_reward, trained_terms
 from rlhf.config.schema import ZEROS, Config, Ppo
 from rlhf.experiment.resolve import are_scores_normalized, default_eos_penalty_mode
 from rlhf.planner.ppo import critic_of, longest_step
@@ -38,6 +38,18 @@ def simplify(config: Config) -> Config:
     stages = [stage for stage in config.stages if stage != "reward"]
     critic = "actor" if config.ppo.critic == "reward" else config.ppo.critic
     return replace(config, stages=stages, ppo=replace(config.ppo, critic=critic))
+
+
+def more_models(config: Config) -> tuple[Input, ...]:
+    """Return the reward models beside the reward stage's own: those given by path, and the further members of ensembles."""
+    found = []
+    for reward, models in name_models(config).items():
+        key, trained = f"rewards.{reward}.path", reward_terms(config)[reward].kind == "ensemble"
+        for member, name in enumerate(models):
+            if name != "reward":
+                changes = (("reward.member", config.reward.member + member),) if trained else ()
+                found.append(Input(name, key, "reward" if trained else None, changes))
+    return tuple(found)
 
 
 def count_records(config: Config, counts: Counts) -> Records:
@@ -99,7 +111,7 @@ KIND = StageKind(
         Input("reward", "ppo.reward", "reward", is_used=lambda config: stage_reward(config) is not None),
         Input("critic", "ppo.critic"),
     ),
-    more_inputs=lambda config: tuple(Input(f"reward {name}", f"rewards.{name}.path") for name in given_models(config)),
+    more_inputs=more_models,
     model_keys=("model", "reward_model"),
     trained=("zero", "critic_zero"),
     roles=roles,

@@ -18,6 +18,7 @@ def metrics_of_reward(name: str) -> tuple[Metric, ...]:
     where = f"of rewards.{name}, over the responses that it applies to"
     return (
         Metric(f"reward/{name}", "reward", f"mean raw score {where}"),
+        Metric(f"reward/{name}_disagreement", "reward", "standard deviation of an ensemble's members, mean over responses"),
         Metric(f"reward/{name}_shaped", "reward", f"mean part in the sum {where}: normalised, cut and weighed"),
     )
 

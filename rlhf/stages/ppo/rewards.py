@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rlhf.config.errors import ConfigError
-from rlhf.config.rewards import gold_term, is_stage_model, reward_terms, trained_terms
+from rlhf.config.rewards import DEFAULTS, gold_term, is_stage_model, reward_terms, trained_terms
 from rlhf.config.schema import Config, RewardTerm
 from rlhf.rewards.functions import FUNCTIONS, NEEDED
 
 # The keys of a reward that one kind alone reads.
-READ_BY = {"path": "model", "function": "function", "options": "function", "url": "http"}
+READ_BY = {
+    "path": "model", "function": "function", "options": "function", "url": "http", "combine": "ensemble",
+    "std_coef": "ensemble",
+}  # fmt: skip
 
 
 def reward_problems(config: Config) -> Iterator[ConfigError]:
@@ -21,22 +24,15 @@ def reward_problems(config: Config) -> Iterator[ConfigError]:
     if not trained_terms(config) and not (gold is not None and is_stage_model(gold)):
         fix = "add one, as rewards.length.kind=function rewards.length.function=length"
         yield ConfigError("rewards", ",".join(terms) or "{}", "there is no reward that a policy could be trained on", fix)
-    first, *others = sorted((name for name, t in terms.items() if is_stage_model(t)), key=lambda name: name != "model") or [
-        ""
-    ]
-    for name in others:
-        problem, fix = (
-            f"rewards.{first} is the reward stage's model already",
-            f"give a path, or another rewards.{name}.kind",
-        )
+    stage_models = [name for name, term in terms.items() if term.kind == "model" and term.path is None]
+    for name in stage_models[:-1] if stage_models[-1:] == ["model"] else stage_models[1:]:
+        problem, fix = "the reward stage's model is a reward already", f"give a path, or another rewards.{name}.kind"
         yield ConfigError(f"rewards.{name}.path", "null", problem, fix)
     for name, term in terms.items():
         for key, kind in READ_BY.items():
-            if term.kind != kind and getattr(term, key) is not None:
-                value, problem = getattr(term, key), f"a reward of kind {term.kind} does not read it"
-                yield ConfigError(
-                    f"rewards.{name}.{key}", value, problem, f"leave it out, or set rewards.{name}.kind={kind}"
-                )
+            if term.kind != kind and getattr(term, key) != DEFAULTS[key]:
+                problem, fix = f"a reward of kind {term.kind} does not read it", f"leave it out, or set its kind={kind}"
+                yield ConfigError(f"rewards.{name}.{key}", getattr(term, key), problem, fix)
         if term.kind == "http" and not str(term.url).startswith(("http://", "https://")):
             fix = f"give one, as rewards.{name}.url=http://127.0.0.1:8900"
             yield ConfigError(f"rewards.{name}.url", term.url, "it is no address of a service", fix)
@@ -74,7 +70,7 @@ def function_problems(key: str, term: RewardTerm) -> Iterator[ConfigError]:
     elif not colon:
         module, package = NEEDED.get(path, ("json", ""))
         if importlib.util.find_spec(module) is None:
-            yield ConfigError(key, path, f"it needs the package {package}", f"pip install {package}, or 'rlhf[rewards]'")
+            yield ConfigError(key, path, f"it needs the package {package}", f"pip install 'rlhf[rewards]', or {package}")
         try:
             inspect.signature(FUNCTIONS[path]).bind([], [], [], **(term.options or {}))
         except TypeError as error:

@@ -39,6 +39,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         tokenizer=tokenizer,
         num_total_iters=len(loader),
         args=config,
+        reward_model_paths=inputs,
     )
     trainer = DeepSpeedPPOTrainer(engine=engine, args=config, inspection=context.directory.path / "nonfinite")
     evaluation = Evaluation(engine, config, find_gold(config), prompts)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from rlhf.algo.errors import ratio_with_error
 from rlhf.algo.losses import preference_loss
 from rlhf.config.derive import Batches
+from rlhf.config.rewards import reward_seed
 from rlhf.config.schema import Config
 from rlhf.data.encoded import Encoded
 from rlhf.data.loaders import even_shares, evenly, from_shares
@@ -49,6 +51,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         source, tokenizer, "demonstrations", "train", first=BIAS_DEMONSTRATIONS
     )  # fmt: skip
     del source
+    config = replace(config, seed=reward_seed(config))  # of all that is drawn but the data
     counts = describe_pairs(train, heldout)
     plan = batches(config, "reward")
     scorer = new_scorer(config.reward_model, config, tokenizer, config.reward_zero, reward.dropout)

@@ -8,11 +8,12 @@ import pytest
 from rlhf.cli.prepare import resolve_config
 from rlhf.config.derive import roles, used_models
 from rlhf.config.errors import ConfigError
-from rlhf.config.rewards import reward_terms
+from rlhf.config.rewards import reward_seed, reward_terms
 from rlhf.experiment.files import parse_json
 from rlhf.experiment.fingerprint import check_data_files, data_files, fingerprint, result_config
 from rlhf.experiment.graph import build_graph
 from rlhf.experiment.spec import build_spec, load_spec, write_json
+from rlhf.experiment.sweep import Point, build_task_graph
 
 MINE = "rewards.mine.kind=function", "rewards.mine.function=length"
 
@@ -58,6 +59,20 @@ def test_a_reward_by_path_is_one_more_model(tmp_path, load_config):
     assert fingerprint(config, "ppo", {}) != fingerprint(load_config(), "ppo", {})
 
 
+def test_an_ensemble_is_several_reward_stages_that_share_the_data(load_config):
+    config = load_config("rewards=ensemble", "rewards.model.members=3")
+    nodes = build_graph(config)
+    assert [node.name for node in nodes] == ["sft", "reward", "reward-1", "reward-2", "ppo"]
+    assert len({node.fingerprint for node in nodes}) == 5 and len(roles(config, "ppo")) == 6
+    assert nodes[1].fingerprint == build_graph(load_config())[1].fingerprint
+    alone = load_config("stage=reward", "reward.member=2")
+    assert build_graph(alone)[0].fingerprint == nodes[3].fingerprint
+    assert nodes[-1].parents == tuple(node.fingerprint for node in nodes[:-1])
+    tasks = build_task_graph([Point(config, [], Path(), False, nodes)])
+    assert [task.config.reward.member for task in tasks if task.node.stage == "reward"] == [0, 1, 2]
+    assert [reward_seed(task.config) == config.seed for task in tasks] == [True, True, False, False, True]
+
+
 def test_the_source_of_a_function_is_in_the_fingerprint_and_not_its_path(function, load_config):
     config = load_config(*function)
     before, files = fingerprint(config, "ppo", {}), data_files(config, "ppo")
@@ -94,7 +109,7 @@ def test_a_spec_holds_the_rewards(tmp_path, load_config):
     [
         (("rewards.my-reward.kind=function",), "rewards.my-reward=...: this cannot be the name of a reward; write it with"),
         (("rewards.mine.weight=1",), r"rewards.mine.kind=\?\?\?: it has no default; give it: rewards.mine.kind=..."),
-        (("rewards.mine.kind=functoin",), "rewards.mine.kind=functoin: there is no such choice; choose one of model, f"),
+        (("rewards.mine.kind=functoin",), "rewards.mine.kind=functoin: there is no such choice; choose one of model, e"),
         (("rewards.mine.kind=function",), "rewards.mine.function=null: it names no function; name a built-in one, length"),
         ((*MINE, "rewards.mine.wieght=1"), "rewards.mine.wieght=1: there is no such key"),
         ((*MINE, "rewards.mine.path=x"), "rewards.mine.path=x: a reward of kind function does not read it; leave it out"),
@@ -106,7 +121,7 @@ def test_a_spec_holds_the_rewards(tmp_path, load_config):
         (("~rewards.model",), "rewards={}: there is no reward that a policy could be trained on; add one"),
         (("gold=model",), "gold=model: that is the reward stage's model, which is trained"),
         (("gold=no_such",), "gold=no_such: there is no such function; name a built-in one"),
-        (("rewards.other.kind=model",), "rewards.other.path=null: rewards.model is the reward stage's model already"),
+        (("rewards.other.kind=model",), "rewards.other.path=null: the reward stage's model is a reward already; give a"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_in_one_line(words, told, load_config):
@@ -117,5 +132,5 @@ def test_what_cannot_work_is_refused_in_one_line(words, told, load_config):
 
 def test_a_function_whose_package_is_missing_is_refused(monkeypatch, load_config):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"function=math: it needs the package math-verify; pip install math-verify"):
+    with pytest.raises(ConfigError, match=r"function=math: it needs the package math-verify.*; pip install 'rlhf\["):
         load_config(MINE[0], "rewards.mine.function=math")

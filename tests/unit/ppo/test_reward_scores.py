@@ -88,7 +88,7 @@ def test_the_text_is_scored_in_the_reward_models_own_tokens(make_config, models,
         engine.reward_template.tokenizer, tokenizer
     )
     with torch.no_grad():
-        scores = engine.scorer_of("model")(*rollout(config, tokenizer, ANSWERS, ended))
+        scores = engine.scorer_of("reward")(*rollout(config, tokenizer, ANSWERS, ended))
     assert scores.dtype == torch.float32
     assert scores.tolist() == pytest.approx(expected(models[1], config, other, ended), abs=1e-5)
 
@@ -98,7 +98,7 @@ def test_the_end_of_text_counts(make_config, models, tokenizer):
     _, engine, _ = built(config, models, tokenizer)
     with torch.no_grad():
         closed, open_ = (
-            engine.scorer_of("model")(*rollout(config, tokenizer, ANSWERS, (done,) * 3)) for done in (True, False)
+            engine.scorer_of("reward")(*rollout(config, tokenizer, ANSWERS, (done,) * 3)) for done in (True, False)
         )
     assert float((closed - open_).abs().min()) > 1e-3
 
@@ -110,7 +110,7 @@ def test_a_response_of_nothing_but_end_of_text(make_config, models, tokenizer, o
     ids = torch.cat([batch.ids, torch.full((3, 1), tokenizer.eos_token_id)], dim=1)
     mask = torch.cat([left_mask(batch.lengths, batch.ids.size(1)), torch.ones(3, 1, dtype=torch.long)], dim=1)
     with torch.no_grad():
-        scores = engine.scorer_of("model")(ids, mask, 1, torch.ones(3, dtype=torch.bool))
+        scores = engine.scorer_of("reward")(ids, mask, 1, torch.ones(3, dtype=torch.bool))
     assert scores.tolist() == pytest.approx(expected(models[1], config, other, (True,) * 3, ("",) * 3), abs=1e-5)
 
 
@@ -185,7 +185,7 @@ def test_few_positions_cut_the_prompts_beginning(narrow, tokenizer, other):
     whole = [q + r for q, r in zip(question, reply, strict=True)]
     assert [len(ids) > 36 for ids in whole] == [True, False, True] and all(len(r) < 36 for r in reply)
     with torch.no_grad():
-        scores = engine.scorer_of("model")(*rollout(config, tokenizer, answers, (True,) * 3))
+        scores = engine.scorer_of("reward")(*rollout(config, tokenizer, answers, (True,) * 3))
     assert scores.tolist() == pytest.approx([score_of(models[1], ids[-36:]) for ids in whole], abs=1e-5)
 
 
@@ -199,5 +199,5 @@ def test_a_response_that_fills_all_positions_leaves_no_prompt(narrow, tokenizer,
     reply = other(" " + text)["input_ids"] + [other.eos_token_id]
     assert len(reply) == length
     with torch.no_grad():
-        scores = engine.scorer_of("model")(*rollout(config, tokenizer, (text, "Ask.", "Yes."), (True,) * 3))
+        scores = engine.scorer_of("reward")(*rollout(config, tokenizer, (text, "Ask.", "Yes."), (True,) * 3))
     assert float(scores[0]) == pytest.approx(score_of(models[1], reply[-36:]), abs=1e-5)

@@ -40,7 +40,7 @@ def build(make_config, monkeypatch):
         made = {name: RewardTerm(**(DEFAULTS | keys)) for name, keys in terms.items()}
         config = with_rewards(make_config(), made)
         config.gold = gold
-        models = {name: lambda ids, *_: ids[:, 0].float() for name, term in made.items() if term.kind == "model"}
+        models = {name: [lambda ids, *_: ids[:, 0].float()] for name, term in made.items() if term.kind == "model"}
         return RewardTotal(config, models, CPU)
 
     return make
@@ -126,3 +126,15 @@ def test_gold_judges_and_is_not_trained_on(build):
 def test_an_evaluation_sums_raw_scores(build):
     rewards = build(model={"normalize": "batch"}, mine={"kind": "function", "weight": 2.0, "clip": 1.0})
     assert rewards.evaluate(torch.tensor([[3.0]]), [Sample("?", "5")]) == [13.0]
+
+
+@pytest.mark.parametrize(
+    ("combine", "expected"), [("mean", [2.0, 5.0]), ("min", [1.0, 5.0]), ("mean_minus_std", [2.0 - 0.5 * 1.0, 5.0])]
+)
+def test_an_ensemble_combines_its_members_and_tells_their_disagreement(make_config, combine, expected):
+    term = RewardTerm(**(DEFAULTS | {"kind": "ensemble", "members": 2, "combine": combine, "std_coef": 0.5}))
+    config = with_rewards(make_config(), {"model": term})
+    rewards = RewardTotal(config, {"model": [lambda ids, *_: ids[:, 0].float(), lambda ids, *_: ids[:, 1].float()]}, CPU)
+    ids = torch.tensor([[1, 3], [5, 5]])
+    found = rewards.combine(rewards.read_models(ids, ids, 1, ids), [])
+    assert found.total.tolist() == expected and found.metrics["reward/model_disagreement"] == 0.5
