@@ -10,7 +10,7 @@ adapter of rank R (arXiv 2106.09685) is two more matrices, R x I and O x R.
 tests/unit/planner/test_flops.py compares with PyTorch's own count (torch.utils.flop_counter) of every family's model.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rlhf.catalog.families import FAMILIES
@@ -84,16 +84,30 @@ def training_flops(
     return total
 
 
-def generation_flops(model: Model, prompts: Iterable[int], responses: Iterable[int], lora: Lora | None = None) -> int:
+def generation_flops(
+    model: Model,
+    prompts: Iterable[int],
+    responses: Iterable[int],
+    lora: Lora | None = None,
+    read: Sequence[int] | None = None,
+) -> int:
     """Operations of sampling responses of these lengths after prompts of these lengths, in tokens, with a key-value cache:
-    the prompt at once, then one token at a time (the last one is never fed back)."""
-    tokens, pairs, sampled = 0, 0, 0
-    for prompt, response in zip(prompts, responses, strict=True):
+    the prompt at once, then one token at a time (the last one is never fed back). `read` are the prompts that are read,
+    where several responses share one (rlhf/planner/cache.py); without it each response has its own."""
+    lengths = list(prompts)
+    tokens, pairs = tokens_and_pairs(lengths if read is None else read)
+    sampled = len(lengths if read is None else read)  # the logits of each first token
+    for prompt, response in zip(lengths, responses, strict=True):
         fed = response - 1
-        tokens += prompt + fed
-        pairs += prompt**2 + fed * prompt + fed * (fed + 1) // 2
-        sampled += response
+        tokens += fed
+        pairs += fed * prompt + fed * (fed + 1) // 2
+        sampled += fed
     return body_forward(model, lora, tokens, pairs) + head(model, sampled)
+
+
+def merge_flops(model: Model, lora: Lora | None) -> int:
+    """Operations of merging adapters into the weights: 2 R I O for each matrix that has one."""
+    return model.num_hidden_layers * sum(2 * rank_on(m, lora) * m.inputs * m.outputs for m in matrices(model))
 
 
 def tokens_and_pairs(lengths: Iterable[int]) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from rlhf.catalog.role import Role
 from rlhf.catalog.stage import kind_of
 from rlhf.config.derive import max_sequence, measured_stage, ranks, samples_responses_in
 from rlhf.config.schema import Config, Model, Zero
+from rlhf.planner.cache import cached_tokens, count_prefilled
 
 GIB = 2**30
 # Share of a GPU's memory that is left free: what the allocator cannot use between blocks of unlike sizes.
@@ -216,7 +217,11 @@ def sampling_phases(config: Config, roles: list[Role], state: Bytes, batch: Batc
     critic = next(role for role in roles[1:] if role.lora is not None)
     idle = [role for role in roles[1:] if role is not critic]
     prompt, new = config.data.max_prompt_tokens, rollout.max_new_tokens
-    cache = batch.rows * (prompt + new) * cache_bytes_per_token(actor.model, dtype) / rollout.tensor_parallel
+    device, per_token = config.hardware.device, cache_bytes_per_token(actor.model, dtype) / rollout.tensor_parallel
+    cache = cached_tokens(rollout, device, batch.rows, prompt + new) * per_token
+    layerwise = actor.zero.stage == 3 and rollout.gather == "layers" and rollout.tensor_parallel == 1
+    prefilled = count_prefilled(rollout, batch.rows, prompt, layerwise)
+    read = prefilled * per_token if rollout.engine == "hybrid" else 0.0  # before it is copied to the rows of the cache
     gathered = rollout_gather_bytes(config, actor)
     graphs = float(GRAPHS) if on_gpu and rollout.graphs and rollout.engine == "hybrid" else 0.0
     kept = 0.0 if rollout.release_cache else 1.0
@@ -226,9 +231,9 @@ def sampling_phases(config: Config, roles: list[Role], state: Bytes, batch: Batc
     with_critic = add_bytes(state_bytes(role, config) for role in (actor, critic))
     updating = with_critic if config.ppo.offload_idle else state
     sampling = {
-        "activations": batch.rows * prompt * forward_bytes_per_token(actor.model, dtype),
+        "activations": prefilled * forward_bytes_per_token(actor.model, dtype),
         "logits": batch.rows * actor.model.vocab_size * (size + 4 * LOGITS_COPIES),
-        "cache": cache,
+        "cache": cache + read,
         "graphs": graphs,
         "gather": gathered,
     }

@@ -1,6 +1,6 @@
 """The plan of a stage: whether it fits, how long it takes, and what it costs. Pure: no torch, no GPU, no weights."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlhf.catalog.stage import StageKind, Work, kind_of
@@ -130,7 +130,7 @@ def plan_stage(
         rounds = steps + 1 if kind.is_benchmark else steps  # one warms up
         seconds |= {phase: {name: rounds * value for name, value in parts.items()} for phase, parts in step.items()}
         if not kind.is_benchmark:
-            seconds["evaluate"] = evaluation_parts(config, measured, step, evaluations * heldout)
+            seconds["evaluate"] = evaluation_parts(config, measured, step, evaluations * heldout, constants)
             seconds["save"] = saving_parts(
                 config, measured, sum(sum(p.values()) for p in seconds.values()), steps, constants
             )
@@ -164,12 +164,15 @@ def count_evaluations(config: Config, stage: str, steps: int) -> int:
     return EVALUATIONS + (max(0, steps - 1) // every if every else 0)
 
 
-def evaluation_parts(config: Config, stage: str, step: dict[str, Parts], records: int) -> Parts:
+def evaluation_parts(config: Config, stage: str, step: dict[str, Parts], records: int, constants: Constants) -> Parts:
     """Seconds of reading so many held-out records in all evaluations: of a stage that samples, rollouts and scores of
-    their prompts; else forward passes over them."""
+    their prompts, one response to each; else forward passes over them."""
     kind = kind_of(stage)
     share = records / getattr(getattr(config, str(kind.section)), kind.batch_key)
     if samples_responses_in(stage):
+        if config.rollout.samples_per_prompt > 1:
+            single = replace(config, rollout=replace(config.rollout, samples_per_prompt=1))
+            step = step_seconds(single, stage, kind.phase_flops(single, 2), plan_batches(single, stage), constants)
         parts = merge(step["rollout"], step["score"])
     else:
         parts = {name: seconds / 3 for name, seconds in step["train"].items() if name != "optimizer"}

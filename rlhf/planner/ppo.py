@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from rlhf.config.derive import max_sequence
+from rlhf.config.derive import max_sequence, ranks
 from rlhf.config.rewards import count_reward_models
 from rlhf.config.schema import Config, Model
-from rlhf.planner.flops import forward_flops, generation_flops, training_flops
+from rlhf.planner.cache import list_prompts_read, samples_merged
+from rlhf.planner.flops import forward_flops, generation_flops, merge_flops, training_flops
 
 
 def critic_of(config: Config) -> Model:
@@ -16,8 +17,9 @@ def critic_of(config: Config) -> Model:
 def longest_step(config: Config) -> dict[str, int]:
     """Operations of a step by phase if every prompt, response and text were as long as it may be."""
     texts = [max_sequence(config)] * config.ppo.update_epochs if config.ppo.ptx_coef > 0 else []
-    one = phase_flops(config, [config.data.max_prompt_tokens], [config.rollout.max_new_tokens], texts)
-    return {phase: config.ppo.rollout_batch_size * flops for phase, flops in one.items()}
+    own = max(1, config.ppo.rollout_batch_size // ranks(config))
+    lengths = [config.data.max_prompt_tokens] * own, [config.rollout.max_new_tokens] * own
+    return {phase: ranks(config) * flops for phase, flops in phase_flops(config, *lengths, texts * own).items()}
 
 
 def phase_flops(
@@ -27,7 +29,7 @@ def phase_flops(
 
     Args:
         config: The configuration of the stage.
-        prompts: Tokens of each prompt, without padding.
+        prompts: Tokens of each prompt of a rank, without padding, once for each of its responses.
         responses: Tokens of each response.
         texts: Tokens of each text that the updates' pre-training loss reads (`ppo.ptx_coef`).
 
@@ -41,6 +43,8 @@ def phase_flops(
         + forward_flops(critic, lengths, 0, config.critic_lora)
         + sum(forward_flops(config.reward_model, lengths, 0) for _ in range(count_reward_models(config)))
     )
+    merged, read = samples_merged(config), list_prompts_read(config.rollout, prompts)
+    merging, sampled = (merge_flops(model, config.lora), None) if merged else (0, config.lora)
     how = config.lora, ppo.gradient_checkpointing, ppo.dropout
     update = ppo.update_epochs * (
         training_flops(model, lengths, actions, *how)
@@ -49,7 +53,7 @@ def phase_flops(
     if texts:  # logits of every token but the last, which predicts nothing, are computed and thrown away with it
         update += training_flops(model, texts, sum(texts), *how)
     return {
-        "rollout": generation_flops(model, prompts, responses, config.lora),
+        "rollout": merging + generation_flops(model, prompts, responses, sampled, read),
         "score": scoring,
         "update": update,
     }

@@ -12,6 +12,7 @@ from rlhf.catalog.stage import kind_of
 from rlhf.config.derive import Batches, ranks, samples_responses_in
 from rlhf.config.schema import Config, Model
 from rlhf.planner.batches import rollout_rows
+from rlhf.planner.cache import list_prompts_read
 from rlhf.planner.constants import ADAM_BYTES, Constants
 from rlhf.planner.decode import decoded_weight_bytes
 from rlhf.planner.memory import bytes_per_element, cache_bytes_per_token, count_held, count_trained, record_tokens
@@ -198,7 +199,8 @@ def rollout_seconds(config: Config, actor: Role, flops: int, own: int, rates: Ra
     read = decoded_weight_bytes(actor.model, dtype) / together * new * parts_of_rollout
     cached = own * (prompt * new + new * (new - 1) // 2) * cache_bytes_per_token(actor.model, dtype)
     arithmetic = flops / world / rates.flops
-    prefill = pass_bytes(actor.model, config, own, prompt, constants) / rates.elements
+    prefilled = len(list_prompts_read(rollout, [prompt] * own))
+    prefill = pass_bytes(actor.model, config, prefilled, prompt, constants) / rates.elements
     decoding = (read + cached) / rates.decoding
     started = actor.model.num_hidden_layers * new * parts_of_rollout * rates.launch
     found = {"compute": arithmetic, "memory": prefill, "decoding": max(decoding, started)}

@@ -14,6 +14,7 @@ from rlhf.data.tokens import PromptBatch, left_mask
 from rlhf.models.attention import attention
 from rlhf.models.families import shape_of
 from rlhf.models.lora import base_model
+from rlhf.planner.cache import PAGE
 from rlhf.rollout.base import Part, Responses, check_room, evaluation_mode, generate_in_parts
 from rlhf.rollout.sampling import StopTexts, next_tokens, seen_tokens
 from rlhf.rollout.weights import RolloutWeights
@@ -24,8 +25,8 @@ from rlhf.runtime.compat.continuous_batching import (
     use_processor,
 )
 
-# Tokens of a page of the cache, transformers' default, and of a forward pass, at most.
-PAGE, PASS_TOKENS = 256, 2**13
+# Tokens of a forward pass, at most.
+PASS_TOKENS = 2**13
 
 
 class PagedSampler:

@@ -16,6 +16,7 @@ from rlhf.data.tokens import PromptBatch, left_mask
 from rlhf.models.attention import reads_runs, takes_packed
 from rlhf.models.cached import Runs, SlotMask
 from rlhf.models.heads import accepted_inputs, model_inputs
+from rlhf.planner.cache import PREFILL_TOKENS, SLOTS, next_size, round_up
 from rlhf.rollout.base import Part
 from rlhf.rollout.hybrid.cache import SlotCache
 from rlhf.rollout.sampling import StopTexts, next_tokens, seen_tokens
@@ -23,10 +24,8 @@ from rlhf.runtime.distributed import total
 
 # Steps between two looks at which rows have finished: on a GPU each waits for all that was launched.
 LOOK_EVERY = 8
-# A prefill's rows have prompts of about one length (this share of the longest) and so many tokens at most.
-ALIKE, PREFILL_TOKENS = 0.75, 2**14
-# The cache is read up to a multiple of so many slots: on a GPU each has a graph of its own. A kernel reads what rows hold.
-SLOTS = {"cpu": 32, "cuda": 128}
+# A prefill's rows have prompts of about one length: this share of the longest.
+ALIKE = 0.75
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Decoder:
         self.takes, self.eos, self.width = accepted_inputs(model), int(tokenizer.eos_token_id), rollout.max_new_tokens
         self.cache_name = "cache" if "cache" in self.takes else "past_key_values"  # since transformers 5.24; before it
         self.stops = StopTexts(rollout.stop, tokenizer, device) if rollout.stop else None
-        slots = -(-(longest + self.width) // SLOTS[device.type]) * SLOTS[device.type]
+        slots = round_up(longest + self.width, SLOTS[device.type])
         self.reads_runs = reads_runs(model)
         self.bucket = slots if self.reads_runs else SLOTS[device.type]
         self.step_number, self.place = (torch.zeros(1, dtype=torch.long, device=device) for _ in range(2))
@@ -121,7 +120,7 @@ class Decoder:
 
     def slots_for(self, step: int) -> int:
         """Return the number of slots of the cache that a step reads."""
-        return min(self.slots, -(-(self.longest + step) // self.bucket) * self.bucket)
+        return min(self.slots, round_up(self.longest + step, self.bucket))
 
     @property
     def look_every(self) -> int:
@@ -259,13 +258,6 @@ def side_stream() -> torch.cuda.Stream:
     """Return the stream of all captures and of the steps before them: cuBLAS keeps a workspace for each stream that it
     sees."""
     return torch.cuda.Stream()
-
-
-def next_size(rows: int) -> int:
-    """Return the smallest batch size for so many rows: powers of two, and the sizes half-way between them."""
-    power = 1 << max(0, rows - 1).bit_length()
-    between = power * 3 // 4
-    return between if rows <= between and power >= 8 else power
 
 
 def weight_addresses(model: Any) -> tuple[int, ...]:

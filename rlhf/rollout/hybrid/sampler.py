@@ -9,8 +9,9 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Rollout
 from rlhf.data.encoded import Tokenizer
 from rlhf.data.tokens import PromptBatch
+from rlhf.planner.cache import next_size
 from rlhf.rollout.base import Part, Responses, evaluation_mode, generate_in_parts
-from rlhf.rollout.hybrid.decoder import Decoder, next_size
+from rlhf.rollout.hybrid.decoder import Decoder
 from rlhf.rollout.weights import RolloutWeights
 
 
