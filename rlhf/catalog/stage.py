@@ -217,8 +217,8 @@ def stage_kinds() -> dict[str, StageKind]:
 @cache
 def packages() -> list[str]:
     """Return the packages in rlhf/stages/."""
-    place = Path(__file__).resolve().parents[1] / "stages"
-    return [module.name for module in pkgutil.iter_modules([str(place)]) if module.ispkg]
+    path = Path(__file__).resolve().parents[1] / "stages"
+    return [module.name for module in pkgutil.iter_modules([str(path)]) if module.ispkg]
 
 
 def metrics_of(stage: str, config: Config | None = None) -> dict[str, Metric]:

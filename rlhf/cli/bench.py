@@ -121,9 +121,9 @@ def measure(config: Config, console: Console) -> None:
         },
     }  # fmt: skip
     console.print(build_table(found))
-    place = Path(config.output_root) / "bench" / file_name(config, found)
-    write_json(place, found | environment(config))
-    console.print(f"{place}", soft_wrap=True)
+    directory = Path(config.output_root) / "bench" / file_name(config, found)
+    write_json(directory, found | environment(config))
+    console.print(f"{directory}", soft_wrap=True)
 
 
 def list_variants(config: Config) -> tuple[dict[str, Config], dict[str, str]]:
@@ -163,9 +163,9 @@ def compare_variants(config: Config, configs: dict[str, Config]) -> "dict[str, M
     from rlhf.stages.bench.run import benchmarked_stages
 
     optional = [] if config.bench.engines else [name for name in configs if name not in (BASELINE, "ours")]
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as directory:
         (rounds,) = benchmarked_stages(config).values()
-        return compare(configs, lambda: rounds(config, Path(place) / "random"), config.bench.repeats, optional)
+        return compare(configs, lambda: rounds(config, Path(directory) / "random"), config.bench.repeats, optional)
 
 
 def measure_stages(config: Config) -> "dict[str, Measured]":
@@ -176,10 +176,10 @@ def measure_stages(config: Config) -> "dict[str, Measured]":
     from rlhf.stages.bench.run import benchmarked_stages
 
     found: dict[str, Measured] = {}
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as directory:
         for name, rounds in benchmarked_stages(config).items():
             try:
-                with rounds(config, Path(place) / "random") as make_round:
+                with rounds(config, Path(directory) / "random") as make_round:
                     once = {name: make_round(config)}
                     found[name] = Measured(interleave(once, config.bench.repeats, False)[name])
             except (Failed, torch.OutOfMemoryError):

@@ -290,7 +290,7 @@ def check_tasks(tasks: list[Task], waiting: list[Task]) -> None:
     for task in tasks:
         checks: list[Callable[[], None]] = [partial(check_done, task.node.directory, task.key in needed)]
         if task in waiting:
-            checks = [*list_checks(task), *(partial(check_done, place, True) for place in input_paths(task, known))]
+            checks = [*list_checks(task), *(partial(check_done, directory, True) for directory in input_paths(task, known))]
         problems += [(", ".join(task.points), error) for error in collect_problems(checks)]
     if problems:
         raise Invalid(problems, len({name for task in tasks for name in task.points}))

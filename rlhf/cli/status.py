@@ -43,19 +43,19 @@ FIX = "give an output_root, or a sweep, a run or a stage in it"
 class Watch:
     """Looks at a directory again and again; remembers finished stages, and for a while what SLURM said."""
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
+    def __init__(self, root: Path) -> None:
+        self.root = root
         self.finished: dict[str, Stage] = {}
         self.jobs: dict[str, tuple[str, ...]] | None = None
         self.asked: tuple[float, list[str]] = (-math.inf, [])
 
     def look(self) -> View:
         """Return the state now. Raises ConfigError where there is nothing to show."""
-        found = find(self.place)
+        found = find(self.root)
         sweeps = found.sweeps
         stages = []
-        for name, place in found.stages.items():
-            stage = self.finished.get(name) or read_stage(name, StageDirectory(place), found.told)
+        for name, path in found.stages.items():
+            stage = self.finished.get(name) or read_stage(name, StageDirectory(path), found.told)
             if stage.state == "done":
                 self.finished[name] = stage
             users = [point for points in sweeps.values() for point, names in points.items() if name in names]
@@ -82,16 +82,16 @@ class Found:
     told: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def find(place: Path) -> Found:
+def find(path: Path) -> Found:
     """Return what lies in a stage, a point, a run, a sweep or a whole output directory."""
-    if not place.is_dir():
-        raise ConfigError("DIR", place, "there is no such directory", FIX)
-    name, found = place.resolve().name, Found()
-    if NAME.fullmatch(name) or StageDirectory(place).begun:
-        return Found(stages={name: place})
-    # The links of a point may dangle, so what is in `place` itself comes last and replaces them.
-    holders = [place]
-    for sweep in [place, *children(place / "sweeps")]:
+    if not path.is_dir():
+        raise ConfigError("DIR", path, "there is no such directory", FIX)
+    name, found = path.resolve().name, Found()
+    if NAME.fullmatch(name) or StageDirectory(path).begun:
+        return Found(stages={name: path})
+    # The links of a point may dangle, so what is in `path` itself comes last and replaces them.
+    holders = [path]
+    for sweep in [path, *children(path / "sweeps")]:
         points = [child for child in children(sweep) if (child / "summary.json").is_file()]
         if points:
             found.sweeps[sweep.resolve().name] = {point.name: list(stages_in(point)) for point in points}
@@ -101,18 +101,18 @@ def find(place: Path) -> Found:
         found.stages |= stages_in(holder)
         found.told |= told_of_stages(holder)
     if not found.stages and not found.sweeps:
-        raise ConfigError("DIR", place, "it holds no stages", FIX)
+        raise ConfigError("DIR", path, "it holds no stages", FIX)
     return found
 
 
-def children(place: Path) -> list[Path]:
+def children(path: Path) -> list[Path]:
     """Return what is in a directory, by name; nothing if it is none."""
-    return sorted(place.iterdir()) if place.is_dir() else []
+    return sorted(path.iterdir()) if path.is_dir() else []
 
 
-def stages_in(place: Path) -> dict[str, Path]:
+def stages_in(path: Path) -> dict[str, Path]:
     """Return the stages that a directory holds or links."""
-    return {child.name: child for child in [*children(place), *children(place / "stages")] if NAME.fullmatch(child.name)}
+    return {child.name: child for child in [*children(path), *children(path / "stages")] if NAME.fullmatch(child.name)}
 
 
 def told_of_stages(point: Path) -> dict[str, dict[str, Any]]:

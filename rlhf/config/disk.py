@@ -15,5 +15,5 @@ def disk_problem(error: OSError, directory: Path) -> str:
     path, said = Path(error.filename or directory), error.strerror or str(error)
     if error.errno not in FULL:
         return f"{said}: {path}"
-    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     return f"{said}: {path} ({shutil.disk_usage(there).free / 2**20:.1f} MiB are free there)"

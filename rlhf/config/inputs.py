@@ -58,11 +58,11 @@ def check_files(key: str, paths: str | list[str] | None) -> Iterator[ConfigError
 
 def describe_no_files(path: str | None) -> tuple[str, str]:
     """Return why a path names no file of records, and what to give instead."""
-    place = None if path is None else Path(path).expanduser()
-    if place is None or not place.is_dir():
+    directory = None if path is None else Path(path).expanduser()
+    if directory is None or not directory.is_dir():
         fix = "give a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or a pattern that matches some"
         return "there is no such file", fix
-    splits = read_json(place / "dataset_dict.json").get("splits")
+    splits = read_json(directory / "dataset_dict.json").get("splits")
     if isinstance(splits, list) and splits:
         return f"it holds the splits {', '.join(map(str, splits))}", f"give one of them, as {path}/{splits[0]}"
     return "it is a directory that no data set was saved to", f"give the files in it by a pattern, as {path}/*.jsonl"
@@ -87,14 +87,14 @@ def find_files(path: str) -> list[Path]:
     """Return the file of this name, whatever characters it holds; or the Arrow files of a directory that a data set was
     saved to (`Dataset.save_to_disk`); or else the files that match it as a pattern (`*`, `?`, `[...]`, `**`), in the order
     of their names."""
-    place = Path(path).expanduser()
-    if place.is_file():
-        return [place]
-    if place.is_dir():
-        listed = read_json(place / "state.json").get("_data_files")
+    location = Path(path).expanduser()
+    if location.is_file():
+        return [location]
+    if location.is_dir():
+        listed = read_json(location / "state.json").get("_data_files")
         names = [item.get("filename") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
-        return [place / name for name in names if isinstance(name, str)]
-    return sorted(Path(found) for found in glob(str(place), recursive=True) if Path(found).is_file())
+        return [location / name for name in names if isinstance(name, str)]
+    return sorted(Path(found) for found in glob(str(location), recursive=True) if Path(found).is_file())
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -113,17 +113,17 @@ def is_hub_id(path: str | None) -> bool:
 
 def directory_problem(path: str, gguf_file: str | None = None) -> str | None:
     """Why a path holds no model that can be loaded; None if it may, or if it may be a hub id."""
-    place = Path(path).expanduser()
-    if not place.exists():
+    location = Path(path).expanduser()
+    if not location.exists():
         typed = path.startswith(("/", "./", "../", "~", "outputs/"))
         return "there is no such directory" if typed else None
-    if not place.is_dir():
+    if not location.is_dir():
         return "it is a file"
-    place = find_model(place)
-    if gguf_file is not None or (place / "adapter_config.json").is_file():
+    location = find_model(location)
+    if gguf_file is not None or (location / "adapter_config.json").is_file():
         return None
     try:
-        settings = json.loads((place / "config.json").read_text())
+        settings = json.loads((location / "config.json").read_text())
     except OSError:
         return "it cannot be loaded: it holds no config.json"
     except (ValueError, RecursionError):
@@ -165,9 +165,9 @@ def check_unread(config: Config) -> Iterator[ConfigError]:
             yield ConfigError(key, value, f"{source} does not read it", f"set {wanted}, or leave it out")
     for group in ("model", "reward_model"):
         model = getattr(config, group)
-        place = model.path is not None and Path(model.path).expanduser().is_dir()
-        if model.revision is not None and (model.path is None or place):
-            problem = "a directory has no revisions" if place else "there is no hub model it could be of"
+        is_directory = model.path is not None and Path(model.path).expanduser().is_dir()
+        if model.revision is not None and (model.path is None or is_directory):
+            problem = "a directory has no revisions" if is_directory else "there is no hub model it could be of"
             fix = f"give a hub id as {group}.path, or leave it out"
             yield ConfigError(f"{group}.revision", model.revision, problem, fix)
 

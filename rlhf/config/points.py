@@ -272,15 +272,17 @@ class Composer:
         configure_log(config.hydra.job_logging, config.hydra.verbose)
         if config.hydra.output_subdir is None:
             return
-        place = job.directory / str(config.hydra.output_subdir)
-        place.mkdir(parents=True, exist_ok=True)
+        directory = job.directory / str(config.hydra.output_subdir)
+        directory.mkdir(parents=True, exist_ok=True)
         files = {
             "hydra": HydraConfig.instance().cfg,
             "overrides": config.hydra.overrides.task,
             "config": drop_hydra_words(config),
         }
         for name, values in files.items():
-            (place / f"{name}.yaml").write_text(to_yaml(OmegaConf.to_container(values, resolve=False)), encoding="utf-8")
+            (directory / f"{name}.yaml").write_text(
+                to_yaml(OmegaConf.to_container(values, resolve=False)), encoding="utf-8"
+            )
 
 
 def compose_config(*overrides: str) -> Config:

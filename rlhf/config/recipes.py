@@ -81,14 +81,14 @@ def read_own_facts(path: str, revision: str | None, gguf_file: str | None, direc
     None if there is no config.json within reach: such a model is refused before it is used."""
     if name := find_entry(path, directory):
         return read_facts(name, (directory,))
-    place = find_model(Path(path).expanduser())
-    if place.is_dir():
+    location = find_model(Path(path).expanduser())
+    if location.is_dir():
         if gguf_file is not None:
-            file = place / gguf_file
+            file = location / gguf_file
             return ModelFacts(None, "other", file.stat().st_size) if file.is_file() else None  # about a byte a weight
-        if base := read_json(place / "adapter_config.json").get("base_model_name_or_path"):
+        if base := read_json(location / "adapter_config.json").get("base_model_name_or_path"):
             return read_own_facts(str(base), None, None, directory)
-        return facts_of(read_json(place / "config.json"), directory)
+        return facts_of(read_json(location / "config.json"), directory)
     if Path(path).expanduser().exists() or path.startswith(("/", "./", "../", "~", "outputs/")):
         return None
     settings = fetch_settings(path, revision)

@@ -40,14 +40,14 @@ def type_problems(values: dict[str, Any], schema: Any = Config, prefix: str = ""
 
 
 def value_problems(key: str, value: Any, kind: Any) -> Iterator[ConfigError]:
-    """Find what is wrong with the value of one key of type `kind`, each item of a list by its place."""
+    """Find what is wrong with the value of one key of type `kind`, each item of a list by its index."""
     expected = without_none(kind)
     origin = get_origin(expected) or expected
     if kind is Any or (value is None and expected is not kind):
         return
     if origin is list and isinstance(value, list):
-        for place, item in enumerate(value):
-            yield from value_problems(f"{key}[{place}]", item, get_args(expected)[0])
+        for index, item in enumerate(value):
+            yield from value_problems(f"{key}[{index}]", item, get_args(expected)[0])
     elif origin is dict and isinstance(value, dict):
         for name, item in value.items():
             if not isinstance(item, str | int | float | NoneType):

@@ -63,8 +63,8 @@ def save_model(
         # At ZeRO 3 a weight that the last forward pass has begun to gather ahead cannot be gathered by itself.
         engine.empty_partition_cache()
     if lora.rank > 0:
-        place = adapter_directory(directory) if lora.save_merged else directory
-        with replace_directory(place) as unfinished:
+        path = adapter_directory(directory) if lora.save_merged else directory
+        with replace_directory(path) as unfinished:
             write_adapter(engine, unfinished, read)
             write_texts(tokenizer, card, unfinished)
     if lora.rank == 0 or lora.save_merged:

@@ -37,36 +37,36 @@ def checkpoint_name(step: int, phase: str | None) -> str:
 
 def checkpoint_dirs(directory: Path) -> list[Path]:
     """Return the checkpoints of a stage's directory, the newest first; unfinished ones are not among them."""
-    found = (directory / "checkpoints").glob("step-*")
-    return sorted((place for place in found if (place / MANIFEST).is_file()), key=seconds_since, reverse=True)
+    found = [path for path in (directory / "checkpoints").glob("step-*") if (path / MANIFEST).is_file()]
+    return sorted(found, key=sort_key, reverse=True)
 
 
-def seconds_since(place: Path) -> tuple[int, str]:
-    """Return what checkpoints are sorted by: their step (of more than six digits, in the end), then their phase."""
-    return int(place.name.split("-")[1]), place.name
+def sort_key(checkpoint: Path) -> tuple[int, str]:
+    """Return the key that sorts checkpoints by age: the step (it may have more than six digits), then the phase."""
+    return int(checkpoint.name.split("-")[1]), checkpoint.name
 
 
-def partial_dirs(directory: Path, name: str) -> Path:
+def partial_dir(directory: Path, name: str) -> Path:
     """Where a checkpoint is written before it is whole."""
     return directory / "checkpoints" / f".{name}.partial"
 
 
 def publish(directory: Path, name: str, manifest: Manifest, keep: int) -> None:
     """Make a written checkpoint the newest one, and remove all but the last `keep`."""
-    unfinished, place = partial_dirs(directory, name), directory / "checkpoints" / name
+    unfinished, checkpoint = partial_dir(directory, name), directory / "checkpoints" / name
     content = asdict(manifest)
     write_json(unfinished / MANIFEST, {"digest": digest(content), **content})
-    shutil.rmtree(place, ignore_errors=True)
-    os.replace(unfinished, place)
-    sync_directory(place.parent)  # before the older ones go
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    os.replace(unfinished, checkpoint)
+    sync_directory(checkpoint.parent)  # before the older ones go
     for old in checkpoint_dirs(directory)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def read_manifest(place: Path) -> Manifest:
+def read_manifest(checkpoint: Path) -> Manifest:
     """Return a checkpoint's manifest. Raises ValueError if it is damaged."""
     try:
-        content = parse_json((place / MANIFEST).read_text())
+        content = parse_json((checkpoint / MANIFEST).read_text())
         known = content.pop("digest")
         manifest = Manifest(**content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -76,10 +76,10 @@ def read_manifest(place: Path) -> Manifest:
     return manifest
 
 
-def integrity_error(place: Path, names: list[str], manifest: Manifest) -> str | None:
+def integrity_error(checkpoint: Path, names: list[str], manifest: Manifest) -> str | None:
     """Return what is wrong with some of a checkpoint's files; None if nothing is."""
     for name in names:
-        file = place / name
+        file = checkpoint / name
         if not file.is_file():
             return f"{name} is missing"
         size, known = manifest.files[name]
@@ -92,9 +92,9 @@ def integrity_error(place: Path, names: list[str], manifest: Manifest) -> str | 
 
 def find_layout(directory: Path) -> tuple[Path, dict[str, Any]] | None:
     """Find the newest sound checkpoint, and the keys with which it was saved that decide what each rank keeps."""
-    for place in checkpoint_dirs(directory):
+    for checkpoint in checkpoint_dirs(directory):
         with contextlib.suppress(ValueError):  # whoever resumes reports it and takes the one before
-            return place, read_manifest(place).layout
+            return checkpoint, read_manifest(checkpoint).layout
     return None
 
 
@@ -103,11 +103,11 @@ def check_layout(directory: Path, config: Config, stage: str) -> None:
     found = find_layout(directory)
     if found is None:
         return
-    place, saved = found
+    checkpoint, saved = found
     for key, value in shard_layout(config, stage).items():
         if saved.get(key) != value:
             raise ConfigError(
-                key, value, f"{place} was saved with {saved.get(key)}",
+                key, value, f"{checkpoint} was saved with {saved.get(key)}",
                 f"resume with {key}={saved.get(key)}, or train the stage anew with checkpoint.resume=false",
             )  # fmt: skip
 
@@ -115,9 +115,9 @@ def check_layout(directory: Path, config: Config, stage: str) -> None:
 def remove_partial(directory: Path) -> None:
     """Remove what a killed attempt has half written or half removed: it may be as large as a checkpoint."""
     whole = checkpoint_dirs(directory)
-    for place in (directory / "checkpoints").glob("*"):
-        if place not in whole:
-            shutil.rmtree(place, ignore_errors=True)
+    for checkpoint in (directory / "checkpoints").glob("*"):
+        if checkpoint not in whole:
+            shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def remove_all(directory: Path) -> None:

@@ -29,7 +29,7 @@ def check_directories(points: list[Point]) -> None:
         key = "hydra.sweep.subdir" if point.swept else "hydra.run.dir"
         check_ours(point.directory, root, key, read_summary(point.directory) is not None)
     for sweep in dict.fromkeys(point.directory.parent for point in points if point.swept):
-        holds_points = any(read_summary(place) is not None for place in sweep.glob("*"))
+        holds_points = any(read_summary(path) is not None for path in sweep.glob("*"))
         check_ours(sweep, root, "hydra.sweep.dir", holds_points)
 
 
@@ -57,7 +57,7 @@ def check_ours(directory: Path, output_root: Path, key: str, known: bool) -> Non
     homes = [output_root.resolve() / name for name in ("runs", "sweeps")]
     if known or any(home in directory.resolve().parents for home in homes) or not directory.exists():
         return
-    if directory.is_dir() and {place.name for place in directory.iterdir()} <= HYDRAS:
+    if directory.is_dir() and {path.name for path in directory.iterdir()} <= HYDRAS:
         return
     problem = "it holds other files" if directory.is_dir() else "it is a file"
     raise ConfigError(key, directory, problem, f"leave {key} as it is, or give a new or an empty directory")

@@ -98,22 +98,22 @@ def content_id(path: str | None, key: str = "path") -> str | None:
     """
     if path is None:
         return None
-    place = Path(path).expanduser()
-    if not place.exists():
+    location = Path(path).expanduser()
+    if not location.exists():
         return path
-    if place.is_dir():
-        for stage in (place, place.parent if place.name == "model" else place):
+    if location.is_dir():
+        for stage in (location, location.parent if location.name == "model" else location):
             known = stated_fingerprint(stage, path, key)
             if known is not None:
                 check_unchanged(stage / "model", path, key)
                 return known
-        check_unchanged(place, path, key)
-    if place.is_file():
-        return hash_files([file_digest(place.absolute())])
+        check_unchanged(location, path, key)
+    if location.is_file():
+        return hash_files([file_digest(location.absolute())])
     digest = hashlib.sha256()
-    for file in sorted(p for p in place.rglob("*") if p.is_file()):
+    for file in sorted(p for p in location.rglob("*") if p.is_file()):
         digest.update(f"{file.name}:{file.stat().st_size}:".encode() + sample(file))
-    if (base := base_of_adapters(place)) is not None:
+    if (base := base_of_adapters(location)) is not None:
         digest.update(str(content_id(base, key)).encode())
     return digest.hexdigest()
 
@@ -187,13 +187,13 @@ def changed_file(key: str, value: Any, planned: str, found: str) -> ConfigError:
     return ConfigError(key, value, problem, "restore the file, or begin anew with the new one")
 
 
-def base_of_adapters(place: Path) -> str | None:
-    """Return the directory that PEFT's adapters at `place` name as the model that they belong to, if they name one."""
+def base_of_adapters(path: Path) -> str | None:
+    """Return the directory that PEFT's adapters at `path` name as the model that they belong to, if they name one."""
     try:
-        named = parse_json((place / "adapter_config.json").read_text())["base_model_name_or_path"]
+        named = parse_json((path / "adapter_config.json").read_text())["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return named if isinstance(named, str) and Path(named).is_dir() and Path(named) != place else None
+    return named if isinstance(named, str) and Path(named).is_dir() and Path(named) != path else None
 
 
 def stated_fingerprint(stage: Path, path: str, key: str) -> str | None:

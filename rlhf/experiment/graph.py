@@ -55,21 +55,21 @@ def find_node(config: Config, stage: str, known: dict[tuple[str, Changes], Node]
         return known[stage, changes]
     config = with_keys(config, dict(changes))
     identities: dict[str, str] = {}
-    places: dict[str, str] = {}
+    paths: dict[str, str] = {}
     parents: list[str] = []
     for given in kind_of(stage).find_inputs(config):
         name, value = given.name, get_key(config, given.key)
         if value is None and given.stage is not None:
             parent = find_parent(config, given, known)
-            identities[name], places[name] = parent.fingerprint, str(parent.directory.model)
+            identities[name], paths[name] = parent.fingerprint, str(parent.directory.model)
             parents.append(parent.fingerprint)
         elif given.stage is None and value in identities:
             identities[name] = f"{value} {identities[value]}"
         else:
-            identities[name], places[name] = str(content_id(value, given.key)), model_path(value)
-    digest = fingerprint(resolve_for_stage(config, stage, places), stage, identities)
+            identities[name], paths[name] = str(content_id(value, given.key)), model_path(value)
+    digest = fingerprint(resolve_for_stage(config, stage, paths), stage, identities)
     directory = StageDirectory(stage_path(config.output_root, stage, digest))
-    found = Node(stage, digest, directory, places, tuple(parents), data_files(config, stage), changes)
+    found = Node(stage, digest, directory, paths, tuple(parents), data_files(config, stage), changes)
     return known.setdefault((stage, changes), found)
 
 

@@ -41,7 +41,7 @@ def digest(content: dict[str, Any]) -> str:
 def describe_models(stage: Path) -> dict[str, Any]:
     """Return the manifest of a stage's directory: the size and SHA-256 of every file of its models, each on the disk. Cards
     are left out, since people write in them."""
-    models = sorted(place for place in stage.iterdir() if is_model(place)) if stage.is_dir() else []
+    models = sorted(path for path in stage.iterdir() if is_model(path)) if stage.is_dir() else []
     files = [file for model in models for file in sorted(model.rglob("*")) if file.is_file() and file.suffix != ".md"]
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(file_digest, files)
@@ -49,22 +49,22 @@ def describe_models(stage: Path) -> dict[str, Any]:
     return {"digest": digest(content), **content}
 
 
-def is_model(place: Path) -> bool:
+def is_model(path: Path) -> bool:
     """Whether a directory holds a saved model, or adapters."""
-    return place.suffix != ".partial" and any((place / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return path.suffix != ".partial" and any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def known_files(model: Path) -> dict[str, list[Any]] | None:
     """Return the sizes and checksums of a model's files, by their names in its directory, as the stage that saved it noted
     them; None if no stage did. Raises ValueError if the stage's manifest is damaged."""
-    place = model.resolve()
-    file = place.parent / MANIFEST
-    if not (file.is_file() and is_finished_stage(place.parent)):
+    path = model.resolve()
+    file = path.parent / MANIFEST
+    if not (file.is_file() and is_finished_stage(path.parent)):
         return None
     try:
         content = parse_json(file.read_text())
         stated = content.pop("digest")
-        prefix = f"{place.name}/"
+        prefix = f"{path.name}/"
         known = {name.removeprefix(prefix): list(e) for name, e in content["files"].items() if name.startswith(prefix)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} cannot be read ({error})") from error

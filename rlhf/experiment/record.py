@@ -30,11 +30,11 @@ def write_record(point: Point, outcomes: dict[str, Outcome], plans: Mapping[str,
     # The same command writes them again: a thousand points need not wait for the disk.
     write_atomic(point.directory / "config.yaml", to_yaml(asdict(point.config)), durable=False)
     names = {node.directory.path.name for node in point.stages}
-    for place in (point.directory / "stages").glob("*"):
-        if place.is_symlink() and place.name not in names:
-            place.unlink()  # of what a point of this name was before
+    for path in (point.directory / "stages").glob("*"):
+        if path.is_symlink() and path.name not in names:
+            path.unlink()  # of what a point of this name was before
     for node in point.stages:
-        link_stages(point.directory / "stages" / node.directory.path.name, node.directory.path)
+        link_stage(point.directory / "stages" / node.directory.path.name, node.directory.path)
     at_once = count_slots(point.config)
     summary = {"point": point.name, "overrides": point.overrides, "state": state, "at_once": at_once, "stages": stages}
     summary |= {"members": {name: entries[name] for name in sorted(members)}} if members else {}
@@ -53,8 +53,8 @@ def summary_entry(node: Node, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def link_stages(place: Path, target: Path) -> None:
-    """Link the stages relatively, so that the whole output directory can be moved."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if not place.is_symlink():
-        place.symlink_to(os.path.relpath(target, place.parent))
+def link_stage(link: Path, target: Path) -> None:
+    """Link a stage relatively, so that the whole output directory can be moved."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(os.path.relpath(target, link.parent))

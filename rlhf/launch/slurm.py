@@ -37,8 +37,8 @@ def submit(tasks: list[Task], console: Console) -> dict[str, Outcome]:
     what SLURM refuses."""
     config = tasks[0].config
     check_options(config.launcher)
-    place = Path(config.output_root).absolute() / "slurm"
-    with hold(place, config.launcher.lock_timeout_s, waiting=console.print):
+    directory = Path(config.output_root).absolute() / "slurm"
+    with hold(directory, config.launcher.lock_timeout_s, waiting=console.print):
         alive = list_active_jobs()
         jobs = {task.key: job for task in tasks if (job := task.node.directory.status().get("job")) in alive}
         for task in tasks:
@@ -46,23 +46,21 @@ def submit(tasks: list[Task], console: Console) -> dict[str, Outcome]:
                 console.print(f"{task.node.directory.path}: queued before, job {jobs[task.key]}", soft_wrap=True)
         # A job that ended since the plan was made is not in the queue, and has left its result.
         for group in groups([task for task in tasks if task.key not in jobs and not task.node.directory.done]):
-            check_turn(place)
-            for task, job in zip(group, submit_group(group, jobs, place), strict=True):
+            check_turn(directory)
+            for task, job in zip(group, submit_group(group, jobs, directory), strict=True):
                 jobs[task.key] = job
                 console.print(f"{task.node.directory.path}: job {job}", soft_wrap=True)
     if config.launcher.wait:
-        return follow(tasks, jobs, place, console)
+        return follow(tasks, jobs, directory, console)
     console.print("submitted; `python -m rlhf status` shows how far they are", highlight=False)
-    return {
-        task.key: Outcome("queued", f"job {job}", log_of(place, job)) if (job := jobs.get(task.key)) else Outcome("done")
-        for task in tasks
-    }
+    submitted = {key: Outcome("queued", f"job {job}", log_of(directory, job)) for key, job in jobs.items()}
+    return {task.key: submitted.get(task.key, Outcome("done")) for task in tasks}
 
 
-def check_turn(place: Path) -> None:
+def check_turn(directory: Path) -> None:
     """Make sure that no other process submits meanwhile. Raises ConfigError."""
     try:
-        check(place)
+        check(directory)
     except LockLost as lost:
         fix = "type the command again: what is queued is not submitted twice"
         raise ConfigError("launcher", "slurm", str(lost), fix) from lost
@@ -77,16 +75,16 @@ def groups(tasks: list[Task]) -> list[list[Task]]:
     return list(found.values())
 
 
-def submit_group(group: list[Task], jobs: dict[str, str], place: Path) -> list[str]:
+def submit_group(group: list[Task], jobs: dict[str, str], directory: Path) -> list[str]:
     """Submit one job, or an array; returns the ids."""
     import submitit
 
     config = group[0].config
-    agents = [Agent(write_job_spec(build_spec(task.node, task.config, task.planned), place)) for task in group]
+    agents = [Agent(write_job_spec(build_spec(task.node, task.config, task.planned), directory)) for task in group]
     needs = [jobs[parent] for parent in group[0].parents if parent in jobs]
-    executor = submitit.AutoExecutor(folder=place / "logs", cluster="slurm")
+    executor = submitit.AutoExecutor(folder=directory / "logs", cluster="slurm")
     executor.update_parameters(
-        **job_parameters(group[0], needs, package_copy(place) if config.launcher.snapshot else package())
+        **job_parameters(group[0], needs, package_copy(directory) if config.launcher.snapshot else package())
     )
     for task in group:
         task.node.directory.set_status(
@@ -141,22 +139,22 @@ def job_parameters(task: Task, needs: list[str], code: Path) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def write_job_spec(spec: Spec, place: Path) -> Path:
+def write_job_spec(spec: Spec, directory: Path) -> Path:
     """Return the frozen stage that a job reads."""
-    file = place / "specs" / f"{Path(spec.directory).name}.json"
+    file = directory / "specs" / f"{Path(spec.directory).name}.json"
     write_json(file, asdict(spec), private=True)
     return file
 
 
-def setup_lines(lines: list[str], place: Path) -> list[str]:
+def setup_lines(lines: list[str], directory: Path) -> list[str]:
     """Return the shell lines for a job's script. SLURM keeps the script where others may read it, so a line with a secret
     stands in a file that its owner alone can read, and the script reads that."""
-    return [line if mask(line) == line else f". {shlex.quote(str(write_setup(line, place)))}" for line in lines]
+    return [line if mask(line) == line else f". {shlex.quote(str(write_setup(line, directory)))}" for line in lines]
 
 
-def write_setup(line: str, place: Path) -> Path:
+def write_setup(line: str, directory: Path) -> Path:
     """Write a shell line into a private file of its own."""
-    file = place / "setup" / f"{hashlib.sha256(line.encode()).hexdigest()[:12]}.sh"
+    file = directory / "setup" / f"{hashlib.sha256(line.encode()).hexdigest()[:12]}.sh"
     write_atomic(file, line + "\n", private=True)
     return file
 
@@ -173,11 +171,11 @@ def package() -> Path:
     return Path(__file__).resolve().parents[2]
 
 
-def package_copy(place: Path) -> Path:
+def package_copy(directory: Path) -> Path:
     """Return a directory with a copy of the package as it is now; one for each state of it."""
     from rlhf.experiment.fingerprint import code_hash
 
-    copy = place / "code" / code_hash()[:12]
+    copy = directory / "code" / code_hash()[:12]
     if not copy.exists():
         unfinished = copy.with_name(f".{uuid.uuid4().hex}")
         shutil.copytree(package() / "rlhf", unfinished / "rlhf", ignore=shutil.ignore_patterns("__pycache__"))
@@ -198,12 +196,12 @@ def list_active_jobs() -> set[str]:
     return set(done.stdout.split())
 
 
-def log_of(place: Path, job: str) -> Path:
+def log_of(directory: Path, job: str) -> Path:
     """Return the log of a job's first node."""
-    return place / "logs" / f"{job}_0_log.out"
+    return directory / "logs" / f"{job}_0_log.out"
 
 
-def follow(tasks: list[Task], jobs: dict[str, str], place: Path, console: Console) -> dict[str, Outcome]:
+def follow(tasks: list[Task], jobs: dict[str, str], directory: Path, console: Console) -> dict[str, Outcome]:
     """Wait until every stage is done or no job is left that would do it."""
     outcomes: dict[str, Outcome] = {}
     known, last_seen = {task.key: task for task in tasks}, dict.fromkeys(jobs, time.monotonic())
@@ -218,11 +216,11 @@ def follow(tasks: list[Task], jobs: dict[str, str], place: Path, console: Consol
                 last_seen[task.key] = time.monotonic()
                 continue
             else:
-                ended = has_failed(task, jobs[task.key], outcomes, known, place)
+                ended = read_outcome(task, jobs[task.key], outcomes, known, directory)
                 if ended is None and time.monotonic() - last_seen[task.key] < GONE_S:
                     continue
                 outcomes[task.key] = ended or Outcome(
-                    "failed", f"job {jobs[task.key]} has gone", log_of(place, jobs[task.key])
+                    "failed", f"job {jobs[task.key]} has gone", log_of(directory, jobs[task.key])
                 )
             outcome = outcomes[task.key]
             console.print(f"{task.node.directory.path}: {outcome.state} {outcome.reason or ''}", soft_wrap=True)
@@ -231,11 +229,13 @@ def follow(tasks: list[Task], jobs: dict[str, str], place: Path, console: Consol
     return outcomes
 
 
-def has_failed(task: Task, job: str, outcomes: dict[str, Outcome], known: dict[str, Task], place: Path) -> Outcome | None:
-    """How a stage ended whose job has left the queue without a result; None if its directory does not tell (yet)."""
+def read_outcome(
+    task: Task, job: str, outcomes: dict[str, Outcome], known: dict[str, Task], directory: Path
+) -> Outcome | None:
+    """Find out how a stage ended whose job has left the queue without a result; None if its directory does not tell yet."""
     status = task.node.directory.status()
     if blocked := blocked_by(task, outcomes, known):
         return Outcome("skipped", blocked)
     if status.get("state") in ("failed", "stopped"):
-        return Outcome(str(status["state"]), str(status.get("reason")), log_of(place, job))
+        return Outcome(str(status["state"]), str(status.get("reason")), log_of(directory, job))
     return None

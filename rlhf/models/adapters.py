@@ -47,9 +47,9 @@ def record_base(settings: Any, commit: str | None, directory: Path) -> None:
     write_json(directory / BASE, {"path": str(base), "relative": relative, "content": weights_digest(base)})
 
 
-def are_adapters(place: Path) -> bool:
+def are_adapters(path: Path) -> bool:
     """Whether adapters are all that a directory holds."""
-    return (place / "adapter_config.json").is_file() and not (place / "config.json").is_file()
+    return (path / "adapter_config.json").is_file() and not (path / "config.json").is_file()
 
 
 def adapter_base(source: Source) -> Source | None:
@@ -57,12 +57,12 @@ def adapter_base(source: Source) -> Source | None:
 
     Raises ConfigError if that model is not there, or if another one is there.
     """
-    place = Path(source.place)
-    if not are_adapters(place):
+    directory = Path(source.name_or_path)
+    if not are_adapters(directory):
         return None
     try:
-        stated = parse_json((place / "adapter_config.json").read_text())
-        noted = parse_json((place / BASE).read_text()) if (place / BASE).is_file() else {}
+        stated = parse_json((directory / "adapter_config.json").read_text())
+        noted = parse_json((directory / BASE).read_text()) if (directory / BASE).is_file() else {}
         named, revision = stated.get("base_model_name_or_path"), stated.get("revision")
         content, relative = noted.get("content"), noted.get("relative")
     except (OSError, ValueError, AttributeError) as error:
@@ -70,7 +70,7 @@ def adapter_base(source: Source) -> Source | None:
         raise ConfigError(source.key, source.path, problem, "copy them again") from error
     if not isinstance(named, str) or not named:
         raise ConfigError(source.key, source.path, "its adapters do not say which model they belong to", "merge them first")
-    paths = [Path(named).expanduser(), *([place / relative] if relative else [])]
+    paths = [Path(named).expanduser(), *([directory / relative] if relative else [])]
     there = [path for path in paths if path.is_dir()]
     if not there and content is None and not Path(named).is_absolute():
         return Source(named, source.key, revision, source.trust_remote_code)
@@ -79,9 +79,8 @@ def adapter_base(source: Source) -> Source | None:
         problem = f"the model that its adapters were trained on is not at {named}"
         if there:
             problem = f"{there[0]} is not the model that its adapters were trained on"
-        fix = (
-            f"put that model there, or give a copy of {place} whose adapter_config.json names it (base_model_name_or_path)"
-        )
+        copy = f"a copy of {directory} whose adapter_config.json names it (base_model_name_or_path)"
+        fix = f"put that model there, or give {copy}"
         raise ConfigError(source.key, source.path, problem, fix)
     return Source(str(found), source.key, None, source.trust_remote_code)
 
@@ -90,6 +89,6 @@ def check_new_adapters(config: Config, key: str, source: Source) -> None:
     """Refuse new adapters that will be saved by themselves but start from adapters, since the model that these are merged
     into is on no disk. `key` is the group of the new ones."""
     lora = getattr(config, key)
-    if lora.rank > 0 and not lora.save_merged and are_adapters(Path(source.place)):
+    if lora.rank > 0 and not lora.save_merged and are_adapters(Path(source.name_or_path)):
         problem = f"{source.path} holds adapters, which new adapters by themselves would leave out"
         raise ConfigError(f"{key}.save_merged", False, problem, f"set {key}.save_merged=true")

@@ -38,9 +38,9 @@ class SlotMask:
         held = held_tokens(lengths, size)
         self.mask[:size] = (self.indices >= end - held[:, None]) & (self.indices < end)
 
-    def add(self, rows: int, place: Tensor) -> None:
-        """Add a token to each of the first `rows` rows, in the slot `place` [1]."""
-        self.mask[:rows].index_fill_(1, place, True)
+    def add(self, rows: int, slot: Tensor) -> None:
+        """Add a token to each of the first `rows` rows, in the slot `slot` [1]."""
+        self.mask[:rows].index_fill_(1, slot, True)
 
     def move(self, kept: Tensor) -> None:
         """Move the rows `kept` to the front."""
@@ -68,7 +68,7 @@ class Runs:
         self.runs[0, 0, STARTS, :size] = self.numbers[:size] * self.slots + (end - held)
         self.runs[0, 0, LENGTHS, :size] = held
 
-    def add(self, rows: int, place: Tensor) -> None:
+    def add(self, rows: int, slot: Tensor) -> None:
         """Add a token to each of the first `rows` rows, in the slot that follows its run."""
         self.runs[0, 0, LENGTHS, :rows].add_(1)
 

@@ -17,11 +17,11 @@ from rlhf.models.source import Source
 RENAMED = {"lm_head.weight": "embed_out.weight"}
 
 
-def safetensors_names(place: Path) -> set[str] | None:
+def safetensors_names(path: Path) -> set[str] | None:
     """Return the names of the weights in a directory's safetensors files, of adapters as the plain model has them; None if
     there are none."""
-    index, single = place / "model.safetensors.index.json", place / "model.safetensors"
-    adapters = place / "adapter_model.safetensors"
+    index, single = path / "model.safetensors.index.json", path / "model.safetensors"
+    adapters = path / "adapter_model.safetensors"
     if index.is_file():
         return set(index_of_shards(index))
     if single.is_file():
@@ -36,16 +36,16 @@ class Checkpoint:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.place = local_files(source)
+        self.directory = local_files(source)
         self.files = self.index()
         self.names = set(self.files)
 
     def index(self) -> dict[str, Path]:
         """Return the file of each weight."""
         for stem in ("model.safetensors", "pytorch_model.bin"):
-            index, single = self.place / f"{stem}.index.json", self.place / stem
+            index, single = self.directory / f"{stem}.index.json", self.directory / stem
             if index.is_file():
-                return {name: self.place / file for name, file in index_of_shards(index).items()}
+                return {name: self.directory / file for name, file in index_of_shards(index).items()}
             if single.is_file():
                 return dict.fromkeys(self.open(single).keys(), single)
         raise ConfigError(
@@ -83,8 +83,8 @@ class Checkpoint:
 
 def local_files(source: Source) -> Path:
     """Return the directory of a model's files, downloaded if it is a hub id (by one rank of a machine at a time)."""
-    if Path(source.place).is_dir():
-        return Path(source.place)
+    if Path(source.name_or_path).is_dir():
+        return Path(source.name_or_path)
     from huggingface_hub import HfApi, snapshot_download
 
     try:

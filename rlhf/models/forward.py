@@ -62,11 +62,11 @@ def response_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the response tokens and, if asked for, entropies of their distributions, [B, R] in float32 and
     nats. Logits are computed for the responses only."""
-    read, places = pack_inputs(engine, ids, mask, packing), response_positions(mask, responses, packing)
-    before = (read.slots[:, -responses:] - 1).flatten()[places]
-    tokens = (ids * mask)[:, -responses:].flatten()[places]
+    read, indices = pack_inputs(engine, ids, mask, packing), response_positions(mask, responses, packing)
+    before = (read.slots[:, -responses:] - 1).flatten()[indices]
+    tokens = (ids * mask)[:, -responses:].flatten()[indices]
     found = predict_tokens(engine, read.inputs, before, tokens, temperature, entropies)
-    logprobs, entropy = (unpack_outputs(column, places, mask[:, -responses:]) for column in found)
+    logprobs, entropy = (unpack_outputs(column, indices, mask[:, -responses:]) for column in found)
     return logprobs, entropy
 
 
@@ -76,10 +76,10 @@ def target_logprobs(engine: Any, ids: Tensor, mask: Tensor, targets: Tensor, pac
     only, or with packing `none` for all tokens."""
     read = pack_inputs(engine, ids, mask, packing)
     wanted = targets if packing != "none" else torch.ones_like(targets).index_fill_(1, targets.new_zeros(1), 0)
-    places = wanted.flatten().nonzero().squeeze(1)
-    before, tokens = read.slots.flatten()[places] - 1, (ids * mask).flatten()[places]
+    indices = wanted.flatten().nonzero().squeeze(1)
+    before, tokens = read.slots.flatten()[indices] - 1, (ids * mask).flatten()[indices]
     logprobs, _ = predict_tokens(engine, read.inputs, before, tokens, 1.0, entropies=False)
-    return unpack_outputs(logprobs, places, targets)
+    return unpack_outputs(logprobs, indices, targets)
 
 
 def predict_tokens(
@@ -99,10 +99,10 @@ def predict_tokens(
 
 def response_values(engine: Any, ids: Tensor, mask: Tensor, responses: int, packing: str = "packed") -> Tensor:
     """Return the critic's value of the state before each response token, [B, R] in float32."""
-    read, places = pack_inputs(engine, ids, mask, packing), response_positions(mask, responses, packing)
+    read, indices = pack_inputs(engine, ids, mask, packing), response_positions(mask, responses, packing)
     outputs: Tensor = engine(**read.inputs)
-    before = (read.slots[:, -responses:] - 1).flatten()[places]
-    return unpack_outputs(outputs.flatten()[before], places, mask[:, -responses:])
+    before = (read.slots[:, -responses:] - 1).flatten()[indices]
+    return unpack_outputs(outputs.flatten()[before], indices, mask[:, -responses:])
 
 
 def response_scores(engine: Any, ids: Tensor, mask: Tensor, packing: str = "packed") -> Tensor:
@@ -119,9 +119,9 @@ def response_positions(mask: Tensor, responses: int, packing: str) -> Tensor:
     return (torch.ones_like(actions) if packing == "none" else actions).flatten().nonzero().squeeze(1)
 
 
-def unpack_outputs(values: Tensor, places: Tensor, like: Tensor) -> Tensor:
-    """[B, R] with values [A] at their places and 0 elsewhere."""
-    return values.new_zeros(like.numel()).index_copy(0, places, values).view_as(like)
+def unpack_outputs(values: Tensor, indices: Tensor, like: Tensor) -> Tensor:
+    """[B, R] with values [A] at their indices and 0 elsewhere."""
+    return values.new_zeros(like.numel()).index_copy(0, indices, values).view_as(like)
 
 
 def micro_batches(rows: Sequence[int], size: int, packing: str, *models: Any) -> list[list[int]]:

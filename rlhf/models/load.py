@@ -120,7 +120,7 @@ def from_pretrained(
         else:
             options = source.options | dequantization_options(source.gguf_file)
             model, report = model_class.from_pretrained(
-                source.place, config=settings, dtype=torch_dtype(config), output_loading_info=True, **options
+                source.name_or_path, config=settings, dtype=torch_dtype(config), output_loading_info=True, **options
             )
             remove_quantization_marks(model)
             missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])

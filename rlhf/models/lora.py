@@ -93,8 +93,8 @@ def merge_adapters(model: nn.Module, source: Source, zero: Zero) -> nn.Module:
         problem = "adapters cannot be merged into a model that is sharded"
         raise ConfigError(source.key, source.path, problem, "train them with lora.save_merged=true, or use zero=2")
     try:
-        adapted: Any = PeftModel.from_pretrained(model, source.place)
-        file = Path(source.place) / "adapter_model.safetensors"
+        adapted: Any = PeftModel.from_pretrained(model, source.name_or_path)
+        file = Path(source.name_or_path) / "adapter_model.safetensors"
         if file.is_file():
             names = tensor_names(file)
             needed = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))

@@ -53,13 +53,13 @@ def within_window(mask: Tensor | None, queries: int, keys: int, window: int, dev
     sees."""
     if keys <= window:
         return mask
-    places = torch.arange(keys, device=device)
+    positions = torch.arange(keys, device=device)
     own: Tensor | int
     if mask is not None and queries != keys:
-        own = (mask * places).amax(-1, keepdim=True)
+        own = (mask * positions).amax(-1, keepdim=True)
     else:
-        own = keys - 1 if queries == 1 else places[:queries, None]
-    near = (places <= own) & (places > own - window)
+        own = keys - 1 if queries == 1 else positions[:queries, None]
+    near = (positions <= own) & (positions > own - window)
     return near.expand(1, 1, queries, keys) if mask is None else mask & near
 
 

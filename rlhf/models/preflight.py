@@ -20,18 +20,18 @@ def check_source(source: Source, config: Config, scorer: bool, declared: Model |
     """Raise ConfigError for a model that cannot be used: no configuration, no weights, too few positions, no scalar head
     (`scorer`) or one where a language model is wanted, a tokenizer with more tokens than the embedding has rows, or another
     shape than `declared`. Reads no weights."""
-    place = Path(source.place)
-    if config.dry_run and not place.is_dir():
+    path = Path(source.name_or_path)
+    if config.dry_run and not path.is_dir():
         return  # nothing is asked of the hub, and nothing downloaded, to be looked at only
     base = adapter_base(source)
     settings = load_hf_config(base or source)
     shape = shape_of(settings)
-    if place.is_dir() and not any(file for pattern in WEIGHTS for file in place.glob(pattern)):
+    if path.is_dir() and not any(file for pattern in WEIGHTS for file in path.glob(pattern)):
         raise ConfigError(source.key, source.path, "the directory holds no weights", "give one with model.safetensors")
     check_positions(source, settings, config)
     check_head(source, scorer)
     check_tokenizer(source, shape["vocab_size"])
-    if problem := json_problem(place):
+    if problem := json_problem(path):
         raise ConfigError(source.key, source.path, problem, "copy or download the model again")
     if declared is not None:
         told_apart = ("num_hidden_layers", "hidden_size", "num_attention_heads")
@@ -53,7 +53,7 @@ def check_positions(source: Source, settings: Any, config: Config) -> None:
 def check_head(source: Source, scorer: bool) -> None:
     """Check that a scorer's files hold a head, and a language model's none (where the files tell without being loaded)."""
     try:
-        names = safetensors_names(Path(source.place))
+        names = safetensors_names(Path(source.name_or_path))
     except (OSError, ValueError) as error:
         problem = f"its weights cannot be read ({first_line(error)})"
         raise ConfigError(source.key, source.path, problem, "copy or download the model again") from error

@@ -24,7 +24,7 @@ class Source:
     gguf_file: str | None = None
 
     @property
-    def place(self) -> str:
+    def name_or_path(self) -> str:
         """The directory with ~ expanded, or the hub id."""
         return expand_path(self.path)
 
@@ -42,8 +42,8 @@ def source_of(model: Model, key: str) -> Source:
 
 def expand_path(path: str) -> str:
     """Return a directory with ~ expanded, or a hub id as it is."""
-    place = Path(path).expanduser()
-    return str(place) if place.exists() else path
+    expanded = Path(path).expanduser()
+    return str(expanded) if expanded.exists() else path
 
 
 def load_hf_config(source: Source) -> Any:
@@ -53,7 +53,7 @@ def load_hf_config(source: Source) -> Any:
 
     check_hub_access(source)
     try:
-        settings = AutoConfig.from_pretrained(source.place, **source.options)
+        settings = AutoConfig.from_pretrained(source.name_or_path, **source.options)
         shape_of(settings)  # images have none
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
         fix = "give a directory with config.json and weights, or a reachable hub id"
@@ -64,7 +64,7 @@ def load_hf_config(source: Source) -> Any:
 
 def check_hub_access(source: Source) -> None:
     """Ask once, for a few seconds, whether the hub has the model; transformers would go on asking for most of a minute."""
-    if Path(source.place).is_dir():
+    if Path(source.name_or_path).is_dir():
         return
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

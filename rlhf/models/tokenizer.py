@@ -30,9 +30,9 @@ def load_trained_tokenizer(source: DataSource) -> Tokenizer:
     config = source.config
     path = artifact_path(config, "tokenizer", {"data": identify_data(config, without=LENGTHS)})
 
-    def make(place: Path) -> dict[str, Any]:
+    def make(directory: Path) -> dict[str, Any]:
         texts = tokenizer_corpus(config, source.dataset)
-        train_tokenizer(texts, config.data.tokenizer_vocab_size).save_pretrained(place)
+        train_tokenizer(texts, config.data.tokenizer_vocab_size).save_pretrained(directory)
         return {}
 
     make_once(config, path, make)

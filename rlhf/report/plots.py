@@ -47,9 +47,9 @@ STYLE: Any = {
     "ytick.labelcolor": "#333333",
     "lines.linewidth": 1.8,
 }
-# A curve has at most so many places; the steps of each are averaged.
+# A curve has at most so many points; the steps of each are averaged.
 PLACES = 200
-# Curves of so few places show them.
+# Curves of so few points show them.
 DOTTED = 25
 
 # What a policy gained, over the KL that it cost.

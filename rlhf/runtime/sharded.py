@@ -19,16 +19,16 @@ def materialize(model: Any, config: Config, zero: Zero, value: Callable[[str, Te
     Under ZeRO stage 3 each is sharded before the next is asked for, and rank 0 alone is asked. A weight that two modules
     share is asked for once. Buffers get the values that transformers computes for them.
     """
-    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    users: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            places.setdefault(id(parameter), []).append((module, attribute))
+            users.setdefault(id(parameter), []).append((module, attribute))
     for name, empty in list(model.named_parameters()):
         asked = zero.stage != 3 or is_main()  # sharding begins with rank 0's value on all ranks
         weight = value(name, empty) if asked else torch.empty_like(empty, device="cpu")
         parameter = nn.Parameter(weight, requires_grad=empty.requires_grad)
         mark_initialized(parameter)
-        for module, attribute in places[id(empty)]:
+        for module, attribute in users[id(empty)]:
             setattr(module, attribute, parameter)
         if zero.stage == 3:
             shard(parameter, config, zero)

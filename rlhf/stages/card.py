@@ -39,7 +39,7 @@ def write_model_card(spec: Spec, name: str, engine: Any, metrics: dict[str, floa
     sentence, scorer = kind.cards[name].sentence, kind.cards[name].scorer
     loading = LANGUAGE_MODEL if not scorer else OWN_CLASSIFIER if is_custom_classifier(model) else CLASSIFIER
     start: Model = getattr(config, kind.loads or "model")
-    origin = [f"- {name}: `{place}`" for name, place in sorted(spec.inputs.items())] or [
+    origin = [f"- {name}: `{path}`" for name, path in sorted(spec.inputs.items())] or [
         f"- started from: `{start.path}`" if start.path else f"- started from: random weights in the shape of {start.name}"
     ]
     lines = ["# " + sentence[0].upper() + sentence[1:], "", *origin]

@@ -19,7 +19,7 @@ from rlhf.experiment.checkpoints import (
     checkpoint_dirs,
     checkpoint_name,
     integrity_error,
-    partial_dirs,
+    partial_dir,
     publish,
     read_manifest,
     remove_all,
@@ -62,39 +62,39 @@ class Saver:
         candidates: list[Path] = gather(checkpoint_dirs(self.directory))[0]
         if is_main():
             remove_partial(self.directory)
-        for place in candidates:
-            problem, manifest = self.verify(place)
+        for checkpoint in candidates:
+            problem, manifest = self.verify(checkpoint)
             if problem is None and manifest is not None:
-                progress, self.newest = self.load(place, manifest), place.name
-                self.context.tracker.resume(place, manifest.step, progress.numbers["seconds"])
-                self.say(f"resumed {self.context.spec.stage} at {place.name}")
+                progress, self.newest = self.load(checkpoint, manifest), checkpoint.name
+                self.context.tracker.resume(checkpoint, manifest.step, progress.numbers["seconds"])
+                self.say(f"resumed {self.context.spec.stage} at {checkpoint.name}")
                 if progress.numbers["code"] != self.context.spec.code:
                     self.say("the package has changed since: what follows may differ from the unbroken run")
                 return progress
-            self.say(f"{place} is damaged ({problem}); looking for the one before it")
+            self.say(f"{checkpoint} is damaged ({problem}); looking for the one before it")
             barrier()
             if is_main():
-                shutil.rmtree(place, ignore_errors=True)
+                shutil.rmtree(checkpoint, ignore_errors=True)
         if is_main():
             remove_all(self.directory)
         self.context.tracker.resume(None, 0, 0.0)
         barrier()
         return Progress()
 
-    def verify(self, place: Path) -> tuple[str | None, Manifest | None]:
+    def verify(self, checkpoint: Path) -> tuple[str | None, Manifest | None]:
         """Return what is wrong with a checkpoint (None: nothing), each rank looking at some of its files; and its
         manifest."""
         try:
-            manifest = read_manifest(place)
-            problem = integrity_error(place, sorted(manifest.files)[rank() :: world()], manifest)
+            manifest = read_manifest(checkpoint)
+            problem = integrity_error(checkpoint, sorted(manifest.files)[rank() :: world()], manifest)
         except (OSError, ValueError) as error:
             manifest, problem = None, str(error)
         return next((found for found in gather(problem) if found), None), manifest
 
-    def load(self, place: Path, manifest: Manifest) -> Progress:
+    def load(self, checkpoint: Path, manifest: Manifest) -> Progress:
         """Read a sound checkpoint: what this rank kept, else what rank 0 kept for all. Nothing of it stays mapped: its room
         on the disk is free when it is removed."""
-        own, common = (open_tensors(place / f"rank-{number}.safetensors") for number in (rank(), 0))
+        own, common = (open_tensors(checkpoint / f"rank-{number}.safetensors") for number in (rank(), 0))
         own_names, common_names = set(own.keys()), set(common.keys())
 
         def find(name: str) -> Tensor | None:
@@ -130,13 +130,13 @@ class Saver:
     def save(self, name: str, step: int, numbers: dict[str, Any], tensors: Tensors) -> str | None:
         """Write a checkpoint; returns what went wrong, if anything did. Then the one before is kept. Raises LockLost."""
         self.context.directory.check_lock()
-        place = partial_dirs(self.directory, name)
+        checkpoint = partial_dir(self.directory, name)
         if is_main():
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(checkpoint, ignore_errors=True)
         barrier()
         state = {f"{key}/{part}": t for key, engine in self.engines.items() for part, t in engine_state(engine).items()}
         state |= generators() | {f"stage/{key}": tensor for key, tensor in tensors.items()}
-        found = gather(self.attempt(self.write, place / f"rank-{rank()}.safetensors", state))
+        found = gather(self.attempt(self.write, checkpoint / f"rank-{rank()}.safetensors", state))
         problem = next((problem for _, problem in found if problem), None)
         if problem is None:
             files = {f"rank-{number}.safetensors": written for number, (written, _) in enumerate(found)}
@@ -147,7 +147,7 @@ class Saver:
             return None
         self.context.directory.check_lock()
         if is_main():
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(checkpoint, ignore_errors=True)
         told = f"{name} could not be saved: {problem}; the checkpoint before it is kept"
         self.say(told)
         if self.settings.on_error == "stop":
@@ -164,7 +164,7 @@ class Saver:
         """Declare the checkpoint whole."""
         self.context.directory.check_lock()
         tracker, spec = self.context.tracker, self.context.spec
-        logs = tracker.save(partial_dirs(self.directory, name))
+        logs = tracker.save(partial_dir(self.directory, name))
         files = files | {file.name: file_digest(file) for file in logs}
         numbers = {**numbers, "seconds": tracker.seconds, "code": spec.code}
         publish(

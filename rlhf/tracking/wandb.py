@@ -31,9 +31,9 @@ class WandbRun:
         import wandb
 
         self.wandb = wandb
-        place, name = Path(spec.directory), f"{spec.config.name}-{Path(spec.directory).name}"
+        directory, name = Path(spec.directory), f"{spec.config.name}-{Path(spec.directory).name}"
         values = mask_values(asdict(spec.config)) | {"inputs": [run_id(parent) for parent in spec.parents]}
-        self.run = start(spec.config, spec.stage, name, run_id(spec.fingerprint), place, values, resumed)
+        self.run = start(spec.config, spec.stage, name, run_id(spec.fingerprint), directory, values, resumed)
         self.first = self.run.step if resumed else 0
 
     def log(self, step: int, at: float, metrics: dict[str, float]) -> None:
@@ -107,9 +107,9 @@ def log_sweep(points: list[Point], tasks: list[Task], outcomes: dict[str, Outcom
     each, with the runs of their stages and their final figures)."""
     import wandb
 
-    config, place = points[0].config, points[0].directory.parent
+    config, directory = points[0].config, points[0].directory.parent
     identity = hashlib.sha256(f"{config.tracking.wandb.project}/{config.name}".encode()).hexdigest()[:32]
-    run = start(config, "sweep", config.name, identity, place, {})
+    run = start(config, "sweep", config.name, identity, directory, {})
     plan = [
         [task.node.directory.path.name, run_id(task.key), outcomes[task.key].state, ", ".join(task.points)]
         for task in tasks

@@ -52,9 +52,9 @@ def train_toy_tokenizer(config: Config) -> Tokenizer:
 
 
 @contextmanager
-def random_models(config: Config, place: Path) -> Iterator[Models]:
-    """Models of the configuration's shapes with random weights, which are written to `place`, since an engine loads what
-    lies on a disk, and removed from there. All ranks must come here, and see the same `place`."""
+def random_models(config: Config, directory: Path) -> Iterator[Models]:
+    """Provide models of the configuration's shapes with random weights. They are written to `directory`, since an engine
+    loads models from a disk, and removed from there. All ranks must call this, with the same `directory`."""
     start(config)
     copy_gb_s(device(config))  # now, while nothing else is in memory
     free()
@@ -64,13 +64,13 @@ def random_models(config: Config, place: Path) -> Iterator[Models]:
         ("actor", new_policy, config.model, config.zero), ("reward", new_scorer, config.reward_model, config.reward_zero),
     ):  # fmt: skip
         built: Any = build(model, config, tokenizer, zero, 0.0)
-        save_model(SimpleNamespace(module=built), tokenizer, replace(config.lora, rank=0), place / name, "")
+        save_model(SimpleNamespace(module=built), tokenizer, replace(config.lora, rank=0), directory / name, "")
         del built
     free()
-    engine = DeepSpeedRLHFEngine(str(place / "actor"), str(place / "reward"), tokenizer, ROLLOUTS, config)
+    engine = DeepSpeedRLHFEngine(str(directory / "actor"), str(directory / "reward"), tokenizer, ROLLOUTS, config)
     barrier()
     if is_main():
-        shutil.rmtree(place)
+        shutil.rmtree(directory)
     try:
         yield Models(engine, tokenizer, prompts(config, engine.device))
     finally:

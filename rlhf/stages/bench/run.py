@@ -56,10 +56,10 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     return medians(told) | {"memory/peak_gib": max(figures["memory/peak_gib"] for figures in told)}
 
 
-def measure_rounds(config: Config, place: Path) -> Generator[dict[str, float]]:
+def measure_rounds(config: Config, directory: Path) -> Generator[dict[str, float]]:
     """Yield the figures of each round, after one that warms up; of several stages under names of their own."""
     for stage, rounds in benchmarked_stages(config).items():
-        with rounds(config, place) as make_round:
+        with rounds(config, directory) as make_round:
             once = make_round(config)
             once()
             for _ in range(config.bench.repeats):
@@ -82,14 +82,14 @@ def prefix_with_stage(stage: str, figures: dict[str, float]) -> dict[str, float]
 
 
 @contextmanager
-def ppo_rounds(config: Config, place: Path) -> Iterator[MakeRound]:
+def ppo_rounds(config: Config, directory: Path) -> Iterator[MakeRound]:
     """Make rounds of PPO, or of one of its phases."""
-    with random_models(config, place) as models:
+    with random_models(config, directory) as models:
         yield lambda variant: round_of(variant, models)
 
 
 @contextmanager
-def sft_rounds(config: Config, place: Path) -> Iterator[MakeRound]:
+def sft_rounds(config: Config, directory: Path) -> Iterator[MakeRound]:
     """Make rounds of a step of supervised fine-tuning."""
     start(config)
     step, plan, tokenizer = config.sft, batches(config, "sft"), train_toy_tokenizer(config)
@@ -108,7 +108,7 @@ def sft_rounds(config: Config, place: Path) -> Iterator[MakeRound]:
 
 
 @contextmanager
-def reward_rounds(config: Config, place: Path) -> Iterator[MakeRound]:
+def reward_rounds(config: Config, directory: Path) -> Iterator[MakeRound]:
     """Make rounds of a step of reward modelling, each record a prompt with two answers."""
     start(config)
     step, plan, tokenizer = config.reward, batches(config, "reward"), train_toy_tokenizer(config)

@@ -55,9 +55,9 @@ def cell(variant: dict[str, Any], name: str, main: str, base: dict[str, float]) 
     return text + (f"  {base[name] / median[name]:.1f}x" if timed else "")
 
 
-def table(place: Path) -> str:
+def table(directory: Path) -> str:
     """Return stored results as Markdown, a row per variant that is compared."""
-    results = [json.loads(file.read_text()) for file in sorted(place.glob("bench-*.json"))]
+    results = [json.loads(file.read_text()) for file in sorted(directory.glob("bench-*.json"))]
     rows = [row(found, name) for found in results for name in found["variants"] if name != BASELINE]
     return "\n".join([HEAD, *rows])
 

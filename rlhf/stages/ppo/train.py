@@ -92,9 +92,9 @@ def answer_with_start(evaluation: Evaluation) -> list[Answer]:
 def save(trainer: DeepSpeedPPOTrainer, context: Context, final: dict[str, float]) -> None:
     """Save the actor, the critic and, if one is kept, the moving average of the actor."""
     engine, config, average = trainer.engine, trainer.args, trainer.average
-    place = context.directory.path
+    path = context.directory.path
     models: list[tuple[str, Any, Lora, Path]] = [
-        ("critic", engine.critic, config.critic_lora, place / "critic"),
+        ("critic", engine.critic, config.critic_lora, path / "critic"),
         ("ppo", engine.actor, config.lora, context.directory.model),
     ]
     for kind, model, lora, directory in models:
@@ -104,4 +104,4 @@ def save(trainer: DeepSpeedPPOTrainer, context: Context, final: dict[str, float]
     if average is not None:
         text = write_model_card(context.spec, "ema", engine.actor, {})
         context.directory.check_lock()
-        save_model(engine.actor, engine.tokenizer, config.lora, place / "ema", text, average.read)
+        save_model(engine.actor, engine.tokenizer, config.lora, path / "ema", text, average.read)

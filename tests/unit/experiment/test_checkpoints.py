@@ -14,7 +14,7 @@ from rlhf.experiment.checkpoints import (
     checkpoint_name,
     file_digest,
     integrity_error,
-    partial_dirs,
+    partial_dir,
     publish,
     read_manifest,
     remove_all,
@@ -23,7 +23,7 @@ from rlhf.experiment.checkpoints import (
 
 def write(directory, name, keep=2, layout=None, files=("rank-0.safetensors",)):
     """A checkpoint of a few bytes."""
-    place = partial_dirs(directory, name)
+    place = partial_dir(directory, name)
     place.mkdir(parents=True)
     for number, file in enumerate(files):
         (place / file).write_bytes(f"{name} {number}".encode())
@@ -61,7 +61,7 @@ def test_the_newest_are_kept(tmp_path, keep):
 
 def test_what_is_not_whole_is_no_checkpoint(tmp_path):
     write(tmp_path, "step-000001")
-    unfinished = partial_dirs(tmp_path, "step-000002")
+    unfinished = partial_dir(tmp_path, "step-000002")
     unfinished.mkdir()
     (unfinished / MANIFEST).write_text("{}")
     half_removed = tmp_path / "checkpoints" / "step-000003"
@@ -100,7 +100,7 @@ def test_a_checkpoint_has_its_manifest_when_it_appears(tmp_path, monkeypatch):
 
 def test_a_manifest_is_read_as_it_was_written(tmp_path):
     numbers = {"final": {"eval/loss": 0.1 + 0.2, "worst": float("inf")}, "before": [{"text": "é \n"}], "none": None}
-    place = partial_dirs(tmp_path, "step-000004")
+    place = partial_dir(tmp_path, "step-000004")
     place.mkdir(parents=True)
     manifest = Manifest(4, {"hardware.nodes": 1}, numbers, {"rank-0.safetensors": [3, "0" * 64]})
     publish(tmp_path, "step-000004", manifest, keep=1)
@@ -108,7 +108,7 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path):
 
 
 def test_numbers_that_are_none_do_not_spoil_a_manifest(tmp_path):
-    place = partial_dirs(tmp_path, "step-000001")
+    place = partial_dir(tmp_path, "step-000001")
     place.mkdir(parents=True)
     publish(tmp_path, "step-000001", Manifest(1, {}, {"policy/loss": float("nan")}, {}), keep=1)
     assert str(read_manifest(tmp_path / "checkpoints" / "step-000001").numbers) == "{'policy/loss': nan}"
@@ -183,7 +183,7 @@ def test_damage_is_named(tmp_path, harm, problem):
 def test_all_checkpoints_can_be_removed(tmp_path):
     remove_all(tmp_path)
     write(tmp_path, "step-000001")
-    partial_dirs(tmp_path, "step-000002").mkdir()
+    partial_dir(tmp_path, "step-000002").mkdir()
     remove_all(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
