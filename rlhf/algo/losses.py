@@ -2,7 +2,6 @@
 its caller, so that neither ranks nor micro-batches change it."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf.algo.masked import masked_sum, zero_padding
@@ -34,8 +33,3 @@ def value_loss(
     clipped_values = old_values + (values - old_values).clamp(-clip_range, clip_range)
     plain, clipped = (values - returns) ** 2, (clipped_values - returns) ** 2
     return 0.5 * masked_sum(torch.maximum(plain, clipped), mask), ((clipped > plain) * mask).sum()
-
-
-def preference_loss(chosen: Tensor, rejected: Tensor, weights: Tensor) -> Tensor:
-    """Bradley-Terry loss of pairs [P], -log sigmoid(chosen - rejected), as a weighted sum (arXiv 2203.02155, eq. 1)."""
-    return (-F.logsigmoid(chosen.float() - rejected.float()) * weights).sum()

@@ -51,11 +51,12 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two responses to a prompt, of which the first was preferred."""
+    """Two responses to a prompt, of which the first was preferred, and by how much, where the record says it."""
 
     prompt: Prompt
     chosen: str
     rejected: str
+    margin: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,14 @@ class Encoded:
         cut: Whether the response's end is missing.
         loss: 0 or 1 for each token of prompt and response: whether the assistant said it, in this or an earlier turn; None
             where it said the response alone.
+        margin: Of the preferred response of a pair, by how much it was preferred, as the record says; 0 where it does not.
     """
 
     prompt: list[int]
     response: list[int]
     cut: bool = False
     loss: list[int] | None = None
+    margin: float = 0.0
 
     @property
     def length(self) -> int:

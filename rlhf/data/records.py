@@ -1,5 +1,6 @@
 """Where data sets come from, and how their rows become the records of the stages."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -179,7 +180,7 @@ def sort_records(records: list[Record], data: Data, left_out: Counter[str]) -> S
         unread.update(demonstrations=not responses, comparisons=not pairs, prompts=prompt in meta)
         meta.setdefault(prompt, record.meta)
         demonstrations += [Demonstration(prompt, response) for response in responses]
-        comparisons += [Comparison(prompt, chosen, rejected) for chosen, rejected in pairs]
+        comparisons += [Comparison(prompt, *pair) for pair in pairs]
         if record.rejected is not None and record.chosen is None:
             left_out[ALONE] += 1
         if undesirable := sum(not label for _, label in record.labelled):
@@ -205,10 +206,27 @@ def responses_to_imitate(record: Record) -> list[str]:
     return [response for response, label in record.labelled if label]
 
 
-def pairs_of(record: Record) -> Iterator[tuple[str, str]]:
-    """Yield the pairs of a record, the preferred response first: its own, and all that its ranking makes."""
+def pairs_of(record: Record) -> Iterator[tuple[str, str, float]]:
+    """Yield the pairs of a record, the preferred response first, with the margin: its own, and all that its ranking
+    makes."""
     if record.chosen is not None and record.rejected is not None:
-        yield record.chosen, record.rejected
+        yield record.chosen, record.rejected, margin_of(record)
     for (first, score), (second, other) in combinations(record.ranked, 2):
         if score != other:
-            yield (first, second) if score > other else (second, first)
+            yield (first, second, score - other) if score > other else (second, first, other - score)
+
+
+def margin_of(record: Record) -> float:
+    """Return by how much the chosen response of a record was preferred, from its columns: scores of both, a margin, or a
+    grade (HelpSteer's); 0 where none says it."""
+    known = record.meta
+    for better, worse in (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score")):
+        if better in known and worse in known:
+            return read_number(known[better]) - read_number(known[worse])
+    graded = next((name for name in ("margin", "preference_strength", "overall_preference") if name in known), "")
+    return abs(read_number(known.get(graded)))
+
+
+def read_number(cell: Any) -> float:
+    """Return a cell as a number; 0 for one that is none."""
+    return float(cell) if isinstance(cell, int | float) and math.isfinite(cell) else 0.0

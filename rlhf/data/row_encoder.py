@@ -32,6 +32,7 @@ COLUMNS = {
     "demonstrations": {**PROMPT, "response": "ids", "cut": "bool"},
     "comparisons": {
         **PROMPT, "chosen": "ids", "chosen_cut": "bool", "rejected": "ids", "rejected_cut": "bool", "gap": "float",
+        "margin": "float",
     },
     "prompts": PROMPT,
     "texts": {**PROMPT, "response": "ids", "cut": "bool"},

@@ -5,7 +5,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -138,7 +138,13 @@ class Comparisons(Demonstrations):
 
     def pair(self, row: int) -> tuple[Encoded, Encoded]:
         """Return the pair of a row."""
-        return self.answer(row, "chosen", "chosen_cut"), self.answer(row, "rejected", "rejected_cut")
+        chosen = replace(self.answer(row, "chosen", "chosen_cut"), margin=float(self.margins[row]))
+        return chosen, self.answer(row, "rejected", "rejected_cut")
+
+    @cached_property
+    def margins(self) -> np.ndarray:
+        """By how much the preferred response of each pair was preferred, [rows]; 0 where its record does not say it."""
+        return self.rows.numbers("margin")
 
     def gaps(self) -> np.ndarray:
         """Return the gold reward of the preferred minus the other response of each pair, [rows]; 0 where none is known."""
@@ -200,6 +206,7 @@ def write_part(
         prompt: Any = prompt_of(record)
         row: Row = {"record": write_record(prompt, split.meta.get(prompt, {}))}
         if isinstance(record, Comparison):
+            row["margin"] = record.margin
             row["gap"] = gold(prompt, record.chosen) - gold(prompt, record.rejected) if gold else 0.0
         return row
 

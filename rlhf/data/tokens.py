@@ -62,12 +62,14 @@ class PromptBatch:
 @dataclass(frozen=True)
 class ComparisonBatch:
     """Answers, each once (`rows`), and pairs of them: row numbers of the preferred and the other one, [P], with
-    weights [P] that sum to 1 per comparison element."""
+    weights [P] that sum to 1 per comparison element, the number of the element [P], and the pair's margin [P]."""
 
     rows: SequenceBatch
     chosen: Tensor
     rejected: Tensor
     weights: Tensor
+    elements: Tensor
+    margins: Tensor
 
 
 def count_truncated(answers: Iterable[Encoded]) -> dict[str, float]:
@@ -95,8 +97,8 @@ def comparison_batch(
 ) -> ComparisonBatch:
     """Comparison elements as one batch in which every distinct answer of an element is one row."""
     rows: list[Encoded] = []
-    chosen, rejected, weights = [], [], []
-    for element in elements:
+    chosen, rejected, weights, numbers, margins = [], [], [], [], []
+    for number, element in enumerate(elements):
         places: dict[tuple[int, ...], int] = {}
         for pair in element:
             for answer in pair:
@@ -105,12 +107,16 @@ def comparison_batch(
             chosen.append(places[tuple(pair[0].response)])
             rejected.append(places[tuple(pair[1].response)])
             weights.append(1.0 / len(element))
+            numbers.append(number)
+            margins.append(pair[0].margin)
     batch = sequence_batch(rows, pad, device)
     return ComparisonBatch(
         batch,
         torch.tensor(chosen, device=device),
         torch.tensor(rejected, device=device),
         torch.tensor(weights, device=device),
+        torch.tensor(numbers, device=device),
+        torch.tensor(margins, device=device),
     )
 
 

@@ -46,6 +46,10 @@ class Reward(Training):
     grouped: bool = key()
     normalize: str = key(choices=("bias", "standard", "none"))
     member: int = key(FROM_ZERO, neutral=0)
+    loss: str = key(choices=("pairs", "token_wise", "plackett_luce"), neutral="pairs")
+    margin_coef: float = key(COEFFICIENT, neutral=0.0)
+    label_smoothing: float = key(Range(0, 0.5, open_high=True), neutral=0.0)
+    center_coef: float = key(COEFFICIENT, neutral=0.0)
 
 
 @dataclass

@@ -49,7 +49,18 @@ def answers_per_pass(config: Config) -> int:
 
 
 def problems(config: Config) -> Iterator[ConfigError]:
-    """Find adapters that would lose the bias of the scores."""
+    """Find adapters that would lose the bias of the scores, and losses that need their records put together otherwise."""
+    reward = config.reward
+    for loss, grouped in (("token_wise", False), ("plackett_luce", True)):
+        if reward.loss == loss and reward.grouped != grouped:
+            wanted = "all pairs of a prompt together" if grouped else "each pair by itself"
+            problem = f"it reads {wanted}, and reward.grouped={str(reward.grouped).lower()} does not give it that"
+            yield ConfigError("reward.loss", loss, problem, f"set reward.grouped={str(grouped).lower()}")
+    if reward.loss == "token_wise":
+        for key in ("margin_coef", "label_smoothing"):
+            if getattr(reward, key) > 0:
+                problem = "reward.loss=token_wise does not read it"
+                yield ConfigError(f"reward.{key}", getattr(reward, key), problem, "set it 0, or reward.loss=pairs")
     lora = config.reward_lora
     if lora.rank > 0 and not lora.save_merged and config.reward.normalize != "none":
         problem = "the scores' bias is kept in the config.json of the merged model"
@@ -64,6 +75,7 @@ METRICS = (
         "accuracy", format="{:.2f}", axis="share of pairs"),
     *TRAINING,
     Metric("data/ties", "pairs", "pairs of comparisons whose two responses are the same, which teach and measure nothing"),
+    Metric("data/unranked", "prompts", "prompts whose pairs give no one order of their answers, trained by their pairs"),
     Metric("eval/loss", "nats", "held-out loss per pair", error=True),
     Metric("eval/accuracy", "share", "held-out pairs that the reward model orders as the labels do; a tie is half of one",
         "reward model accuracy", "accuracy", format="{:.3f}", final=True, better=1, error=True),

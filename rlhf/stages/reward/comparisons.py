@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.algo.losses import preference_loss
+from rlhf.algo.preferences import center_penalty, pair_loss, plackett_luce_loss, token_wise_loss
 from rlhf.data.encoded import Encoded
 from rlhf.data.tokens import ComparisonBatch, SequenceBatch, comparison_batch, right_mask
 from rlhf.engine.step import accumulate
@@ -21,6 +21,19 @@ from rlhf.models.forward import response_scores
 from rlhf.runtime.distributed import maximum, world
 
 Element = list[tuple[Encoded, Encoded]]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: the keys of these names in the group `reward`."""
+
+    loss: str = "pairs"
+    margin_coef: float = 0.0
+    label_smoothing: float = 0.0
+    center_coef: float = 0.0
+
+
+PAIRS = Objective()
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,13 @@ class Pass:
 
 
 def train_on_comparisons(
-    engine: Any, elements: list[Element], answers: int, count: float, pad: int, packing: str = "packed"
+    engine: Any,
+    elements: list[Element],
+    answers: int,
+    count: float,
+    pad: int,
+    packing: str = "packed",
+    objective: Objective = PAIRS,
 ) -> Reading:
     """Accumulate the gradient of this rank's share of a step, `count` comparisons over all ranks, in forward passes of at
     most `answers` answers. All ranks make equally many passes, since under ZeRO they make each of them together."""
@@ -57,9 +76,9 @@ def train_on_comparisons(
     passes: list[Pass] = []
     for batch, found, seed, scores in zip(batches, pieces, seeds, known, strict=True):
         if scores is None:
-            passes.append(Pass(batch.rows, whole_loss(batch, results)))
+            passes.append(Pass(batch.rows, whole_loss(batch, objective, results)))
         else:
-            slopes = derivative(batch, scores, results).split([len(rows.lengths) for rows in found])
+            slopes = derivative(batch, scores, objective, results).split([len(rows.lengths) for rows in found])
             for number, (rows, slope) in enumerate(zip(found, slopes, strict=True)):
                 passes.append(Pass(rows, backward_carrying(slope), None if seed is None else seed + number))
     idle = int(maximum(len(passes))) - len(passes) if world() > 1 else 0
@@ -68,7 +87,8 @@ def train_on_comparisons(
         engine.set_gradient_accumulation_boundary(number == len(passes))
         if made.seed is not None:
             torch.manual_seed(made.seed)
-        backward(engine, made.loss(read_scores(engine, made.rows, packing)), count)
+        read = read_outputs if objective.loss == "token_wise" else read_scores
+        backward(engine, made.loss(read(engine, made.rows, packing)), count)
         accumulate(engine)
     lengths = [length for batch in batches for length in batch.rows.lengths.tolist()]
     return Reading(sum(float(loss) for loss, _ in results), torch.cat([margins for _, margins in results]), lengths)
@@ -112,10 +132,71 @@ def pair_margins(scores: Tensor, batch: ComparisonBatch) -> Tensor:
     return scores[batch.chosen] - scores[batch.rejected]
 
 
-def pairs_loss(scores: Tensor, batch: ComparisonBatch) -> tuple[Tensor, Tensor]:
-    """Return the summed loss of a batch's pairs, weighted, and their margins [P], from the scores of all answers [B]."""
+def read_outputs(engine: Any, batch: SequenceBatch, packing: str = "none") -> Tensor:
+    """Return the output of every token, padding included, [B, T] in float32, as DeepSpeed-Chat's reward model reads it: the
+    padding's own ids, no positions but the model's own, and a mask."""
+    mask = right_mask(batch.lengths, batch.ids.size(1))
+    outputs: Tensor = engine(input_ids=batch.ids, attention_mask=mask)
+    return outputs.float()
+
+
+def pairs_loss(found: Tensor, batch: ComparisonBatch, objective: Objective) -> tuple[Tensor, Tensor]:
+    """Return the summed loss of a batch's pairs, weighted, and their margins [P], from the scores of all answers [B], or,
+    token-wise, from the outputs of all tokens [B, T]."""
+    ends = batch.rows.lengths
+    scores = found if found.ndim == 1 else found.gather(1, ends[:, None] - 1).squeeze(1)
     margins = pair_margins(scores, batch)
-    return preference_loss(margins, torch.zeros_like(margins), batch.weights), margins
+    chosen, rejected = scores[batch.chosen], scores[batch.rejected]
+    if objective.loss == "token_wise":
+        starts = first_differences(batch)
+        last = torch.maximum(ends[batch.chosen], ends[batch.rejected])
+        loss = token_wise_loss(found[batch.chosen], found[batch.rejected], starts, last, batch.weights)
+    else:
+        weights, loss = batch.weights, torch.zeros((), device=scores.device)
+        for order in orders_of(batch) if objective.loss == "plackett_luce" else ():
+            loss = loss + plackett_luce_loss(scores[order.rows])
+            weights = torch.where(batch.elements == order.element, 0.0, weights)
+        loss = loss + pair_loss(chosen, rejected, weights, objective.margin_coef * batch.margins, objective.label_smoothing)
+    if objective.center_coef > 0:
+        loss = loss + objective.center_coef * center_penalty(chosen, rejected, batch.weights)
+    return loss, margins
+
+
+def first_differences(batch: ComparisonBatch) -> Tensor:
+    """Return where the answers of each pair begin to differ, [P]; of equal ones their last place."""
+    differ = batch.rows.ids[batch.chosen] != batch.rows.ids[batch.rejected]
+    last = torch.maximum(batch.rows.lengths[batch.chosen], batch.rows.lengths[batch.rejected]) - 1
+    return torch.where(differ.any(dim=1), differ.int().argmax(dim=1), last)
+
+
+@dataclass(frozen=True)
+class Order:
+    """The answers of an element, by their rows, best first."""
+
+    element: int
+    rows: list[int]
+
+
+def orders_of(batch: ComparisonBatch) -> Iterator[Order]:
+    """Yield the order of each element's answers, where its pairs give one: every answer is compared with every other, and
+    each wins one comparison less than the one before it."""
+    pairs: dict[int, list[tuple[int, int]]] = {}
+    columns = batch.elements.tolist(), batch.chosen.tolist(), batch.rejected.tolist()
+    for element, chosen, rejected in zip(*columns, strict=True):
+        pairs.setdefault(element, []).append((chosen, rejected))
+    for element, compared in pairs.items():
+        if order := order_answers(compared):
+            yield Order(element, order)
+
+
+def order_answers(pairs: list[tuple[Any, Any]]) -> list[Any]:
+    """Return answers from the best to the worst, by pairs of which the first was preferred; empty where they give no one
+    order."""
+    wins = dict.fromkeys((answer for pair in pairs for answer in pair), 0)
+    for chosen, _ in set(pairs):
+        wins[chosen] += 1
+    order = sorted(wins, key=lambda answer: -wins[answer])
+    return order if [wins[answer] for answer in order] == list(range(len(order) - 1, -1, -1)) else []
 
 
 @torch.no_grad()
@@ -142,21 +223,25 @@ def first_readings(
     return known
 
 
-def derivative(batch: ComparisonBatch, scores: Tensor, results: list[tuple[Tensor, Tensor]]) -> Tensor:
+def derivative(
+    batch: ComparisonBatch, scores: Tensor, objective: Objective, results: list[tuple[Tensor, Tensor]]
+) -> Tensor:
     """Return the loss's derivative with respect to each score, [B]; its value and the margins are added to `results`."""
     variable = scores.detach().requires_grad_()
     with torch.enable_grad():
-        loss, margins = pairs_loss(variable, batch)
+        loss, margins = pairs_loss(variable, batch, objective)
         (slope,) = torch.autograd.grad(loss, variable)
     results.append((loss.detach(), margins.detach()))
     return slope
 
 
-def whole_loss(batch: ComparisonBatch, results: list[tuple[Tensor, Tensor]]) -> Callable[[Tensor], Tensor]:
+def whole_loss(
+    batch: ComparisonBatch, objective: Objective, results: list[tuple[Tensor, Tensor]]
+) -> Callable[[Tensor], Tensor]:
     """Return the loss of a batch that is read at once; its value and the margins are added to `results`."""
 
     def loss(scores: Tensor) -> Tensor:
-        found, margins = pairs_loss(scores, batch)
+        found, margins = pairs_loss(scores, batch, objective)
         results.append((found.detach(), margins.detach()))
         return found
 

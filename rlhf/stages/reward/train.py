@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from rlhf.algo.errors import ratio_with_error
-from rlhf.algo.losses import preference_loss
+from rlhf.algo.preferences import pair_loss
 from rlhf.config.derive import Batches
+from rlhf.config.errors import ConfigError
 from rlhf.config.rewards import reward_seed
-from rlhf.config.schema import Config
+from rlhf.config.schema import Config, Reward
 from rlhf.data.encoded import Encoded
 from rlhf.data.loaders import even_shares, evenly, from_shares
 from rlhf.data.records import require_records
@@ -30,7 +31,15 @@ from rlhf.stages import supervised
 from rlhf.stages.card import write_model_card
 from rlhf.stages.context import Context
 from rlhf.stages.reward import answers_per_pass, work
-from rlhf.stages.reward.comparisons import Element, pair_margins, read_scores, train_on_comparisons
+from rlhf.stages.reward.comparisons import (
+    PAIRS,
+    Element,
+    Objective,
+    order_answers,
+    pair_margins,
+    read_scores,
+    train_on_comparisons,
+)
 from rlhf.stages.supervised import Learner
 from rlhf.tracking.progress import Bar
 
@@ -52,7 +61,8 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     )  # fmt: skip
     del source
     config = replace(config, seed=reward_seed(config))  # of all that is drawn but the data
-    counts = describe_pairs(train, heldout)
+    counts = describe_pairs(train, heldout) | describe_objective(train, reward)
+    objective = Objective(reward.loss, reward.margin_coef, reward.label_smoothing, reward.center_coef)
     plan = batches(config, "reward")
     scorer = new_scorer(config.reward_model, config, tokenizer, config.reward_zero, reward.dropout)
     learning = TrainingSpec(
@@ -62,7 +72,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     engine = training_engine(scorer, config, learning)
     learner = Learner(
         "reward", reward, config.reward_lora, plan, engine, train,
-        step=lambda own: train_step(engine, own, plan.ranks, answers_per_pass(config), pad, reward.packing),
+        step=lambda own: train_step(engine, own, plan.ranks, answers_per_pass(config), pad, reward.packing, objective),
         flops=lambda lengths: work(config, lengths),
         sizes=train.sizes,
         batch=lambda own: join_pairs(own, pad),
@@ -80,13 +90,19 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
 
 
 def train_step(
-    engine: Any, elements: list[Element], ranks: int, answers: int, pad: int, packing: str = "packed"
+    engine: Any,
+    elements: list[Element],
+    ranks: int,
+    answers: int,
+    pad: int,
+    packing: str = "packed",
+    objective: Objective = PAIRS,
 ) -> tuple[dict[str, float], list[int]]:
     """One optimiser step on this rank's share of a batch, at most `answers` answers at a time: metrics over all ranks, and
     the lengths of what was read."""
     engine.train()
     count = float(len(elements) * ranks)
-    found = train_on_comparisons(engine, elements, answers, count, pad, packing)
+    found = train_on_comparisons(engine, elements, answers, count, pad, packing, objective)
     (norm,) = optimizer_step(engine)
     loss, right, pairs = total(found.loss, float(fraction_correct(found.margins).sum()), found.margins.numel())
     return {"train/loss": loss / count, "train/accuracy": right / pairs, "train/grad_norm": norm}, found.lengths
@@ -115,6 +131,18 @@ def describe_pairs(train: Comparisons, heldout: Comparisons) -> dict[str, float]
     return train.count_responses(heldout) | {"data/ties": float(train.counted.ties + heldout.counted.ties)}
 
 
+def describe_objective(train: Comparisons, reward: Reward) -> dict[str, float]:
+    """Metrics of what the loss needs of the data: the prompts whose pairs give no one order. Raises ConfigError where no
+    record has the margin that is asked for."""
+    if reward.margin_coef > 0 and not train.margins.any():
+        fix = "give the records a column `margin`, or score_chosen and score_rejected; or set it 0"
+        raise ConfigError("reward.margin_coef", reward.margin_coef, "no training record says a margin", fix)
+    if reward.loss != "plackett_luce":
+        return {}
+    pairs = ([(tuple(c.response), tuple(r.response)) for c, r in train.read(number)] for number in range(len(train)))
+    return {"data/unranked": float(sum(not order_answers(found) for found in pairs))}
+
+
 @torch.no_grad()
 def evaluate(
     engine: Any, pairs: Comparisons, ceiling: float | None, plan: Batches, pad: int, packing: str = "packed"
@@ -126,7 +154,7 @@ def evaluate(
     for part, _ in evenly(pairs, plan, rank()):
         batch = comparison_batch(part, pad, engine.device)
         margins = pair_margins(read_scores(engine, batch.rows, packing), batch)
-        losses = [float(preference_loss(m, torch.zeros_like(m), w)) for m, w in zip(margins, batch.weights, strict=True)]
+        losses = [float(pair_loss(m, torch.zeros_like(m), w)) for m, w in zip(margins, batch.weights, strict=True)]
         own += zip(losses, margins.tolist(), strict=True)
     every = from_shares(own, len(pairs))
     margins, gaps = torch.tensor([margin for _, margin in every]), torch.tensor(pairs.gaps().tolist())

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.algo.losses import policy_loss, policy_ratio, preference_loss, value_loss
+from rlhf.algo.losses import policy_loss, policy_ratio, value_loss
 
 pytestmark = pytest.mark.rounding
 
@@ -126,28 +126,3 @@ def test_micro_batch_sums_over_the_global_count_give_the_loss_of_the_whole_batch
         assert abs(sum(means) / len(means) - loss.item()) > 1e-3  # what a mean of micro-batch means would be
         for one, other in zip(whole[:2], parts[:2], strict=True):
             torch.testing.assert_close(one.grad, other.grad)
-
-
-def test_preference_loss_of_hand_cases():
-    chosen, rejected = torch.tensor([0.0, 2.0, -1000.0]), torch.tensor([0.0, 1.0, 0.0])
-    expected = [math.log(2), math.log(1 + math.exp(-1)), 1000.0]
-    for pair, loss in enumerate(expected):
-        weights = torch.zeros(3)
-        weights[pair] = 1.0
-        assert preference_loss(chosen, rejected, weights).item() == pytest.approx(loss, rel=1e-6)
-    weights = torch.tensor([0.5, 0.25, 0.25])
-    mixed = sum(w * loss for w, loss in zip(weights.tolist(), expected, strict=True))
-    assert preference_loss(chosen, rejected, weights).item() == pytest.approx(mixed, rel=1e-6)
-
-
-def test_preference_loss_raises_the_chosen_score():
-    chosen, rejected = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
-    preference_loss(chosen, rejected, torch.ones(1)).backward()
-    assert (chosen.grad.item(), rejected.grad.item()) == (-0.5, 0.5)
-
-
-def test_preference_loss_of_half_precision_is_computed_in_float32():
-    chosen, rejected = torch.tensor([1.0], dtype=torch.bfloat16), torch.tensor([0.5], dtype=torch.bfloat16)
-    loss = preference_loss(chosen, rejected, torch.ones(1))
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.5)), rel=1e-6)
