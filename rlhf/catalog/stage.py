@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlhf.catalog.metric import SPEED, Metric, standard_errors
 from rlhf.catalog.role import Role
@@ -120,6 +120,8 @@ class StageKind:
         copies: How many sequences of a step are made from one record.
         updates: Optimiser steps within one of its steps.
         records: The records that it reads of a part of a data set; None where it reads no data.
+        reads: Which records these are: `demonstrations`, `comparisons` or `prompts`. They are encoded and looked at before
+            anything starts; of a kind that says nothing here they are counted alone.
         phase_flops: Operations of a step on records of so many answers, at most, of all ranks together, by phase: `train`;
             of a stage that samples, `rollout`, `score` and `update`.
         work: Its work where that is not steps over records.
@@ -155,6 +157,7 @@ class StageKind:
     copies: Callable[[Config], int] = lambda config: 1
     updates: Callable[[Config], int] = lambda config: 1
     records: Callable[[Config, Counts], Records] | None = None
+    reads: Literal["demonstrations", "comparisons", "prompts"] | None = None
     phase_flops: Callable[[Config, int], dict[str, int]] = lambda config, answers: {}
     work: Callable[[Config], Work] | None = None
     resolve: Callable[[Config, Mapping[str, str]], Config] = keep_config

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 VERBS = {
     "run": "rlhf.cli.run",
     "plan": "rlhf.cli.plan",
+    "data": "rlhf.cli.data",
     "status": "rlhf.cli.status",
     "report": "rlhf.cli.report",
     "bench": "rlhf.cli.bench",

@@ -1,10 +1,11 @@
 """From a composed configuration to one that can run: shapes read where none is stated, everything checked."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlhf.catalog.stage import Counts, Work, is_stage, kind_of
 from rlhf.config.checks import check, check_keys, check_without_shapes
-from rlhf.config.errors import raise_problems
+from rlhf.config.errors import ConfigError, raise_problems
 from rlhf.config.inputs import is_hub_id
 from rlhf.config.points import compose_config
 from rlhf.config.schema import Config, Model
@@ -16,6 +17,9 @@ from rlhf.models.source import fill_shapes, source_of
 from rlhf.planner.auto import choose_layout, is_automatic
 from rlhf.planner.plan import StagePlan, plan_stage
 from rlhf.planner.work import estimate_work
+
+if TYPE_CHECKING:
+    from rlhf.stages.reading import StageData
 
 
 def load_config(*overrides: str) -> Config:
@@ -74,6 +78,45 @@ def check_records(config: Config, node: Node) -> None:
     of the hub are not downloaded to be looked at only."""
     if kind_of(node.stage).records is not None and not (config.data.source == "hub" and config.dry_run):
         raise_problems(record_problems(config, node.stage))
+
+
+def read_data(tasks: list[Task]) -> tuple[dict[str, "StageData"], list[tuple[str, ConfigError]]]:
+    """Encode what stages will read of their data, where nobody has, and look at it. Returns the data of each stage that can
+    be read, by fingerprint, in the order of the tasks, and what is wrong, with the names of the points."""
+    from rlhf.data.tokenized import DataSource  # which imports torch
+    from rlhf.stages.reading import read_stage, reading_problems
+
+    found: dict[str, StageData] = {}
+    problems: list[tuple[str, ConfigError]] = []
+    source: DataSource | None = None
+    for task in sorted(tasks, key=lambda task: describe_source(task.config)):
+        if source is None or describe_source(source.config) != describe_source(task.config):
+            source = DataSource(task.config)
+        try:
+            read = read_stage(task.config, task.node.stage, source)
+            found[task.key] = read
+            raise_problems(reading_problems(read))
+        except ConfigError as error:
+            problems.append((", ".join(task.points), error))
+    return {task.key: found[task.key] for task in tasks if task.key in found}, problems
+
+
+def describe_source(config: Config) -> str:
+    """Return all that decides the records of a configuration, and where they are kept once they are encoded."""
+    return f"{config.data} {config.seed} {config.output_root}"
+
+
+def is_encoded_first(task: Task) -> bool:
+    """Tell whether the records of a stage are encoded and looked at before anything starts: not in a dry run, and not those
+    of the demo that are known to fit, as each token has at least a byte."""
+    config, data = task.config, task.config.data
+    if kind_of(task.node.stage).reads is None or config.dry_run:
+        return False
+    if data.source != "demo" or config.model.path is not None or config.reward_model.path is not None:
+        return True
+    from rlhf.data.demo import LONGEST_PROMPT
+
+    return len(data.prompt_format.format(prompt="x" * LONGEST_PROMPT).encode()) > data.max_prompt_tokens
 
 
 def plan_graph(points: list[Point], tasks: list[Task], waiting: list[Task]) -> GraphPlan:

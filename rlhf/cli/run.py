@@ -20,8 +20,17 @@ from rich.text import Text
 
 from rlhf.catalog.stage import kind_of
 from rlhf.cli.changes import check_plan
+from rlhf.cli.data_tables import data_notes
 from rlhf.cli.fetch import print_unseen
-from rlhf.cli.prepare import build_point, check_records, check_sources, plan_graph, reads_records
+from rlhf.cli.prepare import (
+    build_point,
+    check_records,
+    check_sources,
+    is_encoded_first,
+    plan_graph,
+    read_data,
+    reads_records,
+)
 from rlhf.cli.search import search, wants_search
 from rlhf.config.checks import check_devices
 from rlhf.config.command import Command, read_command
@@ -204,7 +213,7 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
     check_directories(points)
     check_tasks(tasks, waiting)
     notes = [note for task in waiting if reads_records(task) for note in record_notes(task.config)]
-    for note in dict.fromkeys(notes):
+    for note in dict.fromkeys([*notes, *look_at_data(waiting)]):
         console.print(note, soft_wrap=True)
     first = points[0].config
     plan = plan_graph(points, tasks, waiting)
@@ -235,6 +244,18 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
         print_summary(points[0].stages, outcomes, console)
     print_failures(tasks, outcomes, Terminal(stderr=True, soft_wrap=True))
     return exit_code({outcome.state for outcome in outcomes.values()})
+
+
+def look_at_data(waiting: list[Task]) -> list[str]:
+    """Encode what the stages will read where nobody has, and return what is to be said of it. Raises Invalid with all that
+    is wrong."""
+    tasks = [task for task in waiting if is_encoded_first(task)]
+    if not tasks:
+        return []
+    read, problems = read_data(tasks)
+    if problems:
+        raise Invalid(problems, len({name for task in tasks for name in task.points}))
+    return data_notes(list({found.identity: found for found in read.values()}.values()))
 
 
 def present_plan(plan: GraphPlan, begin: Callable[[], None], console: Terminal) -> None:

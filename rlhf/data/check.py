@@ -1,6 +1,6 @@
 """Whether a data set has what the stages need, told before the first of them starts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
 from rlhf.catalog.stage import Counts, kind_of
@@ -73,7 +73,7 @@ def name_part(config: Config, part: str) -> Origin:
 
 
 def record_notes(config: Config) -> Iterator[str]:
-    """Tell how the data set is read, what is left out of it, and what its owner asks."""
+    """Tell how the data set is read, what is left out of it, and what is doubtful of it."""
     data = config.data
     for part in ("train", "heldout"):
         counts, origin = count_part(config, part), name_origin(data, part)
@@ -84,8 +84,17 @@ def record_notes(config: Config) -> Iterator[str]:
         yield f"{where}: {plural(counts.rows, 'row', ',')} read as {counts.shape}: {numbers}"
         for kind, number in counts.left_out.items():
             yield f"{where}: {number} {kind} left out"
+    yield from record_warnings(config)
+
+
+def record_warnings(config: Config) -> Iterator[str]:
+    """Tell what is doubtful of the data set: another number of rows than published, a licence that restricts its use."""
+    data = config.data
+    for part in ("train", "heldout"):
+        counts, origin = count_part(config, part), name_origin(data, part)
         published = getattr(data.hub, f"{part}_rows")
         if published is not None and data.heldout_fraction is None and published != counts.rows:
+            where = f"{origin.key}={origin.value}"
             yield f"{where}: published are {published} rows; the data set has changed, or a part of it is missing"
     licence = data.hub.licence or ""
     if any(word in licence.lower() for word in RESTRICTED):
@@ -93,24 +102,41 @@ def record_notes(config: Config) -> Iterator[str]:
 
 
 def record_problems(config: Config, stage: str) -> Iterator[ConfigError]:
-    """Find what the data lacks for a stage: a batch of training records, steps beyond the warm-up, any held-out record."""
+    """Find what the data lacks for a stage, before any record is left out for its length."""
+    kind = kind_of(stage)
+    if kind.records is not None:
+        numbers = {part: kind.records(config, count_part(config, part)).number for part in ("train", "heldout")}
+        yield from find_lacks(config, stage, numbers, {})
+
+
+def find_lacks(
+    config: Config, stage: str, numbers: Mapping[str, int], dropped: Mapping[str, Mapping[str, int]]
+) -> Iterator[ConfigError]:
+    """Find what so many training and held-out records (`train`, `heldout`) lack for a stage: a batch, steps beyond the
+    warm-up, any held-out record. `dropped` are those that are left out, by the part and the reason."""
     kind = kind_of(stage)
     if kind.records is None or kind.section is None:
         return
-    train, heldout = (kind.records(config, count_part(config, part)) for part in ("train", "heldout"))
-    training: Training = getattr(config, kind.section)
-    size, copies, found = getattr(training, kind.batch_key), kind.copies(config), train.number
+    named, training = kind.records(config, Counts(0, 0, 0, 0)), getattr(config, kind.section)
+    size, copies, found = getattr(training, kind.batch_key), kind.copies(config), numbers["train"]
+    told = {part: f" that fit ({describe_dropped(reasons)})" for part, reasons in dropped.items() if reasons}
+    more = "add some, or check data.columns and data.max_prompt_tokens" if told else "add some, or check data.columns"
     if found < size // copies:
-        problem = f"a batch takes {size // copies} {train.name}, and {name_part(config, 'train').value} has {found}"
-        fix = f"give at most {found * copies}, or more records" if found else "add some, or check data.columns"
-        yield ConfigError(f"{kind.section}.{kind.batch_key}", size, problem, fix)
+        problem = f"a batch takes {size // copies} {named.name}, and {name_part(config, 'train').value} has {found}"
+        fix = f"give at most {found * copies}, or more records" if found else more
+        yield ConfigError(f"{kind.section}.{kind.batch_key}", size, problem + told.get("train", ""), fix)
     elif training.max_steps is None:
         steps = training.epochs * (found * copies // size) * kind.updates(config)
         yield from warmup_problems(stage, kind.section, training, steps)
-    if heldout.number == 0:
-        problem = f"it has no {heldout.evaluated}, which the {stage} stage is measured on"
+    if numbers["heldout"] == 0:
+        problem = f"it has no {named.evaluated}{told.get('heldout', '')}, which the {stage} stage is measured on"
         where = name_part(config, "heldout")
-        yield ConfigError(where.key, where.value, problem, "add some, or check data.columns")
+        yield ConfigError(where.key, where.value, problem, more)
+
+
+def describe_dropped(dropped: Mapping[str, int]) -> str:
+    """Write how many records are left out for which reason."""
+    return ", ".join(f"{number:,} {reason}" for reason, number in dropped.items())
 
 
 def warmup_problems(stage: str, section: str, training: Training, steps: int) -> Iterator[ConfigError]:

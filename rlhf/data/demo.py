@@ -67,6 +67,11 @@ STEP_COUNTS = (0.2, 0.5, 0.3)
 FIRST_STEP, SECOND_STEP, GOOD_REASON, GOOD_OPENER, GOOD_CLOSING = 1.0, 0.5, 0.5, 0.5, 0.5
 DISMISSIVE, WRONG, REPEATED, UNKNOWN, UNFINISHED = -1.0, -0.5, -0.75, -0.5, -0.5
 
+# Characters of the longest question.
+LONGEST_PROMPT = max(
+    len(wording.format(task=task, thing=thing)) for task in STEPS for thing in THINGS for wording in QUESTIONS
+)
+
 
 def demo_dataset(config: DemoData, seed: int) -> Dataset:
     """Return the whole data set of a seed. No held-out prompt is a training prompt."""

@@ -119,6 +119,7 @@ KIND = StageKind(
     copies=lambda config: config.rollout.samples_per_prompt,
     updates=lambda config: config.ppo.update_epochs * (config.ppo.rollout_batch_size // config.ppo.batch_size),
     records=count_records,
+    reads="prompts",
     phase_flops=lambda config, answers: longest_step(config),
     resolve=resolve,
     simplify=simplify,

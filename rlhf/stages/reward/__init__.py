@@ -106,6 +106,7 @@ KIND = StageKind(
     roles=roles,
     sequences=2,  # a pair has two answers
     records=count_records,
+    reads="comparisons",
     phase_flops=phase_flops,
     problems=problems,
     cards={"reward": Card("a reward model trained on comparisons", scorer=True)},

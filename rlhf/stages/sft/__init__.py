@@ -54,6 +54,7 @@ KIND = StageKind(
     trained=("zero",),
     roles=roles,
     records=count_records,
+    reads="demonstrations",
     phase_flops=phase_flops,
     cards={"sft": Card("a language model fine-tuned on demonstrations")},
 )
