@@ -48,5 +48,5 @@ def test_an_unknown_verb_is_refused_and_the_nearest_is_named(called, capsys):
     assert (
         said.startswith("error: verb=statsu")
         and "did you mean status?" in said
-        and "run, plan, status, report, bench" in said
+        and "run, plan, data, status, report, bench" in said
     )
