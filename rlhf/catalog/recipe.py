@@ -24,6 +24,7 @@ class Recipe:
     critic_lora: str = "same"
     reward_lora: str = "same"
     zero: str = "auto"
+    dpo: str = "zephyr"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def adapted(source: str, size: str, reward: str, critic: str = "none") -> Recipe
     return Recipe(source, name, f"deepspeed-chat-{reward}", name, lora=name, critic_lora=critic, reward_lora=critic)
 
 
-DEMO = Recipe("the demo's own", "demo", "demo", "demo", data="demo", length="demo", zero="0")
+DEMO = Recipe("the demo's own", "demo", "demo", "demo", data="demo", length="demo", zero="0", dpo="demo")
 LLAMA = "deepspeed-chat-llama-2-7b"
 
 # The recipes of OPT and of all other families, each with the most weights that a model may have to take it. OPT's are those

@@ -12,10 +12,10 @@ from rlhf.config.schema.command import Bench, Checkpoint, Launcher, Plan, Search
 from rlhf.config.schema.data import Columns, Data, DemoData, Files, Hub, Text
 from rlhf.config.schema.models import Hardware, Lora, Model, PeakTflops, Precision, Zero
 from rlhf.config.schema.rewards import Rewards, RewardTerm
-from rlhf.config.schema.training import Ppo, Reward, Rollout, Sft, Training
+from rlhf.config.schema.training import Dpo, Ppo, Reward, Rollout, Sft, Training
 
 __all__ = [
-    "LORAS", "ZEROS", "Bench", "Checkpoint", "Columns", "Config", "Data", "DemoData", "Files", "Hardware", "Hub",
+    "LORAS", "ZEROS", "Bench", "Checkpoint", "Columns", "Config", "Data", "DemoData", "Dpo", "Files", "Hardware", "Hub",
     "Launcher", "Lora", "Model", "PeakTflops", "Plan", "Ppo", "Precision", "Reward", "RewardTerm", "Rewards", "Rollout",
     "Search", "Sft", "Text", "Tracking", "Training", "Wandb", "Zero",
 ]  # fmt: skip
@@ -49,6 +49,7 @@ class Config:
     sft: Sft = key(effect="result")
     reward: Reward = key(effect="result")
     ppo: Ppo = key(effect="result")
+    dpo: Dpo = key(effect="result")
     rewards: Rewards = key(effect="result")
     gold: str | None = key(effect="result", neutral=None, content="function")
     rollout: Rollout = key(effect="result")

@@ -53,6 +53,22 @@ class Reward(Training):
 
 
 @dataclass
+class Dpo(Training):
+    """Direct preference optimisation and its kin."""
+
+    batch_size: int = key(BATCH, unit="pairs")
+    micro_batch_size: int | None = key(BATCH, effect="speed", unit="pairs")
+    policy: str | None = key(effect="input")
+    dropout: float = key(SHARE)
+    loss: str = key(choices=("dpo", "cdpo", "robust", "ipo", "hinge", "dpo_norm", "simpo", "orpo", "cpo"))
+    beta: float = key(above_zero(1e6))
+    label_smoothing: float = key(Range(0, 0.5, open_high=True))
+    ipo_sums: bool = key(neutral=False)
+    simpo_gamma: float = key(FINITE)
+    nll_coef: float = key(COEFFICIENT, neutral=0.0)
+
+
+@dataclass
 class Ppo(Training):
     """PPO. KL is in nats; a key without `critic_` is the actor's."""
 

@@ -1,0 +1,141 @@
+"""Losses on pairs of responses whose rewards are the policy's own log-probabilities.
+
+Of each of P pairs, c is the chosen response and r the rejected one. l is the sum of a response's log-probabilities under
+the policy, T its tokens, end-of-text included, and D = l - l_ref its log-ratio to the reference. Every function returns the
+loss of each pair, [P]; the caller sums them and divides by the pairs of the global batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlhf.config.schema import Dpo
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Log-probabilities of pairs, summed over the responses, all [P] and in nats: the policy's, and the reference's, which
+    are 0 where a loss has none; with the responses' tokens."""
+
+    chosen: Tensor
+    rejected: Tensor
+    reference_chosen: Tensor
+    reference_rejected: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+
+    @property
+    def chosen_ratio(self) -> Tensor:
+        """Log-ratio of the chosen responses to the reference, [P]."""
+        return self.chosen - self.reference_chosen
+
+    @property
+    def rejected_ratio(self) -> Tensor:
+        """Log-ratio of the rejected responses to the reference, [P]."""
+        return self.rejected - self.reference_rejected
+
+    @property
+    def difference(self) -> Tensor:
+        """D_c - D_r, [P]."""
+        return self.chosen_ratio - self.rejected_ratio
+
+    @property
+    def mean_difference(self) -> Tensor:
+        """D_c / T_c - D_r / T_r, [P]: the difference of means over tokens."""
+        return self.chosen_ratio / self.chosen_tokens - self.rejected_ratio / self.rejected_tokens
+
+
+def dpo(pairs: Pairs, config: Dpo) -> Tensor:
+    """Direct preference optimisation, -log sigmoid(beta (D_c - D_r)) (arXiv 2305.18290, eq. 7)."""
+    return -F.logsigmoid(config.beta * pairs.difference)
+
+
+def cdpo(pairs: Pairs, config: Dpo) -> Tensor:
+    """Conservative DPO: the cross-entropy with labels of which a share `label_smoothing` is wrong (arXiv 2305.18290,
+    appendix; "A note on DPO with noisy preferences")."""
+    logits, wrong = config.beta * pairs.difference, config.label_smoothing
+    return -(1 - wrong) * F.logsigmoid(logits) - wrong * F.logsigmoid(-logits)
+
+
+def robust(pairs: Pairs, config: Dpo) -> Tensor:
+    """DPO whose loss is unbiased where a share `label_smoothing` of the labels is wrong (arXiv 2403.00409, eq. 9)."""
+    logits, wrong = config.beta * pairs.difference, config.label_smoothing
+    return (-(1 - wrong) * F.logsigmoid(logits) + wrong * F.logsigmoid(-logits)) / (1 - 2 * wrong)
+
+
+def ipo(pairs: Pairs, config: Dpo) -> Tensor:
+    """Identity preference optimisation, (d - 1 / (2 beta))^2 (arXiv 2310.12036, eq. 17), where d is the difference of mean
+    log-ratios per token, or, with `ipo_sums`, of their sums."""
+    difference = pairs.difference if config.ipo_sums else pairs.mean_difference
+    return (difference - 1 / (2 * config.beta)) ** 2
+
+
+def hinge(pairs: Pairs, config: Dpo) -> Tensor:
+    """Hinge loss, max(0, 1 - beta (D_c - D_r)) (SLiC-HF, arXiv 2305.10425, with the reference's log-ratios)."""
+    return torch.relu(1 - config.beta * pairs.difference)
+
+
+def dpo_norm(pairs: Pairs, config: Dpo) -> Tensor:
+    """DPO on mean log-ratios per token (Tulu 3, arXiv 2411.15124, section 5)."""
+    return -F.logsigmoid(config.beta * pairs.mean_difference)
+
+
+def simpo(pairs: Pairs, config: Dpo) -> Tensor:
+    """SimPO, -log sigmoid(beta (l_c / T_c - l_r / T_r) - gamma), without a reference (arXiv 2405.14734, eq. 6)."""
+    return -F.logsigmoid(config.beta * pairs.mean_difference - config.simpo_gamma)
+
+
+def orpo(pairs: Pairs, config: Dpo) -> Tensor:
+    """Odds-ratio preference optimisation without a reference: the chosen response's negative log-likelihood per token
+    and beta times -log sigmoid of the difference of log-odds (arXiv 2403.07691, eqs. 6 and 7)."""
+    chosen, rejected = pairs.chosen / pairs.chosen_tokens, pairs.rejected / pairs.rejected_tokens
+    return -chosen - config.beta * F.logsigmoid(log_odds(chosen) - log_odds(rejected))
+
+
+def log_odds(logprob: Tensor) -> Tensor:
+    """log(p / (1 - p)) from log p; a probability of 1 counts as the nearest one below it."""
+    below_one = logprob.clamp(max=-torch.finfo(logprob.dtype).eps)
+    return below_one - torch.log(-torch.expm1(below_one))
+
+
+def cpo(pairs: Pairs, config: Dpo) -> Tensor:
+    """Contrastive preference optimisation, -log sigmoid(beta (l_c - l_r)), without a reference (arXiv 2401.08417, eq. 6);
+    its likelihood term is `nll_coef`."""
+    return -F.logsigmoid(config.beta * (pairs.chosen - pairs.rejected))
+
+
+LOSSES: dict[str, Callable[[Pairs, Dpo], Tensor]] = {
+    "dpo": dpo,
+    "cdpo": cdpo,
+    "robust": robust,
+    "ipo": ipo,
+    "hinge": hinge,
+    "dpo_norm": dpo_norm,
+    "simpo": simpo,
+    "orpo": orpo,
+    "cpo": cpo,
+}
+
+
+def pair_losses(pairs: Pairs, config: Dpo) -> Tensor:
+    """Return the loss of each pair, [P]: that of `config.loss`, and `nll_coef` times the chosen response's negative
+    log-likelihood per token (arXiv 2404.19733, eq. 1)."""
+    losses = LOSSES[config.loss](pairs, config)
+    return losses - config.nll_coef * pairs.chosen / pairs.chosen_tokens if config.nll_coef else losses
+
+
+def implicit_rewards(pairs: Pairs, config: Dpo) -> tuple[Tensor, Tensor]:
+    """Return the rewards that the policy stands for, of the chosen and of the rejected responses, [P]: beta times what the
+    loss compares."""
+    if config.loss in ("dpo_norm", "simpo") or (config.loss == "ipo" and not config.ipo_sums):
+        return (
+            config.beta * pairs.chosen_ratio / pairs.chosen_tokens,
+            config.beta * pairs.rejected_ratio / pairs.rejected_tokens,
+        )
+    if config.loss == "orpo":
+        chosen, rejected = pairs.chosen / pairs.chosen_tokens, pairs.rejected / pairs.rejected_tokens
+        return config.beta * log_odds(chosen), config.beta * log_odds(rejected)
+    return config.beta * pairs.chosen_ratio, config.beta * pairs.rejected_ratio
