@@ -59,6 +59,7 @@ SMALL = (
 )
 EVERY = "checkpoint.every_steps=1"
 STAGES = ("sft", "reward", "ppo")
+PREFERENCES = ("stages=[sft,dpo]", "dpo.max_steps=4", "dpo.batch_size=16", "dpo.dropout=0.1", "dpo.eval_every=2")
 PPO, TRAINER = "rlhf.stages.ppo.train", "rlhf.ppo.trainer:DeepSpeedPPOTrainer"
 SAVER, KEEPER = "rlhf.stages.saver", "rlhf.experiment.checkpoints"
 
@@ -111,6 +112,12 @@ FAULTS = {
         *of_training("reward"), FaultPoint("rlhf.stages.reward.train:score_moments"),
         FaultPoint("rlhf.stages.reward.train:save_model", when="after"),
         DONE["reward"],
+    ),
+    "dpo": (
+        FaultPoint("rlhf.stages.dpo.train:reference_logprobs", when="after"),
+        FaultPoint("rlhf.stages.dpo.reference:ReferenceFile.write", when="after"),
+        FaultPoint("rlhf.stages.dpo.train:train_step", when="after", nth=2),
+        FaultPoint("rlhf.stages.dpo.train:save_model", when="after"),
     ),
     "ppo": (
         FaultPoint(f"{TRAINER}.generate_experience"),
@@ -296,6 +303,10 @@ def test_killed_at_every_boundary(lab, stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_with_a_checkpoint_at_every_other_step(lab, stage):
     lab.broken(stage, FEWER[stage], "checkpoint.every_steps=2")
+
+
+def test_preference_optimisation_killed_at_every_boundary(lab):
+    lab.broken("dpo", FAULTS["dpo"], EVERY, *PREFERENCES)
 
 
 def test_killed_with_a_checkpoint_at_every_boundary_by_the_clock(lab):

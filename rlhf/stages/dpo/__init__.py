@@ -75,7 +75,7 @@ METRICS = (
     Metric("eval/accuracy", "share",
         "held-out pairs whose chosen response has the higher implicit reward; a tie is half of one",
         "accuracy of the implicit reward", "accuracy", format="{:.3f}", final=True, better=1, error=True),
-    Metric("eval/accuracy_initial", "share", "eval/accuracy of the model that training started from: 1/2 if it is the reference",
+    Metric("eval/accuracy_initial", "share", "eval/accuracy of the model that training started from: 1/2 of the reference",
         error=True),
     Metric("eval/margin", "", "mean implicit reward of the chosen minus the rejected response, held-out",
         "margin of the implicit reward", "margin", format="{:.3f}", final=True, detail=1, error=True),

@@ -9,18 +9,16 @@ from torch import Tensor
 
 from rlhf.algo.dpo import Pairs, implicit_rewards, pair_losses
 from rlhf.algo.errors import ratio_with_error
+from rlhf.algo.masked import zero_padding
 from rlhf.config.derive import Batches
 from rlhf.config.schema import Config, Dpo
+from rlhf.data.dataset import Comparison
+from rlhf.data.encode import encode_pairs
+from rlhf.data.encoded import Encoded
 from rlhf.data.loaders import all_batches, evenly, from_shares, total_steps
 from rlhf.data.records import load_dataset, require_records
-from rlhf.data.tokens import (
-    ComparisonBatch,
-    Encoded,
-    comparison_batch,
-    encode_comparisons,
-    response_mask,
-    right_mask,
-)
+from rlhf.data.templates import Template, build_template
+from rlhf.data.tokens import ComparisonBatch, comparison_batch, response_mask, right_mask
 from rlhf.engine.save import save_model
 from rlhf.engine.step import accumulate, optimizer_step
 from rlhf.engine.zero import TrainingSpec, backward, release, training_engine
@@ -59,10 +57,8 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     dpo, dataset = config.dpo, load_dataset(config)
     tokenizer = load_tokenizer(inputs["policy"], "dpo.policy", None, config.model.trust_remote_code)
     pad = tokenizer.pad_token_id
-    train, heldout = (
-        [Pair(*element[0]) for element in encode_comparisons(part.comparisons, tokenizer, config.data, grouped=False)]
-        for part in (dataset.train, dataset.heldout)
-    )
+    template = build_template(config.data, tokenizer)
+    train, heldout = (encode(part.comparisons, template) for part in (dataset.train, dataset.heldout))
     require_records(heldout, "comparisons", config)
     counts = describe_pairs([[(p.chosen, p.rejected)] for p in train], [[(p.chosen, p.rejected)] for p in heldout])
     plan = batches(config, "dpo")
@@ -90,6 +86,11 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     save_model(engine, tokenizer, config.lora, context.directory.model, text)
     release(engine)
     return final
+
+
+def encode(comparisons: Sequence[Comparison], template: Template) -> list[Pair]:
+    """Return comparisons as ids, without those whose prompt does not fit."""
+    return [Pair(chosen, rejected) for _, (chosen, rejected) in encode_pairs(comparisons, template)]
 
 
 def add_reference(
@@ -144,7 +145,8 @@ def read_pairs(engine: Any, pairs: Sequence[Pair], dpo: Dpo, pad: int) -> Pairs:
     batch = join_pairs(pairs, pad, engine.device)
     rows, actions = batch.rows, response_mask(batch.rows)
     real = right_mask(rows.lengths, rows.ids.size(1))
-    sums = target_logprobs(engine, rows.ids, real, actions, dpo.packing).sum(1)  # [B]
+    logprobs = target_logprobs(engine, rows.ids, real, actions, dpo.packing)  # [B, T]
+    sums = zero_padding(logprobs, actions).sum(1)  # [B]
     tokens = actions.sum(1)
     reference = torch.tensor([pair.reference for pair in pairs], device=engine.device)  # [P, 2]
     return Pairs(
