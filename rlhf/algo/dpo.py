@@ -16,7 +16,7 @@ from rlhf.config.schema import Dpo
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Logprobs:
     """Log-probabilities of pairs, summed over the responses, all [P] and in nats: the policy's, and the reference's, which
     are 0 where a loss has none; with the responses' tokens."""
 
@@ -48,47 +48,47 @@ class Pairs:
         return self.chosen_ratio / self.chosen_tokens - self.rejected_ratio / self.rejected_tokens
 
 
-def dpo(pairs: Pairs, config: Dpo) -> Tensor:
+def dpo(pairs: Logprobs, config: Dpo) -> Tensor:
     """Direct preference optimisation, -log sigmoid(beta (D_c - D_r)) (arXiv 2305.18290, eq. 7)."""
     return -F.logsigmoid(config.beta * pairs.difference)
 
 
-def cdpo(pairs: Pairs, config: Dpo) -> Tensor:
+def cdpo(pairs: Logprobs, config: Dpo) -> Tensor:
     """Conservative DPO: the cross-entropy with labels of which a share `label_smoothing` is wrong (arXiv 2305.18290,
     appendix; "A note on DPO with noisy preferences")."""
     logits, wrong = config.beta * pairs.difference, config.label_smoothing
     return -(1 - wrong) * F.logsigmoid(logits) - wrong * F.logsigmoid(-logits)
 
 
-def robust(pairs: Pairs, config: Dpo) -> Tensor:
+def robust(pairs: Logprobs, config: Dpo) -> Tensor:
     """DPO whose loss is unbiased where a share `label_smoothing` of the labels is wrong (arXiv 2403.00409, eq. 9)."""
     logits, wrong = config.beta * pairs.difference, config.label_smoothing
     return (-(1 - wrong) * F.logsigmoid(logits) + wrong * F.logsigmoid(-logits)) / (1 - 2 * wrong)
 
 
-def ipo(pairs: Pairs, config: Dpo) -> Tensor:
+def ipo(pairs: Logprobs, config: Dpo) -> Tensor:
     """Identity preference optimisation, (d - 1 / (2 beta))^2 (arXiv 2310.12036, eq. 17), where d is the difference of mean
     log-ratios per token, or, with `ipo_sums`, of their sums."""
     difference = pairs.difference if config.ipo_sums else pairs.mean_difference
     return (difference - 1 / (2 * config.beta)) ** 2
 
 
-def hinge(pairs: Pairs, config: Dpo) -> Tensor:
+def hinge(pairs: Logprobs, config: Dpo) -> Tensor:
     """Hinge loss, max(0, 1 - beta (D_c - D_r)) (SLiC-HF, arXiv 2305.10425, with the reference's log-ratios)."""
     return torch.relu(1 - config.beta * pairs.difference)
 
 
-def dpo_norm(pairs: Pairs, config: Dpo) -> Tensor:
+def dpo_norm(pairs: Logprobs, config: Dpo) -> Tensor:
     """DPO on mean log-ratios per token (Tulu 3, arXiv 2411.15124, section 5)."""
     return -F.logsigmoid(config.beta * pairs.mean_difference)
 
 
-def simpo(pairs: Pairs, config: Dpo) -> Tensor:
+def simpo(pairs: Logprobs, config: Dpo) -> Tensor:
     """SimPO, -log sigmoid(beta (l_c / T_c - l_r / T_r) - gamma), without a reference (arXiv 2405.14734, eq. 6)."""
     return -F.logsigmoid(config.beta * pairs.mean_difference - config.simpo_gamma)
 
 
-def orpo(pairs: Pairs, config: Dpo) -> Tensor:
+def orpo(pairs: Logprobs, config: Dpo) -> Tensor:
     """Odds-ratio preference optimisation without a reference: the chosen response's negative log-likelihood per token
     and beta times -log sigmoid of the difference of log-odds (arXiv 2403.07691, eqs. 6 and 7)."""
     chosen, rejected = pairs.chosen / pairs.chosen_tokens, pairs.rejected / pairs.rejected_tokens
@@ -101,13 +101,13 @@ def log_odds(logprob: Tensor) -> Tensor:
     return below_one - torch.log(-torch.expm1(below_one))
 
 
-def cpo(pairs: Pairs, config: Dpo) -> Tensor:
+def cpo(pairs: Logprobs, config: Dpo) -> Tensor:
     """Contrastive preference optimisation, -log sigmoid(beta (l_c - l_r)), without a reference (arXiv 2401.08417, eq. 6);
     its likelihood term is `nll_coef`."""
     return -F.logsigmoid(config.beta * (pairs.chosen - pairs.rejected))
 
 
-LOSSES: dict[str, Callable[[Pairs, Dpo], Tensor]] = {
+LOSSES: dict[str, Callable[[Logprobs, Dpo], Tensor]] = {
     "dpo": dpo,
     "cdpo": cdpo,
     "robust": robust,
@@ -120,14 +120,14 @@ LOSSES: dict[str, Callable[[Pairs, Dpo], Tensor]] = {
 }
 
 
-def pair_losses(pairs: Pairs, config: Dpo) -> Tensor:
+def pair_losses(pairs: Logprobs, config: Dpo) -> Tensor:
     """Return the loss of each pair, [P]: that of `config.loss`, and `nll_coef` times the chosen response's negative
     log-likelihood per token (arXiv 2404.19733, eq. 1)."""
     losses = LOSSES[config.loss](pairs, config)
     return losses - config.nll_coef * pairs.chosen / pairs.chosen_tokens if config.nll_coef else losses
 
 
-def implicit_rewards(pairs: Pairs, config: Dpo) -> tuple[Tensor, Tensor]:
+def implicit_rewards(pairs: Logprobs, config: Dpo) -> tuple[Tensor, Tensor]:
     """Return the rewards that the policy stands for, of the chosen and of the rejected responses, [P]: beta times what the
     loss compares."""
     if config.loss in ("dpo_norm", "simpo") or (config.loss == "ipo" and not config.ipo_sums):

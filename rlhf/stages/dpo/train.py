@@ -1,23 +1,21 @@
 """Training on pairs: the policy's own log-probabilities are the rewards that are compared."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf.algo.dpo import Pairs, implicit_rewards, pair_losses
+from rlhf.algo.dpo import Logprobs, implicit_rewards, pair_losses
 from rlhf.algo.errors import ratio_with_error
 from rlhf.algo.masked import zero_padding
 from rlhf.config.derive import Batches
 from rlhf.config.schema import Config, Dpo
-from rlhf.data.dataset import Comparison
-from rlhf.data.encode import encode_pairs
 from rlhf.data.encoded import Encoded
 from rlhf.data.loaders import all_batches, evenly, from_shares, total_steps
-from rlhf.data.records import load_dataset, require_records
-from rlhf.data.templates import Template, build_template
+from rlhf.data.records import require_records
+from rlhf.data.tokenized import Comparisons, DataSource, open_data
 from rlhf.data.tokens import ComparisonBatch, comparison_batch, response_mask, right_mask
 from rlhf.engine.save import save_model
 from rlhf.engine.step import accumulate, optimizer_step
@@ -52,15 +50,32 @@ class Pair:
         return self.chosen.length + self.rejected.length
 
 
+class Pairs(Sequence[Pair]):
+    """The pairs of a data set, read from disk when they are asked for, with the reference's log-probabilities of some, by
+    their numbers."""
+
+    def __init__(self, rows: Comparisons, reference: Mapping[int, tuple[float, float]]) -> None:
+        self.rows, self.reference = rows, reference
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: Any) -> Any:
+        """Return a pair, or, of a slice, a list of them."""
+        if isinstance(number, slice):
+            return [self[row] for row in range(*number.indices(len(self)))]
+        ((chosen, rejected),) = self.rows[number]
+        return Pair(chosen, rejected, self.reference.get(number, (0.0, 0.0)))
+
+
 def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, float]:
     """Train a policy on pairs and save it; returns held-out metrics."""
-    dpo, dataset = config.dpo, load_dataset(config)
+    dpo, data = config.dpo, DataSource(config)
     tokenizer = load_tokenizer(inputs["policy"], "dpo.policy", None, config.model.trust_remote_code)
     pad = tokenizer.pad_token_id
-    template = build_template(config.data, tokenizer)
-    train, heldout = (encode(part.comparisons, template) for part in (dataset.train, dataset.heldout))
+    train, heldout = (open_data(data, tokenizer, "comparisons", part) for part in ("train", "heldout"))
     require_records(heldout, "comparisons", config)
-    counts = describe_pairs([[(p.chosen, p.rejected)] for p in train], [[(p.chosen, p.rejected)] for p in heldout])
+    del data
     plan = batches(config, "dpo")
     source = Source(inputs["policy"], "dpo.policy", trust_remote_code=config.model.trust_remote_code)
     policy = load_policy(source, config, config.zero, dpo.dropout)
@@ -68,19 +83,20 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         dpo, plan, config.zero, config.lora, dpo.learning_rate, dpo.weight_decay, dpo.gradient_checkpointing
     )
     engine = training_engine(policy, config, learning)
+    pairs, judged = Pairs(train, {}), Pairs(heldout, {})
     if dpo.loss in WITH_REFERENCE:
-        train, heldout = add_reference(engine, train, heldout, plan, config, pad, context)
+        pairs.reference, judged.reference = read_reference(engine, pairs, judged, plan, config, pad, context)
     learner = Learner(
-        "dpo", dpo, config.lora, plan, engine, train,
+        "dpo", dpo, config.lora, plan, engine, pairs,
         step=lambda own: train_step(engine, own, plan.ranks, config, pad),
         flops=lambda lengths: work(config, lengths),
-        size=lambda pair: pair.length,
+        sizes=train.sizes,
         batch=lambda own: join_pairs(own, pad).rows,
-        evaluate=lambda: evaluate(engine, heldout, plan, config, pad),
+        evaluate=lambda: evaluate(engine, judged, plan, config, pad),
         judged_by="eval/accuracy",
         shown=("train/loss", "train/accuracy"),
     )  # fmt: skip
-    final = supervised.train(config, context, learner) | counts
+    final = supervised.train(config, context, learner) | describe_pairs(train, heldout)
     text = write_model_card(context.spec, "dpo", engine, final)
     context.directory.check_lock()
     save_model(engine, tokenizer, config.lora, context.directory.model, text)
@@ -88,50 +104,55 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     return final
 
 
-def encode(comparisons: Sequence[Comparison], template: Template) -> list[Pair]:
-    """Return comparisons as ids, without those whose prompt does not fit."""
-    return [Pair(chosen, rejected) for _, (chosen, rejected) in encode_pairs(comparisons, template)]
-
-
-def add_reference(
-    engine: Any, train: list[Pair], heldout: list[Pair], plan: Batches, config: Config, pad: int, context: Context
-) -> tuple[list[Pair], list[Pair]]:
-    """Return the pairs with the reference's log-probabilities: those that any step reads, and all held-out pairs.
+def read_reference(
+    engine: Any, train: Pairs, heldout: Pairs, plan: Batches, config: Config, pad: int, context: Context
+) -> tuple[dict[int, tuple[float, float]], dict[int, tuple[float, float]]]:
+    """Return the reference's log-probabilities of the training pairs that any step reads and of all held-out pairs, by
+    their numbers.
 
     The reference is the policy before its first step, so it reads the pairs once, before training. A stage that is resumed
-    finds its log-probabilities in the stage's directory.
+    finds the log-probabilities in the stage's directory.
     """
     file = ReferenceFile(context.directory.path / "reference.json")
     size, key = config.dpo.batch_size, "dpo.batch_size"
     steps = total_steps(len(train), size, config.dpo.epochs, config.dpo.max_steps, key)
-    read = sorted({number for batch in all_batches(len(train), size, config.seed, key, steps) for number in batch})
-    asked = [train[number] for number in read] + heldout
-    found = file.read(len(asked))
+    numbers = sorted({number for batch in all_batches(len(train), size, config.seed, key, steps) for number in batch})
+    found = file.read(len(numbers) + len(heldout))
     if found is None:
-        found = reference_logprobs(engine, asked, plan, config, pad)
+        found = reference_logprobs(engine, Chosen(train, numbers), plan, config, pad)
+        found += reference_logprobs(engine, heldout, plan, config, pad)
         if is_main():
             context.directory.check_lock()
             file.write(found)
-    judged = [Pair(pair.chosen, pair.rejected, known) for pair, known in zip(asked, found, strict=True)]
-    train = list(train)
-    for number, pair in zip(read, judged, strict=False):
-        train[number] = pair
-    return train, judged[len(read) :]
+    return dict(zip(numbers, found, strict=False)), dict(enumerate(found[len(numbers) :]))
+
+
+class Chosen(Sequence[Pair]):
+    """Some of the pairs, by their numbers."""
+
+    def __init__(self, pairs: Pairs, numbers: list[int]) -> None:
+        self.pairs, self.numbers = pairs, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, row: Any) -> Any:
+        """Return a pair."""
+        return self.pairs[self.numbers[row]]
 
 
 @torch.no_grad()
 def reference_logprobs(
-    engine: Any, pairs: list[Pair], plan: Batches, config: Config, pad: int
+    engine: Any, pairs: Sequence[Pair], plan: Batches, config: Config, pad: int
 ) -> list[tuple[float, float]]:
     """Return the log-probabilities of each pair's responses under the model as it is, in nats, on every rank."""
     engine.eval()
     own: list[tuple[float, float]] = []
-    shares = evenly(pairs, plan, rank())
-    with Bar("reference", len(shares), is_main()) as bar:
-        for number, (part, _) in enumerate(shares, start=1):
+    with Bar("reference", len(pairs), is_main()) as bar:
+        for part, _ in evenly(pairs, plan, rank()):
             found = read_pairs(engine, part, config.dpo, pad)
             own += zip(found.chosen.tolist(), found.rejected.tolist(), strict=True)
-            bar.update(number, {"reading": f"{len(pairs)} pairs"})
+            bar.update(min(len(own) * plan.ranks, len(pairs)), {"reading": "log-probabilities"})
     return from_shares(own, len(pairs))
 
 
@@ -140,7 +161,7 @@ def join_pairs(pairs: Sequence[Pair], pad: int, device: torch.device | None = No
     return comparison_batch([[(pair.chosen, pair.rejected)] for pair in pairs], pad, device)
 
 
-def read_pairs(engine: Any, pairs: Sequence[Pair], dpo: Dpo, pad: int) -> Pairs:
+def read_pairs(engine: Any, pairs: Sequence[Pair], dpo: Dpo, pad: int) -> Logprobs:
     """Return the log-probabilities of pairs under the policy, beside the reference's."""
     batch = join_pairs(pairs, pad, engine.device)
     rows, actions = batch.rows, response_mask(batch.rows)
@@ -149,7 +170,7 @@ def read_pairs(engine: Any, pairs: Sequence[Pair], dpo: Dpo, pad: int) -> Pairs:
     sums = zero_padding(logprobs, actions).sum(1)  # [B]
     tokens = actions.sum(1)
     reference = torch.tensor([pair.reference for pair in pairs], device=engine.device)  # [P, 2]
-    return Pairs(
+    return Logprobs(
         sums[batch.chosen], sums[batch.rejected], reference[:, 0], reference[:, 1], tokens[batch.chosen],
         tokens[batch.rejected],
     )  # fmt: skip
@@ -174,7 +195,7 @@ def train_step(engine: Any, pairs: list[Pair], ranks: int, config: Config, pad: 
 
 
 @torch.no_grad()
-def measure(pairs: Pairs, loss: float, dpo: Dpo) -> Tensor:
+def measure(pairs: Logprobs, loss: float, dpo: Dpo) -> Tensor:
     """Sum over pairs: loss, right ones, implicit rewards and log-probabilities of chosen and rejected responses; [6]."""
     chosen, rejected = implicit_rewards(pairs, dpo)
     columns = fraction_correct(chosen - rejected), chosen, rejected, pairs.chosen, pairs.rejected
@@ -191,7 +212,7 @@ def share_pairs(engine: Any, pairs: list[Pair], size: int, packing: str) -> Iter
 
 
 @torch.no_grad()
-def evaluate(engine: Any, pairs: list[Pair], plan: Batches, config: Config, pad: int) -> dict[str, float]:
+def evaluate(engine: Any, pairs: Pairs, plan: Batches, config: Config, pad: int) -> dict[str, float]:
     """Loss, accuracy and margin of the implicit reward on held-out pairs, with standard errors over prompts; and the
     responses' log-probabilities."""
     engine.eval()
@@ -202,7 +223,7 @@ def evaluate(engine: Any, pairs: list[Pair], plan: Batches, config: Config, pad:
         columns = pair_losses(found, config.dpo), fraction_correct(chosen - rejected), chosen - rejected
         own += zip(*(column.tolist() for column in (*columns, found.chosen, found.rejected)), strict=True)
     losses, right, margins, chosen_sums, rejected_sums = zip(*from_shares(own, len(pairs)), strict=True)
-    prompts, ones = [tuple(pair.chosen.prompt) for pair in pairs], [1.0] * len(pairs)
+    prompts, ones = pairs.rows.groups.tolist(), [1.0] * len(pairs)
     metrics: dict[str, float] = {}
     for name, values in (("loss", losses), ("accuracy", right), ("margin", margins)):
         metrics |= ratio_with_error(f"eval/{name}", prompts, values, ones)

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.algo.dpo import LOSSES, Pairs, implicit_rewards, log_odds, pair_losses
+from rlhf.algo.dpo import LOSSES, Logprobs, implicit_rewards, log_odds, pair_losses
 from rlhf.config.keys import keys_of
 from rlhf.config.schema import Config, Dpo
 
 # A pair whose log-ratios to the reference are 1 (chosen, 5 tokens) and -3 (rejected, 7 tokens).
-PAIR = Pairs(*(torch.tensor([value]) for value in (-10.0, -21.0, -11.0, -18.0, 5.0, 7.0)))
+PAIR = Logprobs(*(torch.tensor([value]) for value in (-10.0, -21.0, -11.0, -18.0, 5.0, 7.0)))
 WITHOUT = replace(PAIR, reference_chosen=torch.zeros(1), reference_rejected=torch.zeros(1))
 SETTINGS = {"beta": 0.1, "label_smoothing": 0.1, "ipo_sums": False, "simpo_gamma": 0.5, "nll_coef": 0.0}
 finite = st.floats(-30, 30)
@@ -46,7 +46,7 @@ def test_cases_computed_by_hand(loss, changes, pair, expected):
 
 
 def test_the_odds_ratio():
-    means = Pairs(*(torch.tensor([value]) for value in (-2.0, -3.0, 0.0, 0.0, 1.0, 1.0)))
+    means = Logprobs(*(torch.tensor([value]) for value in (-2.0, -3.0, 0.0, 0.0, 1.0, 1.0)))
     assert (log_odds(torch.tensor(-2.0)) - log_odds(torch.tensor(-3.0))).item() == pytest.approx(1.094344, abs=1e-5)
     assert pair_losses(means, config("orpo")).item() == pytest.approx(2.028875, abs=1e-5)
     certain = replace(means, chosen=torch.zeros(1))  # a response whose every token is certain
@@ -75,8 +75,8 @@ def test_at_the_reference_the_gradient_is_that_of_the_difference():
 @given(finite, finite, finite, finite)
 def test_a_swapped_label_changes_the_loss_by_the_scaled_difference(chosen, rejected, first, second):
     columns = [torch.tensor([value], dtype=torch.float64) for value in (chosen, rejected, first, second, 4.0, 4.0)]
-    pair = Pairs(*columns)
-    swapped = Pairs(columns[1], columns[0], columns[3], columns[2], columns[5], columns[4])
+    pair = Logprobs(*columns)
+    swapped = Logprobs(columns[1], columns[0], columns[3], columns[2], columns[5], columns[4])
     gap = pair_losses(pair, config("dpo")) - pair_losses(swapped, config("dpo"))
     assert gap.item() == pytest.approx(-0.1 * pair.difference.item(), abs=1e-9)
 
@@ -85,13 +85,13 @@ def test_a_swapped_label_changes_the_loss_by_the_scaled_difference(chosen, rejec
 def test_the_sides_of_the_implicit_reward_order_a_pair_as_its_loss_does(chosen, rejected, first, second):
     """Where the loss rewards a larger difference without end: the better pair has the larger margin."""
     columns = [torch.tensor([value], dtype=torch.float64) for value in (chosen, rejected, first, second, 4.0, 7.0)]
-    better = Pairs(columns[0] + 1, *columns[1:])
+    better = Logprobs(columns[0] + 1, *columns[1:])
     for loss in ("dpo", "cdpo", "hinge", "dpo_norm", "simpo", "cpo"):
         margins = []
-        for pair in (Pairs(*columns), better):
+        for pair in (Logprobs(*columns), better):
             above, below = implicit_rewards(pair, config(loss, label_smoothing=0.0))
             margins.append((above - below).item())
         assert margins[1] > margins[0]
         assert pair_losses(better, config(loss, label_smoothing=0.0)) <= pair_losses(
-            Pairs(*columns), config(loss, label_smoothing=0.0)
+            Logprobs(*columns), config(loss, label_smoothing=0.0)
         )
