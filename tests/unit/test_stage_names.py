@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import rlhf
+from rlhf.algo.dpo import LOSSES
 from rlhf.catalog.stage import stage_kinds
 from rlhf.cli import VERBS
 
@@ -13,8 +14,9 @@ ROOT = Path(rlhf.__file__).parent
 KINDS = stage_kinds()
 # What the parameters, attributes and variables that hold a stage's name are called.
 HOLDERS = {"stage", "stages", "kind", "kinds"}
-# These words mean other things too: inputs of stages (and the models that are made of them), verbs of the command line.
-AMBIGUOUS = {entry.name for kind in KINDS.values() for entry in kind.inputs} | set(VERBS)
+# These words mean other things too: inputs of stages (and the models that are made of them), verbs of the command line,
+# losses.
+AMBIGUOUS = {entry.name for kind in KINDS.values() for entry in kind.inputs} | set(VERBS) | set(LOSSES)
 
 
 def outside_stages():

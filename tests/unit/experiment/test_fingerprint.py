@@ -7,7 +7,8 @@ from rlhf.catalog.stage import stage_kinds
 from rlhf.config.keys import KEYS, leaf_keys, matches_prefix
 from rlhf.experiment.fingerprint import content_id, fingerprint, result_config, result_keys
 
-STAGES = ("sft", "reward", "ppo")  # those that train
+UNMEASURED = ("dpo",)  # no benchmark reads this group
+STAGES = ("sft", "reward", "ppo", "dpo")  # those that train
 
 
 def prints(config):
@@ -57,27 +58,35 @@ def test_a_key_changes_a_benchmark_unless_it_is_a_name(make_config, set_key, key
     switch_on(config, set_key, key)
     before = fingerprint(config, "bench", {})
     set_key(config, key, other(value_of(config, key)))
-    assert (fingerprint(config, "bench", {}) == before) == (KEYS[key].effect == "name")
+    decides = KEYS[key].effect != "name" and not matches_prefix(key, UNMEASURED)
+    assert (fingerprint(config, "bench", {}) != before) == decides
 
 
 # What stages are called on users' disks. A fingerprint that is another one means that every such stage is trained again:
 # give a new key a neutral value instead. Where values of conf/ change on purpose, so do these, and CHANGELOG.md says so.
 DEMO = (  # what a model took by itself before recipes followed it
-    "data=demo", "sft=demo", "reward=demo", "ppo=demo", "rollout/length@rollout=demo", "lora=none", "lora@critic_lora=same",
-    "lora@reward_lora=same",
+    "data=demo", "sft=demo", "reward=demo", "ppo=demo", "dpo=demo", "rollout/length@rollout=demo", "lora=none",
+    "lora@critic_lora=same", "lora@reward_lora=same",
 )  # fmt: skip
 GOLDEN = {
-    (): {"sft": "01e7943ee50f", "reward": "3da5ce0fe584", "ppo": "7ceb200c5ca2"},
-    ("model=opt-1.3b", "reward_model=opt-350m"): {"sft": "0a049fc62354", "reward": "4788dd643de0", "ppo": "951a90c20882"},
+    (): {"sft": "01e7943ee50f", "reward": "3da5ce0fe584", "ppo": "7ceb200c5ca2", "dpo": "fd2ce685c2fe"},
+    ("model=opt-1.3b", "reward_model=opt-350m"): {
+        "sft": "0a049fc62354",
+        "reward": "4788dd643de0",
+        "ppo": "951a90c20882",
+        "dpo": "f9d517812658",
+    },
     ("model=opt-1.3b", "reward_model=opt-350m", *DEMO): {
         "sft": "3f1249098fd2",
         "reward": "cb32c37d815a",
         "ppo": "7ceb200c5ca2",
+        "dpo": "fd2ce685c2fe",
     },
     ("model=llama-tiny", "lora=r8", "ppo.ema=true", "ppo.kl_controller=adaptive"): {
         "sft": "f883417f156e",
         "reward": "cf7f8f285749",
         "ppo": "958ead121356",
+        "dpo": "cadb59c97d08",
     },
 }
 
@@ -156,9 +165,9 @@ def test_what_decides_a_benchmark(make_config, set_key, key, decides):
 @pytest.mark.parametrize(
     ("key", "stages"),
     [
-        ("seed", {"sft", "reward", "ppo"}),
-        ("precision.dtype", {"sft", "reward", "ppo"}),
-        ("lora.rank", {"sft", "ppo"}),
+        ("seed", {"sft", "reward", "ppo", "dpo"}),
+        ("precision.dtype", {"sft", "reward", "ppo", "dpo"}),
+        ("lora.rank", {"sft", "ppo", "dpo"}),
         ("reward_lora.rank", {"reward"}),
         ("critic_lora.rank", {"ppo"}),
         ("critic_lora.save_merged", set()),
@@ -166,12 +175,15 @@ def test_what_decides_a_benchmark(make_config, set_key, key, decides):
         ("reward_model.name", set()),
         ("model.gguf_file", {"sft"}),
         ("model.head_dim", {"sft"}),
-        ("data.demo.label_noise", {"sft", "reward", "ppo"}),
+        ("data.demo.label_noise", {"sft", "reward", "ppo", "dpo"}),
         ("model.hidden_size", {"sft"}),
         ("sft.batch_size", {"sft"}),
         ("reward_model.hidden_size", {"reward"}),
         ("reward.learning_rate", {"reward"}),
         ("ppo.kl_coef", {"ppo"}),
+        ("dpo.beta", {"dpo"}),
+        ("dpo.nll_coef", {"dpo"}),
+        ("dpo.packing", set()),
         ("ppo.dropout", {"ppo"}),
         ("ppo.ptx.column", set()),  # while ppo.ptx_coef is 0
         ("ppo.ptx_coef", {"ppo"}),
@@ -204,7 +216,7 @@ def test_what_decides_which_result(make_config, set_key, key, stages):
 
 def test_fingerprints_are_hexadecimal_and_differ_between_stages(make_config):
     found = prints(make_config())
-    assert len(set(found.values())) == 3
+    assert len(set(found.values())) == len(STAGES)
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in found.values())
 
 
