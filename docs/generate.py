@@ -25,8 +25,8 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 # The file of each group that holds all its keys, with a comment for each.
 BASES = {
     "model": "local", "hardware": "cpu", "precision": "auto", "zero": "0", "lora": "none", "data": "demo", "sft": "demo",
-    "reward": "demo", "ppo": "demo", "rollout": "hybrid", "tracking": "jsonl", "launcher": "auto", "stage": "all",
-    "rewards": "model",
+    "reward": "demo", "ppo": "demo", "dpo": "demo", "rollout": "hybrid", "tracking": "jsonl", "launcher": "auto",
+    "stage": "all", "rewards": "model",
 }  # fmt: skip
 # Groups that have the keys of another group.
 ROLES = {
@@ -152,7 +152,7 @@ def meaning(key: str) -> str:
     entries = all_entries()
     comment = entries[key].comment if key in entries else ""
     group, _, name = key.partition(".")
-    if not comment and group in ("reward", "ppo"):
+    if not comment and group in ("reward", "ppo", "dpo"):
         shared = entries.get(f"sft.{name}")
         comment = shared.comment if shared else ""
     return comment

@@ -105,7 +105,7 @@ def test_the_kinds_of_stages_load_nothing_heavy():
         "print(kinds, sorted({'torch', 'deepspeed', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['sft', 'reward', 'ppo', 'bench'] []"
+    assert done.stdout.strip() == "['sft', 'reward', 'ppo', 'dpo', 'bench'] []"
 
 
 def test_deepspeed_is_imported_in_runtime_and_engine_alone():
