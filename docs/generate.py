@@ -138,6 +138,9 @@ def all_entries() -> dict[str, Entry]:
         base = ROLES.get(group, group)
         if base == "stage":
             continue
+        if base == "algorithm":  # its option holds keys of several groups
+            found |= option(base, name)
+            continue
         meanings = option(base, BASES[base])
         values = meanings if name == "${model}" else meanings | option(base, name)
         for key, entry in values.items():

@@ -10,16 +10,24 @@ CHUNK = 1024
 
 
 def token_logprobs(
-    logits: Tensor, tokens: Tensor, temperature: float, at: Tensor | None = None, entropies: bool = True
+    logits: Tensor,
+    tokens: Tensor,
+    temperature: float,
+    at: Tensor | None = None,
+    entropies: bool = True,
+    entropy_learns: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each token and entropy of its distribution, both of `tokens`' shape, in float32 and nats.
 
     `logits` [..., V], in any format, are those that predict `tokens`, or of those the ones whose indices, with all but the
     last dimension flattened, `at` holds; they are divided by `temperature`. Work goes in chunks, in the backward pass too,
-    so that no float32 tensor of the logits' size exists. Without `entropies` they are 0.
+    so that no float32 tensor of the logits' size exists. Without `entropies` they are 0; with `entropy_learns`
+    they have a gradient, as log-probabilities do.
     """
     index = None if at is None else at.flatten()
-    logprobs, entropy = LogProbs.apply(logits.flatten(0, -2), tokens.flatten(), temperature, index, entropies)
+    logprobs, entropy = LogProbs.apply(
+        logits.flatten(0, -2), tokens.flatten(), temperature, index, entropies, entropy_learns
+    )
     return logprobs.view_as(tokens), entropy.view_as(tokens)
 
 
@@ -28,33 +36,48 @@ class LogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, tokens: Tensor, temperature: float, at: Tensor | None, entropies: bool
+        ctx: Any,
+        logits: Tensor,
+        tokens: Tensor,
+        temperature: float,
+        at: Tensor | None,
+        entropies: bool,
+        entropy_learns: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Both [A], and the gradient of the first."""
+        """Both [A]."""
         logprobs = torch.empty(tokens.numel(), device=logits.device)
         entropy = torch.zeros_like(logprobs)
         for part in chunks(tokens.numel()):
             scaled = rows(logits, part, at).float() / temperature
             logprobs[part], found = chunk_logprobs(scaled, tokens[part], entropies)
             entropy[part] = found
-        ctx.save_for_backward(logits, tokens, at, logprobs)
+        ctx.save_for_backward(logits, tokens, at, logprobs, entropy)
         ctx.temperature = temperature
-        ctx.mark_non_differentiable(entropy)
+        ctx.set_materialize_grads(False)
+        if not entropy_learns:
+            ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None, of_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the gradient with respect to the logits. Of a token's log-probability it is one at the token's own logit,
-        less the probabilities at all of them; over the temperature."""
-        logits, tokens, at, logprobs = ctx.saved_tensors
+        less the probabilities at all of them; of the entropy H it is -p (log p + H); over the temperature."""
+        logits, tokens, at, logprobs, entropy = ctx.saved_tensors
         found = torch.empty_like(logits) if at is None else torch.zeros_like(logits)
+        gradient = torch.zeros_like(logprobs) if gradient is None else gradient
         for part in chunks(tokens.numel()):
             scaled, own = rows(logits, part, at).float() / ctx.temperature, tokens[part, None]
             weight = gradient[part, None] / ctx.temperature
             normaliser = scaled.gather(1, own) - logprobs[part, None]
-            change = scaled.sub_(normaliser).exp_().mul_(-weight).scatter_add_(1, own, weight).to(found.dtype)
-            found[part if at is None else at[part]] = change
-        return found, None, None, None, None
+            log_softmax = scaled.sub_(normaliser)
+            extra = None
+            if of_entropy is not None:
+                extra = of_entropy[part, None] / ctx.temperature * (log_softmax + entropy[part, None])
+                extra *= log_softmax.exp()
+            change = log_softmax.exp_().mul_(-weight).scatter_add_(1, own, weight)
+            change = change if extra is None else change.sub_(extra)
+            found[part if at is None else at[part]] = change.to(found.dtype)
+        return found, None, None, None, None, None
 
 
 def chunks(count: int) -> list[slice]:

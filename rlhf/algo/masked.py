@@ -15,6 +15,20 @@ def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     return zero_padding(values, mask).sum()
 
 
+def masked_sum_rows(values: Tensor, mask: Tensor) -> Tensor:
+    """Sum of each row's `values` where `mask` is 1, [B]. Padding may hold anything, NaN included."""
+    return zero_padding(values, mask).sum(1)
+
+
+def gather_rows(values: Tensor) -> tuple[Tensor, int]:
+    """Concatenate the equally long tensors of all ranks, in their order; and where this rank's begins."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return values, 0
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts), dist.get_rank() * len(values)
+
+
 def all_ranks_sum(values: Tensor) -> Tensor:
     """Elementwise sum of a tensor over all ranks."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

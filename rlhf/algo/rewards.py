@@ -28,3 +28,9 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
     rewards = -kl_coef * zero_padding(kl, mask)
     last = (mask.sum(dim=1).long() - 1).clamp(min=0)
     return rewards.scatter_add(1, last[:, None], (scores * (mask.sum(dim=1) > 0))[:, None].to(rewards.dtype))
+
+
+def overlong_penalty(lengths: Tensor, longest: int, buffer: float) -> Tensor:
+    """Return DAPO's soft punishment of long responses, [B], from 0 to -1 (arXiv 2503.14476, eq. 13): it falls in a straight
+    line over the last `buffer` of `longest` tokens. Lengths [B] are in tokens."""
+    return ((longest - buffer - lengths) / buffer).clamp(-1.0, 0.0)

@@ -99,6 +99,7 @@ class StageKind:
             path of the module that defines it as KIND.
         run: The function that runs the stage, as "module:function"; the worker alone imports it.
         result_keys: The keys that it reads, by prefix. Of these its fingerprint holds those whose effect is `result`.
+        unread_keys: Of these keys those that decide nothing with the configuration's other values, by prefix.
         schema: The dataclass of its keys, which stand in the group `section`. Where this package has no such group, as for
             another package's stage, a configuration that asks for the stage has it.
         section: The group of its training keys; None where it has none.
@@ -138,6 +139,7 @@ class StageKind:
     name: str
     run: str
     result_keys: tuple[str, ...]
+    unread_keys: Callable[[Config], tuple[str, ...]] = lambda config: ()
     schema: type | None = None
     section: str | None = None
     metrics: tuple[Metric, ...] = ()
@@ -171,6 +173,10 @@ class StageKind:
     def step_flops(self, config: Config, answers: int) -> int:
         """Operations of a step on records of so many answers, at most."""
         return sum(self.phase_flops(config, answers).values())
+
+    def inputs_of(self, config: Config) -> tuple[Input, ...]:
+        """Return the models that it starts from with a configuration, in the order in which they are found."""
+        return tuple(given for given in self.inputs if given.is_used(config))
 
     @property
     def samples_responses(self) -> bool:

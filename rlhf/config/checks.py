@@ -1,6 +1,7 @@
 """Every cross-check of a configuration. Nothing here needs torch, so what cannot work is refused before anything slow is
 loaded."""
 
+import math
 import os
 import re
 import shutil
@@ -307,7 +308,9 @@ def check_batches(config: Config) -> Iterator[ConfigError]:
         yield ConfigError("rollout.micro_batch_size", micro, problem, "try null")
     if uses_ppo and own % copies:
         problem = f"it does not divide the {own} responses of a rank"
-        yield ConfigError("rollout.samples_per_prompt", copies, problem, f"try one of {divisors(own)}")
+        unit = math.lcm(world * copies, ppo.batch_size)
+        fix = f"try one of {divisors(own)}, or ppo.rollout_batch_size={unit * -(-ppo.rollout_batch_size // unit)}"
+        yield ConfigError("rollout.samples_per_prompt", copies, problem, fix)
 
 
 # What needs no shape of a model, and what does.

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
+from rlhf.catalog.estimator import has_critic
 from rlhf.catalog.role import Role
 from rlhf.catalog.stage import StageKind, is_stage, kind_of, stage_kinds
 from rlhf.config.errors import ConfigError
@@ -148,7 +149,7 @@ def is_reference_shared(config: Config) -> bool:
 
 def is_reward_shared(config: Config) -> bool:
     """Whether the reward model is the critic with its adapters off, instead of a copy of its own."""
-    return config.ppo.critic == "reward" and trains_adapters_only(config.critic_lora)
+    return has_critic(config) and config.ppo.critic == "reward" and trains_adapters_only(config.critic_lora)
 
 
 def used_models(config: Config) -> list[tuple[str, Model]]:

@@ -86,7 +86,7 @@ def check_values(values: Mapping[str, Any], keys: Mapping[str, Key] = KEYS) -> I
         if key == "stages":
             outside = [name for name in value or () if "." in name and is_stage(name)]
             yield from check_choice(key, value, (*stage_kinds(), *outside), known)
-        elif key == "rollout.engine" and ":" in value:  # somebody else's sampler: check_engine imports it
+        elif key in ("rollout.engine", "ppo.estimator") and ":" in value:  # somebody else's, which is imported later
             continue
         elif known.choices:  # the planner chooses for the keys of this package alone
             yield from check_choice(key, value, tuple(o for o in known.choices if o != AUTO or key in KEYS), known)

@@ -3,6 +3,7 @@ contiguous share of it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -99,12 +100,22 @@ class PromptLoader:
         return self.steps
 
     def __iter__(self) -> Iterator[PromptBatch]:
-        world = ranks(self.config)
-        samples = local_share(list(range(self.size * self.copies)), self.rank, world)
-        for batch in all_batches(len(self.prompts), self.size, self.config.seed, "ppo.rollout_batch_size", self.steps):
-            own = local_share(batch, self.rank, world)
-            made = prompt_batch([self.prompts[i] for i in own], samples, self.pad, self.device, self.copies)
-            yield replace(made, records=[record for record in self.read_records(own) for _ in range(self.copies)])
+        batches = all_batches(len(self.prompts), self.size, self.config.seed, "ppo.rollout_batch_size", self.steps)
+        for step, batch in enumerate(batches):
+            yield replace(self.load(batch, 0), draw=partial(self.draw, step))
+
+    def draw(self, step: int, number: int) -> PromptBatch:
+        """Draw more prompts for the rollout of a step, for the `number`-th time; their samples go on counting."""
+        order = random_stream(self.config.seed, "more prompts", step, number).permutation(len(self.prompts))
+        return self.load(order[: self.size].tolist(), number)
+
+    def load(self, batch: list[int], number: int) -> PromptBatch:
+        """Return this rank's share of a global batch of prompts."""
+        world, first = ranks(self.config), number * self.size * self.copies
+        samples = local_share(list(range(first, first + self.size * self.copies)), self.rank, world)
+        own = local_share(batch, self.rank, world)
+        made = prompt_batch([self.prompts[i] for i in own], samples, self.pad, self.device, self.copies)
+        return replace(made, records=[record for record in self.read_records(own) for _ in range(self.copies)])
 
     def read_records(self, numbers: list[int]) -> list[PromptRecord]:
         """Return what is known of prompts by their numbers; nothing where they are ids alone."""

@@ -4,7 +4,7 @@ Prompts end where responses begin; a response ends with what ends a turn, unless
 lengths; nothing here or later compares ids with the padding token.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,7 +39,7 @@ class PromptBatch:
     """Left-padded prompts, one for each response: `ids` [B, Q], `lengths` [B], and the number of each among all of the
     step, `samples` (B), from which its random stream derives. `limits` [B] are the tokens after which an answer ends,
     whatever is drawn; `copies` rows, one after another, are the same prompt. `records` (B) say what is known of each prompt
-    besides its ids; there are none where it is not known."""
+    besides its ids; there are none where it is not known. `draw` gives more prompts for the same rollout."""
 
     ids: Tensor
     lengths: Tensor
@@ -47,6 +47,15 @@ class PromptBatch:
     limits: Tensor | None = None
     copies: int = 1
     records: Sequence[PromptRecord] = ()
+    draw: Callable[[int], "PromptBatch"] | None = None
+
+    def more(self, number: int) -> "PromptBatch":
+        """Draw other prompts for the same rollout, for the `number`-th time. Raises RuntimeError if nothing can."""
+        if self.draw is None:
+            raise RuntimeError(
+                "ppo.dynamic_sampling=true: these prompts come from a loader that draws no others for a rollout"
+            )
+        return self.draw(number)
 
     def to(self, device: torch.device) -> "PromptBatch":
         """Return the same prompts on a device."""

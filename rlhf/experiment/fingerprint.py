@@ -42,10 +42,11 @@ def fingerprint(config: Config, stage: str, inputs: dict[str, str]) -> str:
 
 def result_config(config: Config, stage: str) -> dict[str, Any]:
     """Return the dotted keys that decide the stage's result, with their values; paths by what they hold. A key at its
-    neutral value is left out."""
+    neutral value is left out, and so is one that the stage does not read with the other values."""
     schema: Any = type(config)
-    known = keys_of(schema)
-    chosen = {key: get_key(config, key) for key in result_keys(stage, schema) if not is_neutral(config, key)}
+    known, unread = keys_of(schema), kind_of(stage).unread_keys(config)
+    read = [key for key in result_keys(stage, schema) if not matches_prefix(key, unread)]
+    chosen = {key: get_key(config, key) for key in read if not is_neutral(config, key)}
     return {key: identify_value(value, key, known[key].content) for key, value in chosen.items()}
 
 

@@ -59,13 +59,14 @@ def response_logprobs(
     temperature: float,
     packing: str = "packed",
     entropies: bool = False,
+    entropy_learns: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the response tokens and, if asked for, entropies of their distributions, [B, R] in float32 and
-    nats. Logits are computed for the responses only."""
+    nats; with `entropy_learns` entropies have a gradient. Logits are computed for the responses only."""
     read, indices = pack_inputs(engine, ids, mask, packing), response_positions(mask, responses, packing)
     before = (read.slots[:, -responses:] - 1).flatten()[indices]
     tokens = (ids * mask)[:, -responses:].flatten()[indices]
-    found = predict_tokens(engine, read.inputs, before, tokens, temperature, entropies)
+    found = predict_tokens(engine, read.inputs, before, tokens, temperature, entropies, entropy_learns)
     logprobs, entropy = (unpack_outputs(column, indices, mask[:, -responses:]) for column in found)
     return logprobs, entropy
 
@@ -83,7 +84,13 @@ def target_logprobs(engine: Any, ids: Tensor, mask: Tensor, targets: Tensor, pac
 
 
 def predict_tokens(
-    engine: Any, inputs: dict[str, Tensor], before: Tensor, tokens: Tensor, temperature: float, entropies: bool
+    engine: Any,
+    inputs: dict[str, Tensor],
+    before: Tensor,
+    tokens: Tensor,
+    temperature: float,
+    entropies: bool,
+    entropy_learns: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the log-probabilities of `tokens` [A] and the entropies of their distributions, [A] in float32 and nats, from
     the outputs at `before` [A], indices among the inputs' tokens, flattened."""
@@ -94,7 +101,7 @@ def predict_tokens(
         first = int((before % width).min())
         keep, kept = width - first, before // width * (width - first) + before % width - first
     logits = engine(**inputs, use_cache=False, logits_to_keep=keep).logits
-    return token_logprobs(logits, tokens, temperature, kept, entropies)
+    return token_logprobs(logits, tokens, temperature, kept, entropies, entropy_learns)
 
 
 def response_values(engine: Any, ids: Tensor, mask: Tensor, responses: int, packing: str = "packed") -> Tensor:

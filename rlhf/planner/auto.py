@@ -114,7 +114,7 @@ def layout_text(config: Config) -> str:
     ppo = config.ppo
     ppo_keys = (
         ppo.rollout_batch_size, ppo.update_epochs, ppo.critic, ppo.critic_gradient_checkpointing, ppo.offload_idle, ppo.ema,
-        ppo.ptx_coef > 0, count_reward_models(config),
+        ppo.ptx_coef > 0, ppo.estimator, ppo.kl_placement, ppo.reference_refresh, count_reward_models(config),
     )  # fmt: skip
     data = config.data.max_prompt_tokens, config.data.max_response_tokens
     loras = [(lora.rank, lora.only, lora.target_modules) for lora in (config.lora, config.critic_lora, config.reward_lora)]

@@ -7,9 +7,10 @@ Pure: no torch, no GPU, no weights. All sizes are in bytes unless a name says Gi
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rlhf.catalog.estimator import has_reference
 from rlhf.catalog.role import Role
 from rlhf.catalog.stage import kind_of
-from rlhf.config.derive import max_sequence, measured_stage, ranks, samples_responses_in
+from rlhf.config.derive import is_reference_shared, max_sequence, measured_stage, ranks, samples_responses_in
 from rlhf.config.schema import Config, Model, Zero
 from rlhf.planner.cache import cached_tokens, count_prefilled
 
@@ -214,8 +215,8 @@ def sampling_phases(config: Config, roles: list[Role], state: Bytes, batch: Batc
     """Return the phases of a stage that samples: rollout, scoring and updates, and the evaluation, which samples too."""
     dtype, actor, rollout = config.precision.dtype, roles[0], config.rollout
     size, on_gpu = bytes_per_element(dtype), config.hardware.device == "cuda"
-    critic = next(role for role in roles[1:] if role.lora is not None)
-    idle = [role for role in roles[1:] if role is not critic]
+    critics = [role for role in roles[1:] if role.lora is not None]
+    idle = [role for role in roles[1:] if role.lora is None]
     prompt, new = config.data.max_prompt_tokens, rollout.max_new_tokens
     device, per_token = config.hardware.device, cache_bytes_per_token(actor.model, dtype) / rollout.tensor_parallel
     cache = cached_tokens(rollout, device, batch.rows, prompt + new) * per_token
@@ -228,7 +229,7 @@ def sampling_phases(config: Config, roles: list[Role], state: Bytes, batch: Batc
     held = {"cache": kept * cache, "graphs": kept * graphs}
     buffers = kept * gathered
     without = add_bytes(state_bytes(role, config) for role in (actor, *([] if config.ppo.offload_idle else roles[1:])))
-    with_critic = add_bytes(state_bytes(role, config) for role in (actor, critic))
+    with_critic = add_bytes(state_bytes(role, config) for role in (actor, *critics))
     updating = with_critic if config.ppo.offload_idle else state
     sampling = {
         "activations": prefilled * forward_bytes_per_token(actor.model, dtype),
@@ -241,9 +242,9 @@ def sampling_phases(config: Config, roles: list[Role], state: Bytes, batch: Batc
     score = {
         "activations": scoring_bytes(config, roles, batch.micro * (prompt + new)),
         "logits": logits_bytes(actor.model, dtype, logits) / 2,
-        "gather": buffers + max(buffer_bytes(role, config) for role in (actor, critic, *idle)),
+        "gather": buffers + max(buffer_bytes(role, config) for role in (actor, *critics, *idle)),
     }
-    update = training_bytes(config, 1, [actor, critic], batch.micro, prompt + new, new)
+    update = training_bytes(config, 1, [actor, *critics], batch.micro, prompt + new, new)
     if config.ppo.ptx_coef > 0:
         texts = training_bytes(config, 1, [actor], batch.micro, max_sequence(config), None)
         update = max(update, texts, key=lambda parts: sum(parts.values()))
@@ -252,8 +253,17 @@ def sampling_phases(config: Config, roles: list[Role], state: Bytes, batch: Batc
         "rollout": {**without, "gradients": 0.0, **sampling},
         "score": {**state, "gradients": 0.0, **held, **score},
         "update": {**updating, **held, **update},
-        "evaluate": {**without, "gradients": 0.0, **sampling},
+        "evaluate": {**without, "weights": without["weights"] + start_bytes(config), "gradients": 0.0, **sampling},
     }
+
+
+def start_bytes(config: Config) -> float:
+    """Return what an evaluation holds of the policy that training started from, where no reference is in memory that it
+    could measure the KL to."""
+    loaded = config.ppo.reference_refresh is not None or not has_reference(config)
+    if not loaded or is_reference_shared(config):
+        return 0.0
+    return state_bytes(Role(config.model, config.reference_zero, None), config)["weights"]
 
 
 def rollout_gather_bytes(config: Config, actor: Role) -> float:

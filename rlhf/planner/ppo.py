@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rlhf.catalog.estimator import has_critic, has_reference, needs_of
 from rlhf.config.derive import max_sequence, ranks
 from rlhf.config.rewards import count_reward_models
 from rlhf.config.schema import Config, Model
@@ -33,27 +34,31 @@ def phase_flops(
         responses: Tokens of each response.
         texts: Tokens of each text that the updates' pre-training loss reads (`ppo.ptx_coef`).
 
-    A reference or reward model that is another model with its adapters off costs what a copy would.
+    A reference or reward model that is another model with its adapters off costs what a copy would. An estimator that needs
+    the likeliest responses too samples and scores as many as there are prompts, of the same lengths.
     """
     lengths, actions = [p + r for p, r in zip(prompts, responses, strict=True)], sum(responses)
     model, critic, ppo = config.model, critic_of(config), config.ppo
-    scoring = (
-        forward_flops(model, lengths, actions, config.lora)
-        + forward_flops(model, lengths, actions)
-        + forward_flops(critic, lengths, 0, config.critic_lora)
-        + sum(forward_flops(config.reward_model, lengths, 0) for _ in range(count_reward_models(config)))
-    )
     merged, read = samples_merged(config), list_prompts_read(config.rollout, prompts)
     merging, sampled = (merge_flops(model, config.lora), None) if merged else (0, config.lora)
+    rollout = generation_flops(model, prompts, responses, sampled, read)
+    judging = count_reward_models(config) * forward_flops(config.reward_model, lengths, 0)
+    scoring = forward_flops(model, lengths, actions, config.lora) + judging
+    if has_reference(config):
+        scoring += forward_flops(model, lengths, actions)
     how = config.lora, ppo.gradient_checkpointing, ppo.dropout
-    update = ppo.update_epochs * (
-        training_flops(model, lengths, actions, *how)
-        + training_flops(critic, lengths, 0, config.critic_lora, ppo.critic_gradient_checkpointing, ppo.critic_dropout)
-    )
+    update = ppo.update_epochs * training_flops(model, lengths, actions, *how)
+    if has_critic(config):
+        learned = config.critic_lora, ppo.critic_gradient_checkpointing, ppo.critic_dropout
+        scoring += forward_flops(critic, lengths, 0, config.critic_lora)
+        update += ppo.update_epochs * training_flops(critic, lengths, 0, *learned)
+    if "greedy" in needs_of(ppo.estimator):
+        scoring += judging // config.rollout.samples_per_prompt
+        rollout += rollout // config.rollout.samples_per_prompt
     if texts:  # logits of every token but the last, which predicts nothing, are computed and thrown away with it
         update += training_flops(model, texts, sum(texts), *how)
     return {
-        "rollout": merging + generation_flops(model, prompts, responses, sampled, read),
+        "rollout": merging + rollout,
         "score": scoring,
         "update": update,
     }

@@ -7,9 +7,10 @@ a device's data sheet that rlhf/planner/constants.py states. Pure: no torch. Sec
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rlhf.catalog.estimator import has_reference
 from rlhf.catalog.role import Role
 from rlhf.catalog.stage import kind_of
-from rlhf.config.derive import Batches, ranks, samples_responses_in
+from rlhf.config.derive import Batches, is_reference_shared, is_reward_shared, ranks, samples_responses_in
 from rlhf.config.schema import Config, Model
 from rlhf.planner.batches import rollout_rows
 from rlhf.planner.cache import list_prompts_read
@@ -135,24 +136,23 @@ def sampling_step(
 ) -> dict[str, Parts]:
     """Seconds of a rollout, its scoring and its updates."""
     roles = kind_of(stage).roles(config)
-    actor, critic = [role for role in roles if role.lora is not None][:2]
+    actor, *critics = learners = [role for role in roles if role.lora is not None]
     own = max(1, config.ppo.rollout_batch_size // plan.ranks)
     length, updates = config.data.max_prompt_tokens + config.rollout.max_new_tokens, kind_of(stage).updates(config)
     seen = own * config.ppo.update_epochs
     scored = -(-own // plan.micro)
     trained = -(-seen // plan.micro)
-    readers = reading_roles(config, roles, actor, critic)
+    readers = reading_roles(config, roles)
     moved = sum(pass_bytes(role.model, config, own, length, constants) for role in readers)
     started = scored * sum(role.model.num_hidden_layers for role in readers)
     score = compute(flops["score"] / plan.ranks, moved, started, rates)
     for role in readers:
         score = merge(score, reading_exchange(role, config, scored, rates))
-    learners = [actor, critic]
     moved = sum(pass_bytes(role.model, config, seen, length, constants) * passes(role) for role in learners)
     update = compute(flops["update"] / plan.ranks, moved, launches(learners, trained), rates)
     update = merge(update, *(exchange(role, config, trained, updates, rates) for role in learners))
     if config.ppo.offload_idle:
-        score = merge(score, {"offload": idle_bytes(config, roles, actor, critic) / rates.host})
+        score = merge(score, {"offload": idle_bytes(config, roles, critics) / rates.host})
     return {
         "rollout": rollout_seconds(config, actor, flops["rollout"], own, rates, constants),
         "score": score,
@@ -160,12 +160,12 @@ def sampling_step(
     }
 
 
-def reading_roles(config: Config, roles: list[Role], actor: Role, critic: Role) -> list[Role]:
+def reading_roles(config: Config, roles: list[Role]) -> list[Role]:
     """Return the models that score a rollout: a frozen one that shares another's weights reads with them, and counts
     again."""
-    frozen = [role for role in roles if role.lora is None]
-    shared = [actor, critic][: max(0, 2 - len(frozen))]
-    return [actor, critic, *frozen, *shared]
+    learners = [role for role in roles if role.lora is not None]
+    shared = learners[:1] if has_reference(config) and is_reference_shared(config) else []
+    return [*roles, *shared, *(learners[1:] if is_reward_shared(config) else [])]
 
 
 def reading_exchange(role: Role, config: Config, micro_batches: int, rates: Rates) -> Parts:
@@ -179,12 +179,12 @@ def reading_exchange(role: Role, config: Config, micro_batches: int, rates: Rate
     return parts
 
 
-def idle_bytes(config: Config, roles: list[Role], actor: Role, critic: Role) -> float:
-    """Bytes that ppo.offload_idle moves per rollout and device: frozen models once, the critic and its state there and
-    back, twice."""
+def idle_bytes(config: Config, roles: list[Role], critics: list[Role]) -> float:
+    """Bytes that ppo.offload_idle moves per rollout and device: frozen models once, the critic, if there is one, and its
+    state there and back, twice."""
     size, world = bytes_per_element(config.precision.dtype), ranks(config)
     frozen = sum(size * count_held(role) / (world if role.zero.stage == 3 else 1) for role in roles if role.lora is None)
-    critic_state = size * count_held(critic) + 12 * count_trained(critic) / world
+    critic_state = sum(size * count_held(critic) + 12 * count_trained(critic) / world for critic in critics)
     return frozen + 4 * critic_state
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Ppo
 from rlhf.engine.save import whole_weight
 from rlhf.runtime.compat.deepspeed import is_partitioned, local_shard, whole_shape, whole_size
@@ -68,3 +69,16 @@ class ExponentialMovingAverage:
         dist.all_gather(shards, shard)
         flat = torch.cat(shards)[: whole_size(parameter)]
         return flat.view(whole_shape(parameter)).to(parameter.dtype).cpu()
+
+
+def build_average(actor: Any, ppo: Ppo, updates: int) -> ExponentialMovingAverage | None:
+    """Start the moving average of the actor, if one is asked for. Raises ConfigError if it would begin after the last of so
+    many updates."""
+    if not ppo.ema:
+        return None
+    if ppo.ema_start > updates:
+        problem = f"there are only {updates} updates to come"
+        raise ConfigError("ppo.ema_start", ppo.ema_start, problem, "start earlier")
+    average = ExponentialMovingAverage(actor, ppo)
+    average.update(0)
+    return average

@@ -1,4 +1,5 @@
-"""The four models of step 3: actor and critic, which learn, reference and reward model, which do not."""
+"""The models of step 3: actor and critic, which learn, reference and reward model, which do not. Where the algorithm has no
+critic or no reference, there is none in memory."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from rlhf.catalog.estimator import has_critic, has_reference
 from rlhf.config.derive import Batches, is_reference_shared, is_reward_shared, policy_stage
 from rlhf.config.errors import ConfigError
 from rlhf.config.rewards import name_models, reward_terms, stage_reward
@@ -35,7 +37,8 @@ from rlhf.runtime import distributed
 
 
 class DeepSpeedRLHFEngine:
-    """Actor, reference, critic and reward model as DeepSpeed engines.
+    """Actor, reference, critic and reward model as DeepSpeed engines; `critic` and `ref` are None where the algorithm has
+    none (`ppo.estimator`, `ppo.kl_placement`).
 
     Where adapters alone are trained, the reference is the actor with its adapters off, and the reward model the critic with
     its own off: no second copy of the weights.
@@ -44,7 +47,8 @@ class DeepSpeedRLHFEngine:
         actor_model_name_or_path: directory or hub id of the causal language model that PPO starts from; the reference is
             what it is then.
         critic_model_name_or_path: directory or hub id of a sequence classifier with one label: the reward model, and
-            where the critic starts unless `args.ppo.critic` says otherwise. None where `args.rewards` have no such model.
+            where the critic, if there is one, starts unless `args.ppo.critic` says otherwise. None where `args.rewards`
+            have no such model.
         tokenizer: the actor's. The critic must share it; a reward model with another one reads the decoded text.
         num_total_iters: rollouts to come; learning rates fall to their end over them.
         args: the configuration. The planner chooses what is `auto` in it.
@@ -79,16 +83,15 @@ class DeepSpeedRLHFEngine:
             check_source(source, args, scorer=True)
         self.reward_templates = {name: self.other_template(source) for name, source in judges.items()}
         self.reward_template = self.reward_templates.get("reward")
-        self.check_critic(judge)
+        if has_critic(args):
+            self.check_critic(judge)
+        self.policy = policy
         self.device = distributed.device(args)
         self.batches = batches(args, policy_stage(args))
         self.actor = self.training_actor(policy)
-        self.critic = self.training_critic(policy, judge)
-        self.ref: Any = (
-            AdaptersOff(self.actor)
-            if is_reference_shared(args)
-            else frozen_engine(load_policy(policy, args, args.reference_zero, 0.0), args, args.reference_zero)
-        )
+        self.critic: Any = self.training_critic(policy, judge) if has_critic(args) else None
+        self.ref: Any = self.load_start() if has_reference(args) else None
+        self.is_refreshed = False  # whether the reference has become a later policy
         self.reward_models: dict[str, Any] = {
             name: AdaptersOff(self.critic)
             if name == "reward" and is_reward_shared(args)
@@ -102,15 +105,43 @@ class DeepSpeedRLHFEngine:
         self.offloaded = {
             name: OffloadedEngine(engine, frozen=name != "critic")
             for name, engine in movable.items()
-            if not is_shared(engine)
+            if engine is not None and not is_shared(engine)
         }
-        self.samplers: dict[tuple[int, str], tuple[Rollout, Sampler]] = {}
+        self.samplers: dict[tuple[int, str, bool], tuple[Rollout, Sampler]] = {}
         self.ensure_on_device("critic")
+
+    def load_start(self) -> Any:
+        """Return the policy that training starts from: the actor with its adapters off, where they alone are trained, or a
+        copy that only reads."""
+        args = self.args
+        if is_reference_shared(args):
+            return AdaptersOff(self.actor)
+        return frozen_engine(load_policy(self.policy, args, args.reference_zero, 0.0), args, args.reference_zero)
+
+    @contextmanager
+    def start_policy(self) -> Iterator[Any]:
+        """Hold the policy that training started from meanwhile: the reference, or, where there is none or it is a later
+        policy, a copy that is loaded and freed."""
+        if self.ref is not None and not self.is_refreshed:
+            yield self.ref
+            return
+        start = self.load_start()
+        try:
+            yield start
+        finally:
+            if not is_shared(start):
+                start.destroy()
+
+    def mark_refreshed(self) -> None:
+        """Remember that the reference is a later policy, so that what was kept of it counts no more."""
+        self.is_refreshed = True
+        if "ref" in self.offloaded:
+            self.offloaded["ref"].copies = []
 
     def sampler_of(self, policy: Any, rollout: Rollout) -> Sampler:
         """Return the sampler of a policy (the actor or the reference) for these settings. It is kept for later rollouts; a
-        sampler of the same kind with other settings is released first."""
-        key = id(policy), rollout.engine
+        sampler of the same kind with other settings is released first, but for one that takes the likeliest tokens."""
+        key = id(policy), rollout.engine, rollout.do_sample
         settings, sampler = self.samplers.get(key, (None, None))
         if sampler is None or settings != rollout:
             if sampler is not None:
@@ -229,7 +260,7 @@ class DeepSpeedRLHFEngine:
         self.release_samplers()
         self.rewards.close()
         held = self.actor, self.critic, self.ref, *self.reward_models.values()
-        release(*(engine for engine in held if not is_shared(engine)))
+        release(*(engine for engine in held if engine is not None and not is_shared(engine)))
 
 
 def find_judges(args: Config, paths: Mapping[str, str]) -> dict[str, Source]:

@@ -1,6 +1,7 @@
 """Held-out evaluation of step 3: the policy's answers, their scores, their gold rewards, and how far it has moved."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +75,17 @@ class Evaluation:
         prompts: list[Prompt],
     ) -> None:
         self.engine, self.config, self.gold, self.prompts = engine, config, gold, prompts
+        self.has_begun = True  # whether the actor has learned from a rollout
+
+    def answers_before(self, show: Callable[[int, int], None] | None = None) -> list[Answer]:
+        """Return the answers of the policy that training starts from: of the reference, or, before the first update, of the
+        actor where there is none."""
+        if self.engine.ref is not None:
+            return self.answers(self.engine.ref, show)
+        self.has_begun = False
+        found = self.answers(self.engine.actor, show)
+        self.has_begun = True
+        return found
 
     @torch.no_grad()
     def answers(self, policy: Any, show: Callable[[int, int], None] | None = None) -> list[Answer]:
@@ -84,15 +96,24 @@ class Evaluation:
         numbers = local_share([i % count for i in range(count + -count % world())], rank(), world())
         size = self.engine.batches.micro
         own: list[Answer] = []
-        with self.engine.models_on_device("ref", "reward"):
+        with self.engine.models_on_device("ref", "reward"), self.start_policy(policy) as reference:
             for start in range(0, len(numbers), size):
-                own += self.part(policy, numbers[start : start + size])
+                own += self.part(policy, numbers[start : start + size], reference)
                 if show is not None:
                     show(len(own), len(numbers))
         return from_shares(own, count)
 
-    def part(self, policy: Any, numbers: list[int]) -> list[Answer]:
-        """Answers to some of the prompts."""
+    @contextmanager
+    def start_policy(self, policy: Any) -> Iterator[Any]:
+        """Hold the policy that training started from meanwhile. Before the first update that is the actor too."""
+        if policy is self.engine.ref or not self.has_begun:
+            yield policy
+            return
+        with self.engine.start_policy() as start:
+            yield start
+
+    def part(self, policy: Any, numbers: list[int], start: Any) -> list[Answer]:
+        """Answers to some of the prompts, with the KL to the policy that training started from."""
         engine, rollout = self.engine, self.config.rollout
         pad = int(engine.tokenizer.pad_token_id)
         prompts = [self.prompts[i] for i in numbers]
@@ -107,7 +128,7 @@ class Evaluation:
         mask = torch.cat([left_mask(batch.lengths, batch.ids.size(1)), actions], 1)
         sequences = ids, mask, actions.size(1), rollout.temperature, self.config.ppo.packing
         logprobs = response_logprobs(policy, *sequences)[0]
-        reference = logprobs if policy is engine.ref else response_logprobs(engine.ref, *sequences)[0]
+        reference = logprobs if policy is start else response_logprobs(start, *sequences)[0]
         lengths, texts = responses.lengths.tolist(), decode_responses(responses.tokens, responses.lengths, engine.template)
         judged = ids, mask, actions.size(1), responses.ended
         samples = make_samples([PromptRecord(prompt.prompt, prompt.meta) for prompt in prompts], texts, responses.ended)

@@ -1,13 +1,23 @@
 """Forward and backward passes of a step of PPO: scoring a rollout, and the gradients of actor and critic."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rlhf.algo.kl import k3
+from rlhf.algo.kl import KL_ESTIMATORS, k3
 from rlhf.algo.logprobs import token_logprobs
-from rlhf.algo.losses import policy_loss, policy_ratio, value_loss
+from rlhf.algo.losses import (
+    count_clipped,
+    count_losses,
+    likelihood_loss,
+    loss_weights,
+    policy_loss,
+    policy_ratio,
+    value_loss,
+    weighted_sum,
+)
 from rlhf.algo.masked import masked_sum
 from rlhf.config.schema import Config
 from rlhf.data.tokens import SequenceBatch, right_mask
@@ -26,56 +36,105 @@ Score = Callable[[Tensor, Tensor, int, Tensor], Tensor]
 
 def score_rollout(
     engine: DeepSpeedRLHFEngine, args: Config, ids: Tensor, mask: Tensor, actions: Tensor, ended: Tensor, score: Score
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """Compute log-probabilities of policy and reference and values, [B, R] and 0 on padding, and the scores of reward
-    models [B, M], in micro-batches. `ids` and `mask` are [B, T], `actions` [B, R]."""
+    models [B, M], in micro-batches; None for a model that the algorithm does without. `ids` and `mask` are [B, T],
+    `actions` [B, R]."""
     width, packing, temperature = actions.size(1), args.ppo.packing, args.rollout.temperature
-    engine.critic.eval()
+    if engine.critic is not None:
+        engine.critic.eval()
     columns = [torch.zeros(actions.shape, device=ids.device) for _ in range(3)]
     scores: list[tuple[Tensor, Tensor]] = []
-    order = torch.arange(len(ids))
-    if packing != "none":
-        order = mask.sum(1).argsort(descending=True, stable=True)
-    models = engine.actor, engine.ref, engine.critic, *engine.reward_models.values()
-    for part in micro_batches(order.tolist(), engine.batches.micro, packing, *models):
+    for part in scoring_parts(engine, mask, packing):
         rows = torch.tensor(part, device=ids.device)
         sequence = ids[rows], mask[rows], width  # [b, T]
         found = (
             response_logprobs(engine.actor, *sequence, temperature, packing)[0],
-            response_logprobs(engine.ref, *sequence, temperature, packing)[0],
-            response_values(engine.critic, *sequence, packing),
+            None if engine.ref is None else response_logprobs(engine.ref, *sequence, temperature, packing)[0],
+            None if engine.critic is None else response_values(engine.critic, *sequence, packing),
         )
         for column, values in zip(columns, found, strict=True):
-            column[rows] = torch.where(actions[rows].bool(), values, 0.0)
+            if values is not None:
+                column[rows] = torch.where(actions[rows].bool(), values, 0.0)
         scores.append((rows, score(*sequence, ended[rows])))
     logprobs, reference, values = columns
-    order_of_rows = torch.cat([rows for rows, _ in scores]).argsort()
-    return logprobs, reference, values, torch.cat([found for _, found in scores])[order_of_rows]
+    by_models = in_order(scores)
+    return logprobs, None if engine.ref is None else reference, None if engine.critic is None else values, by_models
+
+
+def score_alone(
+    engine: DeepSpeedRLHFEngine, packing: str, ids: Tensor, mask: Tensor, width: int, ended: Tensor, score: Score
+) -> Tensor:
+    """Compute the scores of reward models [B, M] of sequences [B, T] in micro-batches; their last `width` columns are
+    responses."""
+    scores: list[tuple[Tensor, Tensor]] = []
+    for part in scoring_parts(engine, mask, packing):
+        rows = torch.tensor(part, device=ids.device)
+        scores.append((rows, score(ids[rows], mask[rows], width, ended[rows])))
+    return in_order(scores)
+
+
+def in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Put together what was found for rows, each part with the indices of its rows."""
+    order = torch.cat([rows for rows, _ in parts]).argsort()
+    return torch.cat([found for _, found in parts])[order]
+
+
+def scoring_parts(engine: DeepSpeedRLHFEngine, mask: Tensor, packing: str) -> list[list[int]]:
+    """Return the micro-batches in which sequences are scored, by row."""
+    order = torch.arange(len(mask))
+    if packing != "none":
+        order = mask.sum(1).argsort(descending=True, stable=True)
+    models = engine.actor, engine.ref, engine.critic, *engine.reward_models.values()
+    held = (model for model in models if model is not None)
+    return micro_batches(order.tolist(), engine.batches.micro, packing, *held)
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """What joins the policy's loss: the coefficients of the KL penalty (0 where it is not in the loss) and of the entropy;
+    and `count`, what the sum over the whole update is divided by."""
+
+    count: float
+    kl_coef: float = 0.0
+    entropy_coef: float = 0.0
 
 
 def policy_gradient(
-    engine: DeepSpeedRLHFEngine, args: Config, rows: Experience, count: float, metrics: UpdateMetrics
+    engine: DeepSpeedRLHFEngine, args: Config, rows: Experience, terms: LossTerms, metrics: UpdateMetrics
 ) -> None:
-    """Accumulate the gradient of the clipped policy loss of some samples; `count` is the number of trained actions of the
-    whole update."""
+    """Accumulate the gradient of the policy's loss of some samples."""
     actor, ppo, actions = engine.actor, args.ppo, rows.loss_mask
     actor.train()
-    temperature, width = args.rollout.temperature, actions.size(1)
-    logprobs, entropy = response_logprobs(actor, *rows.sequences(), width, temperature, ppo.packing, entropies=True)
+    logprobs, entropy = response_logprobs(
+        actor, *rows.sequences(), actions.size(1), args.rollout.temperature, ppo.packing, entropies=True,
+        entropy_learns=terms.entropy_coef > 0,
+    )  # fmt: skip
     if metrics.is_first:
-        gaps = ((logprobs.detach() - rows.logprobs) * actions).abs()
-        metrics.first_gap_max = max(metrics.first_gap_max, float(gaps.max()))
-        metrics.first_gaps += float(gaps.sum())
-        metrics.first_tokens += float(actions.sum())
-    ratio, cut = policy_ratio(logprobs, rows.logprobs, actions, ppo.log_ratio_clip)
-    loss, clipped = policy_loss(ratio, rows.advantages, actions, ppo.clip_range)
-    backward(actor, loss, count)
+        metrics.add_gaps((logprobs.detach() - rows.logprobs).abs(), actions)
+    ratio, cut = policy_ratio(logprobs, rows.logprobs, actions, ppo.log_ratio_clip, ppo.ratio_level)
+    weights = loss_weights(actions, ppo.loss_aggregation, args.rollout.max_new_tokens)
+    clips = ppo.clip_range, ppo.clip_range_high, ppo.dual_clip
+    if ppo.policy_loss == "clipped":
+        loss, clipped = policy_loss(ratio, rows.advantages, actions, *clips, weights)
+        metrics.sums["policy/clip_fraction"] += float(clipped)
+        metrics.add(count_clipped(ratio.detach(), rows.advantages, actions, *clips))
+    else:
+        loss = likelihood_loss(logprobs, rows.advantages, actions, weights)
+    if terms.kl_coef > 0:
+        assert rows.reference_logprobs is not None
+        kl = weighted_sum(KL_ESTIMATORS[ppo.kl_estimator](logprobs, rows.reference_logprobs), actions, weights)
+        metrics.sums["policy/kl_loss"] += float(kl.detach())
+        loss = loss + terms.kl_coef * kl
+    if terms.entropy_coef > 0:
+        loss = loss - terms.entropy_coef * weighted_sum(entropy, actions, weights)
+    backward(actor, loss, terms.count)
     accumulate(actor)
     metrics.ratio_max = max(metrics.ratio_max, float((ratio.detach() * actions).max()))
+    metrics.sums["losses"] += count_losses(actions, ppo.loss_aggregation)
     metrics.sums["policy/loss"] += float(loss.detach())
-    metrics.sums["policy/clip_fraction"] += float(clipped)
     metrics.sums["policy/log_ratio_cut"] += float(cut)
-    metrics.sums["policy/entropy"] += float(masked_sum(entropy, actions))
+    metrics.sums["policy/entropy"] += float(masked_sum(entropy.detach(), actions))
     metrics.sums["policy/approx_kl"] += float(masked_sum(k3(rows.logprobs, logprobs.detach()), actions))
 
 
@@ -102,6 +161,7 @@ def value_gradient(
     """Accumulate the gradient of the clipped value loss of some samples; `count` is the number of trained actions of the
     whole update."""
     critic, ppo, actions = engine.critic, args.ppo, rows.loss_mask
+    assert rows.values is not None and rows.returns is not None
     critic.train()
     values = response_values(critic, *rows.sequences(), actions.size(1), ppo.packing)
     loss, clipped = value_loss(values, rows.values, rows.returns, actions, ppo.value_clip_range)

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rlhf.algo.groups import varies
 from rlhf.algo.kl import k1, k3
 from rlhf.algo.masked import global_moments, masked_sum
 from rlhf.config.schema import Config
 from rlhf.planner.ppo import phase_flops
-from rlhf.ppo.experience import Experience
+from rlhf.ppo.experience import Experience, ScoredSamples
 from rlhf.rollout.base import Responses
 from rlhf.runtime.distributed import maximum, total
 from rlhf.tracking.throughput import Clock, throughput_metrics
@@ -18,7 +19,6 @@ from rlhf.tracking.throughput import Clock, throughput_metrics
 def describe_rollout(experience: Experience, responses: Responses, shaped: Tensor, kl_coef: float) -> dict[str, float]:
     """Metrics of a rollout over all ranks; `shaped` [B] are the scores after clipping and penalties."""
     mask, ones = experience.mask, torch.ones_like(experience.scores)
-    difference = experience.logprobs, experience.reference_logprobs
     gaps = (responses.logprobs - experience.logprobs).abs() * mask
     sums = total(
         float(ones.sum()),
@@ -26,34 +26,67 @@ def describe_rollout(experience: Experience, responses: Responses, shaped: Tenso
         float(experience.scores.sum()),
         float(shaped.sum()),
         float(experience.rewards.sum()),
-        float(masked_sum(k1(*difference), mask)),
-        float(masked_sum(k3(*difference), mask)),
         float(experience.prompt_mask.sum()),
         float(responses.ended.sum()),
-        float(masked_sum(experience.values, mask)),
         float(gaps.sum()),
     )
-    samples, tokens, scores, shaped_sum, rewards, kl, kl3, prompts, ended, values, gap = sums
-    _, returns_std = global_moments(experience.returns, mask)
-    _, error_std = global_moments(experience.returns - experience.values, mask)
+    samples, tokens, scores, shaped_sum, rewards, prompts, ended, gap = sums
     return {
         "reward/mean": scores / samples,
         "reward/std": float(global_moments(experience.scores, ones)[1]),
         "reward/shaped": shaped_sum / samples,
         "reward/return": rewards / samples,
-        "kl/sequence": kl / samples,
-        "kl/token": kl / tokens,
-        "kl/sequence_k3": kl3 / samples,
-        "kl/token_k3": kl3 / tokens,
-        "kl/coef": kl_coef,
-        "value/mean": values / tokens,
-        "value/explained_variance": 1.0 - float(error_std**2 / (returns_std**2 + 1e-12)),
+        **describe_kl(experience, kl_coef),
+        **describe_values(experience),
         "length/response": tokens / samples,
         "length/prompt": prompts / samples,
         "length/ended": ended / samples,
         "policy/sampler_gap": gap / tokens,
         "policy/sampler_gap_max": maximum(float(gaps.max())),
     }
+
+
+def describe_kl(experience: Experience, kl_coef: float) -> dict[str, float]:
+    """Return the metrics of the KL to the reference; none without a reference."""
+    if experience.reference_logprobs is None:
+        return {}
+    difference, mask = (experience.logprobs, experience.reference_logprobs), experience.mask
+    kl, kl3 = float(masked_sum(k1(*difference), mask)), float(masked_sum(k3(*difference), mask))
+    kl, kl3, samples, tokens = total(kl, kl3, len(mask), float(mask.sum()))
+    return {
+        "kl/sequence": kl / samples,
+        "kl/token": kl / tokens,
+        "kl/sequence_k3": kl3 / samples,
+        "kl/token_k3": kl3 / tokens,
+        "kl/coef": kl_coef,
+    }
+
+
+def describe_values(experience: Experience) -> dict[str, float]:
+    """Return the metrics of the critic's values; none without a critic."""
+    values, returns, mask = experience.values, experience.returns, experience.mask
+    if values is None or returns is None:
+        return {}
+    _, returns_std = global_moments(returns, mask)
+    _, error_std = global_moments(returns - values, mask)
+    summed, tokens = total(float(masked_sum(values, mask)), float(mask.sum()))
+    return {
+        "value/mean": summed / tokens,
+        "value/explained_variance": 1.0 - float(error_std**2 / (returns_std**2 + 1e-12)),
+    }
+
+
+def describe_groups(samples: ScoredSamples, copies: int) -> dict[str, float]:
+    """Return the metrics of groups of responses, and of the likeliest ones, as far as there are any."""
+    metrics: dict[str, float] = {}
+    if copies > 1:
+        differs = varies(samples.scores, copies, samples.is_scored)
+        equal, groups = total(float((~differs).sum()), len(differs))
+        metrics["group/equal"] = equal / groups
+    if samples.greedy_scores is not None:
+        greedy, count = total(float(samples.greedy_scores.sum()), len(samples.greedy_scores))
+        metrics["reward/greedy"] = greedy / count
+    return metrics
 
 
 def describe_speed(config: Config, experience: Experience, clock: Clock, texts: Sequence[int] = ()) -> dict[str, float]:

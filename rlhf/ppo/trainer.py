@@ -1,27 +1,29 @@
-"""PPO, read from top to bottom: rollout, scores, rewards, advantages; epochs, mini-batches, actor and critic.
+"""PPO and its kin, read from top to bottom: rollout, scores, rewards, advantages; epochs, mini-batches, actor and critic.
 
 Forward and backward passes are in passes.py, the mathematics in rlhf/algo/.
 """
 
 import math
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlhf.algo.entropy import EntropyBonus
 from rlhf.algo.estimators import Estimator, ScoredRollout
-from rlhf.algo.estimators.gae import estimate_gae
-from rlhf.algo.kl import AdaptiveKL, FixedKL, k1
-from rlhf.algo.masked import whiten
-from rlhf.algo.rewards import shape_scores, token_rewards
+from rlhf.algo.kl import KL_ESTIMATORS, build_kl_controller, k1
+from rlhf.algo.losses import count_losses
+from rlhf.algo.masked import whiten, zero_padding
+from rlhf.algo.rewards import overlong_penalty, shape_scores, token_rewards
 from rlhf.algo.schedule import learning_rate
+from rlhf.catalog.estimator import load_estimator, needs_of
 from rlhf.config.derive import logged_learning_rate, policy_stage
-from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Ppo
 from rlhf.data.loaders import balanced_share
-from rlhf.data.tokens import PromptBatch, left_mask, right_mask
+from rlhf.data.tokens import PromptBatch
 from rlhf.engine.compiled import run_uncompiled
 from rlhf.engine.step import optimizer_step
 from rlhf.engine.zero import set_rates
@@ -29,23 +31,34 @@ from rlhf.experiment.resolve import default_eos_penalty_mode
 from rlhf.models.forward import micro_batches
 from rlhf.planner.auto import choose_layout
 from rlhf.ppo.agreement import check_first_ratio, check_sampler
-from rlhf.ppo.ema import ExponentialMovingAverage
+from rlhf.ppo.draws import Draws
+from rlhf.ppo.ema import build_average
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
-from rlhf.ppo.experience import Experience, from_all_ranks
+from rlhf.ppo.experience import (
+    Experience,
+    ScoredSamples,
+    columns_of,
+    first_nonfinite,
+    from_all_ranks,
+    responses_of,
+    sequences_of,
+    tensors_of,
+)  # fmt: skip
 from rlhf.ppo.metrics import UpdateMetrics
-from rlhf.ppo.passes import policy_gradient, score_rollout, text_gradient, value_gradient
+from rlhf.ppo.passes import LossTerms, policy_gradient, score_alone, score_rollout, text_gradient, value_gradient
 from rlhf.ppo.ptx import Texts
-from rlhf.ppo.report import describe_rollout
-from rlhf.rewards.total import Scores
+from rlhf.ppo.reference import reference_state, refresh_reference, restore_reference
+from rlhf.ppo.report import describe_groups, describe_rollout
 from rlhf.rollout.base import Responses
-from rlhf.runtime.distributed import gather, rank, total
+from rlhf.runtime.distributed import rank, total
 from rlhf.runtime.seeds import random_stream, torch_seed, uniforms
 from rlhf.tracking.nonfinite import Nonfinite
 from rlhf.tracking.throughput import Clock
 
 
 class DeepSpeedPPOTrainer:
-    """Proximal policy optimisation (arXiv 1707.06347) of a language model against a reward model.
+    """Policy optimisation of a language model against a reward model: PPO (arXiv 1707.06347), or what `args.algorithm` and
+    the keys behind it (conf/algorithm/) make of it.
 
         for prompt_batch in prompt_train_dataloader:
             out = trainer.generate_experience(prompt_batch)
@@ -60,17 +73,20 @@ class DeepSpeedPPOTrainer:
         args = choose_layout(args, policy_stage(args)).config
         self.engine, self.args, self.ppo = engine, args, args.ppo
         self.kl = build_kl_controller(args.ppo)
+        self.entropy = EntropyBonus(args.ppo.entropy_coef, args.ppo.entropy_target, args.ppo.entropy_step)
         mode = args.ppo.eos_penalty_mode
         normalized = engine.reward is not None and engine.reward.module.scale != 1.0
         self.eos_penalty_mode = default_eos_penalty_mode(normalized) if mode is None else mode
         self.iteration = 0
-        self.estimate: Estimator = estimate_gae
+        self.estimate: Estimator = load_estimator(args.ppo.estimator)
+        self.copies, self.needs = args.rollout.samples_per_prompt, needs_of(args.ppo.estimator)
+        self.draws = Draws(args)
         self.total_updates = engine.num_total_iters * ppo_updates(args.ppo)
         self.updates = 0
         self.update_metrics = UpdateMetrics()
         texts = args.ppo.ptx_coef > 0
         self.texts = Texts(args, engine.template, engine.batches, engine.device) if texts else None
-        self.average = build_average(engine, args.ppo, self.total_updates)
+        self.average = build_average(engine.actor, args.ppo, self.total_updates)
         self.metrics: dict[str, float] = {}
         self.clock = Clock()
         self.pending: Experience | None = None
@@ -78,23 +94,29 @@ class DeepSpeedPPOTrainer:
         self.nonfinite = Nonfinite(args.ppo.max_nonfinite, directory, rank())
 
     @torch.no_grad()
-    def generate_experience(self, prompt_batch: PromptBatch) -> Experience:
+    def generate_experience(self, prompt_batch: PromptBatch, between: Callable[[], None] = lambda: None) -> Experience:
         """Sample a response to each prompt, score it, and estimate advantages.
 
-        Raises RuntimeError if the responses come from another distribution than the policy's (ppo.sampler_tolerance).
+        With `ppo.dynamic_sampling` more prompts are drawn until the rollout is full; `between` is called before each
+        further draw, when the trainer can be saved. Raises RuntimeError if the responses come from another distribution
+        than the policy's (ppo.sampler_tolerance).
         """
-        self.clock = Clock()
-        prompt_batch = prompt_batch.to(self.engine.device)
-        with self.clock.phase("rollout"), self.engine.models_on_device(), run_uncompiled(self.ppo.compile):
-            # 1. Rollout: each sample draws from a random stream of its own.
-            rollout = self.args.rollout
-            random = uniforms(self.args.seed, "rollout", self.iteration, prompt_batch.samples, rollout.max_new_tokens)
-            sampler = self.engine.sampler_of(self.engine.actor, rollout)
-            sampler.sync()
-            responses = sampler.generate(prompt_batch, torch.from_numpy(random).to(self.engine.device))
-        with self.clock.phase("score"), self.engine.models_on_device("critic", "ref", "reward"):
-            experience, shaped, scored = self.make_experience(prompt_batch, responses)
-        self.metrics = describe_rollout(experience, responses, shaped, self.kl.coef) | scored.metrics
+        if self.draws.count == 0:
+            self.clock = Clock()
+        prompts = prompt_batch.more(self.draws.count) if self.draws.count else prompt_batch
+        (samples, scored), draws = self.draw_samples(prompts), 1.0
+        if self.ppo.dynamic_sampling:
+            while not self.draws.add(samples):
+                between()
+                samples, scored = self.draw_samples(prompt_batch.more(self.draws.count))
+            samples, draws = self.draws.take()
+        with self.clock.phase("score"):
+            experience, shaped = self.assign_credit(samples)
+        responses = responses_of(samples)
+        self.metrics = describe_rollout(experience, responses, shaped, self.kl.coef) | scored
+        self.metrics |= describe_groups(samples, self.copies) | (
+            {"group/draws": draws} if self.ppo.dynamic_sampling else {}
+        )
         self.metrics["reward/raised"] = self.count_raised(experience.scores, responses.ended)
         gap, largest = self.metrics["policy/sampler_gap"], self.metrics["policy/sampler_gap_max"]
         if math.isfinite(gap) or first_nonfinite(experience) is None:  # else train_rlhf leaves the rollout out
@@ -102,40 +124,106 @@ class DeepSpeedPPOTrainer:
         self.pending = experience
         return experience
 
-    def make_experience(self, prompts: PromptBatch, responses: Responses) -> tuple[Experience, Tensor, Scores]:
-        """Score the responses by all rewards and estimate advantages and returns; returns the shaped scores [B] too, and
-        the scores with their metrics."""
-        ppo = self.ppo
-        prompt_mask = left_mask(prompts.lengths, prompts.ids.size(1))
-        mask = right_mask(responses.lengths, responses.tokens.size(1))
-        loss_mask = mask if ppo.train_on_eos else mask * (1 - last_action(mask) * responses.ended[:, None].long())
+    def draw_samples(self, prompts: PromptBatch) -> tuple[ScoredSamples, dict[str, float]]:
+        """Answer prompts and score the answers; returns the metrics of the rewards too."""
+        prompts, rollout = prompts.to(self.engine.device), self.args.rollout
+        greedy = None
+        with self.clock.phase("rollout"), self.engine.models_on_device(), run_uncompiled(self.ppo.compile):
+            # 1. Rollout: each sample draws from a random stream of its own.
+            random = uniforms(self.args.seed, "rollout", self.iteration, prompts.samples, rollout.max_new_tokens)
+            sampler = self.engine.sampler_of(self.engine.actor, rollout)
+            sampler.sync()
+            responses = sampler.generate(prompts, torch.from_numpy(random).to(self.engine.device))
+            if "greedy" in self.needs:
+                greedy = self.answer_greedily(prompts)
+        with self.clock.phase("score"), self.engine.models_on_device("critic", "ref", "reward"):
+            return self.score_samples(prompts, responses, greedy)
+
+    def answer_greedily(self, prompts: PromptBatch) -> tuple[PromptBatch, Responses]:
+        """Return each prompt once, with its likeliest response."""
+        likeliest = replace(self.args.rollout, do_sample=False, samples_per_prompt=1, top_k=0, top_p=1.0)
+        once = prompts.rows(torch.arange(0, len(prompts.samples), self.copies, device=prompts.ids.device))
+        sampler = self.engine.sampler_of(self.engine.actor, likeliest)
+        sampler.sync()
+        return once, sampler.generate(
+            once, torch.zeros(len(once.samples), likeliest.max_new_tokens, device=once.ids.device)
+        )
+
+    def make_experience(self, prompts: PromptBatch, responses: Responses) -> tuple[Experience, Tensor]:
+        """Score the responses by all rewards and estimate advantages and returns; returns the shaped scores [B] too."""
+        return self.assign_credit(self.score_samples(prompts, responses)[0])
+
+    def score_samples(
+        self, prompts: PromptBatch, responses: Responses, greedy: tuple[PromptBatch, Responses] | None = None
+    ) -> tuple[ScoredSamples, dict[str, float]]:
+        """Let all models read the responses, and all rewards score them and the `greedy` ones; returns the metrics of the
+        rewards too."""
         # 2. Scoring: log-probabilities of policy and reference, values, scores. Functions score while the models read.
-        samples = self.engine.read_samples(prompts, responses)
-        self.engine.rewards.ask(samples)
-        ids = torch.cat([prompts.ids, responses.tokens], dim=1)  # [B, T]
-        whole = torch.cat([prompt_mask, mask], dim=1)
+        texts = self.engine.read_samples(prompts, responses) + (self.engine.read_samples(*greedy) if greedy else [])
+        self.engine.rewards.ask(texts)
+        ids, whole, prompt_mask, mask = sequences_of(prompts, responses)
         read = score_rollout(self.engine, self.args, ids, whole, mask, responses.ended, self.score_responses)
         logprobs, reference, values, by_models = read
-        scored = self.engine.rewards.combine(by_models, samples)
-        scores, loss_mask = scored.total, loss_mask * scored.is_scored[:, None].long()
+        if greedy is not None:
+            more, seen, _, actions = sequences_of(*greedy)
+            how = actions.size(1), greedy[1].ended, self.score_responses
+            by_models = torch.cat([by_models, score_alone(self.engine, self.ppo.packing, more, seen, *how)])
+        scored = self.engine.rewards.combine(by_models, texts)
+        count, baseline, is_scored = len(ids), None, scored.is_scored
+        if greedy is not None:
+            best = self.shape(scored.total[count:], actions, greedy[1].ended)
+            baseline, counted = (column.repeat_interleave(self.copies) for column in (best, is_scored[count:]))
+            is_scored = is_scored[:count] & counted
+        samples = ScoredSamples(
+            prompts.ids, prompt_mask, responses.tokens, mask, responses.ended.long(), logprobs, responses.logprobs,
+            scored.total[:count], is_scored.long(), reference, values, baseline,
+        )  # fmt: skip
+        return samples, scored.metrics
+
+    def shape(self, scores: Tensor, mask: Tensor, ended: Tensor) -> Tensor:
+        """Return scores [B] as the algorithm sees them: clipped, and less the penalties of responses of mask [B, R]."""
+        ppo, lengths, longest = self.ppo, mask.sum(dim=1), self.args.rollout.max_new_tokens
         # 3. Shaping of the scores.
-        shaped = shape_scores(scores, responses.ended, ppo.reward_clip, ppo.eos_penalty, self.eos_penalty_mode)
-        shaped = shaped - ppo.length_penalty * mask.sum(dim=1)
-        # 4. Rewards: the KL penalty on every action, the score on the last action.
-        rewards = token_rewards(shaped, k1(logprobs, reference), mask, self.kl.coef)
+        shaped = shape_scores(scores, ended, ppo.reward_clip, ppo.eos_penalty, self.eos_penalty_mode)
+        shaped = shaped - ppo.length_penalty * lengths
+        if ppo.overlong_buffer > 0:
+            shaped = shaped + ppo.overlong_penalty * overlong_penalty(lengths, longest, ppo.overlong_buffer * longest)
+        return shaped
+
+    def assign_credit(self, samples: ScoredSamples) -> tuple[Experience, Tensor]:
+        """Estimate advantages and returns; returns the shaped scores [B] too."""
+        ppo, mask, ended = self.ppo, samples.mask, samples.ended.bool()
+        loss_mask = mask if ppo.train_on_eos else mask * (1 - last_action(mask) * ended[:, None].long())
+        loss_mask = loss_mask * samples.is_scored[:, None]
+        if ppo.overlong_filter:
+            loss_mask = loss_mask * samples.ended[:, None]
+        shaped = self.shape(samples.scores, mask, ended)
+        # 4. Rewards: the KL penalty on every action, unless it is in the loss or nowhere, the score on the last action.
+        kl, reference = torch.zeros_like(samples.logprobs), samples.reference_logprobs
+        if ppo.kl_placement == "reward" and reference is not None:
+            kl = KL_ESTIMATORS[ppo.kl_estimator](samples.logprobs, reference)
+        rewards = token_rewards(shaped, kl, mask, self.kl.coef)
         if ppo.whiten_rewards:
             rewards = whiten(rewards, mask, shift_mean=False)
         # 5. Advantages, whitened over all ranks, and returns.
-        credit = self.estimate(ScoredRollout(rewards, values, mask), ppo)
+        log_ratio = None if reference is None else zero_padding(k1(samples.logprobs, reference), mask)
+        credit = self.estimate(
+            ScoredRollout(
+                rewards, mask, shaped, self.copies, samples.values, samples.greedy_scores, log_ratio, samples.is_scored
+            ),
+            ppo,
+        )
+        if credit.trained is not None:
+            loss_mask = loss_mask * credit.trained[:, None].long()
         advantages = whiten(credit.advantages, loss_mask) if ppo.whiten_advantages else credit.advantages
         experience = Experience(
-            prompts.ids, prompt_mask, responses.tokens, mask, loss_mask, logprobs, reference, values, rewards, advantages,
-            credit.returns, scores,
+            samples.prompts, samples.prompt_mask, samples.responses, mask, loss_mask, samples.logprobs, rewards, advantages,
+            samples.scores, reference, samples.values, credit.returns,
         )  # fmt: skip
-        return experience, shaped, scored
+        return experience, shaped
 
     def train_rlhf(self, experience: Experience) -> tuple[float, float]:
-        """Update actor and critic on a rollout; returns their mean losses per token.
+        """Update actor and critic on a rollout; returns their mean losses, 0 for a model that does not learn.
 
         Every pass goes over the samples of all ranks in a new order, `ppo.batch_size` at a time. Raises RuntimeError if
         the first mini-batch does not reproduce the rollout's log-probabilities.
@@ -149,20 +237,34 @@ class DeepSpeedPPOTrainer:
             whole = from_all_ranks(experience)
             samples, ppo = whole.prompts.size(0), self.ppo
             self.update_metrics = UpdateMetrics()
+            end = self.updates + ppo_updates(ppo)
             # 6. Updates: epochs over the samples of all ranks, each in a new order that is the same on all ranks.
-            for epoch in range(ppo.update_epochs):
-                order = random_stream(self.args.seed, "ppo order", self.iteration, epoch).permutation(samples).tolist()
-                for start in range(0, samples, ppo.batch_size):
-                    self.train_minibatch(whole, order[start : start + ppo.batch_size])
-            # 7. The KL controller.
-            self.kl.update(self.metrics["kl/sequence"], samples)
+            for order in self.minibatches(samples):
+                self.train_minibatch(whole, order)
+                if ppo.early_stop_kl is not None and self.update_metrics.last_kl() > ppo.early_stop_kl:
+                    break
+            self.updates = end  # updates that were left out count for the learning rates
+            # 7. The KL controller, and the reference.
+            self.kl.update(self.metrics.get("kl/sequence", 0.0), samples)
             self.iteration += 1
+            if ppo.reference_refresh is not None and self.iteration % ppo.reference_refresh == 0:
+                refresh_reference(self.engine)
         self.metrics = {**self.metrics, **self.update_metrics.reduce()}
-        losses = self.metrics["policy/loss"], self.metrics["value/loss"]
+        losses = self.metrics.get("policy/loss", 0.0), self.metrics.get("value/loss", 0.0)
         if not all(map(math.isfinite, losses)):
             return self.skip_rollout(experience, "a loss")
+        if "policy/entropy" in self.metrics:
+            self.metrics["policy/entropy_coef"] = self.entropy.weight
+            self.entropy.update(self.metrics["policy/entropy"])
         self.metrics["train/nonfinite"] = self.nonfinite.note(self.iteration, None, {})
         return losses
+
+    def minibatches(self, samples: int) -> Iterator[list[int]]:
+        """Yield the samples of each update on a rollout, by row."""
+        for epoch in range(self.ppo.update_epochs):
+            order = random_stream(self.args.seed, "ppo order", self.iteration, epoch).permutation(samples).tolist()
+            for start in range(0, samples, self.ppo.batch_size):
+                yield order[start : start + self.ppo.batch_size]
 
     def train_minibatch(self, experience: Experience, order: list[int]) -> None:
         """Take one optimizer step of actor and critic on these samples of all ranks; this rank reads its share of them.
@@ -171,8 +273,14 @@ class DeepSpeedPPOTrainer:
         the policy is the same before the first step, so that its ratios must be 1.
         """
         engine, args, ppo, metrics = self.engine, self.args, self.ppo, self.update_metrics
-        device = experience.prompts.device
-        count = float(experience.loss_mask[torch.tensor(order, device=device)].sum())
+        device, learners = experience.prompts.device, self.learners()
+        trained = experience.loss_mask[torch.tensor(order, device=device)]
+        count = max(1.0, float(trained.sum()))
+        terms = LossTerms(
+            max(1.0, count_losses(trained, ppo.loss_aggregation)),
+            self.kl.coef if ppo.kl_placement == "loss" else 0.0,
+            self.entropy.weight,
+        )
         metrics.rates = self.set_learning_rates()
         torch.manual_seed(torch_seed(args.seed, "ppo dropout", self.updates, rank()))
         if ppo.packing == "none":
@@ -180,35 +288,43 @@ class DeepSpeedPPOTrainer:
         else:
             lengths = (experience.prompt_mask.sum(1) + experience.mask.sum(1)).tolist()
             own = balanced_share(order, [lengths[row] for row in order], rank(), engine.batches.ranks)
-        texts, text_count = self.texts.batches(self.updates) if self.texts else ([], 0.0)
+        texts, text_count = self.texts.batches(self.updates) if self.texts and "policy" in learners else ([], 0.0)
         # Gradients of actor and critic, micro-batch by micro-batch.
-        for number, part in enumerate(micro_batches(own, engine.batches.micro, ppo.packing, engine.actor, engine.critic)):
+        models = (model for model in (engine.actor, engine.critic) if model is not None)
+        for number, part in enumerate(micro_batches(own, engine.batches.micro, ppo.packing, *models)):
             rows = experience.rows(torch.tensor(part, device=device), trim=ppo.packing != "none")
-            policy_gradient(engine, args, rows, count, metrics)
+            if "policy" in learners:
+                policy_gradient(engine, args, rows, terms, metrics)
             if texts:
                 text_gradient(engine, args, texts[number], text_count, metrics)
-            value_gradient(engine, args, rows, count, metrics)
+            if "value" in learners:
+                value_gradient(engine, args, rows, count, metrics)
             metrics.sums["tokens"] += float(rows.loss_mask.sum())
-        if metrics.is_first:
+        if metrics.is_first and "policy" in learners:
             check_first_ratio(args, self.iteration, *metrics.first_gap())
         # The optimizer step of both models, or of neither.
-        metrics.add_norms(*optimizer_step(engine.actor, engine.critic))
+        metrics.add_norms(dict(zip(learners, optimizer_step(*learners.values()), strict=True)))
         self.updates += 1
         if self.average is not None:
             self.average.update(self.updates)
         metrics.is_first = False
 
-    def set_learning_rates(self) -> tuple[float, float]:
-        """Set the learning rates of the next update; returns those of actor and critic."""
+    def learners(self) -> dict[str, Any]:
+        """Return the engines that learn from the present rollout: the critic alone in its warm-up."""
+        actor = {"policy": self.engine.actor} if self.iteration >= self.ppo.critic_warmup else {}
+        return actor | ({} if self.engine.critic is None else {"value": self.engine.critic})
+
+    def set_learning_rates(self) -> dict[str, float]:
+        """Set the learning rates of the next update; returns those of actor and critic by the names of their metrics."""
         ppo, args = self.ppo, self.args
         factor = learning_rate(self.updates, self.total_updates, 1.0, ppo.warmup_steps, ppo.schedule)
-        for engine in (self.engine.actor, self.engine.critic):
+        peaks = {"lr/actor": (self.engine.actor, logged_learning_rate(args.lora, ppo.learning_rate))}
+        if self.engine.critic is not None:
+            critic_peak = logged_learning_rate(args.critic_lora, ppo.critic_learning_rate)
+            peaks["lr/critic"] = self.engine.critic, critic_peak
+        for engine, _ in peaks.values():
             set_rates(engine, factor)
-        peaks = (
-            logged_learning_rate(args.lora, ppo.learning_rate),
-            logged_learning_rate(args.critic_lora, ppo.critic_learning_rate),
-        )
-        return factor * peaks[0], factor * peaks[1]
+        return {name: factor * peak for name, (_, peak) in peaks.items()}
 
     def count_raised(self, scores: Tensor, ended: Tensor) -> float:
         """Count the responses of all ranks whose score is higher because they did not end; `scores` and `ended` are [B]."""
@@ -228,6 +344,8 @@ class DeepSpeedPPOTrainer:
             "iteration": self.iteration,
             "updates": self.updates,
             "kl": self.kl.state_dict(),
+            "entropy": self.entropy.state_dict(),
+            "draws": self.draws.count,
             "nonfinite": self.nonfinite.consecutive,
             "rewards": self.engine.rewards.state_dict(),
             "metrics": self.metrics,
@@ -235,10 +353,13 @@ class DeepSpeedPPOTrainer:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return this rank's tensors for a checkpoint: the moving average, and the rollout that no update has seen yet."""
-        pending = {} if self.pending is None else {f.name: getattr(self.pending, f.name) for f in fields(self.pending)}
+        """Return this rank's tensors for a checkpoint: the moving average, a reference that is a later policy, the rollout
+        that no update has seen yet, and what is there of one that is not full."""
         average = {} if self.average is None else self.average.state_dict()
-        return {f"experience.{name}": tensor for name, tensor in pending.items()} | average
+        pending = {} if self.pending is None else columns_of(self.pending)
+        tensors = {f"experience.{name}": tensor for name, tensor in pending.items()}
+        tensors |= {f"draws.{name}": tensor for name, tensor in self.draws.tensors().items()}
+        return tensors | reference_state(self.engine) | average
 
     def load_state_dict(self, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Resume where `numbers` and `tensors` were taken."""
@@ -249,28 +370,22 @@ class DeepSpeedPPOTrainer:
         self.metrics, self.clock = numbers["metrics"], Clock(numbers["seconds"])
         if self.average is not None:
             self.average.load_state_dict(tensors)
-        kept = {name.removeprefix("experience."): t for name, t in tensors.items() if name.startswith("experience.")}
-        self.pending = Experience(**{name: t.to(self.engine.device) for name, t in kept.items()}) if kept else None
+        if "entropy" in numbers:  # not in checkpoints of earlier releases
+            self.entropy.load_state_dict(numbers["entropy"])
+        refresh = self.ppo.reference_refresh
+        if refresh is not None and self.iteration >= refresh:
+            restore_reference(self.engine, tensors)
+        device = self.engine.device
+        self.draws.load_state(numbers.get("draws", 0), tensors_of("draws.", tensors, device))
+        kept = tensors_of("experience.", tensors, device)
+        self.pending = Experience(**kept) if kept else None
 
     def skip_rollout(self, experience: Experience, problem: str) -> tuple[float, float]:
         """Count a rollout that is not finite and keep it for inspection; its finite metrics are logged."""
-        batch = {field.name: getattr(experience, field.name) for field in fields(experience)}
-        counted = self.nonfinite.note(self.iteration, problem, batch)
+        counted = self.nonfinite.note(self.iteration, problem, columns_of(experience))
         self.metrics = {name: value for name, value in self.metrics.items() if math.isfinite(value)}
         self.metrics["train/nonfinite"] = counted
         return math.nan, math.nan
-
-
-def first_nonfinite(experience: Experience) -> str | None:
-    """Find the first number that is not finite in a rollout, on any rank; None if all are finite."""
-    columns = (
-        ("a log-probability", experience.logprobs),
-        ("a reference log-probability", experience.reference_logprobs),
-        ("a value", experience.values),
-        ("a score", experience.scores),
-    )
-    found = [name for name, column in columns if not bool(torch.isfinite(column).all())]
-    return next((names[0] for names in gather(found) if names), None)
 
 
 def last_action(mask: Tensor) -> Tensor:
@@ -278,26 +393,6 @@ def last_action(mask: Tensor) -> Tensor:
     return mask * (mask.cumsum(1) == mask.sum(1, keepdim=True)).long()
 
 
-def build_kl_controller(ppo: Ppo) -> FixedKL:
-    """Build the KL controller that the configuration names."""
-    if ppo.kl_controller == "adaptive":
-        return AdaptiveKL(ppo.kl_coef, ppo.kl_target, ppo.kl_horizon)
-    return FixedKL(ppo.kl_coef)
-
-
 def ppo_updates(ppo: Ppo) -> int:
     """Return the number of updates on a rollout."""
     return ppo.update_epochs * (ppo.rollout_batch_size // ppo.batch_size)
-
-
-def build_average(engine: DeepSpeedRLHFEngine, ppo: Ppo, updates: int) -> ExponentialMovingAverage | None:
-    """Start the moving average of the actor, if one is asked for. Raises ConfigError if it would begin after the last of so
-    many updates."""
-    if not ppo.ema:
-        return None
-    if ppo.ema_start > updates:
-        problem = f"there are only {updates} updates to come"
-        raise ConfigError("ppo.ema_start", ppo.ema_start, problem, "start earlier")
-    average = ExponentialMovingAverage(engine.actor, ppo)
-    average.update(0)
-    return average

@@ -1,4 +1,4 @@
-"""Generalised advantage estimation."""
+"""Generalised advantage estimation: PPO's, with a critic."""
 
 import torch
 from torch import Tensor
@@ -9,8 +9,14 @@ from rlhf.config.schema import Ppo
 
 
 def estimate_gae(rollout: ScoredRollout, config: Ppo) -> Credit:
-    """Estimate advantages and returns with `ppo.gamma` and `ppo.gae_lambda`."""
-    return Credit(*advantages_and_returns(rollout.rewards, rollout.values, rollout.mask, config.gamma, config.gae_lambda))
+    """Estimate advantages with `ppo.gamma` and `ppo.gae_lambda`, and returns with the critic's own lambda, if it has one
+    (`ppo.critic_gae_lambda`)."""
+    assert rollout.values is not None
+    columns = rollout.rewards, rollout.values, rollout.mask, config.gamma
+    advantages, returns = advantages_and_returns(*columns, config.gae_lambda)
+    if config.critic_gae_lambda is not None:
+        _, returns = advantages_and_returns(*columns, config.critic_gae_lambda)
+    return Credit(advantages, returns)
 
 
 def advantages_and_returns(

@@ -28,6 +28,7 @@ class Config:
     stages: list[str] = key(effect="name")
     seed: int = key(WHOLE, effect="result")
     name: str = key(effect="name", once=True)
+    algorithm: str = key(effect="name")
     output_root: str = key(effect="name", once=True)
     dry_run: bool = key(effect="name", once=True)
     checkpoint: Checkpoint = key(effect="name")

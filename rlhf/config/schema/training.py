@@ -6,6 +6,9 @@ from typing import Any
 from rlhf.config.metadata import BATCH, COEFFICIENT, COUNT, FINITE, FROM_ZERO, RATE, SHARE, Range, above_zero, key
 from rlhf.config.schema.data import Text
 
+# The estimators of advantages of this package (rlhf/catalog/estimator.py).
+ESTIMATORS = ("gae", "rloo", "grpo", "reinforce", "remax", "raft", "online_dpo")
+
 
 @dataclass
 class Training:
@@ -84,6 +87,13 @@ class Ppo(Training):
     critic_gradient_checkpointing: Any = key(choices=(False, True), auto=True, effect="speed")
     dropout: float = key(SHARE)
     critic_dropout: float = key(SHARE)
+    estimator: str = key(choices=ESTIMATORS, neutral="gae", content="function")
+    baseline_of: str = key(choices=("rewards", "score"), neutral="rewards")
+    group_std: bool = key(neutral=False)
+    best_share: float | None = key(above_zero(1), neutral=None)
+    kl_placement: str = key(choices=("reward", "loss", "none"), neutral="reward")
+    kl_estimator: str = key(choices=("k1", "k2", "k3"), neutral="k1")
+    reference_refresh: int | None = key(COUNT, neutral=None, unit="rollouts")
     kl_controller: str = key(choices=("fixed", "adaptive"), neutral="fixed")
     kl_coef: float = key(COEFFICIENT)
     kl_target: float = key(above_zero(1e6), only_with="kl_controller", unit="nats per response")
@@ -93,11 +103,27 @@ class Ppo(Training):
     eos_penalty: float | None = key(FINITE)
     eos_penalty_mode: str | None = key(choices=("replace", "subtract"))
     length_penalty: float = key(FINITE, neutral=0.0)
+    overlong_buffer: float = key(Range(0, 1), neutral=0.0)
+    overlong_penalty: float = key(COEFFICIENT, only_with="overlong_buffer", unit="reward")
+    overlong_filter: bool = key(neutral=False)
+    dynamic_sampling: bool = key(neutral=False)
+    max_draws: int = key(COUNT, only_with="dynamic_sampling", unit="rollouts")
     train_on_eos: bool = key()
     gamma: float = key(Range(0, 1))
     gae_lambda: float = key(Range(0, 1))
+    critic_gae_lambda: float | None = key(Range(0, 1), neutral=None)
+    critic_warmup: int = key(FROM_ZERO, neutral=0, unit="rollouts")
     whiten_advantages: bool = key()
+    policy_loss: str = key(choices=("clipped", "likelihood"), neutral="clipped")
+    ratio_level: str = key(choices=("token", "sequence", "product"), neutral="token")
+    loss_aggregation: str = key(choices=("token_mean", "sequence_mean", "sequence_sum", "constant"), neutral="token_mean")
     clip_range: float = key(above_zero(1e3))
+    clip_range_high: float | None = key(above_zero(1e3), neutral=None)
+    dual_clip: float | None = key(Range(1, 1e3, open_low=True), neutral=None)
+    early_stop_kl: float | None = key(above_zero(1e3), neutral=None, unit="nats")
+    entropy_coef: float = key(COEFFICIENT, neutral=0.0)
+    entropy_target: float | None = key(COEFFICIENT, neutral=None, unit="nats")
+    entropy_step: float = key(COEFFICIENT, only_with="entropy_target")
     value_clip_range: float = key(above_zero(1e9))
     value_coef: float = key(COEFFICIENT)
     log_ratio_clip: float = key(above_zero(80), unit="nats")

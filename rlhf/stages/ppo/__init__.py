@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from rlhf.catalog.estimator import has_critic, has_reference
 from rlhf.catalog.role import Role
 from rlhf.catalog.stage import Card, Counts, Input, Records, Side, StageKind
 from rlhf.config.derive import is_reference_shared, is_reward_shared
@@ -17,14 +18,14 @@ from rlhf.stages.ppo.rewards import check_functions
 
 
 def roles(config: Config) -> list[Role]:
-    """Return the actor, the critic, the reference and the reward model; with adapters alone, a frozen model shares the
-    weights of the one that learns."""
+    """Return the actor, the critic, the reference and the reward model, as far as the algorithm has them; with adapters
+    alone, a frozen model shares the weights of the one that learns."""
     ppo = config.ppo
-    held = [
-        Role(config.model, config.zero, config.lora, ppo.ema, ppo.gradient_checkpointing),
-        Role(critic_of(config), config.critic_zero, config.critic_lora, recomputed=ppo.critic_gradient_checkpointing),
-    ]
-    if not is_reference_shared(config):
+    held = [Role(config.model, config.zero, config.lora, ppo.ema, ppo.gradient_checkpointing)]
+    if has_critic(config):
+        recomputed = ppo.critic_gradient_checkpointing
+        held.append(Role(critic_of(config), config.critic_zero, config.critic_lora, recomputed=recomputed))
+    if has_reference(config) and not is_reference_shared(config):
         held.append(Role(config.model, config.reference_zero, None))
     copies = count_reward_models(config) - is_reward_shared(config)
     return held + [Role(config.reward_model, config.reward_zero, None) for _ in range(copies)]
@@ -50,6 +51,19 @@ def more_models(config: Config) -> tuple[Input, ...]:
                 changes = (("reward.member", config.reward.member + member),) if trained else ()
                 found.append(Input(name, key, "reward" if trained else None, changes))
     return tuple(found)
+
+
+def unread_keys(config: Config) -> tuple[str, ...]:
+    """Return the keys that decide nothing without a critic, or without a reference."""
+    keys: tuple[str, ...] = ()
+    if not has_critic(config):
+        keys += (
+            "critic_lora", "ppo.critic_learning_rate", "ppo.critic_weight_decay", "ppo.critic_dropout", "ppo.gae_lambda",
+            "ppo.critic_gae_lambda", "ppo.critic_warmup", "ppo.value_clip_range", "ppo.value_coef",
+        )  # fmt: skip
+    if not has_reference(config):
+        keys += ("ppo.kl_coef", "ppo.kl_estimator", "ppo.reference_refresh")
+    return keys
 
 
 def count_records(config: Config, counts: Counts) -> Records:
@@ -78,7 +92,9 @@ def check(config: Config, inputs: Mapping[str, str]) -> None:
     downloaded = ppo.ptx.source == "hub"
     if ppo.ptx_coef > 0 and ppo.ptx.source != "demonstrations" and not (downloaded and config.dry_run):
         load_texts(ppo.ptx)
-    starts = {"lora": "actor", "critic_lora": ppo.critic if ppo.critic in inputs else "critic"}
+    starts = {"lora": "actor"}
+    if has_critic(config):
+        starts["critic_lora"] = ppo.critic if ppo.critic in inputs else "critic"
     for lora, start in starts.items():
         check_new_adapters(config, lora, Source(inputs[start], f"ppo.{start}"))
     for given in KIND.find_inputs(config):
@@ -98,6 +114,7 @@ KIND = StageKind(
         "seed", "precision", "lora", "critic_lora", "data", "ppo", "rollout", "rewards", "gold",
         *ZEROS,
     ),
+    unread_keys=unread_keys,
     schema=Ppo,
     section="ppo",
     metrics=(*METRICS, *PHASE_SPEED),
@@ -109,7 +126,7 @@ KIND = StageKind(
     inputs=(
         Input("actor", "ppo.actor", "sft"),
         Input("reward", "ppo.reward", "reward", is_used=lambda config: stage_reward(config) is not None),
-        Input("critic", "ppo.critic"),
+        Input("critic", "ppo.critic", is_used=has_critic),
     ),
     more_inputs=more_models,
     model_keys=("model", "reward_model"),

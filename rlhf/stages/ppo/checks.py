@@ -2,17 +2,21 @@
 
 from collections.abc import Iterator
 
+from rlhf.catalog.estimator import has_critic
 from rlhf.config.errors import ConfigError
 from rlhf.config.rewards import stage_reward
 from rlhf.config.schema import LORAS, ZEROS, Config, Lora
+from rlhf.stages.ppo.algorithms import algorithm_problems
 from rlhf.stages.ppo.rewards import reward_problems
 
 
 def problems(config: Config) -> Iterator[ConfigError]:
-    """Find an actor and a critic that cannot share a tokenizer, and adapters that PPO cannot merge."""
+    """Find switches that contradict each other, an actor and a critic that cannot share a tokenizer, and adapters that PPO
+    cannot merge."""
+    yield from algorithm_problems(config)
     given = config.ppo.actor is not None or config.ppo.reward is not None or stage_reward(config) is None
     other = (config.model.path is None) != (config.reward_model.path is None)
-    if config.ppo.critic == "reward" and not given and other:
+    if has_critic(config) and config.ppo.critic == "reward" and not given and other:
         yield ConfigError(
             "ppo.critic",
             "reward",

@@ -1,6 +1,8 @@
 """Stage 3, PPO: raise the reward model's score while staying near the policy that supervised fine-tuning left."""
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,14 +45,16 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     )
     trainer = DeepSpeedPPOTrainer(engine=engine, args=config, inspection=context.directory.path / "nonfinite")
     evaluation = Evaluation(engine, config, find_gold(config), prompts)
-    saver = Saver(context, {"actor": engine.actor, "critic": engine.critic})
+    learners = {"actor": engine.actor} | ({} if engine.critic is None else {"critic": engine.critic})
+    saver = Saver(context, learners)
     start = saver.resume()
     if start.step or start.tensors:
         trainer.load_state_dict(start.numbers["trainer"], start.tensors)
         start.tensors.clear()
     context.tracker.status(start.step, len(loader))
     before = [Answer(**kept) for kept in start.numbers.get("before", [])] or answer_with_start(evaluation)
-    engine.release_samplers(engine.ref)  # which answers no more prompts
+    if engine.ref is not None:
+        engine.release_samplers(engine.ref)  # which answers no more prompts
     final: dict[str, float] = start.numbers.get("final", {})
 
     def numbers() -> dict[str, Any]:
@@ -59,7 +63,8 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     known = metrics_of(context.spec.stage)
     with Bar("ppo", len(loader), is_main(), start.step, context.planned) as bar:
         for number, prompt_batch in islice(enumerate(loader, start=1), start.step, None):
-            out = trainer.pending or trainer.generate_experience(prompt_batch)
+            save_draw = partial(save_draws, saver, trainer, number - 1, numbers)
+            out = trainer.pending or trainer.generate_experience(prompt_batch, save_draw)
             saver.boundary(number - 1, "rollout", numbers, trainer.tensors)
             trainer.train_rlhf(out)
             metrics = trainer.metrics | describe_speed(config, out, trainer.clock, trainer.update_metrics.text_lengths)
@@ -84,19 +89,21 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
 def answer_with_start(evaluation: Evaluation) -> list[Answer]:
     """Return the answers of the policy that training starts from, which is the reference."""
     with Bar("eval", -(-len(evaluation.prompts) // world()), is_main()) as bar:
-        return evaluation.answers(
-            evaluation.engine.ref, lambda done, _: bar.update(done, {"answering held-out prompts": "before PPO"})
-        )
+        return evaluation.answers_before(lambda done, _: bar.update(done, {"answering held-out prompts": "before PPO"}))
+
+
+def save_draws(saver: Saver, trainer: DeepSpeedPPOTrainer, step: int, numbers: Callable[[], dict[str, Any]]) -> None:
+    """Save a rollout that is not full yet, if it is time to."""
+    saver.boundary(step, f"draw-{trainer.draws.count:06}", numbers, trainer.tensors)
 
 
 def save(trainer: DeepSpeedPPOTrainer, context: Context, final: dict[str, float]) -> None:
-    """Save the actor, the critic and, if one is kept, the moving average of the actor."""
+    """Save the actor and, as far as there are any, the critic and the moving average of the actor."""
     engine, config, average = trainer.engine, trainer.args, trainer.average
     path = context.directory.path
-    models: list[tuple[str, Any, Lora, Path]] = [
-        ("critic", engine.critic, config.critic_lora, path / "critic"),
-        ("ppo", engine.actor, config.lora, context.directory.model),
-    ]
+    models: list[tuple[str, Any, Lora, Path]] = [("ppo", engine.actor, config.lora, context.directory.model)]
+    if engine.critic is not None:
+        models.insert(0, ("critic", engine.critic, config.critic_lora, path / "critic"))
     for kind, model, lora, directory in models:
         text = write_model_card(context.spec, kind, model, final)
         context.directory.check_lock()

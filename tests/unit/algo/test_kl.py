@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.algo.kl import AdaptiveKL, FixedKL, k1, k3
+from rlhf.algo.kl import AdaptiveKL, FixedKL, k1, k2, k3
 
 logprobs = st.floats(-50.0, 0.0)
 
@@ -15,6 +15,25 @@ def test_estimators_of_a_hand_case():
     policy, reference = torch.tensor([-1.0, -2.0]), torch.tensor([-2.0, -1.0])
     assert k1(policy, reference).tolist() == [1.0, -1.0]
     torch.testing.assert_close(k3(policy, reference), torch.tensor([math.exp(-1), math.e - 2]))
+
+
+@pytest.mark.parametrize(
+    ("difference", "second", "third"), [(0.2, 0.02, 0.0187308), (-0.1, 0.005, 0.0051709), (0.3, 0.045, 0.0408182)]
+)
+def test_estimators_of_small_differences(difference, second, third):
+    found = [estimator(torch.tensor(difference), torch.tensor(0.0)).item() for estimator in (k1, k2, k3)]
+    assert found == pytest.approx([difference, second, third], abs=1e-6)
+
+
+def test_as_a_loss_k2_has_the_gradient_of_the_kl_and_k1_none():
+    logits, target = torch.tensor([0.3, -1.0, 0.8], requires_grad=True), torch.tensor([0.2, 0.5, 0.3])
+    log_p, log_q = logits.log_softmax(0), target.log()
+    (exact,) = torch.autograd.grad((log_p.exp() * (log_p - log_q)).sum(), logits, retain_graph=True)
+    p = log_p.detach().exp()  # samples of the policy, each as often as it is drawn
+    found = [torch.autograd.grad((p * loss(log_p, log_q)).sum(), logits, retain_graph=True)[0] for loss in (k1, k2, k3)]
+    torch.testing.assert_close(found[0], torch.zeros(3))
+    torch.testing.assert_close(found[1], exact)
+    torch.testing.assert_close(found[2], p - target)  # of KL(reference || policy)
 
 
 @given(logprobs, logprobs)

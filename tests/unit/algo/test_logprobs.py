@@ -153,3 +153,20 @@ def test_entropy_carries_no_gradient():
     values, entropy = token_logprobs(logits.requires_grad_(), tokens, 1.0)
     assert values.requires_grad
     assert not entropy.requires_grad
+
+
+@pytest.mark.parametrize("chunk", [2, 100])
+@pytest.mark.parametrize("picked", [False, True])
+def test_entropy_that_learns_has_the_exact_gradient(monkeypatch, chunk, picked):
+    monkeypatch.setattr(logprobs_module, "CHUNK", chunk)
+    logits, _ = batch(0, 3, 5, 11)
+    at, tokens = (
+        (torch.tensor([13, 2, 7, 1]), torch.tensor([3, 10, 0, 3])) if picked else (None, torch.arange(15).view(3, 5) % 11)
+    )
+    ours, exactly = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    rows = exactly.flatten(0, 1)[at] if picked else exactly
+    weights = torch.linspace(-1, 2, tokens.numel()).view(tokens.shape)
+    for found, wanted in ((token_logprobs(ours, tokens, 0.7, at, entropy_learns=True), exact(rows, tokens, 0.7)),):
+        (found[0] * weights + found[1] * weights.flip(0)).sum().backward()
+        (wanted[0] * weights + wanted[1] * weights.flip(0)).sum().backward()
+    torch.testing.assert_close(ours.grad, exactly.grad, atol=1e-6, rtol=1e-5)

@@ -5,7 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.algo.losses import policy_loss, policy_ratio, value_loss
+from rlhf.algo.losses import (
+    count_clipped,
+    count_losses,
+    likelihood_loss,
+    loss_weights,
+    policy_loss,
+    policy_ratio,
+    value_loss,
+    weighted_sum,
+)  # fmt: skip
 
 pytestmark = pytest.mark.rounding
 
@@ -126,3 +135,89 @@ def test_micro_batch_sums_over_the_global_count_give_the_loss_of_the_whole_batch
         assert abs(sum(means) / len(means) - loss.item()) > 1e-3  # what a mean of micro-batch means would be
         for one, other in zip(whole[:2], parts[:2], strict=True):
             torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "plain", "higher", "dual"),
+    [
+        (1.25, 1.0, -1.2, -1.25, -1.2),
+        (1.35, 1.0, -1.2, -1.28, -1.2),
+        (0.7, 1.0, -0.7, -0.7, -0.7),
+        (0.7, -1.0, 0.8, 0.8, 0.8),
+        (1.5, -1.0, 1.5, 1.5, 1.5),
+        (5.0, -1.0, 5.0, 5.0, 3.0),
+    ],
+)
+def test_clip_higher_and_dual_clip(ratio, advantage, plain, higher, dual):
+    value, weight = cell(ratio), torch.tensor([[advantage]])
+    found = [policy_loss(value, weight, ONE, 0.2, *more)[0].item() for more in ((), (0.28,), (None, 3.0))]
+    assert found == pytest.approx([plain, higher, dual], abs=1e-5)
+
+
+def test_clipped_tokens_are_counted_by_side():
+    ratio, advantages = torch.tensor([[0.7, 1.3, 1.3, 0.7, 4.0, 9.0]]), torch.tensor([[-1.0, 1.0, -1.0, 1.0, -1.0, -1.0]])
+    found = count_clipped(ratio, advantages, torch.tensor([[1, 1, 1, 1, 1, 0]]), 0.2, 0.28, 3.0)
+    assert list(found.values()) == [1, 1, 1]
+
+
+# Losses [1, 3] and [2, 2, 5, 1] of responses of at most 8 tokens.
+TOKENS, LOSSES = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]), torch.tensor([[1.0, 3.0, math.nan, 9.0], [2.0, 2.0, 5.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    [("token_mean", 2.33333), ("sequence_mean", 2.25), ("sequence_sum", 7.0), ("constant", 0.875)],
+)
+def test_losses_are_averaged_over_the_update_however_it_is_split(aggregation, expected):
+    def summed(losses, mask):
+        return weighted_sum(losses, mask, loss_weights(mask, aggregation, 8)).item()
+
+    count = count_losses(TOKENS, aggregation)
+    assert summed(LOSSES, TOKENS) / count == pytest.approx(expected, abs=1e-5)
+    parts = zip(LOSSES.split(1), TOKENS.split(1), strict=True)
+    assert sum(summed(*part) for part in parts) / count == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_response_without_trained_actions_is_not_counted():
+    mask = torch.tensor([[1, 1], [0, 0]])
+    assert [count_losses(mask, how) for how in ("token_mean", "sequence_mean", "constant")] == [2, 1, 1]
+    assert torch.isfinite(loss_weights(mask, "sequence_mean", 8)).all()
+
+
+def test_ratios_of_sequences():
+    changes, mask = torch.tensor([[0.1, -0.05, 7.0, 7.0], [0.3, 0.1, -0.2, 0.0]]), TOKENS
+    mean, product = (policy_ratio(changes, torch.zeros(2, 4), mask, 20.0, level)[0] for level in ("sequence", "product"))
+    torch.testing.assert_close(mean[:, 0], torch.tensor([1.025315, 1.051271]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(product[:, 0], torch.tensor([1.051271, 1.221403]), rtol=0, atol=1e-5)
+    assert (mean[0, 2:] == 1).all() and (mean[1] == mean[1, 0]).all()
+
+
+@pytest.mark.parametrize(("level", "power"), [("sequence", 1.0), ("product", None)])
+def test_the_gradient_of_a_sequence_ratio_is_that_of_its_log_likelihood(level, power):
+    """At ratio 1, RLOO's is -A times the gradient of the summed log-probabilities over B, GSPO's that of their mean."""
+    logprobs = torch.zeros(2, 4, requires_grad=True)
+    advantages, weights = torch.tensor([[2.0], [-3.0]]), loss_weights(TOKENS, "sequence_mean", 8)
+    ratio, _ = policy_ratio(logprobs, torch.zeros(2, 4), TOKENS, 20.0, level)
+    loss, _ = policy_loss(ratio, advantages.expand(2, 4), TOKENS, 0.2, weights=weights)
+    (loss / count_losses(TOKENS, "sequence_mean")).backward()
+    lengths = TOKENS.sum(1, keepdim=True) if power else 1
+    torch.testing.assert_close(logprobs.grad, -advantages / lengths * TOKENS / 2)
+
+
+def test_gspos_token_form_has_the_same_value_and_gradient():
+    generator = torch.Generator().manual_seed(3)
+    logprobs, old = torch.randn(2, 4, generator=generator).mul(0.1).requires_grad_(), torch.zeros(2, 4)
+    advantages, weights = torch.tensor([[1.0], [-0.5]]).expand(2, 4), loss_weights(TOKENS, "sequence_mean", 8)
+    ratio, _ = policy_ratio(logprobs, old, TOKENS, 20.0, "sequence")
+    tokens = ratio.detach() * (logprobs - logprobs.detach()).exp()
+    found = [policy_loss(r, advantages, TOKENS, 0.2, 0.3, weights=weights)[0] for r in (ratio, tokens)]
+    gradients = [torch.autograd.grad(loss, logprobs, retain_graph=True)[0] for loss in found]
+    torch.testing.assert_close(*found)
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_likelihood_loss_ignores_padding():
+    logprobs = torch.tensor([[-1.0, -2.0, math.nan, 0.0], [-3.0, -1.0, -1.0, -1.0]], requires_grad=True)
+    loss = likelihood_loss(logprobs, torch.tensor([[1.0], [0.0]]).expand(2, 4), TOKENS)
+    loss.backward()
+    assert loss.item() == 3.0 and logprobs.grad.tolist() == [[-1, -1, 0, 0], [0, 0, 0, 0]]
