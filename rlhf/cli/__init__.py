@@ -16,6 +16,7 @@ VERBS = {
     "bench": "rlhf.cli.bench",
     "fetch": "rlhf.cli.fetch",
     "serve-reward": "rlhf.cli.serve_reward",
+    "convert-reward": "rlhf.cli.convert_reward",
 }
 
 # What --version names beside this program.
