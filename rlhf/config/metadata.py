@@ -11,8 +11,8 @@ from omegaconf import MISSING
 # fingerprint.
 Effect = Literal["result", "input", "speed", "name"]
 # What the path that a key holds counts as in a fingerprint: the content of a model, or of a file of records or texts, or
-# the source of a function, where it is the dotted path of one.
-Content = Literal["model", "records", "function"]
+# the source of a function, where it is the dotted path of one, or the content of a Jinja file, where it is the path of one.
+Content = Literal["model", "records", "function", "template"]
 
 # The value of a key that the planner decides, with the hardware (rlhf/planner/auto.py).
 AUTO = "auto"

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf.config.schema import Lora
 from rlhf.data.encoded import Tokenizer
+from rlhf.data.templates.jinja import find_end_ids
 from rlhf.models.adapters import record_base
 from rlhf.models.heads import ScalarHeadModel
 from rlhf.models.lora import adapter_names, base_model, is_adapter, merge_lora_weight, plain_name
@@ -62,6 +63,7 @@ def save_model(
     if hasattr(engine, "empty_partition_cache"):  # a benchmark saves a model by itself
         # At ZeRO 3 a weight that the last forward pass has begun to gather ahead cannot be gathered by itself.
         engine.empty_partition_cache()
+    set_ends(plain_module(engine), tokenizer)
     if lora.rank > 0:
         path = adapter_directory(directory) if lora.save_merged else directory
         with replace_directory(path) as unfinished:
@@ -98,6 +100,14 @@ class replace_directory:
             barrier()
         elif is_main():
             shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def set_ends(model: Any, tokenizer: Tokenizer) -> None:
+    """Have transformers' generate end a response at whatever ends one: where the chat template has a token that ends a
+    turn, at this too."""
+    ends = find_end_ids(tokenizer)
+    if model.can_generate() and len(ends) > 1:
+        model.generation_config.eos_token_id = list(ends)
 
 
 def write_texts(tokenizer: Tokenizer, card: str, directory: Path) -> None:

@@ -52,6 +52,8 @@ def result_config(config: Config, stage: str) -> dict[str, Any]:
 
 def identify_value(value: Any, key: str, content: Content | None) -> Any:
     """Return what a key's value counts as: what a path holds, a function with the source of its module, or itself."""
+    if content == "template":
+        return content_id(value, key) if value.endswith(".jinja") else value
     if content == "function":
         if value is None or ":" not in value:
             return value

@@ -8,11 +8,26 @@ from rlhf.config.schema import Config, Model
 from rlhf.data.artifact import LENGTHS, artifact_path, identify_data, make_once
 from rlhf.data.dataset import Dataset
 from rlhf.data.encoded import Tokenizer
+from rlhf.data.templates.chat import as_messages
 from rlhf.data.templates.plain import render_prompt, render_response
 from rlhf.data.tokenized import DataSource
 from rlhf.models.source import Source, check_hub_access, expand_path
 
 PAD, EOS = "<|pad|>", "<|endoftext|>"
+# What begins the turns of the chat template of a tokenizer that is trained here, and what ends them.
+TURNS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+CHAT = (
+    "{%- for message in messages -%}"
+    "{%- if message.role not in ('system', 'user', 'assistant') -%}"
+    "{{- raise_exception('the role ' + message.role + ' is not known') -}}"
+    "{%- endif -%}"
+    "{{- '<|' + message.role + '|>' -}}"
+    "{%- if message.role == 'assistant' -%}"
+    "{%- generation -%}{{- message.content + '<|end|>' -}}{%- endgeneration -%}"
+    "{%- else -%}{{- message.content + '<|end|>' -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
 # Tokens that vocabularies without a padding token keep for such uses (Llama 3.1 and later, Llama 3).
 RESERVED = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>")
 
@@ -32,7 +47,8 @@ def load_trained_tokenizer(source: DataSource) -> Tokenizer:
 
     def make(directory: Path) -> dict[str, Any]:
         texts = tokenizer_corpus(config, source.dataset)
-        train_tokenizer(texts, config.data.tokenizer_vocab_size).save_pretrained(directory)
+        chat = config.data.template == "chat"
+        train_tokenizer(texts, config.data.tokenizer_vocab_size, chat).save_pretrained(directory)
         return {}
 
     make_once(config, path, make)
@@ -76,6 +92,10 @@ def padding_token(tokenizer: Tokenizer) -> str:
 def tokenizer_corpus(config: Config, dataset: Dataset) -> list[str]:
     """Return the text a tokenizer is trained on: what models will read of the training split."""
     data, train = config.data, dataset.train
+    if data.template == "chat":
+        asked = [message.content for prompt in train.prompts for message in as_messages(prompt)]
+        answered = [record.response for record in train.demonstrations]
+        return asked + answered + [comparison.rejected for comparison in train.comparisons]
     return (
         [render_prompt(prompt, data) for prompt in train.prompts]
         + [render_response(demonstration.response, data) for demonstration in train.demonstrations]
@@ -83,8 +103,9 @@ def tokenizer_corpus(config: Config, dataset: Dataset) -> list[str]:
     )
 
 
-def train_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
-    """Return a byte-level BPE with two special tokens, padding and end-of-text; the same texts give the same tokenizer."""
+def train_tokenizer(texts: list[str], vocabulary: int, chat: bool = False) -> Tokenizer:
+    """Return a byte-level BPE with two special tokens, padding and end-of-text, and for `chat` with a chat template and the
+    tokens that begin and end its turns; the same texts give the same tokenizer."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -94,12 +115,14 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=[PAD, EOS],
+        special_tokens=[PAD, EOS, *(TURNS if chat else ())],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, eos_token=EOS)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, eos_token=EOS)
+    tokenizer.chat_template = CHAT if chat else None
+    return tokenizer
 
 
 def have_same_vocabulary(first: Tokenizer, second: Tokenizer) -> bool:

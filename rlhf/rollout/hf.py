@@ -13,7 +13,7 @@ from rlhf.data.encoded import Tokenizer
 from rlhf.data.tokens import PromptBatch, left_mask
 from rlhf.models.lora import base_model
 from rlhf.rollout.base import Responses, evaluation_mode
-from rlhf.rollout.sampling import StopTexts, next_tokens, seen_tokens
+from rlhf.rollout.sampling import StopTexts, end_tokens, have_ended, next_tokens, seen_tokens
 
 
 class HFSampler:
@@ -62,8 +62,8 @@ class HFSampler:
             input_ids=prompts.ids.masked_fill(mask == 0, 0), attention_mask=mask,
             logits_processor=LogitsProcessorList([chooser]), stopping_criteria=StoppingCriteriaList([HasEnded(chooser)]),
             generation_config=GenerationConfig(
-                max_new_tokens=self.rollout.max_new_tokens, do_sample=False, eos_token_id=chooser.eos, pad_token_id=0,
-                use_cache=True,
+                max_new_tokens=self.rollout.max_new_tokens, do_sample=False, eos_token_id=int(chooser.ends[0]),
+                pad_token_id=0, use_cache=True,
             ),
             synced_gpus=engine.zero_optimization_stage() == 3 and engine.world_size > 1,
         )  # fmt: skip
@@ -77,7 +77,8 @@ class PresampledLogitsProcessor(LogitsProcessor):
     it; tracks unfinished rows."""
 
     def __init__(self, prompts: PromptBatch, mask: Tensor, draws: Tensor, tokenizer: Tokenizer, rollout: Rollout) -> None:
-        self.draws, self.rollout, self.eos, self.limits = draws, rollout, int(tokenizer.eos_token_id), prompts.limits
+        self.draws, self.rollout, self.limits = draws, rollout, prompts.limits
+        self.ends = end_tokens(tokenizer, draws.device)
         self.prompts, self.mask = prompts, mask
         self.seen: Tensor | None = None
         self.stops = StopTexts(rollout.stop, tokenizer, draws.device) if rollout.stop else None
@@ -91,15 +92,15 @@ class PresampledLogitsProcessor(LogitsProcessor):
         forbid = rollout.fixed_length or step < rollout.min_new_tokens
         if rollout.repetition_penalty != 1.0 and self.seen is None:
             self.seen = seen_tokens(self.prompts.ids, self.mask, scores.size(-1))
-        forced = None if self.limits is None else torch.where(self.limits == step + 1, self.eos, -1)
+        forced = None if self.limits is None else torch.where(self.limits == step + 1, self.ends[0], -1)
         tokens, logprobs = next_tokens(
-            scores, self.draws[:, step], rollout, self.eos if forbid else None, self.seen, forced=forced
+            scores, self.draws[:, step], rollout, self.ends if forbid else None, self.seen, forced=forced
         )
         if self.seen is not None:
             self.seen.scatter_(1, tokens[:, None], True)
         self.tokens[:, step], self.logprobs[:, step] = tokens * self.unfinished, logprobs * self.unfinished
         self.lengths += self.unfinished
-        ended = tokens == self.eos
+        ended = have_ended(tokens, self.ends)
         if self.stops is not None and not forbid:
             ended |= self.stops(self.tokens, torch.tensor([step], device=tokens.device))
         self.unfinished &= ~ended

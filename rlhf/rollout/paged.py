@@ -16,7 +16,7 @@ from rlhf.models.families import shape_of
 from rlhf.models.lora import base_model
 from rlhf.planner.cache import PAGE
 from rlhf.rollout.base import Part, Responses, check_room, evaluation_mode, generate_in_parts
-from rlhf.rollout.sampling import StopTexts, next_tokens, seen_tokens
+from rlhf.rollout.sampling import StopTexts, end_tokens, have_ended, next_tokens, seen_tokens
 from rlhf.rollout.weights import RolloutWeights
 from rlhf.runtime.compat.continuous_batching import (
     RequestProcessor,
@@ -67,7 +67,7 @@ class PresampledLogitsProcessor(RequestProcessor):
 
     def __init__(self, prompts: PromptBatch, draws: Tensor, tokenizer: Tokenizer, rollout: Rollout) -> None:
         super().__init__()
-        self.rollout, self.eos, self.prompts = rollout, int(tokenizer.eos_token_id), prompts
+        self.rollout, self.ends, self.prompts = rollout, end_tokens(tokenizer, draws.device), prompts
         rows, self.width = draws.shape
         self.begins: list[int] = prompts.lengths.tolist()
         self.nothing = rows * self.width  # what padding is asked for: a row that no response has
@@ -107,16 +107,16 @@ class PresampledLogitsProcessor(RequestProcessor):
             self.seen = torch.cat([known, torch.zeros_like(known[:1])])
         forbidden = (steps < self.rollout.min_new_tokens) | self.rollout.fixed_length
         seen = None if self.seen is None else self.seen[rows]
-        draws, forced = self.draws[rows, steps], torch.where(self.limits[rows] == steps + 1, self.eos, -1)
-        tokens, logprobs = next_tokens(scores, draws, self.rollout, self.eos, seen, forbidden, forced)
+        draws, forced = self.draws[rows, steps], torch.where(self.limits[rows] == steps + 1, self.ends[0], -1)
+        tokens, logprobs = next_tokens(scores, draws, self.rollout, self.ends, seen, forbidden, forced)
         self.tokens[rows, steps], self.logprobs[rows, steps], self.lengths[rows] = tokens, logprobs, steps + 1
         if self.seen is not None:
             self.seen[rows, tokens] = True
-        ended = tokens == self.eos
+        ended = have_ended(tokens, self.ends)
         if self.stops is not None:
             ended = ended | (self.stops(self.tokens[rows], steps) & ~forbidden)
         self.ended[rows] = ended
-        shown = torch.where(ended, self.eos, tokens)
+        shown = torch.where(ended, self.ends[0], tokens)
         return torch.full_like(scores, -torch.inf).scatter(-1, shown[:, None], 0.0)
 
 
@@ -129,7 +129,7 @@ def answer(model: Any, chooser: PresampledLogitsProcessor, rollout: Rollout) -> 
     check_room(len(prompts), pages * PAGE // len(prompts), bytes_per_token(model), ids.device)
     manager = model.init_continuous_batching(
         generation_config=GenerationConfig(
-            max_new_tokens=rollout.max_new_tokens, do_sample=False, eos_token_id=chooser.eos, pad_token_id=0
+            max_new_tokens=rollout.max_new_tokens, do_sample=False, eos_token_id=int(chooser.ends[0]), pad_token_id=0
         ),
         continuous_batching_config=settings(len(prompts), pages, sum(lengths), rollout),
     )

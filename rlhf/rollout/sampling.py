@@ -5,6 +5,7 @@ from torch import Tensor
 
 from rlhf.config.schema import Rollout
 from rlhf.data.encoded import Tokenizer
+from rlhf.data.templates.jinja import find_end_ids
 
 # An id that no tokenizer has: where a response has not begun.
 NO_TOKEN = 2**31 - 1
@@ -14,7 +15,7 @@ def next_tokens(
     logits: Tensor,
     uniforms: Tensor,
     rollout: Rollout,
-    forbid: int | None = None,
+    forbid: Tensor | None = None,
     seen: Tensor | None = None,
     where: Tensor | None = None,
     forced: Tensor | None = None,
@@ -25,7 +26,7 @@ def next_tokens(
     trainer computes it: before penalties and restrictions. The token is then drawn from what the repetition penalty makes
     of it (for the tokens that are true in `seen` [B, V]) and top-k and top-p leave of it, or is the likeliest one, if not
     do_sample: the first, in the vocabulary's order, at which the cumulated probability exceeds the row's number in
-    `uniforms` [B]. `forbid` is a token that may not be chosen, in the rows that are true in `where` [B] (None: in all);
+    `uniforms` [B]. `forbid` [E] are tokens that may not be chosen, in the rows that are true in `where` [B] (None: in all);
     `forced` [B] holds tokens that rows take whatever is drawn, and -1 for rows that take what is drawn.
     """
     logits = logits.float()
@@ -34,7 +35,8 @@ def next_tokens(
     if seen is not None:
         allowed = penalize_seen(logits, seen, rollout.repetition_penalty) / rollout.temperature
     if forbid is not None:
-        allowed[:, forbid] = -torch.inf if where is None else allowed[:, forbid].masked_fill(where, -torch.inf)
+        without = allowed.index_fill(1, forbid, -torch.inf)
+        allowed = without if where is None else torch.where(where[:, None], without, allowed)
     if rollout.do_sample:
         tokens = invert_cdf(restrict(allowed, rollout.top_k, rollout.top_p), uniforms)
     else:
@@ -79,6 +81,16 @@ def invert_cdf(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     cumulated = torch.softmax(logprobs, dim=-1).double().cumsum(-1)
     target = uniforms.double()[:, None] * cumulated[:, -1:]
     return torch.searchsorted(cumulated, target, right=True).squeeze(-1).clamp(max=logprobs.size(-1) - 1)
+
+
+def end_tokens(tokenizer: Tokenizer, device: torch.device) -> Tensor:
+    """Return the tokens that end a response, [E]: the first is the one that a response is made to end with."""
+    return torch.tensor(find_end_ids(tokenizer), device=device)
+
+
+def have_ended(tokens: Tensor, ends: Tensor) -> Tensor:
+    """Tell which of the tokens [B] end a response, [B]; `ends` [E] are the tokens that do."""
+    return (tokens[:, None] == ends).any(1)
 
 
 class StopTexts:

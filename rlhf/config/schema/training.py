@@ -36,7 +36,7 @@ class Sft(Training):
     """Supervised fine-tuning."""
 
     dropout: float = key(SHARE)
-    loss_on: str = key(choices=("completion", "full"))
+    loss_on: str = key(choices=("completion", "assistant", "full"))
 
 
 @dataclass

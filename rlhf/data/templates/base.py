@@ -35,8 +35,8 @@ class Template(ABC):
     trained on. The response ends with the token that ends a turn, unless it is cut.
     """
 
-    def __init__(self, data: Data, tokenizer: Tokenizer) -> None:
-        self.data, self.tokenizer, self.encoder = data, tokenizer, TextEncoder(tokenizer)
+    def __init__(self, data: Data, tokenizer: Tokenizer, end: str = "") -> None:
+        self.data, self.tokenizer, self.encoder = data, tokenizer, TextEncoder(tokenizer, end)
 
     @abstractmethod
     def prompt_parts(self, prompt: Prompt) -> list[Part]:
@@ -115,12 +115,9 @@ class Template(ABC):
         if isinstance(prompt, str):
             return self.shorten_text(prompt)
         system = tuple(message for message in prompt if message.role == "system")
-        turns = prompt[len(system) :]
-        count = (len(turns) - 1) // 2
-        found = find_longest(count, lambda kept: self.fit((*system, *turns[len(turns) - 1 - 2 * kept :])))
-        if found is not None or (count > 0 and (found := self.fit((*system, turns[-1]))) is not None):
-            return found
-        return self.shorten_question(system, turns[-1])
+        turns = [place for place, message in enumerate(prompt) if message.role == "user"]
+        found = find_longest(len(turns) - 1, lambda kept: self.fit((*system, *prompt[turns[-kept] :])))
+        return self.shorten_question(system, prompt[-1]) if found is None else found
 
     def shorten_question(self, system: tuple[Message, ...], question: Message) -> ShortPrompt | None:
         """Return a question that is too long as data.truncation shortens it, after the system message; None where it does

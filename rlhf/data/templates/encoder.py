@@ -55,18 +55,16 @@ def join_parts(parts: Iterable[Part]) -> str:
 
 
 class TextEncoder:
-    """Encodes texts in parts.
+    """Encodes texts in parts; `end` is a token that is a special one, whatever the tokenizer says of it.
 
     Attributes:
         prefix: The special tokens that the tokenizer puts before a text.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.special: dict[str, Any] = {
-            str(token): token for token in tokenizer.added_tokens_decoder.values() if token.special
-        }
-        self.number: dict[str, int] = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
+    def __init__(self, tokenizer: Tokenizer, end: str = "") -> None:
+        self.tokenizer, added = tokenizer, tokenizer.added_tokens_decoder
+        self.special: dict[str, Any] = {str(token): token for token in added.values() if token.special or str(token) == end}
+        self.number: dict[str, int] = {str(token): number for number, token in added.items()}
         self.pattern = match_any(self.special)
         self.seen: re.Pattern[str] | None = None
         self.seen = match_any(text for text in self.special if self.encode_text(text) == [self.number[text]])
@@ -88,6 +86,10 @@ class TextEncoder:
                 ids += found
                 said += [int(spoken)] * len(found)
         return EncodedParts(ids, said, context)
+
+    def holds_special(self, text: str) -> bool:
+        """Tell whether the text of a special token is written out in a text."""
+        return self.pattern is not None and self.pattern.search(text) is not None
 
     def read_text(self, text: str) -> EncodedParts:
         """Return the ids of a text that goes on, with the tokens that the tokenizer puts before a text, without any that it

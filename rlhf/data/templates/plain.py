@@ -10,6 +10,27 @@ from rlhf.data.cells import Dropped
 from rlhf.data.dataset import Message, Prompt
 from rlhf.data.templates.base import ShortPrompt, Template
 from rlhf.data.templates.encoder import Part, join_parts
+from rlhf.data.templates.jinja import PLAIN, quote
+
+# The plain template in Jinja, with names in capitals where a format's texts stand.
+WRITTEN = (
+    PLAIN
+    + """{%- set turn = namespace(system='', asked=false) -%}
+{{- PREFIX -}}
+{%- for message in messages -%}
+{%- if message.role == 'system' and loop.first -%}
+{%- set turn.system = message.content + '\\n\\n' -%}
+{%- elif message.role == 'user' and not turn.asked -%}
+{{- (GAP if turn.started else '') + BEFORE + turn.system + message.content + AFTER -}}
+{%- set turn.system = '' -%}{%- set turn.asked = true -%}{%- set turn.started = true -%}
+{%- elif message.role == 'assistant' and turn.asked -%}
+{{- RESPONSE -}}{%- set turn.asked = false -%}
+{%- else -%}
+{{- raise_exception('user and assistant must take turns, after a system message or none') -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if not turn.asked -%}{{- eos_token -}}{%- endif -%}"""
+)
 
 
 class PlainTemplate(Template):
@@ -31,8 +52,31 @@ class PlainTemplate(Template):
 
     @property
     def prefix(self) -> list[int]:
-        """The special tokens that the tokenizer puts before a text, as Llama's and Gemma's beginning-of-text."""
-        return self.encoder.prefix
+        """The special tokens that the tokenizer puts before a text, as Llama's and Gemma's beginning-of-text; none where
+        the format itself begins with them."""
+        return [] if self.prefix_text and self.data.prompt_format.startswith(self.prefix_text) else self.encoder.prefix
+
+    @property
+    def prefix_text(self) -> str:
+        """The text of the special tokens that the tokenizer puts before a text."""
+        return "".join(self.tokenizer.convert_ids_to_tokens(self.encoder.prefix))
+
+    def write_chat_template(self) -> str:
+        """Return the Jinja template that gives the text of this one, for a tokenizer that is saved."""
+        (before, after), (lead, tail) = split_format(self.data.prompt_format), split_format(self.data.response_format)
+        # Some tokenizers begin a text with a blank, but not the text after a special token.
+        blank = " " if self.prefix and self.encoder.adds_blank and not self.encoder.adds_blank_again else ""
+        values = {
+            "PREFIX": self.prefix_text + blank if self.prefix else "", "BEFORE": before, "AFTER": after,
+            "GAP": "" if before[:1].isspace() else "\n\n",
+        }  # fmt: skip
+        text = WRITTEN
+        for name, value in values.items():
+            text = text.replace(name, quote(value))
+        response = f"{quote(lead)} + (message.content | trim) + {quote(tail)}"
+        if self.data.format == "deepspeed-chat":
+            response = "message.content"
+        return text.replace("RESPONSE", response)
 
     def prompt_parts(self, prompt: Prompt) -> list[Part]:
         """Return the text of a prompt. Raises as `check_prompt` does."""
@@ -66,17 +110,24 @@ def render_response(response: str, data: Data) -> str:
 
 
 def response_parts(response: str, data: Data) -> list[Part]:
-    """Return the text of a response as it follows the prompt: after a leading space, without blanks at its ends; with
+    """Return the text of a response as it follows the prompt: in `data.response_format`, without blanks at its ends; with
     `data.format=deepspeed-chat` exactly as the record has it."""
     if data.format == "deepspeed-chat":
         return [Part(response, written=True, said=True)]
-    return [Part(" ", said=True), Part(response.strip(), written=True, said=True)]
+    before, after = split_format(data.response_format)
+    return [Part(before, said=True), Part(response.strip(), written=True, said=True), Part(after, said=True)]
+
+
+def split_format(form: str) -> tuple[str, str]:
+    """Return what a format has before and after its text."""
+    before, after = form.format(prompt="\0", response="\0").split("\0")
+    return before, after
 
 
 def prompt_parts(prompt: Prompt, data: Data) -> list[Part]:
     """Return the text of a prompt: the format around each of its turns. Raises as `check_prompt` does."""
     check_prompt(prompt, data)
-    before, after = data.prompt_format.format(prompt="\0").split("\0")
+    before, after = split_format(data.prompt_format)
     if isinstance(prompt, str):
         return [Part(before), Part(prompt, written=True), Part(after)]
     system = [message.content for message in prompt if message.role == "system"]

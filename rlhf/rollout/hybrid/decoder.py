@@ -19,7 +19,7 @@ from rlhf.models.heads import accepted_inputs, model_inputs
 from rlhf.planner.cache import PREFILL_TOKENS, SLOTS, next_size, round_up
 from rlhf.rollout.base import Part
 from rlhf.rollout.hybrid.cache import SlotCache
-from rlhf.rollout.sampling import StopTexts, next_tokens, seen_tokens
+from rlhf.rollout.sampling import StopTexts, end_tokens, have_ended, next_tokens, seen_tokens
 from rlhf.runtime.distributed import total
 
 # Steps between two looks at which rows have finished: on a GPU each waits for all that was launched.
@@ -47,7 +47,7 @@ class Decoder:
         device: torch.device,
     ) -> None:  # fmt: skip
         self.model, self.rollout, self.together, self.device = model, rollout, together, device
-        self.takes, self.eos, self.width = accepted_inputs(model), int(tokenizer.eos_token_id), rollout.max_new_tokens
+        self.takes, self.ends, self.width = accepted_inputs(model), end_tokens(tokenizer, device), rollout.max_new_tokens
         self.cache_name = "cache" if "cache" in self.takes else "past_key_values"  # since transformers 5.24; before it
         self.stops = StopTexts(rollout.stop, tokenizer, device) if rollout.stop else None
         slots = round_up(longest + self.width, SLOTS[device.type])
@@ -177,8 +177,8 @@ class Decoder:
         """Draw the next token of the first `size` rows and make everything ready for the step that reads it."""
         draw = self.draws[:size].index_select(1, self.step_number).squeeze(1)
         seen = None if self.seen is None else self.seen[:size]
-        forced = torch.where(self.limits[:size] == self.step_number + 1, self.eos, -1)
-        tokens, logprobs = next_tokens(logits, draw, self.rollout, self.eos if forbid else None, seen, forced=forced)
+        forced = torch.where(self.limits[:size] == self.step_number + 1, self.ends[0], -1)
+        tokens, logprobs = next_tokens(logits, draw, self.rollout, self.ends if forbid else None, seen, forced=forced)
         alive, all_tokens = self.alive[:size], self.tokens[:size]
         tokens = torch.where(alive, tokens, 0)
         all_tokens.index_copy_(1, self.step_number, tokens[:, None])
@@ -186,7 +186,7 @@ class Decoder:
         if seen is not None:
             seen.scatter_(1, tokens[:, None], True)
         self.lengths[:size].add_(alive)
-        ended = tokens == self.eos
+        ended = have_ended(tokens, self.ends)
         if self.stops is not None and not forbid:
             ended = ended | self.stops(all_tokens, self.step_number)
         alive.logical_and_(~ended)

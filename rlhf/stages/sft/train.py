@@ -16,7 +16,7 @@ from rlhf.data.loaders import evenly, from_shares
 from rlhf.data.records import require_records
 from rlhf.data.row_encoder import hash_ids
 from rlhf.data.tokenized import DataSource, open_data
-from rlhf.data.tokens import SequenceBatch, response_mask, right_mask, sequence_batch
+from rlhf.data.tokens import SequenceBatch, assistant_mask, response_mask, right_mask, sequence_batch
 from rlhf.engine.save import save_model
 from rlhf.engine.step import accumulate, optimizer_step
 from rlhf.engine.zero import TrainingSpec, backward, release, training_engine
@@ -92,9 +92,11 @@ def share_items(engine: Any, items: list[Encoded], size: int, packing: str) -> l
 
 
 def loss_mask(batch: SequenceBatch, config: Config) -> Tensor:
-    """[B, T - 1] mask of the tokens that are predicted: the response, or everything after the first token."""
-    mask = response_mask(batch) if config.sft.loss_on == "completion" else right_mask(batch.lengths, batch.ids.size(1))
-    return mask[:, 1:]
+    """[B, T - 1] mask of the tokens that are predicted: the response, all that the assistant says, or everything after the
+    first token."""
+    if config.sft.loss_on == "full":
+        return right_mask(batch.lengths, batch.ids.size(1))[:, 1:]
+    return (response_mask(batch) if config.sft.loss_on == "completion" else assistant_mask(batch))[:, 1:]
 
 
 def loss_of(engine: Any, batch: SequenceBatch, config: Config) -> Tensor:

@@ -54,7 +54,7 @@ def test_greedy_takes_the_likeliest_that_is_allowed(make_config):
     logits = torch.tensor([[1.0, 3.0, 2.0]])
     greedy = rollout(make_config, do_sample="false")
     assert next_tokens(logits, torch.zeros(1), greedy)[0].tolist() == [1]
-    assert next_tokens(logits, torch.zeros(1), greedy, forbid=1)[0].tolist() == [2]
+    assert next_tokens(logits, torch.zeros(1), greedy, forbid=torch.tensor([1]))[0].tolist() == [2]
 
 
 @given(st.lists(st.floats(-20, 20), min_size=2, max_size=50), st.floats(0, 1, exclude_max=True, width=32))
