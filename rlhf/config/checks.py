@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
-from string import Formatter
 
 from rlhf.catalog.families import is_limited
 from rlhf.catalog.stage import is_benchmark, stage_kinds
@@ -29,6 +28,7 @@ from rlhf.config.keys import get_key, keys_of, set_key
 from rlhf.config.rollouts import check_engine, check_sampling, check_tensor_parallel
 from rlhf.config.schema import ZEROS, Config, Zero
 from rlhf.config.shapes import check_models, is_whole
+from rlhf.config.templates import check_template
 from rlhf.config.values import check_values
 
 # What a command does on a machine that lacks what it wants to run on.
@@ -113,7 +113,7 @@ def check_names(config: Config) -> Iterator[ConfigError]:
     if config.ppo.kl_controller == "adaptive" and config.ppo.kl_coef == 0:
         problem = "the adaptive controller multiplies the coefficient, and 0 stays 0"
         yield ConfigError("ppo.kl_coef", config.ppo.kl_coef, problem, "start above 0, or set ppo.kl_controller=fixed")
-    yield from check_prompt_format(config)
+    yield from check_template(config)
 
 
 def check_stages(config: Config) -> Iterator[ConfigError]:
@@ -125,34 +125,6 @@ def check_stages(config: Config) -> Iterator[ConfigError]:
 def join_or(words: list[str]) -> str:
     """Join words as a sentence lists choices."""
     return f"{', '.join(words[:-1])} or {words[-1]}"
-
-
-def check_prompt_format(config: Config) -> Iterator[ConfigError]:
-    """Check that the format holds the prompt once, and no other braces but doubled ones."""
-    key, text = "data.prompt_format", config.data.prompt_format
-    try:
-        parts = [(name, spec, conversion) for _, name, spec, conversion in Formatter().parse(text) if name is not None]
-    except ValueError:
-        parts = []
-    if parts == [("prompt", "", None)]:
-        return
-    if text.count("{prompt}") == 1:
-        before, after = (double_braces(part) for part in text.split("{prompt}"))
-        problem, fix = "other braces must be doubled", f"write {before}{{prompt}}{after}"
-    elif [name for name, _, _ in parts] == ["prompt"]:
-        problem, fix = "the prompt is put in as it is", "write {prompt}, without : or !"
-    else:
-        times = len([name for name, _, _ in parts if name == "prompt"])
-        problem = "it has no place for the prompt" if times == 0 else "it has several places for the prompt"
-        fix = "add {prompt}, once, and double other braces, as {{ and }}"
-    yield ConfigError(key, text, problem, fix)
-
-
-def double_braces(text: str) -> str:
-    """Return a text with every brace doubled, once."""
-    for brace in "{}":
-        text = text.replace(2 * brace, brace).replace(brace, 2 * brace)
-    return text
 
 
 def check_hardware(config: Config) -> Iterator[ConfigError]:

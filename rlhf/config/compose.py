@@ -24,6 +24,7 @@ from rlhf.config.recipes import expand_model, register_recipes
 from rlhf.config.rewards import complete_rewards
 from rlhf.config.schema import Config
 from rlhf.config.sections import config_type
+from rlhf.config.templates import read_line_breaks
 from rlhf.config.values import check_values, type_problems, unknown_keys
 
 # Groups that were converted, by their type and values.
@@ -107,6 +108,7 @@ def to_config(composed: DictConfig) -> Config:
         key = str(error.full_key)
         text = OmegaConf.to_container(composed, resolve=False)
         raise ConfigError(key, lookup(text, key), first_line(error), "correct the reference") from error
+    read_line_breaks(values)
     misnamed = complete_rewards(values)
     schema = config_type(values.get("stages"), values["rewards"])
     keys = keys_of(schema)

@@ -108,11 +108,11 @@ def has_no_effect_but(name: str, *effects: Effect) -> bool:
 
 
 def is_neutral(config: Any, key: str) -> bool:
-    """Tell whether a key leaves a stage what it was before the key existed: it has its neutral value, or a key that
-    switches it on has."""
+    """Tell whether a key leaves a stage what it was before the key existed: it has its neutral value, or is not decided
+    yet, or a key that switches it on has its own."""
     known = keys_of(type(config))
     names = (key, *known[key].switches)
-    return any(known[name].neutral is not ... and get_key(config, name) == known[name].neutral for name in names)
+    return any(known[name].neutral is not ... and get_key(config, name) in (known[name].neutral, AUTO) for name in names)
 
 
 def get_key(config: Any, key: str) -> Any:

@@ -40,10 +40,11 @@ COLUMNS = {
 
 
 class RecordEncoder:
-    """Encodes demonstrations, comparisons and prompts."""
+    """Encodes demonstrations, comparisons and prompts; with `turns` only those of whose prompt it can be told what the
+    assistant says in it."""
 
-    def __init__(self, template: Template) -> None:
-        self.template = template
+    def __init__(self, template: Template, turns: bool = False) -> None:
+        self.template, self.turns = template, turns
 
     def __call__(self, record: Any) -> Row | str:
         """Return the row of a record, or the reason why it is dropped."""
@@ -60,6 +61,8 @@ class RecordEncoder:
         short = self.template.shorten(prompt)
         if short is None:
             return TOO_LONG
+        if self.turns and short.said is None and has_turns(short.prompt):
+            return "conversations of which it cannot be told what the assistant says"
         origin = hash_bytes(write_record(prompt, {}).encode())
         row: Row = {"prompt": short.ids, "said": short.said, "group": hash_ids(short.ids), "origin": origin}
         if isinstance(record, Demonstration):
@@ -94,6 +97,11 @@ class TextEncoder:
             return "empty"
         cut = len(ids) > self.limit
         return {"prompt": [], "said": None, "response": ids[: self.limit], "cut": cut, "group": 0, "origin": 0}
+
+
+def has_turns(prompt: Prompt) -> bool:
+    """Whether the assistant speaks in a prompt."""
+    return not isinstance(prompt, str) and any(message.role == "assistant" for message in prompt)
 
 
 def prompt_of(record: Any) -> Prompt:

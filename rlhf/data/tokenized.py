@@ -165,8 +165,9 @@ VIEWS: dict[str, type[Tokenized[Any]]] = {
 
 
 def open_data(
-    source: DataSource, tokenizer: Tokenizer, kind: str, part: str, grouped: bool = False, first: int | None = None
-) -> Any:
+    source: DataSource, tokenizer: Tokenizer, kind: str, part: str, grouped: bool = False, first: int | None = None,
+    turns: bool = False,
+) -> Any:  # fmt: skip
     """Return the records of a kind of the training (`train`) or the held-out (`heldout`) part, after making them if nobody
     has. All ranks call this; the first one makes them.
 
@@ -177,19 +178,22 @@ def open_data(
         part: The part.
         grouped: Whether all pairs of a prompt are one item.
         first: How many records are taken, the first ones; None: all.
+        turns: Whether what the assistant says in earlier turns is to be known of every record.
 
     Raises:
         ConfigError: The records cannot be read.
     """
-    config = source.config
+    config, template = source.config, build_template(source.config.data, tokenizer)
+    if turns:
+        template.check_turns()
     content = {
-        "data": source.identity, "tokenizer": identify_tokenizer(tokenizer), "part": part, "grouped": grouped,
-        "first": first,
+        "data": source.identity, "tokenizer": identify_tokenizer(tokenizer, str(tokenizer.chat_template)), "part": part,
+        "grouped": grouped, "first": first, "turns": turns,
     }  # fmt: skip
     path = artifact_path(config, kind, content)
 
     def make(place: Path) -> dict[str, Any]:
-        return write_part(place, source, kind, RecordEncoder(build_template(config.data, tokenizer)), part, grouped, first)
+        return write_part(place, source, kind, RecordEncoder(template, turns), part, grouped, first)
 
     return VIEWS[kind](path, make_once(config, path, make))
 
@@ -302,9 +306,10 @@ def left_out_of(split: Split, kind: str) -> dict[str, int]:
 
 
 @lru_cache(maxsize=8)
-def identify_tokenizer(tokenizer: Tokenizer) -> str:
-    """Return a hash of all that decides the ids of a text: it is the same for a tokenizer that was saved and loaded."""
-    special = [tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.chat_template]
+def identify_tokenizer(tokenizer: Tokenizer, template: str) -> str:
+    """Return a hash of all that decides the ids of a text, with the chat template: it is the same for a tokenizer that was
+    saved and loaded."""
+    special = [tokenizer.eos_token_id, tokenizer.bos_token_id, template]
     if tokenizer.is_fast:
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         content = [{name: value for name, value in backend.items() if name not in ("truncation", "padding")}, special]

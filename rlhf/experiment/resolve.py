@@ -1,17 +1,20 @@
 """What a stage's configuration leaves to the models that it starts from, filled in before its spec is written: spec.json
 says what runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from rlhf.catalog.stage import kind_of
 from rlhf.config.directories import find_model
 from rlhf.config.schema import Config
 from rlhf.experiment.files import parse_json
+from rlhf.experiment.templates import choose_template
 
 
 def resolve_for_stage(config: Config, stage: str, inputs: dict[str, str]) -> Config:
     """Return the configuration as the stage runs it on these input models (name: directory or hub id)."""
-    return kind_of(stage).resolve(config, inputs)
+    resolved = kind_of(stage).resolve(config, inputs)
+    return replace(resolved, data=replace(resolved.data, template=choose_template(resolved, stage, inputs)))
 
 
 def default_eos_penalty_mode(normalized: bool) -> str:

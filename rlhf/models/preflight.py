@@ -6,6 +6,7 @@ from typing import Any
 from rlhf.config.derive import max_sequence
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.schema import Config, Model
+from rlhf.data.templates import build_template
 from rlhf.experiment.integrity import json_problem
 from rlhf.models.adapters import adapter_base
 from rlhf.models.checkpoint import safetensors_names
@@ -30,7 +31,7 @@ def check_source(source: Source, config: Config, scorer: bool, declared: Model |
         raise ConfigError(source.key, source.path, "the directory holds no weights", "give one with model.safetensors")
     check_positions(source, settings, config)
     check_head(source, scorer)
-    check_tokenizer(source, shape["vocab_size"])
+    check_tokenizer(source, shape["vocab_size"], config, scorer)
     if problem := json_problem(path):
         raise ConfigError(source.key, source.path, problem, "copy or download the model again")
     if declared is not None:
@@ -66,11 +67,15 @@ def check_head(source: Source, scorer: bool) -> None:
         raise ConfigError(source.key, source.path, "it is a reward model, not a language model", "give a language model")
 
 
-def check_tokenizer(source: Source, rows: int) -> None:
-    """Every token but padding has a row in the embedding."""
+def check_tokenizer(source: Source, rows: int, config: Config, scorer: bool) -> None:
+    """Every token but padding has a row in the embedding, and the template gives text that it can encode."""
     if source.gguf_file is not None:
         return
     tokenizer = load_tokenizer(source.path, source.key, source.revision, source.trust_remote_code)
+    if not scorer:
+        template = build_template(config.data, tokenizer)
+        if source.key == "model.path" and config.sft.loss_on == "assistant":
+            template.check_turns()
     largest = max(number for token, number in tokenizer.get_vocab().items() if number != tokenizer.pad_token_id)
     if largest >= rows:
         problem = f"its tokenizer has {largest + 1} tokens, its embedding only {rows} rows"

@@ -4,7 +4,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Data
+from rlhf.data.cells import Dropped
 from rlhf.data.dataset import Message, Prompt
 from rlhf.data.encoded import Encoded, Tokenizer
 from rlhf.data.templates.encoder import Context, Part, TextEncoder, join_parts
@@ -67,6 +69,19 @@ class Template(ABC):
     def render(self, prompt: Prompt, response: str) -> str:
         """Return the whole text of a prompt and a response."""
         return self.render_prompt(prompt) + join_parts(self.answer_parts(prompt, response))
+
+    def check_turns(self) -> None:
+        """Raise ConfigError where it cannot be told what the assistant says in the earlier turns of a conversation."""
+        talk = (Message("user", "Hi."), Message("assistant", "Hello."), Message("user", "Why?"))
+        try:
+            found = self.read(talk).said
+        except Dropped as reason:
+            problem = f"the template has no text for a conversation: {reason}"
+        else:
+            problem = "" if found else "the chat template does not show what the assistant says in earlier turns"
+        if problem:
+            fix = "set sft.loss_on=completion, or give a template that marks it by {% generation %}"
+            raise ConfigError("sft.loss_on", "assistant", problem, fix)
 
     def show(self, prompt: Prompt) -> str:
         """Return a prompt as people read it: its own text, or a conversation as the model reads it."""

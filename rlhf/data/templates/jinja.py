@@ -12,13 +12,12 @@ from rlhf.config.errors import first_line
 from rlhf.data.cells import Dropped
 from rlhf.data.dataset import Message
 from rlhf.data.encoded import Tokenizer
+from rlhf.experiment.templates import PLAIN
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 NOW = re.compile(r"strftime_now\(\s*(\"[^\"]*\"|'[^']*')\s*\)")
 # The day that templates are rendered on, the one that Llama 3.1's own has: a text must not depend on the day of a run.
 TODAY = datetime(2024, 7, 26)
-# What a chat template begins with that was made of data.prompt_format.
-PLAIN = "{#- plain -#}"
 
 
 def render_messages(tokenizer: Tokenizer, messages: Sequence[Message], generation_prompt: bool = False) -> str:

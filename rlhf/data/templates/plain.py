@@ -10,7 +10,8 @@ from rlhf.data.cells import Dropped
 from rlhf.data.dataset import Message, Prompt
 from rlhf.data.templates.base import ShortPrompt, Template
 from rlhf.data.templates.encoder import Part, join_parts
-from rlhf.data.templates.jinja import PLAIN, quote
+from rlhf.data.templates.jinja import quote
+from rlhf.experiment.templates import PLAIN
 
 # The plain template in Jinja, with names in capitals where a format's texts stand.
 WRITTEN = (

@@ -37,7 +37,8 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     sft = config.sft
     source = DataSource(config)
     tokenizer = build_tokenizer(config.model, "model", source)
-    train, heldout = (open_data(source, tokenizer, "demonstrations", part) for part in ("train", "heldout"))
+    turns = sft.loss_on == "assistant"
+    train, heldout = (open_data(source, tokenizer, "demonstrations", part, turns=turns) for part in ("train", "heldout"))
     require_records(heldout, "demonstrations", config)
     del source
     plan = batches(config, "sft")

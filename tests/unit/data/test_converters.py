@@ -13,7 +13,11 @@ from rlhf.data.templates.plain import render_prompt, render_response
 
 FORMAT = "Human: {prompt}\n\nAssistant:"
 DATA = Data(
-    converter="auto", format="plain", prompt_format=FORMAT, columns=Columns("prompt", "response", "chosen", "rejected")
+    converter="auto",
+    format="plain",
+    prompt_format=FORMAT,
+    response_format=" {response}",
+    columns=Columns("prompt", "response", "chosen", "rejected"),
 )
 
 
@@ -233,7 +237,7 @@ def test_only_desirable_responses_are_imitated():
     ],
 )
 def test_a_conversation_is_read_turn_by_turn_in_the_prompts_format(form, text):
-    data = Data(format="plain", prompt_format=form)
+    data = Data(format="plain", prompt_format=form, response_format=" {response}")
     said = [("system", "Be kind."), ("user", "Hi"), ("assistant", " Hello.\n"), ("user", "Who?")]
     assert render_prompt(tuple(Message(*message) for message in said), data) == text
     assert render_response(" You.\n", data) == " You."
@@ -241,7 +245,7 @@ def test_a_conversation_is_read_turn_by_turn_in_the_prompts_format(form, text):
 
 def test_a_transcript_is_read_back_as_it_was_written():
     text = "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant:"
-    data = Data(format="plain", prompt_format="\n\nHuman: {prompt}\n\nAssistant:")
+    data = Data(format="plain", prompt_format="\n\nHuman: {prompt}\n\nAssistant:", response_format=" {response}")
     record = convert({"chosen": text + " c", "rejected": text + " d"})
     assert render_prompt(record.prompt, data) + render_response(record.chosen, data) == text + " c"
 
