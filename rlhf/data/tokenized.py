@@ -187,8 +187,8 @@ def open_data(
     if turns:
         template.check_turns()
     content = {
-        "data": source.identity, "tokenizer": identify_tokenizer(tokenizer, str(tokenizer.chat_template)), "part": part,
-        "grouped": grouped, "first": first, "turns": turns,
+        "data": source.identity, "tokenizer": identify_tokenizer(tokenizer), "part": part, "grouped": grouped,
+        "first": first, "turns": turns,
     }  # fmt: skip
     path = artifact_path(config, kind, content)
 
@@ -305,10 +305,15 @@ def left_out_of(split: Split, kind: str) -> dict[str, int]:
     return {**found, **({UNREAD[kind]: unread} if unread else {})}
 
 
-@lru_cache(maxsize=8)
-def identify_tokenizer(tokenizer: Tokenizer, template: str) -> str:
+def identify_tokenizer(tokenizer: Tokenizer) -> str:
     """Return a hash of all that decides the ids of a text, with the chat template: it is the same for a tokenizer that was
     saved and loaded."""
+    return hash_tokenizer(tokenizer, str(tokenizer.chat_template))
+
+
+@lru_cache(maxsize=8)
+def hash_tokenizer(tokenizer: Tokenizer, template: str) -> str:
+    """Return a hash of a tokenizer with this chat template."""
     special = [tokenizer.eos_token_id, tokenizer.bos_token_id, template]
     if tokenizer.is_fast:
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
