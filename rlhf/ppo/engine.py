@@ -1,7 +1,7 @@
 """The models of step 3: actor and critic, which learn, reference and reward model, which do not. Where the algorithm has no
 critic or no reference, there is none in memory."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,8 +13,9 @@ from rlhf.config.derive import Batches, is_reference_shared, is_reward_shared, p
 from rlhf.config.errors import ConfigError
 from rlhf.config.rewards import name_models, reward_terms, stage_reward
 from rlhf.config.schema import Config, Rollout
+from rlhf.data.dataset import Prompt
 from rlhf.data.encoded import Tokenizer
-from rlhf.data.templates import Template, build_template
+from rlhf.data.templates import Template, build_saved_template, build_template
 from rlhf.data.tokens import PromptBatch, PromptRecord
 from rlhf.engine.compiled import compile_layers
 from rlhf.engine.offload import OffloadedEngine
@@ -81,6 +82,7 @@ class DeepSpeedRLHFEngine:
         check_source(policy, args, scorer=False)
         for source in judges.values():
             check_source(source, args, scorer=True)
+        self.known_prompts: dict[tuple[int, ...], Prompt] = {}
         self.reward_templates = {name: self.other_template(source) for name, source in judges.items()}
         self.reward_template = self.reward_templates.get("reward")
         if has_critic(args):
@@ -159,16 +161,26 @@ class DeepSpeedRLHFEngine:
     def scorer_of(self, name: str) -> ModelReward:
         """Return a reward model, by its name among `reward_models`, as a function of the actor's tokens."""
         model, other = self.reward_models[name], self.reward_templates[name]
-        return ModelReward(model, other, self.template, self.args.ppo.packing, self.device)
+        return ModelReward(model, other, self.template, self.args.ppo.packing, self.device, self.known_prompts)
 
     def other_template(self, source: Source) -> Template | None:
-        """Return the template of a model whose tokenizer is another than the actor's; else None."""
+        """Return the template of a model whose tokenizer is another than the actor's, or whose template is; else None."""
         found = load_tokenizer(source.path, source.key, None, source.trust_remote_code)
-        return None if have_same_vocabulary(self.tokenizer, found) else build_template(self.args.data, found)
+        has_template = bool(found.chat_template)
+        template = build_saved_template(self.args.data, found)
+        same = not has_template or found.chat_template == self.tokenizer.chat_template
+        return None if same and have_same_vocabulary(self.tokenizer, found) else template
+
+    def note_prompts(self, prompts: PromptBatch, records: Sequence[PromptRecord]) -> None:
+        """Keep the records of the prompts that are scored next: a reward model with a template of its own reads those."""
+        rows = zip(prompts.ids.tolist(), prompts.lengths.tolist(), records, strict=True) if records else ()
+        self.known_prompts.clear()
+        self.known_prompts.update({tuple(ids[len(ids) - length :]): record.text for ids, length, record in rows})
 
     def read_samples(self, prompts: PromptBatch, responses: Responses) -> list[Sample]:
         """Return the texts of a rollout for the rewards that read them, with the prompts' records; none where only models
         score."""
+        self.note_prompts(prompts, prompts.records)
         if not self.rewards.reads_texts and not any(APPLIES in record.meta for record in prompts.records):
             return []
         records = prompts.records
@@ -189,7 +201,7 @@ class DeepSpeedRLHFEngine:
             raise ConfigError("ppo.critic", start, problem, "try ppo.critic=actor")
         if start != "reward":
             check_source(Source(start, "ppo.critic"), self.args, scorer=True)
-        same = self.reward_template is None
+        same = self.reward_template is None or have_same_vocabulary(self.tokenizer, self.reward_template.tokenizer)
         if start != "reward":
             same = have_same_vocabulary(self.tokenizer, load_tokenizer(start, "ppo.critic"))
         if not same:

@@ -131,7 +131,9 @@ class Evaluation:
         reference = logprobs if policy is start else response_logprobs(start, *sequences)[0]
         lengths, texts = responses.lengths.tolist(), decode_responses(responses.tokens, responses.lengths, engine.template)
         judged = ids, mask, actions.size(1), responses.ended
-        samples = make_samples([PromptRecord(prompt.prompt, prompt.meta) for prompt in prompts], texts, responses.ended)
+        records = [PromptRecord(prompt.prompt, prompt.meta) for prompt in prompts]
+        samples = make_samples(records, texts, responses.ended)
+        engine.note_prompts(batch, records)
         scores = engine.rewards.evaluate(engine.rewards.read_models(*judged), samples)
         kl = [float(masked_sum(k1(p, q), m)) for p, q, m in zip(logprobs, reference, actions, strict=True)]
         gold = engine.rewards.judge(judged, samples)

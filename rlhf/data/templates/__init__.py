@@ -3,6 +3,7 @@
 All text that is trained on, scored or sampled from goes through the one object that `build_template` returns.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from rlhf.config.errors import ConfigError
@@ -14,8 +15,9 @@ from rlhf.data.templates.base import ShortPrompt, Template
 from rlhf.data.templates.chat import ChatTemplate
 from rlhf.data.templates.jinja import encode_by_transformers, has_own_template, pin_dates
 from rlhf.data.templates.plain import PlainTemplate
+from rlhf.experiment.templates import PLAIN
 
-__all__ = ["ShortPrompt", "Template", "build_template"]
+__all__ = ["ShortPrompt", "Template", "build_saved_template", "build_template"]
 
 KEY = "data.template"
 
@@ -40,6 +42,19 @@ def build_template(data: Data, tokenizer: Tokenizer) -> Template:
         tokenizer.chat_template = pin_dates(tokenizer.get_chat_template())
     except ValueError as error:
         raise ConfigError(KEY, name, f"the chat template cannot be used: {error}", "set data.template=plain") from error
+    return ChatTemplate(data, tokenizer)
+
+
+def build_saved_template(data: Data, tokenizer: Tokenizer) -> Template:
+    """Return the template that a model was trained with, by its tokenizer: the one that it was saved with, or the plain one
+    of the configuration where it has none. Raises as `build_template` does."""
+    saved = tokenizer.chat_template
+    if not isinstance(saved, str) or not saved.startswith(PLAIN):
+        return build_template(replace(data, template="auto"), tokenizer)
+    template = build_plain(data, tokenizer)
+    if tokenizer.chat_template == saved:
+        return template
+    tokenizer.chat_template = saved  # another format than the configuration's
     return ChatTemplate(data, tokenizer)
 
 

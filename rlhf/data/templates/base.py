@@ -119,6 +119,12 @@ class Template(ABC):
         said = [0] * len(self.prefix) + found.said if any(found.said) else None
         return ShortPrompt(prompt, self.prefix + found.ids, said, found.context)
 
+    def read_text(self, text: str) -> ShortPrompt:
+        """Return the text of a prompt, as some template has made it, with its ids. Raises Dropped where the text of a
+        response depends on more than that."""
+        found = self.encoder.read_text(text)
+        return ShortPrompt("", found.ids, None, found.context)
+
     def shorten(self, prompt: Prompt) -> ShortPrompt | None:
         """Return a prompt with its ids, shortened to data.max_prompt_tokens: a conversation loses whole turns from its
         start, then its last question what data.truncation says; None where it does not fit."""

@@ -10,7 +10,7 @@ from rlhf.config.schema import Data
 from rlhf.data.cells import Dropped
 from rlhf.data.dataset import Message, Prompt
 from rlhf.data.encoded import Tokenizer
-from rlhf.data.templates.base import Template
+from rlhf.data.templates.base import ShortPrompt, Template
 from rlhf.data.templates.encoder import Part, join_parts
 from rlhf.data.templates.jinja import (
     encode_by_transformers,
@@ -146,6 +146,10 @@ class ChatTemplate(Template):
                 return []
             spans.append((len(before), self.find_end(text, stop[0])))
         return spans
+
+    def read_text(self, text: str) -> ShortPrompt:
+        """Raise Dropped: the text of a prompt does not say what its messages are."""
+        raise Dropped("prompts of which the text alone is known, which the chat template needs the messages of")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of a response's token ids, exactly, without what the template puts around it."""
