@@ -6,13 +6,14 @@ comparisons (with Bradley-Terry noise) and judges the trained models, but no mod
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
 from rlhf.config.schema import DemoData
-from rlhf.data.dataset import Comparison, Dataset, Demonstration, Prompt, Split
+from rlhf.data.dataset import Comparison, Dataset, Demonstration, Message, Prompt, Split
 from rlhf.runtime.seeds import random_stream
 
 THINGS = (
@@ -73,6 +74,10 @@ LONGEST_PROMPT = max(
 )
 
 
+# A task, a thing and a wording.
+Question = tuple[str, str, str]
+
+
 def demo_dataset(config: DemoData, seed: int) -> Dataset:
     """Return the whole data set of a seed. No held-out prompt is a training prompt."""
     questions = [(task, thing, wording) for task in STEPS for thing in THINGS for wording in QUESTIONS]
@@ -80,10 +85,13 @@ def demo_dataset(config: DemoData, seed: int) -> Dataset:
     shuffled = [questions[i] for i in order]
     heldout, train = shuffled[: config.heldout_prompts], shuffled[config.heldout_prompts :]
     rounds = -(-config.demonstrations // len(train))
+    asked = {
+        q: begin_talk(q, questions, config.turns, random_stream(seed, "demo turns", n)) for n, q in enumerate(questions)
+    }
     training = make_split(
-        (train * rounds)[: config.demonstrations], train * config.rounds, config, random_stream(seed, "demo train")
+        (train * rounds)[: config.demonstrations], train * config.rounds, asked, config, random_stream(seed, "demo train")
     )
-    held = make_split(heldout, heldout * 2, config, random_stream(seed, "demo heldout"))
+    held = make_split(heldout, heldout * 2, asked, config, random_stream(seed, "demo heldout"))
     return Dataset(training, held, gold_reward, agreement(held.comparisons, config.label_noise))
 
 
@@ -107,12 +115,26 @@ def demo_counts(config: DemoData) -> Counts:
 
 
 def make_split(
-    shown: list[tuple[str, str, str]], compared: list[tuple[str, str, str]], config: DemoData, rng: np.random.Generator
-) -> Split:
-    """Demonstrations of the questions `shown` and comparisons of answers to the questions `compared`."""
-    demonstrations = [Demonstration(question(*q), answer(q[0], q[1], rng)) for q in shown]
-    comparisons = [pair for q in compared for pair in compare(q, config, rng)]
-    return Split(demonstrations, comparisons, list(dict.fromkeys(question(*q) for q in compared)))
+    shown: list[Question], compared: list[Question], asked: Mapping[Question, Prompt], config: DemoData,
+    rng: np.random.Generator,
+) -> Split:  # fmt: skip
+    """Make demonstrations of the questions `shown` and comparisons of answers to the questions `compared`; `asked` are the
+    prompts in which they are asked."""
+    demonstrations = [Demonstration(asked[q], answer(q[0], q[1], rng)) for q in shown]
+    comparisons = [pair for q in compared for pair in compare(q, asked[q], config, rng)]
+    return Split(demonstrations, comparisons, list(dict.fromkeys(asked[q] for q in compared)))
+
+
+def begin_talk(q: Question, others: list[Question], turns: int, rng: np.random.Generator) -> Prompt:
+    """Return the prompt in which a question is asked: of several turns, after `others` with an answer of one right step."""
+    if turns == 1:
+        return question(*q)
+    talk: list[Message] = []
+    for number in rng.choice(len(others), turns - 1, replace=False).tolist():
+        task, thing, wording = others[number]
+        step = str(rng.choice(STEPS[task])).format(thing=thing)
+        talk += [Message("user", question(task, thing, wording)), Message("assistant", step)]
+    return (*talk, Message("user", question(*q)))
 
 
 def question(task: str, thing: str, wording: str) -> str:
@@ -139,8 +161,8 @@ def answer(task: str, thing: str, rng: np.random.Generator) -> str:
     return " ".join(sentences)
 
 
-def compare(q: tuple[str, str, str], config: DemoData, rng: np.random.Generator) -> list[Comparison]:
-    """All pairs of K different answers to a question, labelled with probability sigmoid(difference / noise)."""
+def compare(q: Question, prompt: Prompt, config: DemoData, rng: np.random.Generator) -> list[Comparison]:
+    """Return all pairs of K different answers to a question, labelled with probability sigmoid(difference / noise)."""
     answers: list[str] = []
     while len(answers) < config.answers_per_prompt:
         candidate = answer(q[0], q[1], rng)
@@ -149,7 +171,7 @@ def compare(q: tuple[str, str, str], config: DemoData, rng: np.random.Generator)
     text, pairs = question(*q), []
     for first, second in combinations(answers, 2):
         preferred = rng.random() < preference(gold_reward(text, first) - gold_reward(text, second), config.label_noise)
-        pairs.append(Comparison(text, first, second) if preferred else Comparison(text, second, first))
+        pairs.append(Comparison(prompt, first, second) if preferred else Comparison(prompt, second, first))
     return pairs
 
 

@@ -15,6 +15,7 @@ class DemoData:
     answers_per_prompt: int = key(Range(2, 32))
     rounds: int = key(Range(1, 1000))
     label_noise: float = key(Range(0, 1e3), neutral=0.0)
+    turns: int = key(Range(1, 4), neutral=1)
 
 
 @dataclass
