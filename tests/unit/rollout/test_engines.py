@@ -7,8 +7,10 @@ import torch
 from support.rollout_compare import disagreements
 from support.texts import encode_prompt
 from support.tiny_models import PROMPTS, generate, policy_engine, prompts, random_numbers
+from support.tokenizers import CHATML, byte_level
 from transformers import GenerationConfig
 
+from rlhf.data.templates import build_template
 from rlhf.data.tokens import left_mask, prompt_batch, right_mask
 from rlhf.models.forward import response_logprobs
 from rlhf.rollout.base import Responses
@@ -95,6 +97,24 @@ def test_a_response_ends_with_its_first_end_of_text(make, engine, tokenizer):
     ):
         assert tokenizer.eos_token_id not in tokens[: length - 1]
         assert ended == (tokens[length - 1] == tokenizer.eos_token_id)
+
+
+def test_a_response_ends_with_its_turn_or_with_its_text(make):
+    """Of a chat template, whichever token of the two comes first; one that must not end has neither."""
+    chat = byte_level(CHATML)
+    config = make("rollout.max_new_tokens=32", "model.vocab_size=400", "data.template=chat")
+    engine, ends = policy_engine(config, chat), build_template(config.data, chat).end_ids
+    batch = prompts(config, chat, PROMPTS * 16)
+    responses = generate(engine, batch, random_numbers(config, 48), chat, config.rollout)
+    seen = set()
+    for tokens, length, ended in zip(responses.tokens, responses.lengths.tolist(), responses.ended.tolist(), strict=True):
+        found = [token for token in tokens[:length].tolist() if token in ends]
+        assert found == (tokens[length - 1 : length].tolist() if ended else [])
+        seen.update(found)
+    assert seen == set(ends) and len(ends) == 2
+    fixed = replace(config.rollout, fixed_length=True)
+    responses = generate(engine, batch, random_numbers(config, 48), chat, fixed)
+    assert responses.lengths.tolist() == [32] * 48 and not set(responses.tokens.flatten().tolist()) & set(ends)
 
 
 def test_limits_end_an_answer_whatever_is_drawn(make, engine, tokenizer):
