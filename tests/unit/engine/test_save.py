@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support.tiny_models import policy_engine, save_models, scorer_engine
+from support.tokenizers import CHATML, byte_level
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -17,6 +18,7 @@ from transformers import (
 
 from rlhf.config.derive import Batches
 from rlhf.config.errors import ConfigError
+from rlhf.data.templates import build_template
 from rlhf.engine import save
 from rlhf.engine.save import save_model, whole_weight
 from rlhf.engine.zero import TrainingSpec, training_engine
@@ -55,6 +57,15 @@ def stored(directory):
 
 def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_plain_generate_ends_where_a_turn_ends(make_config, tmp_path):
+    """In a chat template it is another token than end-of-text."""
+    config, chat = make_config("model.vocab_size=400", "data.template=chat"), byte_level(CHATML)
+    save_model(policy_engine(config, chat), chat, config.lora, tmp_path / "model", "")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert loaded.generation_config.eos_token_id == [*build_template(config.data, chat).end_ids]
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").chat_template == CHATML
 
 
 def logits(model):

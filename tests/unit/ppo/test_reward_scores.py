@@ -1,10 +1,13 @@
 """A reward model of another family, with a tokenizer of its own."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from support.small import SMALL_PPO
 from support.texts import encode_prompt, encode_response
 from support.tiny_models import PROMPTS, built, prompts
+from support.tokenizers import CHATML, LLAMA2, byte_level, sentencepiece
 from transformers import AutoModelForSequenceClassification
 
 from rlhf import DeepSpeedRLHFEngine
@@ -125,6 +128,28 @@ def test_a_rollout_is_scored_by_its_text(make_config, models, tokenizer, other):
         answer = tokenizer.decode(actions[: len(actions) - done], skip_special_tokens=True).strip()
         ids = other(question)["input_ids"] + other(" " + answer)["input_ids"] + [other.eos_token_id] * done
         assert float(out.scores[row]) == pytest.approx(score_of(models[1], ids), abs=1e-5)
+
+
+def test_a_reward_model_of_another_chat_template_reads_the_record(make_config, tmp_path):
+    """As plain transformers makes it of the messages, by the reward model's own tokenizer; another template alone is enough
+    to be read anew."""
+    chat, talk = byte_level(CHATML), ("data.template=chat", "data.demo.turns=2", "data.max_prompt_tokens=110")
+    for own in (sentencepiece("first", LLAMA2), byte_level(CHATML.replace("assistant", "model"))):
+        config = make_config(*SMALL, *talk, "ppo.critic=actor", "reward_model.vocab_size=430", f"output_root={tmp_path}")
+        actor = save(tmp_path / "actor", new_policy(config.model, config, chat, config.zero, 0.0), chat)
+        place = reward_model(tmp_path / f"reward {len(own)}", config, own, reward_bias=0.25, reward_scale=2.0)
+        loader, engine, trainer = built(config, (actor, place), chat)
+        batch = next(iter(loader))
+        out, ends = trainer.generate_experience(batch), engine.template.end_ids
+        for row in range(8):
+            actions = out.responses[row][out.mask[row].bool()].tolist()
+            text = chat.decode([token for token in actions if token not in ends], skip_special_tokens=True)
+            messages = [asdict(message) for message in batch.records[row].text]
+            messages.append({"role": "assistant", "content": text})
+            ids = own.apply_chat_template(messages)["input_ids"]
+            end = len(ids) - ids[::-1].index(engine.reward_template.end_ids[0])
+            ids = ids[: end if actions[-1] in ends else end - 1]
+            assert float(out.scores[row]) == pytest.approx(score_of(place, ids), abs=1e-5)
 
 
 def test_a_critic_that_cannot_read_the_actors_tokens_is_refused(make_config, models, tokenizer):
