@@ -134,7 +134,7 @@ def test_a_reward_model_of_another_chat_template_reads_the_record(make_config, t
     """As plain transformers makes it of the messages, by the reward model's own tokenizer; another template alone is enough
     to be read anew."""
     chat, talk = byte_level(CHATML), ("data.template=chat", "data.demo.turns=2", "data.max_prompt_tokens=150")
-    for own in (sentencepiece("first", LLAMA2), byte_level(CHATML.replace("assistant", "model"))):
+    for own in (sentencepiece("first", LLAMA2), byte_level(CHATML.replace("\n", ":\n"))):
         config = make_config(*SMALL, *talk, "ppo.critic=actor", "reward_model.vocab_size=430", f"output_root={tmp_path}")
         actor = save(tmp_path / "actor", new_policy(config.model, config, chat, config.zero, 0.0), chat)
         place = reward_model(tmp_path / f"reward {len(own)}", config, own, reward_bias=0.25, reward_scale=2.0)
