@@ -87,7 +87,7 @@ def length_table(stages: Sequence["StageData"]) -> Table:
     for found in stages:
         for where, counted, steps in parts_of(found):
             lengths = [counted.tokens[part] for part in ("prompt", "response")]
-            cells = [f"{part[name]:,g}" if part["max"] else "" for part in lengths for name in ("median", "p95", "max")]
+            cells = [f"{part[name]:,.0f}" if part["max"] else "" for part in lengths for name in ("median", "p95", "max")]
             table.add_row(found.stage if steps else "", where, *cells)
     return table
 
@@ -108,9 +108,9 @@ def print_sample(sample: "Sample", found: "StageData", console: Console) -> None
     body = Text()
     for text, loss, is_prompt in spans(sample, found):
         body.append(text, LOSS if loss else PROMPT if is_prompt else RESPONSE)
-    console.print(Padding(body, (0, 0, 0, 2)))
+    console.print(Padding(body, (0, 0, 0, 2), expand=False))
     for name, value in sample.meta.items():
-        console.print(Padding(Text(f"{name}: {value}", style="dim"), (0, 0, 0, 2)))
+        console.print(Padding(Text(f"{name}: {value}", style="dim"), (0, 0, 0, 2), expand=False))
 
 
 def spans(sample: "Sample", found: "StageData") -> Iterator[tuple[str, int, bool]]:

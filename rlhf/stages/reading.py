@@ -39,7 +39,7 @@ class StageData:
 @dataclass(frozen=True)
 class Sample:
     """A record as a model reads it. `side` says which response it has: `response`, `chosen` or `rejected`; None: none.
-    `loss` is 1 for each token that the loss of the stage covers: of a comparison, the last one, where the score is read."""
+    `loss` is 1 for each token that the loss of the stage covers: for a scorer the last one, where the score is read."""
 
     stage: str
     side: str | None
@@ -129,11 +129,14 @@ def describe_stage(found: StageData) -> dict[str, Any]:
 def first_samples(found: StageData, number: int) -> Iterator[Sample]:
     """Yield the first training records of a stage as the model reads them, in the order of the file; of a comparison both
     responses."""
-    train, training = found.train, get_key(found.config, str(kind_of(found.stage).section))
+    kind, train = kind_of(found.stage), found.train
+    training = get_key(found.config, str(kind.section))
+    is_scorer = all(card.scorer for card in kind.cards.values())
     for row in range(min(number, len(train.rows))):
         if isinstance(train, Comparisons):
             for side, answer in zip(("chosen", "rejected"), train.pair(row), strict=True):
-                yield make_sample(found, side, answer, row, [0] * (answer.length - 1) + [1])
+                covered = 1 if is_scorer else len(answer.response)  # the last token, where the score is read
+                yield make_sample(found, side, answer, row, [0] * (answer.length - covered) + [1] * covered)
             continue
         item = train[row]
         if not isinstance(item, Encoded):

@@ -97,3 +97,9 @@ def test_a_line_that_names_one_is_found(line):
 @pytest.mark.parametrize("line", ['if ppo.critic == "reward": pass', 'x = "bench"', 'engine.models_on_device("reward")'])
 def test_other_meanings_of_the_words_pass(line):
     assert named_stages({"a.py": ast.parse(line)}, takes_stage(outside_stages().values())) == []
+
+
+def test_what_reads_data_says_which_records():
+    """Else the verb `data` would leave a stage out."""
+    for kind in KINDS.values():
+        assert (kind.records is None) == (kind.reads is None), kind.name

@@ -97,6 +97,7 @@ KIND = StageKind(
     roles=roles,
     sequences=2,  # a pair has two answers
     records=count_records,
+    reads="comparisons",
     phase_flops=phase_flops,
     check=check,
     cards={"dpo": Card("a language model trained on preferences, without a reward model")},

@@ -81,6 +81,15 @@ def metrics_of(config):
     return [json.loads(line) for line in (node.directory.path / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_the_data_verb_shows_the_responses_as_what_is_learnt(cli):
+    code, out, _ = cli("data", *SMALL, "--json", "--samples", "1")
+    shown = [sample for sample in json.loads(out)["samples"] if sample["stage"] == "dpo"]
+    assert code == 0 and [sample["side"] for sample in shown] == ["chosen", "rejected"]
+    for sample in shown:
+        learnt = [token for token, loss in zip(sample["ids"], sample["loss"], strict=True) if loss]
+        assert 1 < len(learnt) < len(sample["ids"]) and sample["response"].endswith("<|endoftext|>")
+
+
 def test_a_run_starts_at_the_reference_and_moves_the_pairs_apart(trained):
     lines = metrics_of(trained)
     assert lines[0]["train/loss"] == pytest.approx(0.693147, abs=1e-5)
