@@ -2,6 +2,7 @@
 float for each response, or None where the record lacks what it needs. No torch."""
 
 import json
+import logging
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -61,6 +62,8 @@ def score_math(prompts: Sequence[Any], responses: Sequence[str], records: Record
     r"""Return 1 where math-verify finds a response's final expression, as in \boxed{}, equal to the record's `answer`, else
     0. Of an answer that ends with `#### 42`, as GSM8K's do, only what follows counts."""
     from math_verify import parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # the process has a time limit of its own
 
     def is_equal(text: str, wanted: str) -> bool:
         gold = parse(f"${wanted.rpartition('####')[2].strip()}$", parsing_timeout=None)

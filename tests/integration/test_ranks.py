@@ -142,6 +142,21 @@ def assert_ratios_begin_at_one(configs):
         assert all(line["policy/ratio_first"] < 1e-3 for line in history(config)["ppo"])
 
 
+@pytest.mark.slow
+def test_rewards_are_normalised_over_the_samples_of_all_ranks(make_config, tmp_path):
+    rewards = (
+        "rewards.mine.kind=function", "rewards.mine.function=length", "rewards.mine.normalize=running",
+        "rewards.model.normalize=batch", "rewards.model.clip=1.5",
+    )  # fmt: skip
+    one = make_config(*SMALL, *rewards, f"output_root={tmp_path / 'one'}")
+    two = make_config(*SMALL, *rewards, f"output_root={tmp_path / 'two'}", "hardware.gpus_per_node=2")
+    for file in specs(one):
+        run_rank(read_spec(file))
+    run_specs(specs(two), world=2)
+    compare(one, two)
+    assert all({"reward/mine", "reward/mine_shaped", "reward/model"} <= set(line) for line in history(two)["ppo"])
+
+
 def test_fingerprints_do_not_depend_on_ranks_or_zero(make_config):
     one, two = make_config(*SMALL), make_config(*SMALL, "hardware.gpus_per_node=2", "zero='3'", "zero@critic_zero='2'")
     assert [n.fingerprint for n in build_graph(one)] == [n.fingerprint for n in build_graph(two)]

@@ -380,6 +380,23 @@ def test_killed_ppo_of_another_kind(lab, name):
     lab.broken("ppo", (FaultPoint(f"{TRAINER}.train_minibatch", nth=6),), *of_models(lab, *OPTIONS[name]))
 
 
+# Functions, which run in processes of their own, and statistics that grow with every rollout.
+REWARDS = (
+    "rewards.mine.kind=function", "rewards.mine.function=length", "rewards.mine.normalize=running",
+    "rewards.model.normalize=running", "rewards.model.weight=0.5",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_killed_ppo_with_running_statistics_of_rewards(lab):
+    faults = (
+        FaultPoint(f"{TRAINER}.generate_experience", nth=2, when="after"),
+        FaultPoint(f"{TRAINER}.train_minibatch", nth=4),
+        FaultPoint(f"{PPO}:save_model"),
+    )
+    lab.broken("ppo", faults, EVERY, *REWARDS)
+
+
 # Two ranks.
 
 TWO = "hardware.gpus_per_node=2"
