@@ -1,5 +1,5 @@
-"""A stage of somebody else's is one file of Python and one of YAML: it is planned, run, resumed, shown and reported without
-a change to this package, with keys and metrics of its own."""
+"""A stage of somebody else's is one file of Python and one of YAML, as docs/extending.md shows it: it is planned, run,
+resumed, shown and reported without a change to this package, with keys and metrics of its own."""
 
 import json
 import os
@@ -12,117 +12,21 @@ from pathlib import Path
 import pytest
 from support.command import ROOT
 
-# A second pass over the demonstrations, from the fine-tuned model on.
-PYTHON = '''
-"""Go on from the fine-tuned model."""
-
-import os
-import signal
-from dataclasses import dataclass
-
-from rlhf.catalog.metric import TRAINING, Metric
-from rlhf.catalog.role import Role
-from rlhf.catalog.stage import Card, Input, Records, StageKind
-from rlhf.config.metadata import Range, key
-from rlhf.config.schema import Training
-from rlhf.planner.flops import training_flops
-
-
-@dataclass
-class Relearn(Training):
-    """The keys of the second pass."""
-
-    dropout: float = key(Range(0, 0.5))
-    order: str = key(choices=("same", "reversed"))
-    note: str | None = key(effect="name")
-
-
-def phase_flops(config, answers):
-    longest = config.data.max_prompt_tokens + config.data.max_response_tokens
-    count = config.relearn.batch_size
-    return {"train": training_flops(config.model, [longest] * count, longest * count, config.lora)}
-
-
-KIND = StageKind(
-    name="lab.relearn",
-    run="lab.relearn:run",
-    result_keys=("seed", "precision", "lora", "data", "relearn", "zero"),
-    schema=Relearn,
-    section="relearn",
-    metrics=(
-        Metric("train/loss", "nats", "training loss of the second pass", "second loss", axis="nats per token"),
-        *TRAINING,
-        Metric("eval/loss", "nats", "held-out loss", "loss held out", final=True, better=-1, error=True),
-        Metric("eval/perplexity", "", "held-out perplexity", "relearnt perplexity", final=True, error=True),
-        Metric("eval/perplexity_initial", "", "held-out perplexity of the fine-tuned model", error=True),
-    ),
-    headline=("eval/loss", "train/loss"),
-    inputs=(Input("actor", "ppo.actor", "sft"),),
-    model_keys=("model",),
-    trained=("zero",),
-    roles=lambda config: [Role(config.model, config.zero, config.lora)],
-    records=lambda config, counts: Records("demonstrations", "demonstrations", counts.demonstrations),
-    phase_flops=phase_flops,
-    cards={"model": Card("a language model that was taught twice")},
-)
-
-
-def run(config, inputs, context):
-    from rlhf.data.tokenized import DataSource, open_data
-    from rlhf.data.tokens import sequence_batch
-    from rlhf.engine.save import save_model
-    from rlhf.engine.zero import TrainingSpec, release, training_engine
-    from rlhf.models.load import load_policy
-    from rlhf.models.source import Source
-    from rlhf.models.tokenizer import load_tokenizer
-    from rlhf.stages import supervised
-    from rlhf.stages.card import write_model_card
-    from rlhf.planner.batches import batches
-    from rlhf.stages.sft import work
-    from rlhf.stages.sft.train import evaluate, sequence_lengths, train_step
-
-    own, source = config.relearn, DataSource(config)
-    tokenizer = load_tokenizer(inputs["actor"], "ppo.actor")
-    train, heldout = (open_data(source, tokenizer, "demonstrations", part) for part in ("train", "heldout"))
-    plan, pad = batches(config, context.spec.stage), tokenizer.pad_token_id
-    policy = load_policy(Source(inputs["actor"], "ppo.actor"), config, config.zero, own.dropout)
-    learning = TrainingSpec(own, plan, config.zero, config.lora, own.learning_rate, own.weight_decay, False)
-    engine = training_engine(policy, config, learning)
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+SHOWN = PAGE[PAGE.index("## A stage\n") : PAGE.index("## A metric or a key")]
+PYTHON, YAML = (re.search(rf"```{language}\n(.*?)```", SHOWN, re.S).group(1) for language in ("python", "yaml"))
+STEP = "    def step(share):\n"
+# The stage that the page shows, which is killed where DIE_AT says so.
+MORTAL = PYTHON.replace(
+    STEP,
+    f"""    import os, signal
     steps = []
 
-    def step(share):
-        steps.append(share)
+{STEP}        steps.append(share)
         if os.environ.get("DIE_AT") == str(len(steps)):
             os.kill(os.getpid(), signal.SIGKILL)
-        return train_step(engine, share, plan, config, pad), sequence_lengths(share)
-
-    learner = supervised.Learner(
-        "relearn", own, config.lora, plan, engine, train,
-        step=step,
-        flops=lambda lengths: work(config, lengths),
-        sizes=train.sizes,
-        batch=lambda share: sequence_batch(share, pad),
-        evaluate=lambda: evaluate(engine, heldout, plan, pad),
-        judged_by="eval/perplexity",
-        shown=("train/loss",),
-    )
-    final = supervised.train(config, context, learner)
-    text = write_model_card(context.spec, "model", engine, final)
-    save_model(engine, tokenizer, config.lora, context.directory.model, text)
-    release(engine)
-    return final
-'''
-KEYS = (
-    "epochs", "max_steps", "batch_size", "micro_batch_size", "learning_rate", "schedule", "warmup_steps", "weight_decay",
-    "betas", "eps", "max_grad_norm", "packing", "max_nonfinite", "eval_every", "dropout",
-)  # fmt: skip
-YAML = """# @package _global_
-stages: [sft, lab.relearn]
-relearn:
-  gradient_checkpointing: false
-  order: same  # in which the demonstrations are read again
-  note: null  # for people
-""" + "".join(f"  {key}: ${{sft.{key}}}\n" for key in KEYS)
+""",
+)
 SMALL = (
     "--config-dir=conf", "stage=relearn", "data.demo.demonstrations=60", "data.demo.rounds=1",
     "data.demo.heldout_prompts=8", "sft.max_steps=4", "sft.batch_size=16", "checkpoint.every_steps=1",
@@ -133,7 +37,7 @@ SMALL = (
 def place(tmp_path_factory):
     found = tmp_path_factory.mktemp("new")
     (found / "lab").mkdir()
-    (found / "lab" / "relearn.py").write_text(PYTHON)
+    (found / "lab" / "relearn.py").write_text(MORTAL)
     (found / "conf" / "stage").mkdir(parents=True)
     (found / "conf" / "stage" / "relearn.yaml").write_text(YAML)
     return found

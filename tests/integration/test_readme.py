@@ -17,6 +17,7 @@ from rlhf.cli.search import split_sweep, wants_search
 from rlhf.config.command import read_command
 from rlhf.config.keys import leaf_keys
 from rlhf.config.points import Composer
+from rlhf.data.cells import Dropped
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
@@ -123,6 +124,18 @@ def test_the_example_of_a_data_set_composes(tmp_path):
     with Composer(read_command(["--config-dir", str(tmp_path), f"data={example[1]}"])) as composer:
         data = composer.compose_job(composer.points[0]).config.data
     assert (data.source, data.hub.name, data.prompt_format) == ("hub", "Dahoas/rm-static", "{prompt}")
+
+
+def test_the_example_of_a_converter_reads_its_rows():
+    text = (ROOT / "docs" / "extending.md").read_text()
+    shown = text[text.index("## A data set") : text.index("## A reward")]
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", shown, flags=re.DOTALL)[1], names)
+    answers = [{"text": "Yes.", "votes": 3}, {"text": "No.", "votes": 1}]
+    (record,) = names["convert"]({"title": "Is it?", "answers": answers, "id": 7})
+    assert (record.prompt, record.ranked, record.meta) == ("Is it?", (("Yes.", 3.0), ("No.", 1.0)), {"id": 7})
+    with pytest.raises(Dropped, match="single answer"):
+        list(names["convert"]({"title": "Is it?", "answers": answers[:1]}))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from rlhf.config.keys import KEYS
 pytestmark = pytest.mark.rounding
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-SHOWN = PAGE[PAGE.index("## A sampler") : PAGE.index("## A reward")]
+SHOWN = PAGE[PAGE.index("## A sampler") :]
 PYTHON, YAML = (re.search(rf"```{language}\n(.*?)```", SHOWN, re.S).group(1) for language in ("python", "yaml"))
 PLAIN = "rollout.engine=lab.plain:PlainSampler"
 
