@@ -187,7 +187,7 @@ def cache_directory() -> str:
 
 
 def check_reach(downloads: list[Download]) -> None:
-    """Everything is within reach. Raises ConfigError, once for all that is not."""
+    """Check that everything is within reach. Raises ConfigError, once for all that is not."""
     problems = []
     for download in downloads:
         if problem := find_hub_problem(download.name, download.revision, download.kind):

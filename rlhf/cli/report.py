@@ -54,14 +54,14 @@ def main(arguments: list[str]) -> int:
 
 
 def refuse(reason: str) -> int:
-    """One line on stderr."""
+    """Print one line on stderr; returns the exit code for bad input."""
     console = Terminal(stderr=True, soft_wrap=True)
     console.print(Text.assemble(("error:", "bold red"), f" {one_line(reason)}"))
     return 2
 
 
 def summary(groups: list[Group]) -> Table:
-    """Return the groups with the means that matter most; intervals are for the page and the tables."""
+    """Build the table of groups with the means that matter most; intervals are for the page and the tables."""
     table = Table(title="Means over seeds (n); intervals are in table.md", title_justify="left")
     table.add_column("group", overflow="fold")
     figures = collect_metrics(groups)

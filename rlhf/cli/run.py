@@ -118,7 +118,7 @@ def show(command: Command) -> int:
     def nothing(config: DictConfig) -> None:
         """Nothing runs."""
 
-    tell_own_model(command)
+    export_own_model(command)
     wanted_traceback = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that what is wrong is raised, instead of printed in several lines
     try:
@@ -138,7 +138,7 @@ def show(command: Command) -> int:
     return 0
 
 
-def tell_own_model(command: Command) -> None:
+def export_own_model(command: Command) -> None:
     """Let Hydra choose by the model that model=local names, as a run does; what is wrong with the words is told after.
     Raises ConfigError for a model of unknown size: hyperparameters that follow it would be shown wrong."""
     with Composer(command) as composer:
@@ -176,7 +176,7 @@ def compose_points(composer: Composer) -> tuple[list[Point], Callable[[], None]]
 
 
 def progress_bar(described: list[list[str]], what: str) -> Iterator[list[str]]:
-    """Points one after another; a bar shows how far it is, if they are many and someone looks."""
+    """Yield the points one after another, behind a bar if they are many and the output is a terminal."""
     console = Terminal(stderr=True)
     hidden = len(described) < MANY_POINTS or not console.is_terminal
     return iter(track(described, what, console=console, transient=True, disable=hidden))
@@ -292,7 +292,7 @@ def print_cost(points: int, console: Terminal) -> None:
 
 
 def exit_code(states: set[str]) -> int:
-    """Return what a script is told: 1 if a stage failed, 130 if one was stopped, else 0."""
+    """Return the exit code: 1 if a stage failed, else 130 if one was stopped, else 0."""
     return 1 if states & {"failed", "skipped"} else 130 if "stopped" in states else 0
 
 
@@ -318,8 +318,8 @@ def check_tasks(tasks: list[Task], waiting: list[Task]) -> None:
 
 
 def list_checks(task: Task) -> list[Callable[[], None]]:
-    """Return what is looked at before a stage runs; of a dry run not the devices. Records of the hub are not downloaded to
-    be looked at where the stage cannot run anyway."""
+    """List the checks of what a stage will read and, unless nothing is to run, of the devices it wants. Records of the hub
+    are not downloaded to be looked at where the stage cannot run anyway."""
     config, node = task.config, task.node
     checks: list[Callable[[], None]] = [] if config.dry_run else [partial(check_devices, config)]
     hub, blocked = config.data.hub, any(collect_problems(checks))
@@ -342,8 +342,8 @@ def collect_problems(checks: Iterable[Callable[[], None]]) -> Iterator[ConfigErr
 
 
 def input_paths(task: Task, known: set[str]) -> list[StageDirectory]:
-    """Return the finished stages that a stage found by fingerprint, in the order of its parents, but for those of the
-    graph."""
+    """Return the finished stages outside the graph (`known`) that a stage starts from by their fingerprints, in the order
+    of its parents."""
     made = [given for given in kind_of(task.node.stage).find_inputs(task.config) if given.stage is not None]
     names = [given.name for given in made if get_key(task.config, given.key) is None]
     found = zip(names, task.parents, strict=True) if task.parents else ()

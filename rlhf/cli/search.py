@@ -78,7 +78,7 @@ def run_trials(
         code = max(code, ended)
         if value is None:
             trial.set_user_attr("failed", True)
-            study.tell(trial, state=failed_metrics())
+            study.tell(trial, state=failed_state())
         else:
             study.tell(trial, value)
     print_study(study, base, console)
@@ -156,7 +156,7 @@ def check_space(override: Override) -> None:
 
 
 def candidates(override: Override) -> list[str]:
-    """Return what is checked of a searched key: both ends of an interval, all values of a list."""
+    """List the values of a searched key that are checked: both ends of an interval, all values of a list."""
     value = override.value()
     if isinstance(value, IntervalSweep):
         return [str(value.start), str(value.end)]
@@ -220,7 +220,8 @@ def is_entry(line: bytes) -> bool:
 
 
 def study_name(config: Config, space: list[Override]) -> str:
-    """Return what tells a search from others of the same name: its space, what is sought, and what decides the values."""
+    """Return the name of a study, which tells searches of one name apart: by their space, what is sought, and what decides
+    the values."""
     searched = sorted(str(override.input_line) for override in space)
     fixed = [fingerprint(config, stage, {}) for stage in config.stages]
     identity = json.dumps([searched, config.sweep.objective, config.sweep.direction, fixed])
@@ -256,15 +257,15 @@ def repeat_broken(study: Any) -> None:
 
 
 def finish_trial(study: Any) -> int:
-    """Trials that have a value, or whose point failed."""
+    """Count the trials that have a value, or whose point failed."""
     from optuna.trial import TrialState
 
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
     return sum(trial.state == TrialState.COMPLETE or trial.user_attrs.get("failed", False) for trial in trials)
 
 
-def failed_metrics() -> Any:
-    """Optuna's name for a trial without a value."""
+def failed_state() -> Any:
+    """Return Optuna's state of a trial without a value."""
     from optuna.trial import TrialState
 
     return TrialState.FAIL

@@ -50,19 +50,19 @@ class Watch:
         self.asked: tuple[float, list[str]] = (-math.inf, [])
 
     def look(self) -> View:
-        """Return the state now. Raises ConfigError where there is nothing to show."""
+        """Read the state of all stages now. Raises ConfigError where there is nothing to show."""
         found = find(self.root)
         sweeps = found.sweeps
         stages = []
         for name, path in found.stages.items():
-            stage = self.finished.get(name) or read_stage(name, StageDirectory(path), found.told)
+            stage = self.finished.get(name) or read_stage(name, StageDirectory(path), found.entries)
             if stage.state == "done":
                 self.finished[name] = stage
             users = [point for points in sweeps.values() for point, names in points.items() if name in names]
             stages.append(replace(stage, points=users))
-        return View(sweeps, found.at_once, sorted(correct_times(self.joined(stages)), key=sort_key))
+        return View(sweeps, found.at_once, sorted(correct_times(self.join_jobs(stages)), key=sort_key))
 
-    def joined(self, stages: list[Stage]) -> list[Stage]:
+    def join_jobs(self, stages: list[Stage]) -> list[Stage]:
         """Return the stages with SLURM's view of its jobs, for which it is asked every few seconds, or when the jobs are
         others."""
         ids = sorted({s.job for s in stages if s.job is not None and s.state not in (*SETTLED, "damaged")})
@@ -79,11 +79,12 @@ class Found:
     sweeps: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     at_once: dict[str, int] = field(default_factory=dict)
     stages: dict[str, Path] = field(default_factory=dict)
-    told: dict[str, dict[str, Any]] = field(default_factory=dict)
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def find(path: Path) -> Found:
-    """Return what lies in a stage, a point, a run, a sweep or a whole output directory."""
+    """Find the sweeps and stages of a directory: a stage, a point, a run, a sweep or a whole output directory. Raises
+    ConfigError."""
     if not path.is_dir():
         raise ConfigError("DIR", path, "there is no such directory", FIX)
     name, found = path.resolve().name, Found()
@@ -99,14 +100,14 @@ def find(path: Path) -> Found:
         holders = [*points, *holders]
     for holder in holders:
         found.stages |= stages_in(holder)
-        found.told |= told_of_stages(holder)
+        found.entries |= read_entries(holder)
     if not found.stages and not found.sweeps:
         raise ConfigError("DIR", path, "it holds no stages", FIX)
     return found
 
 
 def children(path: Path) -> list[Path]:
-    """Return what is in a directory, by name; nothing if it is none."""
+    """List the entries of a directory, by name; nothing if it is none."""
     return sorted(path.iterdir()) if path.is_dir() else []
 
 
@@ -115,23 +116,23 @@ def stages_in(path: Path) -> dict[str, Path]:
     return {child.name: child for child in [*children(path), *children(path / "stages")] if NAME.fullmatch(child.name)}
 
 
-def told_of_stages(point: Path) -> dict[str, dict[str, Any]]:
+def read_entries(point: Path) -> dict[str, dict[str, Any]]:
     """Return what a point's summary says of its stages, by their names."""
     listed = [as_mapping(stage) for stage in as_mapping(read_summary(point).get("stages")).values()]
     return {Path(str(stage.get("directory"))).name: stage for stage in listed}
 
 
 def read_summary(point: Path) -> dict[str, Any]:
-    """Return a point's summary.json; empty where it cannot be read: links say most of it."""
+    """Read a point's summary.json; empty where it cannot be read: links say most of it."""
     try:
         return read_object(point / "summary.json") or {}
     except Unreadable:
         return {}
 
 
-def read_stage(name: str, directory: StageDirectory, told: dict[str, dict[str, Any]]) -> Stage:
+def read_stage(name: str, directory: StageDirectory, entries: dict[str, dict[str, Any]]) -> Stage:
     """Read a stage from its files; where there are none yet it is planned, or skipped."""
-    found, entry = directory.read_state(), told.get(name, {})
+    found, entry = directory.read_state(), entries.get(name, {})
     # A stage that is done may be so for long, on other devices than a later summary plans with.
     planned = directory.planned() or (None if found.name == "done" else parse_planned(entry.get("planned")))
     kind = StageDirectory(Path(name)).stage
@@ -190,7 +191,7 @@ def number(values: dict[str, Any], key: str) -> float | None:
 
 
 def latest_metrics(rows: list[dict[str, Any]], name: str) -> float | None:
-    """Return the last value of a metric."""
+    """Return the last value of a metric in some rows; None where none has it."""
     return next((value for row in reversed(rows) if (value := number(row, name)) is not None), None)
 
 
@@ -201,7 +202,7 @@ def steps_per_second(rows: list[dict[str, Any]]) -> float | None:
 
 
 def query_squeue(ids: list[str]) -> dict[str, tuple[str, ...]] | None:
-    """SLURM's (state, reason, elapsed, nodes) of the jobs that it knows; None where it cannot be asked."""
+    """Ask SLURM for (state, reason, elapsed, nodes) of jobs, by id; None where it cannot be asked."""
     if shutil.which("squeue") is None:
         return None
     command = ["squeue", "--noheader", "--array", f"--jobs={','.join(ids)}", "--format=%i|%T|%r|%M|%N"]
@@ -235,7 +236,7 @@ def join_job(stage: Stage, jobs: dict[str, tuple[str, ...]] | None) -> Stage:
     return stage if stage.host else replace(stage, host=nodes or None)
 
 
-def describe_figure(stage: Stage) -> str:
+def describe_headline(stage: Stage) -> str:
     """Return the metric that says most about a stage, with its unit; nothing where there is none yet."""
     unit = f" {stage.unit}" if stage.unit else ""
     return "" if stage.value is None else f"{stage.label} {stage.value:.3g}{unit}"
@@ -253,7 +254,7 @@ def format_row(stage: Stage) -> dict[str, str]:
         "step": "" if stage.step is None else f"{stage.step}/{'?' if stage.total is None else stage.total}",
         "rate": speed,
         "left": left if stage.left_s is None else format_duration(stage.left_s),
-        "figure": describe_figure(stage),
+        "figure": describe_headline(stage),
         "KL": "" if stage.kl is None else f"{stage.kl:.2f}",
         "node": stage.host or "",
         "job": stage.job or "",
@@ -281,8 +282,8 @@ def render(view: View, width: int) -> Group:
     lines = [
         Text(one_line(heading(sweep, points, view.at_once[sweep], view.stages))) for sweep, points in view.sweeps.items()
     ]
-    told = [stage for stage in view.stages if stage.reason and stage.state != "queued"]
-    reasons = [Text(one_line(f"{s.name}: {' '.join(str(s.reason).split())}"), STATES[s.state].style) for s in told]
+    explained = [stage for stage in view.stages if stage.reason and stage.state != "queued"]
+    reasons = [Text(one_line(f"{s.name}: {' '.join(str(s.reason).split())}"), STATES[s.state].style) for s in explained]
     return Group(*lines, *([table] if rows else []), *reasons)
 
 

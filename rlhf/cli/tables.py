@@ -113,7 +113,7 @@ def published_largest() -> Iterator[tuple[str, str, str]]:
 
 
 def published_table(words: list[str]) -> Table:
-    """DeepSpeed-Chat's published times, dollars and largest models beside planned ones."""
+    """Build the table of DeepSpeed-Chat's published times, dollars and largest models beside planned ones."""
     if words:
         raise ConfigError("argument", words[0], "the published recipe is what it is", "leave it out")
     table = Table(title="DeepSpeed-Chat, step 3: published beside planned", title_justify="left")

@@ -29,7 +29,7 @@ def gather_weights(buffers: list[Tensor], parameters: list[nn.Parameter]) -> Non
     """Copy sharded weights, whole, into `buffers`, or into new tensors if there are none; a portion of them at a time. All
     ranks must call it together."""
     new, done = not buffers, 0
-    for part in portions(parameters):
+    for part in split_into_portions(parameters):
         with deepspeed.zero.GatheredParameters(part):
             if new:
                 buffers += [parameter.detach().clone() for parameter in part]
@@ -39,7 +39,7 @@ def gather_weights(buffers: list[Tensor], parameters: list[nn.Parameter]) -> Non
         done += len(part)
 
 
-def portions(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+def split_into_portions(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """Split the weights, in order, into parts of about PORTION elements."""
     part: list[nn.Parameter] = []
     elements = 0

@@ -76,7 +76,8 @@ def save_model(
 
 
 def adapter_directory(directory: Path) -> Path:
-    """Where the adapters of a merged model are: `adapter` beside model/, `<name>-adapter` beside another one."""
+    """Return the directory of a merged model's adapters: `adapter` beside model/, `<name>-adapter` beside another
+    directory."""
     return directory.with_name("adapter" if directory.name == "model" else f"{directory.name}-adapter")
 
 
@@ -128,12 +129,12 @@ class Entry:
 
     @property
     def shape(self) -> list[int]:
-        """The whole weight's."""
+        """The shape of the whole weight."""
         return list(whole_shape(self.parameter))
 
     @property
     def bytes(self) -> int:
-        """The whole weight's size."""
+        """The bytes of the whole weight."""
         return math.prod(self.shape) * int(self.parameter.element_size())
 
     def value(self, lora: Lora, read: Read) -> Tensor:
@@ -147,7 +148,7 @@ class Entry:
 
 def write_model(engine: Any, lora: Lora, directory: Path, read: Read) -> None:
     """Write the plain model: configuration, and weights in numbered files with an index if one file is not enough."""
-    model, files = plain_module(engine), split_into_files(entries(engine, lora))
+    model, files = plain_module(engine), split_into_files(list_entries(engine, lora))
     names = ["model.safetensors"]
     if len(files) > 1:
         names = [f"model-{number + 1:05}-of-{len(files):05}.safetensors" for number in range(len(files))]
@@ -168,7 +169,7 @@ def write_model(engine: Any, lora: Lora, directory: Path, read: Read) -> None:
 
 
 def write_tensors(file: Path, tensors: list[Writable]) -> None:
-    """Write a safetensors file tensor by tensor: the length of its header, the header (JSON: format, shape and place of
+    """Write a safetensors file tensor by tensor: the length of its header, the header (JSON: format, shape and offsets of
     each tensor), the tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -184,7 +185,7 @@ def write_tensors(file: Path, tensors: list[Writable]) -> None:
 
 
 def split_into_files(found: list[Entry]) -> list[list[Entry]]:
-    """Weights in groups of at most FILE_BYTES (or one weight)."""
+    """Split weights, in order, into groups of at most FILE_BYTES, or of a single larger weight."""
     files: list[list[Entry]] = [[]]
     for entry in found:
         if files[-1] and sum(other.bytes for other in files[-1]) + entry.bytes > FILE_BYTES:
@@ -193,8 +194,8 @@ def split_into_files(found: list[Entry]) -> list[list[Entry]]:
     return files
 
 
-def entries(engine: Any, lora: Lora) -> list[Entry]:
-    """Return the weights of the plain model inside an engine, a shared one once."""
+def list_entries(engine: Any, lora: Lora) -> list[Entry]:
+    """List the weights of the plain model inside an engine; a weight that two layers share is listed once."""
     model = adapted_module(engine)
     parameters = dict(model.named_parameters())
     found = []
@@ -236,5 +237,5 @@ def adapted_module(engine: Any) -> Any:
 
 
 def plain_module(engine: Any) -> Any:
-    """Return the transformers model inside an engine."""
+    """Return the transformers model inside an engine, without adapters and wrappers."""
     return base_model(adapted_module(engine))

@@ -30,12 +30,12 @@ Find = Callable[[str], Tensor | None]
 
 
 def trainable_parameters(engine: Any) -> Iterator[tuple[str, Any]]:
-    """Names and parameters that learn."""
+    """Yield the names and parameters that training changes."""
     return ((name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad)
 
 
 def engine_state(engine: Any) -> dict[str, Tensor]:
-    """Return what this rank keeps of an engine."""
+    """Return the tensors of an engine that this rank saves in a checkpoint, by name."""
     state: dict[str, Tensor] = {}
     for name, parameter in trainable_parameters(engine):
         if is_main() or is_partitioned(parameter):
@@ -73,7 +73,7 @@ def restore_engine(engine: Any, find: Find) -> None:
 
 
 def copy_tensor(target: Tensor, find: Find, name: str) -> None:
-    """Fill a tensor with the one of that name."""
+    """Copy the saved tensor of a name into a tensor of the engine."""
     value = find(name)
     if value is None:
         raise KeyError(f"the checkpoint has no {name}")
@@ -105,7 +105,7 @@ def generators() -> dict[str, Tensor]:
 
 
 def restore_generators(find: Find) -> None:
-    """Put the generators back."""
+    """Restore the state of every random generator; `find` gives a saved tensor by its name, or None."""
     if (state := find("generator/torch")) is not None:
         torch.set_rng_state(state)
     if (state := find("generator/numpy")) is not None:

@@ -36,7 +36,7 @@ class RowLinear(nn.Linear):
     group: Any = None
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., O], the same on all ranks of the group."""
+        """Return the outputs [..., O], the same on all ranks of the group."""
         output = F.linear(input, self.weight)
         dist.all_reduce(output, group=self.group)
         return output if self.bias is None else output + self.bias
@@ -51,7 +51,7 @@ class SharedModel:
         with torch.device("meta"):
             self.module: Any = type(plain)(copy.deepcopy(plain.config)).to(plain.dtype)
         for name, layer in list(self.module.named_modules()):
-            if (cut := direction(name, self.layout)) is not None:
+            if (cut := cut_direction(name, self.layout)) is not None:
                 parent, _, leaf = name.rpartition(".")
                 setattr(self.module.get_submodule(parent), leaf, self.cut_layer(layer, cut))
             for count in COUNTS if name.endswith(attention_of(self.layout)) else ():
@@ -97,7 +97,7 @@ class SharedModel:
     def cut(self, name: str, weight: Tensor) -> Tensor:
         """Cut this rank's share out of a weight [O, I] or a bias [O]."""
         layer, _, kind = name.rpartition(".")
-        cut, share = direction(layer, self.layout), self.share
+        cut, share = cut_direction(layer, self.layout), self.share
         if cut is None or (cut == "rows" and kind == "bias"):
             return weight
         if cut == "rows":
@@ -106,8 +106,8 @@ class SharedModel:
         return torch.cat([part.chunk(share.count)[share.index] for part in parts])
 
 
-def direction(name: str, layout: LayerNames) -> str | None:
-    """How a module is cut: by `columns` (outputs), by `rows` (inputs), or not at all."""
+def cut_direction(name: str, layout: LayerNames) -> str | None:
+    """Tell how a module is cut: by `columns` (outputs), by `rows` (inputs), or not at all (None)."""
     if any(name.endswith(f".{end}") for end in (*layout.attended, *layout.wide)):
         return "columns"
     return "rows" if any(name.endswith(f".{end}") for end in (layout.mixed, layout.narrow)) else None
@@ -119,7 +119,7 @@ def attention_of(layout: LayerNames) -> str:
 
 
 def blocks(parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Parameters in parts that are gathered together: those of each block, and each of the others by itself."""
+    """Yield the parameters in parts that are gathered together: those of each block, and each of the others by itself."""
     part: dict[str, Any] = {}
     number = ""
     for name, parameter in parameters.items():

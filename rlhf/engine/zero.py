@@ -57,7 +57,7 @@ def check_kernels(engine: Any) -> None:
 
 
 def adamw(model: nn.Module, config: Config, learning: TrainingSpec) -> torch.optim.Optimizer:
-    """AdamW that decays matrices only; DeepSpeed's CPU Adam where the optimiser's state is offloaded from a GPU."""
+    """Return AdamW that decays matrices only; DeepSpeed's CPU Adam where the optimiser's state is offloaded from a GPU."""
     training, lora = learning.training, learning.lora
     adapters_rate = learning.learning_rate if lora.learning_rate is None else lora.learning_rate
     members: dict[tuple[float, float], list[nn.Parameter]] = {}

@@ -47,7 +47,7 @@ def sort_key(checkpoint: Path) -> tuple[int, str]:
 
 
 def partial_dir(directory: Path, name: str) -> Path:
-    """Where a checkpoint is written before it is whole."""
+    """Return the directory in which a checkpoint is written before it is whole."""
     return directory / "checkpoints" / f".{name}.partial"
 
 

@@ -30,7 +30,8 @@ class Unreadable(Exception):
 
 
 def text(file: Path) -> str | None:
-    """Return a file's content, or None if there is none."""
+    """Read a file as UTF-8 text, with replacement characters for what is none; None if there is no file. Raises
+    Unreadable."""
     try:
         return file.read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
@@ -48,12 +49,12 @@ def parse_json(content: str | bytes) -> Any:
 
 
 def read_object(file: Path) -> dict[str, Any] | None:
-    """Return a JSON object, or None if there is no such file."""
+    """Read a JSON object; None if there is no such file. Raises Unreadable."""
     return parse_value(file, parse_json, "JSON object")
 
 
 def read_yaml(file: Path) -> dict[str, Any] | None:
-    """Return a YAML mapping, or None if there is no such file."""
+    """Read a YAML mapping; None if there is no such file. Raises Unreadable."""
     return parse_value(file, load_yaml, "YAML mapping")
 
 
@@ -78,7 +79,8 @@ def load_section(content: str) -> Any:
 
 
 def parse_value(file: Path, parse: Any, kind: str) -> dict[str, Any] | None:
-    """Return a file's content through `parse`; Unreadable if that is no mapping."""
+    """Read a file and `parse` it into a mapping; None if there is no such file. Raises Unreadable, which names the `kind`
+    of content."""
     content = text(file)
     if content is None:
         return None
@@ -120,7 +122,7 @@ def read_last_lines(file: Path) -> list[dict[str, Any] | None]:
 
 
 def line_object(line: str | bytes) -> dict[str, Any] | None:
-    """Return the JSON object of a line, or None."""
+    """Parse a line of JSON Lines into an object; None if it is damaged."""
     try:
         value = parse_json(line)
     except DAMAGE:
@@ -129,7 +131,7 @@ def line_object(line: str | bytes) -> dict[str, Any] | None:
 
 
 def as_float(value: Any) -> float | None:
-    """Return a finite number, or None."""
+    """Return the value as a float if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -139,13 +141,13 @@ def as_float(value: Any) -> float | None:
 
 
 def as_int(value: Any) -> int | None:
-    """Return a whole number, or None."""
+    """Return the value as an int, rounded towards zero, if it is a finite number, else None."""
     known = as_float(value)
     return None if known is None else int(known)
 
 
 def as_text(value: Any) -> str | None:
-    """Text as it is, nothing for nothing, anything else as JSON, or the beginning of it where that is nested too deeply."""
+    """Return a text as it is, None for None, and anything else as JSON (its beginning where it is nested too deeply)."""
     if value is None or isinstance(value, str):
         return value
     try:
@@ -155,18 +157,18 @@ def as_text(value: Any) -> str | None:
 
 
 def as_mapping(value: Any) -> dict[str, Any]:
-    """Return a mapping, empty if it is none."""
+    """Return the value if it is a mapping, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def as_floats(value: Any) -> dict[str, float]:
-    """Return the finite numbers of a mapping."""
+    """Return the entries of a mapping that are finite numbers."""
     known = {name: as_float(entry) for name, entry in as_mapping(value).items()}
     return {str(name): entry for name, entry in known.items() if entry is not None}
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested mapping by dotted keys; lists are values."""
+    """Flatten a nested mapping: dotted keys with their values; lists are values."""
     leaves: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:

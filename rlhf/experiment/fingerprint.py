@@ -35,7 +35,8 @@ BLOCK = 2**14
 
 
 def fingerprint(config: Config, stage: str, inputs: dict[str, str]) -> str:
-    """64 hexadecimal digits; `inputs` are the identities of the stage's input models."""
+    """Hash all that decides a stage's result: its kind, the schema version, its keys and the identities of its input models
+    (`inputs`). Returns 64 hexadecimal digits."""
     content = {"schema": SCHEMA_VERSION, "stage": stage, "config": result_config(config, stage), "inputs": inputs}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -237,7 +238,8 @@ def sample(file: Path) -> bytes:
 
 
 def blocks(stream: BinaryIO, begin: int, end: int, count: int) -> Iterator[bytes]:
-    """Blocks of what a file holds from `begin` to `end`, spread evenly; all of it if it is no more than `count` blocks."""
+    """Yield blocks of a file's bytes from `begin` to `end`, spread evenly; all of them if they are no more than `count`
+    blocks."""
     if end - begin <= count * BLOCK:
         stream.seek(begin)
         yield stream.read(end - begin)

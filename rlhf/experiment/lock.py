@@ -181,7 +181,7 @@ def machine_id() -> dict[str, str]:
 
 
 def process_start_time(pid: int) -> str | None:
-    """When a process of this machine began, in units that no change of the clock alters; None if it has ended."""
+    """Return when a process of this machine began, in units that no change of the clock alters; None if it has ended."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if state in "ZX" else fields[18]  # proc_pid_stat(5): clock ticks since the machine was started
@@ -207,7 +207,7 @@ def read_lock(file: Path) -> Seen | None:
 
 
 def read_holder(text: str) -> dict[str, Any] | None:
-    """Who holds the lock; None if that cannot be read, as while it is being written."""
+    """Return who holds the lock; None if that cannot be read, as while it is being written."""
     try:
         holder = parse_json(text)
     except ValueError:
@@ -252,7 +252,8 @@ def agreed_timeout(holder: dict[str, Any] | None) -> float:
 
 
 def server_time(directory: Path) -> float:
-    """Now, by the clock that gives a directory's files their times: a file server's need not be this machine's."""
+    """Return the time now by the clock that gives a directory's files their times: a file server's may differ from this
+    machine's."""
     probe = directory / f".lock.{uuid.uuid4().hex[:8]}"
     try:
         probe.touch()

@@ -41,7 +41,7 @@ class Spec:
 
     @property
     def file(self) -> Path:
-        """Where the spec is stored."""
+        """The file that the spec is stored in."""
         return stage_directory(self).spec_file
 
 

@@ -50,7 +50,7 @@ UNKNOWN = Display({metric.name: metric for metric in SPEED})
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished stage says of itself; `seconds` is its wall time, over all attempts."""
+    """The content of result.json; `seconds` is the stage's wall time, over all attempts."""
 
     stage: str
     fingerprint: str

@@ -33,7 +33,7 @@ def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Con
         for stage, result in results.items():
             for metric in display_of(stage).final():
                 if metric.name in result.metrics:
-                    table.add_row(metric.with_unit(metric.label or metric.name), with_error(result.metrics, metric))
+                    table.add_row(metric.with_unit(metric.label or metric.name), format_with_error(result.metrics, metric))
         for stage, result in results.items():
             for label, found in count_losses(stage, result.metrics).items():
                 table.add_row(label, found)
@@ -50,8 +50,8 @@ def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Con
         console.print(Text(f"{node.stage}: {node.directory.path}"), soft_wrap=True)
 
 
-def with_error(metrics: dict[str, float], metric: Metric) -> str:
-    """Return a figure and, where it has one, its standard error over held-out prompts."""
+def format_with_error(metrics: dict[str, float], metric: Metric) -> str:
+    """Write a final metric and, where it has one, its standard error over held-out prompts."""
     error = metrics.get(f"{metric.name}_se")
     return metric.write(metrics[metric.name]) + (f" ± {metric.write(error)}" if error is not None else "")
 
@@ -68,13 +68,13 @@ def count_losses(stage: str, metrics: dict[str, float]) -> dict[str, str]:
 
 
 def print_sweep(points: list[Point], outcomes: dict[str, Outcome], console: Console) -> None:
-    """One row per point: its final metrics, or what became of it."""
+    """Print one row per point: its final metrics, or how it ended without."""
     results: dict[str, dict[str, dict[str, float]]] = {}
     states = {}
     for point in points:
         ended = [(node, outcomes[node.fingerprint]) for node in point.stages]
         states[point.name] = ", ".join(
-            f"{node.stage} {state}" for node, outcome in ended if (state := mark_bad(node, outcome))
+            f"{node.stage} {state}" for node, outcome in ended if (state := state_without_result(node, outcome))
         )
         results[point.name] = metrics_by_stage(point, outcomes)
     if not any(results.values()) and not any(outcome.state in ("failed", "stopped") for outcome in outcomes.values()):
@@ -115,8 +115,8 @@ def sweep_columns(results: dict[str, dict[str, dict[str, float]]]) -> dict[tuple
     }
 
 
-def mark_bad(node: Node, outcome: Outcome) -> str | None:
-    """How a stage ended that has no figures; None if it has."""
+def state_without_result(node: Node, outcome: Outcome) -> str | None:
+    """Return the state of a stage that has no result; None if it has one."""
     try:
         if outcome.good:
             node.directory.result()
@@ -126,7 +126,7 @@ def mark_bad(node: Node, outcome: Outcome) -> str | None:
 
 
 def print_failures(tasks: list[Task], outcomes: dict[str, Outcome], console: Console) -> None:
-    """Each stage that did not come to its end, with the reason and its log."""
+    """Print each stage that did not come to its end, with the reason and its log."""
     for task in tasks:
         outcome = outcomes[task.key]
         if outcome.state in ("failed", "skipped"):
@@ -138,7 +138,7 @@ def print_failures(tasks: list[Task], outcomes: dict[str, Outcome], console: Con
 
 
 def print_samples(node: Node, sides: tuple[Side, ...], console: Console) -> None:
-    """Two held-out prompts of the last evaluation, side by side."""
+    """Print two held-out prompts of the last evaluation, with the responses side by side."""
     lines = [row for row in node.directory.samples() if row is not None][-2:]
     table = Table(title="Held-out prompts", title_justify="left", show_lines=True)
     for column in ("prompt", *(side.label for side in sides)):

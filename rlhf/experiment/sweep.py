@@ -25,7 +25,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        """What tells it from the others."""
+        """The name of its directory."""
         return self.directory.name
 
 
@@ -112,7 +112,8 @@ def lay_out(tasks: list[Task]) -> list[Task]:
 
 
 def blocked_by(task: Task, outcomes: dict[str, Outcome], by_key: dict[str, Task]) -> str | None:
-    """Why a stage cannot run, its needs having ended; None if it can."""
+    """Name the stage, with its state, because of which a task cannot run; None if it can, or if a stage it needs has not
+    ended."""
     for parent in task.parents:
         outcome = outcomes.get(parent)
         if outcome is not None and not outcome.good:

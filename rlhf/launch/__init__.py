@@ -6,7 +6,7 @@ from rlhf.experiment.sweep import Outcome, Task
 
 
 def execute(tasks: list[Task], console: Console) -> dict[str, Outcome]:
-    """Run the stages of a graph that are not done (or submit them); how each ended, by fingerprint."""
+    """Run (or submit) the stages of a graph that are not done; returns how each ended, by fingerprint."""
     if tasks[0].config.launcher.kind == "slurm":
         from rlhf.launch.slurm import submit
 

@@ -79,7 +79,7 @@ class StageScheduler:
         return self.outcomes
 
     def start(self, pool: ThreadPoolExecutor, stopping: bool) -> None:
-        """Start what can run now, and give up what cannot any more."""
+        """Start the stages that can run now, and skip those that cannot any more."""
         for task in list(self.waiting):
             blocked = blocked_by(task, self.outcomes, self.by_key)
             if stopping or blocked:
@@ -87,9 +87,9 @@ class StageScheduler:
                 self.waiting.remove(task)
             elif len(self.running) < self.parallel and all(p in self.outcomes for p in task.parents if p in self.by_key):
                 self.waiting.remove(task)
-                self.running[pool.submit(self.one, task)] = task
+                self.running[pool.submit(self.run_one, task)] = task
 
-    def one(self, task: Task) -> Outcome:
+    def run_one(self, task: Task) -> Outcome:
         """Run a stage on the devices that are free."""
         devices = self.shares.get()
         try:
@@ -109,7 +109,7 @@ def share_of_devices(task: Task, number: int, parallel: int) -> Devices:
 
 
 def local_threads(config: Config, parallel: int = 1) -> int:
-    """Threads of each rank, if so many stages share this machine's processors."""
+    """Return the threads of each rank, if `parallel` stages share this machine's processors."""
     shared = max(1, (os.cpu_count() or 1) // (parallel * config.hardware.gpus_per_node))
     return config.launcher.threads or shared
 
@@ -159,25 +159,25 @@ def run_locked(task: Task, console: Console, devices: Devices | None) -> Outcome
         node.directory.set_status(state="stopped", reason="interrupted before it could save")
         raise
     except ConfigError as error:
-        return style_failed(task, str(error), None)
+        return mark_failed(task, str(error), None)
     except StageFailed as error:
-        return style_failed(task, str(error), error.log)
+        return mark_failed(task, str(error), error.log)
     except LockLost:
         raise
     except Exception as error:
         node.directory.check_lock()
         log = log_file(spec, 0)
         write_atomic(log, traceback.format_exc())
-        return style_failed(task, f"{type(error).__name__}: {first_line(error)}", log)
-    return Outcome("done") if node.directory.done else style_failed(task, "no result was written", log_file(spec, 0))
+        return mark_failed(task, f"{type(error).__name__}: {first_line(error)}", log)
+    return Outcome("done") if node.directory.done else mark_failed(task, "no result was written", log_file(spec, 0))
 
 
 def style_done(text: str) -> Text:
-    """Return a line about a stage that is done."""
+    """Style a line about a stage that is done."""
     return Text.assemble(("✓", "green"), f" {text}")
 
 
-def style_failed(task: Task, reason: str, log: Path | None) -> Outcome:
+def mark_failed(task: Task, reason: str, log: Path | None) -> Outcome:
     """Mark a stage as failed."""
     task.node.directory.set_status(state="failed", reason=reason)
     return Outcome("failed", reason, log)

@@ -45,7 +45,7 @@ def submit(tasks: list[Task], console: Console) -> dict[str, Outcome]:
             if task.key in jobs:
                 console.print(f"{task.node.directory.path}: queued before, job {jobs[task.key]}", soft_wrap=True)
         # A job that ended since the plan was made is not in the queue, and has left its result.
-        for group in groups([task for task in tasks if task.key not in jobs and not task.node.directory.done]):
+        for group in group_tasks([task for task in tasks if task.key not in jobs and not task.node.directory.done]):
             check_turn(directory)
             for task, job in zip(group, submit_group(group, jobs, directory), strict=True):
                 jobs[task.key] = job
@@ -53,7 +53,7 @@ def submit(tasks: list[Task], console: Console) -> dict[str, Outcome]:
     if config.launcher.wait:
         return follow(tasks, jobs, directory, console)
     console.print("submitted; `python -m rlhf status` shows how far they are", highlight=False)
-    submitted = {key: Outcome("queued", f"job {job}", log_of(directory, job)) for key, job in jobs.items()}
+    submitted = {key: Outcome("queued", f"job {job}", job_log(directory, job)) for key, job in jobs.items()}
     return {task.key: submitted.get(task.key, Outcome("done")) for task in tasks}
 
 
@@ -66,8 +66,8 @@ def check_turn(directory: Path) -> None:
         raise ConfigError("launcher", "slurm", str(lost), fix) from lost
 
 
-def groups(tasks: list[Task]) -> list[list[Task]]:
-    """Stages that one array can do, in the order of the graph: of one kind, with the same needs and resources."""
+def group_tasks(tasks: list[Task]) -> list[list[Task]]:
+    """Group the stages that one array can do, in the order of the graph: of one kind, with the same needs and resources."""
     found: dict[Any, list[Task]] = {}
     for task in tasks:
         alike = task.node.stage, sorted(task.parents), asdict(task.config.launcher), asdict(task.config.hardware)
@@ -111,7 +111,7 @@ def submit_group(group: list[Task], jobs: dict[str, str], directory: Path) -> li
 
 
 def job_parameters(task: Task, needs: list[str], code: Path) -> dict[str, Any]:
-    """Return what sbatch is told, in submitit's words: the resources of `hardware`, the rest of `launcher`."""
+    """Return the options of sbatch in submitit's words: the resources of `hardware`, the rest of `launcher`."""
     hardware, launcher = task.config.hardware, task.config.launcher
     setup = setup_lines(launcher.setup, Path(task.config.output_root).absolute() / "slurm")
     cpus = launcher.cpus_per_gpu
@@ -140,7 +140,7 @@ def job_parameters(task: Task, needs: list[str], code: Path) -> dict[str, Any]:
 
 
 def write_job_spec(spec: Spec, directory: Path) -> Path:
-    """Return the frozen stage that a job reads."""
+    """Write the frozen stage that a job reads; returns the file."""
     file = directory / "specs" / f"{Path(spec.directory).name}.json"
     write_json(file, asdict(spec), private=True)
     return file
@@ -172,7 +172,7 @@ def package() -> Path:
 
 
 def package_copy(directory: Path) -> Path:
-    """Return a directory with a copy of the package as it is now; one for each state of it."""
+    """Copy the package as it is now, once for each state of it; returns the directory with the copy."""
     from rlhf.experiment.fingerprint import code_hash
 
     copy = directory / "code" / code_hash()[:12]
@@ -196,7 +196,7 @@ def list_active_jobs() -> set[str]:
     return set(done.stdout.split())
 
 
-def log_of(directory: Path, job: str) -> Path:
+def job_log(directory: Path, job: str) -> Path:
     """Return the log of a job's first node."""
     return directory / "logs" / f"{job}_0_log.out"
 
@@ -220,7 +220,7 @@ def follow(tasks: list[Task], jobs: dict[str, str], directory: Path, console: Co
                 if ended is None and time.monotonic() - last_seen[task.key] < GONE_S:
                     continue
                 outcomes[task.key] = ended or Outcome(
-                    "failed", f"job {jobs[task.key]} has gone", log_of(directory, jobs[task.key])
+                    "failed", f"job {jobs[task.key]} has gone", job_log(directory, jobs[task.key])
                 )
             outcome = outcomes[task.key]
             console.print(f"{task.node.directory.path}: {outcome.state} {outcome.reason or ''}", soft_wrap=True)
@@ -237,5 +237,5 @@ def read_outcome(
     if blocked := blocked_by(task, outcomes, known):
         return Outcome("skipped", blocked)
     if status.get("state") in ("failed", "stopped"):
-        return Outcome(str(status["state"]), str(status.get("reason")), log_of(directory, job))
+        return Outcome(str(status["state"]), str(status.get("reason")), job_log(directory, job))
     return None

@@ -20,7 +20,7 @@ from rlhf.launch.workers import Devices, Rendezvous, StageFailed, run_workers
 
 
 class Agent:
-    """What submitit pickles: nothing but the name of the spec's file."""
+    """The callable that submitit pickles: it holds nothing but the name of the spec's file."""
 
     def __init__(self, file: Path) -> None:
         self.file = str(file)
@@ -52,7 +52,7 @@ def run_node(file: Path) -> int:
             return 0
         except Stopped as stopped:
             console.print(f"stopped: {stopped}", soft_wrap=True)
-            return leave(spec, str(stopped), first)
+            return requeue_or_leave(spec, str(stopped), first)
         except LockLost as lost:
             console.print(f"stopped: {lost}", soft_wrap=True)
             return 1
@@ -65,15 +65,17 @@ def run_node(file: Path) -> int:
 
 
 def run_ranks(spec: Spec, file: Path, console: Console) -> None:
-    """Start and watch this node's workers; beyond the first node they may be in vain, if another job does the stage."""
+    """Start and watch this node's workers. On nodes but the first they may be redundant: the first may find that another
+    job has finished the stage."""
     directory = stage_directory(spec)
     meeting = Rendezvous(node_number(), master(), port(), file)
     run_workers(spec, console, Devices(None, local_threads(spec.config)), meeting, lambda: directory.done)
 
 
-def leave(spec: Spec, reason: str, first: bool) -> int:
-    """After saving: have the job queued again if its time is over, or if SLURM takes its nodes for another job; not if the
-    user cancelled it. Nodes but the first leave with 0: another code would have srun end the first one too."""
+def requeue_or_leave(spec: Spec, reason: str, first: bool) -> int:
+    """Queue the job again after saving if its time is over, or if SLURM takes its nodes for another job; not if the user
+    cancelled it. Returns the exit code. Nodes but the first leave with 0: another code would have srun end the first one
+    too."""
     if not first:
         return 0
     directory, limit = stage_directory(spec), spec.config.launcher.max_requeues
@@ -108,8 +110,8 @@ def missing_input(spec: Spec) -> str | None:
 
 
 def lock_token() -> str:
-    """Return what names this job in its stage's lock: the first node takes it, and all of them check that the job still
-    has it."""
+    """Return the name of this job in its stage's lock: the first node takes the lock, and all nodes check that the job
+    still has it."""
     return f"slurm {os.environ['SLURM_JOB_ID']} {os.environ.get('SLURM_RESTART_COUNT', '0')}"
 
 
@@ -126,6 +128,6 @@ def master() -> str:
 
 
 def port() -> int:
-    """Return a port for this job's ranks to meet at, another one after each time it is queued again."""
+    """Return a TCP port at which this job's ranks meet; another one each time the job is queued again."""
     job, restarts = int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     return 20000 + (7 * job + restarts) % 20000

@@ -51,12 +51,13 @@ def free_port() -> int:
 
 
 def error_file(spec: Spec, rank: int) -> Path:
-    """Where a rank notes why it failed, and when: the ranks that fail because it has gone note theirs later."""
+    """Return the file in which a rank notes why it failed, and when. Ranks that fail because another one has gone note
+    theirs later."""
     return Path(spec.directory) / "logs" / f"rank-{rank}.error"
 
 
 def note_error(spec: Spec, error: Exception) -> None:
-    """Leave the note, and the traceback in the log. Raises LockLost."""
+    """Note a rank's error in its file, and the traceback in its log. Raises LockLost."""
     bad_input = isinstance(error, ConfigError)
     said = first_line(error)
     if isinstance(error, OSError) and error.errno in FULL:
@@ -69,7 +70,7 @@ def note_error(spec: Spec, error: Exception) -> None:
 
 
 def run_rank(spec: Spec) -> None:
-    """Import what trains, and train."""
+    """Import the training code, which imports torch, and run the stage on this rank."""
     from rlhf.runtime.distributed import start
 
     start(spec.config)  # before anything imports deepspeed: it looks for its device then
@@ -94,7 +95,7 @@ def leave_group() -> None:
 
 
 def follow_parent(period_s: float = 1.0) -> None:
-    """End this process when the one that started it has gone: nobody would know of it."""
+    """End this process when the process that started it has gone: nobody would know of it."""
     parent = int(os.environ.get(PARENT, os.getppid()))
     while os.getppid() == parent:
         time.sleep(period_s)
@@ -117,7 +118,7 @@ def main() -> int:
         except Stopped:
             return EXIT_CHECKPOINTED
         except LockLost as lost:
-            return say_lost(lost)
+            return report_lost_lock(lost)
         except Exception as error:
             if spec is None:
                 print(f"error: {error}", file=sys.stderr)
@@ -125,7 +126,7 @@ def main() -> int:
             try:
                 note_error(spec, error)
             except LockLost as lost:
-                return say_lost(lost)
+                return report_lost_lock(lost)
             return 2 if isinstance(error, ConfigError) else 1
     return 0
 
@@ -137,7 +138,7 @@ def adopt_stage_lock(spec: Spec) -> None:
         adopt_lock(directory, Held(directory / "lock", token))
 
 
-def say_lost(lost: LockLost) -> int:
+def report_lost_lock(lost: LockLost) -> int:
     """Say that another process has the stage; returns the exit code."""
     print(f"stopped: {lost}", file=sys.stderr)
     return EXIT_LOCK_LOST

@@ -79,14 +79,14 @@ def run_workers(
 
 
 def raise_on_failure(spec: Spec, codes: dict[int, int | None]) -> None:
-    """Judge the exit codes of this node's ranks and the errors that all ranks have noted. Raises StageFailed or Stopped."""
+    """Raise StageFailed or Stopped by the exit codes of this node's ranks and the errors that all ranks have noted."""
     bad = [rank for rank, code in codes.items() if code not in (None, 0, EXIT_CHECKPOINTED)]
     ended = stopping.stop_requested.is_set() and all(codes[rank] in (-signal.SIGTERM, -signal.SIGKILL) for rank in bad)
     noted = [rank for rank in range(ranks(spec.config)) if error_file(spec, rank).is_file()]
     if noted or (bad and not ended):
-        rank = first_failed(spec, bad, noted)
+        rank = find_first_failed(spec, bad, noted)
         log = log_file(spec, rank)
-        raise StageFailed(f"{spec.stage}: rank {rank} failed: {reason_of(spec, rank, codes.get(rank))} (log: {log})", log)
+        raise StageFailed(f"{spec.stage}: rank {rank} failed: {find_reason(spec, rank, codes.get(rank))} (log: {log})", log)
     if bad:
         raise Stopped("asked to stop before it could save")
     if EXIT_CHECKPOINTED in codes.values():
@@ -142,7 +142,7 @@ def spawn(spec: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
 
 
 def log_file(spec: Spec, rank: int) -> Path:
-    """Where a rank's output is kept."""
+    """Return the log of a rank's output."""
     return Path(spec.directory) / "logs" / f"rank-{rank}.log"
 
 
@@ -191,23 +191,24 @@ def terminate(workers: list[subprocess.Popen[str]]) -> None:
             time.sleep(0.02)
 
 
-def first_failed(spec: Spec, bad: list[int], noted: list[int]) -> int:
-    """One that was killed and noted nothing, or the one that noted its error first: others fail because it has gone."""
+def find_first_failed(spec: Spec, bad: list[int], noted: list[int]) -> int:
+    """Return the rank that is the root cause: one that was killed and noted nothing, else the one that noted its error
+    first. Other ranks fail because it has gone."""
     killed = [rank for rank in bad if rank not in noted]
     times = {rank: as_float(read_note(spec, rank).get("time")) or math.inf for rank in noted}
     return killed[0] if killed else min(times, key=lambda rank: times[rank])
 
 
 def read_note(spec: Spec, rank: int) -> dict[str, Any]:
-    """Return what a rank noted of its error; nothing where it could not, or was ended while it did."""
+    """Read the error that a rank noted; empty where it could not note one, or was ended while it did."""
     try:
         return read_object(error_file(spec, rank)) or {}
     except Unreadable:
         return {}
 
 
-def reason_of(spec: Spec, rank: int, code: int | None) -> str:
-    """Why a rank failed: what it noted, the signal that ended it, or what its log says."""
+def find_reason(spec: Spec, rank: int, code: int | None) -> str:
+    """Return why a rank failed: the error that it noted, the signal that ended it, or the error in its log."""
     if note := as_text(read_note(spec, rank).get("error")):
         return note
     if code is not None and code < 0:
@@ -217,7 +218,7 @@ def reason_of(spec: Spec, rank: int, code: int | None) -> str:
 
 
 def last_error(log: Path) -> str:
-    """Return the line of a log that says what went wrong: the last one that names an error, else the last one."""
+    """Return the last line of a log that names an error, else the last line."""
     lines = [line.strip() for line in log.read_text().splitlines() if line.strip()] if log.exists() else []
     named = [line for line in lines if re.match(r"(error: |[\w.]*(Error|Exception|Interrupt)\b)", line)]
     return (named or lines or ["no output"])[-1]

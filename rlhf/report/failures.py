@@ -19,28 +19,30 @@ class Failure:
 
 
 def failures(collection: Collection) -> list[Failure]:
-    """Stages, then points, that failed, were skipped or stopped, or whose files are damaged."""
-    stages = [stage_failure(stage) for stage in collection.stages if stage.state in BAD or stage.notes]
-    points = [point_failure(point) for point in collection.points if point.state in BAD or point.notes]
+    """List the stages, then the points, that failed, were skipped or stopped, or whose files are damaged; what has failed
+    comes first."""
+    stages = [describe_stage_failure(stage) for stage in collection.stages if stage.state in BAD or stage.notes]
+    points = [describe_point_failure(point) for point in collection.points if point.state in BAD or point.notes]
     order = {state: number for number, state in enumerate(BAD)}
     return sorted(stages + points, key=lambda failure: (failure.what != "stage", order.get(failure.state, len(order))))
 
 
-def stage_failure(stage: Stage) -> Failure:
-    """Return what a stage says, and what is wrong with its files."""
+def describe_stage_failure(stage: Stage) -> Failure:
+    """Describe a stage with its own reason, and what is wrong with its files."""
     said = [stage.reason] if stage.reason else ["no reason given"] if stage.state in BAD else []
     return Failure("stage", stage.name, stage.state, "; ".join([*said, *stage.notes]), stage.log)
 
 
-def point_failure(point: Point) -> Failure:
-    """Which stages a point lacks, and what is wrong with its own files."""
+def describe_point_failure(point: Point) -> Failure:
+    """Describe a point with the stages that it lacks, and what is wrong with its own files."""
     lacking = [f"{stage.name} is {stage.state}" for stage in point.stages.values() if stage.state != "done"]
     logs = [stage.log for stage in point.stages.values() if stage.log and stage.state in BAD]
     return Failure("point", point.name, point.state, "; ".join([*point.notes, *lacking]), logs[0] if logs else None)
 
 
 def missing(collection: Collection) -> list[str]:
-    """Return what the report does not have because it has not been run, or not to its end, in one line each."""
+    """List the stages that have not been run, or not to their end, and are not failures: one line each, with the steps
+    done."""
     waiting = [stage for stage in collection.stages if stage.state != "done"]
     return [f"{stage.name}: {stage.state}{progress(stage)}" for stage in waiting if stage.state not in BAD]
 

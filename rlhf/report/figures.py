@@ -28,7 +28,7 @@ class Figure:
 
     @property
     def label(self) -> str:
-        """What stands above its column, with its unit where people need it."""
+        """The heading of its column, with the unit where people need it."""
         return self.known.with_unit(self.known.heading)
 
     @property
@@ -63,7 +63,7 @@ def collect_metrics(groups: list[Group]) -> list[Figure]:
 
 
 def compared_metrics(groups: list[Group], figure: Figure) -> list[Cell]:
-    """Return the figure of each group, the best mean marked where there is something to compare."""
+    """Return the figure of each group; the best mean is marked where there are two groups or more."""
     estimates = [estimate(group.values(figure.kind, figure.metric)) for group in groups]
     means = [known.mean for known in estimates if known is not None]
     best = max(means, key=lambda mean: figure.known.better * mean, default=None)

@@ -54,7 +54,7 @@ def identity(point: Point) -> str:
 
 
 def without_seed(point: Point) -> tuple[str, ...]:
-    """Return what was typed for a point but its seed."""
+    """Return the overrides of a point without its seed."""
     return tuple(sorted(entry for entry in point.overrides if key_of(entry) != "seed"))
 
 
@@ -80,7 +80,7 @@ def is_of_benchmark(point: Point) -> bool:
 
 
 def sole_label(collection: Collection) -> str:
-    """Return what the only group is called."""
+    """Return the label of the only group."""
     return "all points" if len(collection.points) > 1 else collection.points[0].name
 
 
@@ -104,7 +104,7 @@ def label_groups(sets: list[list[Point]]) -> list[str]:
 
 
 def unquote(override: str) -> str:
-    """Return an override as it was typed: Hydra quotes `zero=3`."""
+    """Return an override as it was typed: Hydra shows it with quotes around a value such as `zero=3`."""
     return re.sub(r"='([^']*)'$", r"=\1", override)
 
 
@@ -114,7 +114,7 @@ def key_of(override: str) -> str:
 
 
 def by_keys(sets: list[list[Point]], most: int = 4) -> list[str]:
-    """Labels of the keys that differ; where they are many, of the first few."""
+    """Label each set of points by the keys that differ; where they are many, by the first few."""
     settings = [deciding(points[0]) for points in sets]
     keys = differing_keys(settings)
     more = ", …" if len(keys) > most else ""

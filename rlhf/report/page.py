@@ -18,11 +18,11 @@ from rlhf.report.costs import Cost, add_up, cost_lines, stage_costs
 from rlhf.report.failures import failures, missing
 from rlhf.report.figures import collect_metrics, compared_metrics, format_short
 from rlhf.report.groups import Group, differing_keys, to_yaml_text
-from rlhf.report.samples import side_by_side
+from rlhf.report.samples import compare_answers
 from rlhf.report.stage import Stage
 from rlhf.report.versions import versions
 
-# Points that are named one by one where a stage is shared; more are counted.
+# Points that are named one by one where a stage is shared; more are count_names.
 NAMED = 3
 # The end of the year 9999: a later Unix time, as a damaged file may have it, is none.
 LAST_TIME = 253_402_300_799.0
@@ -54,7 +54,7 @@ def page(collection: Collection, groups: list[Group]) -> str:
 def build_context(collection: Collection, groups: list[Group]) -> dict[str, Any]:
     """Return what the template shows, by section."""
     figures = [figure for figure in collect_metrics(groups) if figure.is_compared]
-    seed, prompts = side_by_side(groups)
+    seed, prompts = compare_answers(groups)
     by_kind, by_stage = throughput.speeds(collection)
     keys = differing_keys([point.config for point in collection.points])
     costs = stage_costs(collection)
@@ -65,11 +65,11 @@ def build_context(collection: Collection, groups: list[Group]) -> dict[str, Any]
         "method": statistics.METHOD,
         "overview": overview(collection),
         "period": format_period(collection),
-        "stages": [(cost, users(collection, cost.stage)) for cost in costs],
+        "stages": [(cost, name_users(collection, cost.stage)) for cost in costs],
         "total": (add_up([cost.planned for cost in costs]), add_up([cost.spent for cost in costs])),
         "priced": any(cost.dollars for each in costs for cost in (each.planned, each.spent) if cost is not None),
         "cost_cells": format_cost,
-        "legend": build_legend(groups, plots.under_way(groups)),
+        "legend": build_legend(groups, plots.count_under_way(groups)),
         "finished": build_legend(groups, [len(plots.score_pairs(group, "eval/reward")) for group in groups]),
         "curves": to_data_url(plots.curves(groups)),
         "frontier": to_data_url(plots.frontier(groups)),
@@ -85,7 +85,7 @@ def build_context(collection: Collection, groups: list[Group]) -> dict[str, Any]
         "seed": seed,
         "prompts": prompts,
         "keys": keys,
-        "numeric": [key for key in keys if numeric([point.config.get(key) for point in collection.points])],
+        "numeric": [key for key in keys if is_numeric([point.config.get(key) for point in collection.points])],
         "points": collection.points,
         "failures": failures(collection),
         "missing": missing(collection),
@@ -111,15 +111,16 @@ def decimal(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def numeric(values: list[Any]) -> bool:
-    """Whether all that is set is numbers."""
+def is_numeric(values: list[Any]) -> bool:
+    """Whether all values that are set are numbers."""
     return all(as_float(value) is not None for value in values if value is not None)
 
 
 def overview(collection: Collection) -> list[str]:
-    """How many points and stages, in which states, what they took beside what was planned, and what sharing saved."""
-    points = counted([point.state for point in collection.points])
-    kinds = counted([stage.kind for stage in sorted(collection.stages, key=lambda stage: pipeline_index(stage.kind))])
+    """Describe the collection in a few lines: points and stages by state, time and cost beside those planned, and what
+    sharing saved."""
+    points = count_names([point.state for point in collection.points])
+    kinds = count_names([stage.kind for stage in sorted(collection.stages, key=lambda stage: pipeline_index(stage.kind))])
     uses = sum(len(point.stages) for point in collection.points)
     lines = [
         f"{plural(len(collection.points), 'point', ',')}: {points}",
@@ -130,13 +131,13 @@ def overview(collection: Collection) -> list[str]:
     return lines + cost_lines(collection)
 
 
-def counted(names: list[str]) -> str:
-    """How often each name occurs, as `4 done, 2 failed`."""
+def count_names(names: list[str]) -> str:
+    """Count how often each name occurs, as `4 done, 2 failed`."""
     return ", ".join(f"{names.count(name):,} {name}" for name in dict.fromkeys(names))
 
 
 def format_period(collection: Collection) -> str | None:
-    """From the first to the last step that any stage logged."""
+    """Write the time from the first to the last step that any stage logged; None without a step."""
     times = [float(value) for stage in collection.stages for value in stage.series.get("time") if 0 < value < LAST_TIME]
     if not times:
         return None
@@ -144,7 +145,7 @@ def format_period(collection: Collection) -> str | None:
     return f"{time.strftime(form, time.localtime(min(times)))} to {time.strftime(form, time.localtime(max(times)))}"
 
 
-def users(collection: Collection, stage: Stage) -> list[str]:
+def name_users(collection: Collection, stage: Stage) -> list[str]:
     """Return the points that use a stage: all, a few by name, or the first of them and how many more."""
     using: list[Point] = collection.users(stage)
     if len(using) == len(collection.points) > 1:

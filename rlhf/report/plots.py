@@ -98,7 +98,8 @@ def colours(count: int) -> list[str]:
 
 
 def curves(groups: list[Group]) -> str | None:
-    """Reward, gold reward, KL and length over steps, mean and interval over each group's seeds; None without a step."""
+    """Draw reward, gold reward, KL and length over steps, as mean and interval over each group's seeds; None without a
+    step."""
     panels = used_panels(groups)
     if not panels:
         return None
@@ -122,10 +123,10 @@ def curves(groups: list[Group]) -> str | None:
 def used_panels(groups: list[Group]) -> list[Curve]:
     """Return the plots of the last part of the pipeline that any point has come to."""
     kinds = [kind for group in groups for kind in group.kinds]
-    return next((panels for stages in pipeline_parts(kinds) if (panels := with_data(groups, stages))), [])
+    return next((panels for stages in pipeline_parts(kinds) if (panels := drop_empty(groups, stages))), [])
 
 
-def with_data(groups: list[Group], stages: list[str]) -> list[Curve]:
+def drop_empty(groups: list[Group], stages: list[str]) -> list[Curve]:
     """Return the plots of some stages for which any of them has logged anything."""
     return [
         panel
@@ -134,8 +135,8 @@ def with_data(groups: list[Group], stages: list[str]) -> list[Curve]:
     ]
 
 
-def under_way(groups: list[Group]) -> list[int]:
-    """How many stages each group's curves are of: the most of any panel."""
+def count_under_way(groups: list[Group]) -> list[int]:
+    """Count the stages that each group's curves are of: the most of any panel."""
     panels = used_panels(groups)
     kinds = {panel.stage for panel in panels}
     return [max((sum(len(s.series.steps) > 0 for s in g.stages(kind)) for kind in kinds), default=0) for g in groups]
@@ -160,7 +161,7 @@ def series(stages: list[Stage], metric: str) -> tuple[Array, Array]:
 
 
 def bin_series(steps: Array, values: Array) -> tuple[Array, Array]:
-    """At most PLACES columns, each the mean of neighbouring steps."""
+    """Average neighbouring steps, [stages, steps], so that at most PLACES columns are left."""
     if len(steps) <= PLACES:
         return steps, values
     starts = np.linspace(0, len(steps), PLACES + 1).astype(int)[:-1]
@@ -199,7 +200,7 @@ def frontier(groups: list[Group]) -> str | None:
 
 
 def score_pairs(group: Group, metric: str) -> Array:
-    """KL and the metric of each finished stage that trained a policy, [stages, 2]."""
+    """Return KL and the metric of each finished stage that trained a policy, [stages, 2]."""
     stages = [stage for kind in group.kinds for stage in group.stages(kind)]
     known = [stage.metrics for stage in stages if metric in stage.metrics and KL in stage.metrics]
     return np.array([[figures[KL], figures[metric]] for figures in known]).reshape(len(known), 2)

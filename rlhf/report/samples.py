@@ -34,7 +34,7 @@ class Prompt:
     answers: list[Answer]
 
 
-def side_by_side(groups: list[Group]) -> tuple[Any, list[Prompt]]:
+def compare_answers(groups: list[Group]) -> tuple[Any, list[Prompt]]:
     """Return a handful of prompts with the answers of one seed's points, and that seed: the one that most groups have."""
     seed = common_seed(groups)
     rows = [group_rows(group, seed) for group in groups]
@@ -91,11 +91,11 @@ def answers(prompt: str, groups: list[Group], rows: list[Rows]) -> list[Answer]:
 
 
 def answer(who: str, group: int | None, row: dict[str, Any], side: Side) -> Answer:
-    """One side of a row of samples.jsonl."""
+    """Return one side of a row of samples.jsonl, as the answer of `who`."""
     text, key = shorten(as_text(row.get(side.key)) or ""), side.key
     return Answer(who, group, text, as_float(row.get(f"{key}_score")), as_float(row.get(f"{key}_gold")))
 
 
 def shorten(text: str) -> str:
-    """Return the beginning of a long text."""
+    """Cut a text to CHARACTERS characters, and say how many more there are."""
     return text if len(text) <= CHARACTERS else f"{text[:CHARACTERS]}… ({len(text) - CHARACTERS:,} more characters)"

@@ -29,7 +29,7 @@ class Series:
 
 @dataclass(frozen=True)
 class SummaryEntry:
-    """What a point's summary.json, written at unix second `time`, says of one of its stages."""
+    """The entry of a stage in a point's summary.json, which was written at unix second `time`."""
 
     state: str | None = None
     reason: str | None = None
@@ -129,7 +129,7 @@ def followed_metrics(display: Display) -> list[str]:
 
 
 def read_series(directory: StageDirectory, state: str, display: Display, notes: list[str]) -> Series:
-    """Return the followed metrics; of a step that was logged twice, as after a restart, the last."""
+    """Read the followed metrics of all steps; of a step that was logged twice, as after a restart, the last line counts."""
     followed = followed_metrics(display)
     rows: dict[int, dict[str, Any]] = {}
     for row in read_good_lines(directory.metrics_file, state, notes):
@@ -143,7 +143,7 @@ def read_series(directory: StageDirectory, state: str, display: Display, notes: 
 
 
 def as_column(values: list[Any]) -> Array:
-    """Return the numbers among some values, NaN for what is none or is not finite."""
+    """Return values as a column of numbers, NaN for what is no number or is not finite."""
     if set(map(type, values)) <= {float, type(None)}:  # as it should be
         column = np.array(values, dtype=np.float64)
         column[~np.isfinite(column)] = np.nan
@@ -153,7 +153,7 @@ def as_column(values: list[Any]) -> Array:
 
 
 def read_samples(directory: StageDirectory, state: str, notes: list[str]) -> list[dict[str, Any]]:
-    """Return the rows of the last evaluation."""
+    """Read the rows of the last evaluation."""
     last = -1
     kept: list[dict[str, Any]] = []
     for row in read_good_lines(directory.samples_file, state, notes):
@@ -167,7 +167,7 @@ def read_samples(directory: StageDirectory, state: str, notes: list[str]) -> lis
 
 
 def read_good_lines(file: Path, state: str, notes: list[str]) -> list[dict[str, Any]]:
-    """Return the lines that can be read, with a note about others; a stage that runs may be writing its last one."""
+    """Read the lines that are not damaged, with a note about the others; a stage that runs may be writing its last line."""
     try:
         lines = list(read_lines(file))
     except Unreadable as error:
@@ -192,7 +192,7 @@ def find_log(path: Path, entry: SummaryEntry) -> str | None:
 
 
 def parse_entry(entry: Any, written: float) -> SummaryEntry:
-    """Return a stage's entry of summary.json."""
+    """Parse an entry of summary.json, which was written at unix second `written`; damaged values are left out."""
     known = as_mapping(entry)
     return SummaryEntry(
         as_text(known.get("state")),

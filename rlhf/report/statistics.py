@@ -40,10 +40,8 @@ def estimate_once(values: tuple[float, ...]) -> Estimate:
 
 
 def bands(values: Array) -> tuple[Array, Array, Array, NDArray[np.int64]]:
-    """Mean, lower and upper bound and n of each column of `values` [seeds, columns]; NaN is a missing value.
-
-    Bounds are NaN where n < 2, and the mean is where n is 0.
-    """
+    """Return mean, lower and upper bound and n of each column of `values` [seeds, columns]; NaN is a missing value. Bounds
+    are NaN where n < 2, and the mean is where n is 0."""
     ordered = np.sort(values, axis=0)  # missing ones last; so the order of the seeds does not matter
     n = np.isfinite(values).sum(axis=0)
     mean, low, high = (np.full(values.shape[1], math.nan) for _ in range(3))

@@ -24,8 +24,8 @@ class Speed:
 
 
 def speeds(collection: Collection) -> tuple[list[Speed], list[Speed]]:
-    """Speed of each kind of stage on each type of machine (of benchmarks a mean would mean nothing), and of each stage that
-    has logged a step."""
+    """Return the speed of each kind of stage on each type of machine (a mean of benchmarks would mean nothing), and of each
+    stage that has logged a step."""
     measured = [stage for stage in collection.stages if len(stage.series.steps)]
     each = [Speed(stage.name, device(stage), 1, speed(stage)) for stage in measured]
     kinds: dict[tuple[str, str], list[Speed]] = {}
@@ -41,7 +41,8 @@ def speed_metrics(stage: Stage) -> dict[str, Metric]:
 
 
 def speed(stage: Stage) -> dict[str, float]:
-    """One stage's speed over its steps, as far as it was logged; rates are averaged over the time that they are per."""
+    """Return a stage's speed over its steps, as far as it was logged; rates are averaged over the time that they are
+    per."""
     series = stage.series
     found = {"steps": float(len(series.steps))}
     for metric in speed_metrics(stage).values():
@@ -56,7 +57,7 @@ def speed(stage: Stage) -> dict[str, float]:
 
 
 def combine(kind: str, device: str, members: list[Speed]) -> Speed:
-    """Several stages of one kind on one type of machine."""
+    """Combine several stages of one kind on one type of machine: means, and the largest peak."""
     values: dict[str, list[float]] = {}
     for own in members:
         for name, value in own.metrics.items():

@@ -19,7 +19,7 @@ class Version:
 
 
 def versions(collection: Collection) -> list[Version]:
-    """Python, packages, code, host and hardware of all stages that say what they were made with."""
+    """List Python, packages, code, host and hardware of all stages that say what they were made with."""
     facts = {stage.name: describe_version(stage) for stage in collection.stages if stage.environment}
     names = dict.fromkeys(name for own in facts.values() for name in own)
     found = []
@@ -32,7 +32,7 @@ def versions(collection: Collection) -> list[Version]:
 
 
 def describe_version(stage: Stage) -> dict[str, str]:
-    """Return the facts of a stage's environment.json."""
+    """Return what a stage's environment.json tells: code, hardware, machine, Python and packages, by name."""
     environment = stage.environment
     gpus = environment.get("gpus")
     packages = {str(name): version for name, version in as_mapping(environment.get("packages")).items() if version}
@@ -50,7 +50,7 @@ def describe_version(stage: Stage) -> dict[str, str]:
 
 
 def commit(git: dict[str, Any]) -> str | None:
-    """Return the code's commit, and whether it was changed since."""
+    """Write the code's commit, and a hash of the changes if there were any; None without a commit."""
     if not git.get("commit"):
         return None
     return to_yaml_text(git["commit"]) + (f" with changes ({to_yaml_text(git['diff'])[:12]})" if git.get("diff") else "")

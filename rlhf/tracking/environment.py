@@ -49,7 +49,7 @@ def processor_name() -> str:
 
 
 def installed_version(package: str) -> str | None:
-    """Return a package's version, or None."""
+    """Return a package's version; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -63,7 +63,7 @@ def git_state() -> dict[str, str | None]:
 
 
 def git(*arguments: str) -> str | None:
-    """Return a git command's output in the package's directory; None outside a repository or without git."""
+    """Run git in the package's directory; returns its output, None outside a repository or without git."""
     try:
         done = subprocess.run(
             ["git", *arguments],

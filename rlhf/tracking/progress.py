@@ -17,15 +17,15 @@ QUIET_PERIOD_S = 5.0
 PACES = 20
 
 
-def rate(per_second: float) -> str:
-    """Return a speed for people: two significant digits at least, so that a slow model does not stand still."""
+def format_rate(per_second: float) -> str:
+    """Write a speed with two significant digits at least, so that a slow model does not stand still."""
     return f"{per_second:.0f}" if per_second >= 10 else f"{per_second:#.2g}"
 
 
 def describe_progress(metrics: dict[str, float], names: Sequence[str], known: Mapping[str, Metric]) -> dict[str, str]:
     """Write the named metrics of a step that it has, by their headings, as a bar shows them; `known` are the stage's."""
     shown = [known[name] for name in names if name in metrics]
-    return {m.heading: (rate if m.unit == "1/s" else m.write)(metrics[m.name]) for m in shown}
+    return {m.heading: (format_rate if m.unit == "1/s" else m.write)(metrics[m.name]) for m in shown}
 
 
 class TimeLeft(ProgressColumn):
@@ -39,7 +39,7 @@ class TimeLeft(ProgressColumn):
 
 
 class Bar:
-    """Progress of a stage, `done` steps of which were done before, with its latest figures; silent unless `show`.
+    """The progress of a stage, with its latest metrics; silent unless `show`. `done` steps were done before.
 
     The time that is left is that of the plan, corrected by the pace of the last steps.
     """
@@ -57,10 +57,10 @@ class Bar:
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeLeft(),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[metrics]}"),
                 console=self.console,
             )
-            self.task = self.progress.add_task(label, total=total, completed=done, figures="", ends=self.find_end())
+            self.task = self.progress.add_task(label, total=total, completed=done, metrics="", ends=self.find_end())
 
     def __enter__(self) -> "Bar":
         if self.progress is not None:
@@ -76,26 +76,26 @@ class Bar:
         left = seconds_left(self.planned, self.done, self.total, average_pace(self.paces))
         return None if left is None else time.monotonic() + left
 
-    def update(self, done: int, figures: dict[str, str]) -> None:
-        """Show that `done` steps are done, and their figures."""
+    def update(self, done: int, metrics: dict[str, str]) -> None:
+        """Show that `done` steps are done, and the metrics of the last one as they are written, by name."""
         now = time.monotonic()
         if self.stepped is not None and done > self.done:
             self.paces.append((now - self.stepped) / (done - self.done))
         self.done, self.stepped = done, now
-        text = "  ".join(f"{name} {value}" for name, value in figures.items())
+        text = "  ".join(f"{name} {value}" for name, value in metrics.items())
         ends = self.find_end()
         if self.progress is not None:
-            self.progress.update(self.task, completed=done, figures=text, ends=ends)
+            self.progress.update(self.task, completed=done, metrics=text, ends=ends)
         elif self.show and (done == self.total or now - self.last > QUIET_PERIOD_S):
             self.last = now
             left = "" if ends is None or done == self.total else f"{format_duration(ends - now)} left  "
             self.console.print(f"{self.label:>6} {done}/{self.total}  {left}{text}", soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """Show what is being done between two steps, where the number of steps stands still."""
+        """Show the work between two steps, during which the number of steps stands still."""
         self.stepped = None
         if self.progress is not None:
-            self.progress.update(self.task, figures=text)
+            self.progress.update(self.task, metrics=text)
         elif self.show and time.monotonic() - self.last > QUIET_PERIOD_S:
             self.last = time.monotonic()
             self.console.print(f"{self.label:>6} {self.done}/{self.total}  {text}", soft_wrap=True)

@@ -13,7 +13,7 @@ from rlhf.runtime.distributed import maximum, total
 
 @dataclass
 class Clock:
-    """Seconds per named phase; on a GPU, a phase ends when its kernels have."""
+    """Seconds by phase; on a GPU a phase ends when its kernels have."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 

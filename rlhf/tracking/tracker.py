@@ -112,11 +112,11 @@ class Tracker:
             self.wandb.table(step, rows)
 
     def status(self, step: int, total: int) -> None:
-        """Say how far the stage is."""
+        """Note for the heartbeat how far the stage is."""
         self.progress = {"step": step, "total": total}
 
     def beat(self) -> None:
-        """Renew the heartbeat with what `status` was told last, until the tracker is closed."""
+        """Renew the heartbeat, with the progress that `status` noted last, until the tracker is closed."""
         while not self.closing.wait(HEARTBEAT_PERIOD_S):
             try:
                 with contextlib.suppress(OSError):  # a full disk; what cannot be saved says so itself
@@ -148,6 +148,6 @@ class Tracker:
 
 
 def append(file: Path, value: dict[str, Any]) -> None:
-    """Add one JSON line."""
+    """Append one line of JSON to a file."""
     with file.open("a") as stream:
         stream.write(json.dumps(value) + "\n")

@@ -33,7 +33,7 @@ class WandbRun:
         self.wandb = wandb
         directory, name = Path(spec.directory), f"{spec.config.name}-{Path(spec.directory).name}"
         values = mask_values(asdict(spec.config)) | {"inputs": [run_id(parent) for parent in spec.parents]}
-        self.run = start(spec.config, spec.stage, name, run_id(spec.fingerprint), directory, values, resumed)
+        self.run = start_run(spec.config, spec.stage, name, run_id(spec.fingerprint), directory, values, resumed)
         self.first = self.run.step if resumed else 0
 
     def log(self, step: int, at: float, metrics: dict[str, float]) -> None:
@@ -50,7 +50,7 @@ class WandbRun:
 
     def finish(self, exit_code: int) -> None:
         """End the run, as failed if the code is not 0."""
-        end(self.run, exit_code)
+        end_run(self.run, exit_code)
 
 
 def run_id(fingerprint: str) -> str:
@@ -58,7 +58,7 @@ def run_id(fingerprint: str) -> str:
     return fingerprint[:32]
 
 
-def start(
+def start_run(
     config: Config, kind: str, name: str, identity: str, directory: Path, values: dict[str, Any], resumed: bool = False
 ) -> Any:
     """Start a run that shows `values` as its configuration, with its files in `directory`: the run that the server has of
@@ -104,33 +104,33 @@ def masked_command() -> Iterator[None]:
 
 def log_sweep(points: list[Point], tasks: list[Task], outcomes: dict[str, Outcome]) -> None:
     """Log the run of a sweep as a whole: its plan (a row per stage, with the points that share it) and its points (a row
-    each, with the runs of their stages and their final figures)."""
+    each, with the runs of their stages and their final metrics)."""
     import wandb
 
     config, directory = points[0].config, points[0].directory.parent
     identity = hashlib.sha256(f"{config.tracking.wandb.project}/{config.name}".encode()).hexdigest()[:32]
-    run = start(config, "sweep", config.name, identity, directory, {})
+    run = start_run(config, "sweep", config.name, identity, directory, {})
     plan = [
         [task.node.directory.path.name, run_id(task.key), outcomes[task.key].state, ", ".join(task.points)]
         for task in tasks
     ]
-    figures = {name: value for point in points for name, value in final_metrics(point, outcomes).items()}
+    metrics = {name: value for point in points for name, value in final_metrics(point, outcomes).items()}
     rows = []
     for point in points:
         runs = {node.stage: run_id(node.fingerprint) for node in point.stages}
         found = final_metrics(point, outcomes)
-        rows.append([point.name, *(runs.get(stage) for stage in stage_kinds()), *(found.get(name) for name in figures)])
-    columns: list[Any] = ["point", *(f"{stage} run" for stage in stage_kinds()), *figures]
+        rows.append([point.name, *(runs.get(stage) for stage in stage_kinds()), *(found.get(name) for name in metrics)])
+    columns: list[Any] = ["point", *(f"{stage} run" for stage in stage_kinds()), *metrics]
     run.log(
         {
             "plan": wandb.Table(columns=["stage", "run", "state", "points"], data=plan),
             "points": wandb.Table(columns=columns, data=rows),
         }
     )
-    end(run, 0)
+    end_run(run, 0)
 
 
-def end(run: Any, exit_code: int) -> None:
+def end_run(run: Any, exit_code: int) -> None:
     """End a run, and wait until W&B's own process has written all of it: `finish` may return before."""
     import wandb
 

@@ -26,6 +26,7 @@ RESULTS = ROOT / "experiments" / "results" / "demo-families-cpu.json"
 EXAMPLES = (
     "conf/data/rm-static.yaml",
     "conf/rollout/plain.yaml",
+    "conf/stage/relearn.yaml",
 )
 HEAD = (
     "| family | sizes in `conf/model` | tests, all weights | tests, LoRA, two ranks | demo, gold: SFT → PPO | KL, nats |\n"

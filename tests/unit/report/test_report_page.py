@@ -13,7 +13,7 @@ from rlhf.cli.report import main
 from rlhf.report.collect import collect
 from rlhf.report.groups import group_points
 from rlhf.report.plots import PALETTE, PLACES, bin_series, colours, series
-from rlhf.report.samples import side_by_side
+from rlhf.report.samples import compare_answers
 
 SECTIONS = ("overview", "curves", "frontier", "figures", "throughput", "samples", "configuration", "failures", "versions")
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>&amp;\"'"
@@ -124,7 +124,7 @@ def test_samples_of_one_seed_last_evaluation_and_the_prompts_that_all_have(tmp_p
     sweep = grid(tmp_path)
     place = sweep.root / "stages" / f"ppo-{18:012x}" / "samples.jsonl"
     place.write_text("".join(json.dumps(answer(prompt, ppo="x" * 9999)) + "\n" for prompt in ("other", "What now?")))
-    seed, prompts = side_by_side(group_points(collect(sweep.place)))
+    seed, prompts = compare_answers(group_points(collect(sweep.place)))
     assert seed == 0
     assert [prompt.text for prompt in prompts] == ["What now?", "And then?", "other"]
     assert [answer.who for answer in prompts[0].answers] == ["SFT", "ppo.kl_coef=0.05", "ppo.kl_coef=0.3"]

@@ -2,14 +2,14 @@ import pytest
 
 from rlhf.planner.remaining import Planned
 from rlhf.tracking import progress
-from rlhf.tracking.progress import Bar, rate
+from rlhf.tracking.progress import Bar, format_rate
 
 
 @pytest.mark.parametrize(
     ("per_second", "shown"), [(0.0123, "0.012"), (0.4, "0.40"), (8.02, "8.0"), (10.4, "10"), (1234.5, "1234")]
 )
 def test_a_slow_model_does_not_stand_still(per_second, shown):
-    assert rate(per_second) == shown
+    assert format_rate(per_second) == shown
 
 
 def test_what_is_done_between_two_steps_is_said(capsys):
