@@ -187,6 +187,13 @@ class StageDirectory:
         """Return what the stage was made with; empty if nothing says so. Raises Unreadable."""
         return read_object(self.path / "environment.json") or {}
 
+    def data(self) -> dict[str, Any]:
+        """Return what was counted of the records that the stage reads; empty if nothing says so, or its file is damaged."""
+        try:
+            return read_object(self.path / "data.json") or {}
+        except Unreadable:
+            return {}
+
     def planned(self) -> Planned | None:
         """Return what was planned of the stage when it was launched; None where nothing was, or its file is damaged."""
         try:
@@ -229,6 +236,11 @@ class StageDirectory:
         """Note what the stage is made with. Raises LockLost."""
         self.check_lock()
         write_json(self.path / "environment.json", mask_values(environment))
+
+    def write_data(self, counted: dict[str, Any]) -> None:
+        """Note what was counted of the records that the stage reads. Raises LockLost."""
+        self.check_lock()
+        write_json(self.path / "data.json", counted)
 
     def write_planned(self, planned: dict[str, Any]) -> None:
         """Note what is planned of the stage, unless that is empty."""

@@ -73,6 +73,7 @@ def build_context(collection: Collection, groups: list[Group]) -> dict[str, Any]
         "finished": build_legend(groups, [len(plots.score_pairs(group, "eval/reward")) for group in groups]),
         "curves": to_data_url(plots.curves(groups)),
         "frontier": to_data_url(plots.frontier(groups)),
+        "lengths": to_data_url(plots.lengths(collection.stages)),
         "places": plots.PLACES,
         "figures": figures,
         "rows": list(

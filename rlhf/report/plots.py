@@ -52,6 +52,9 @@ PLACES = 200
 # Curves of so few points show them.
 DOTTED = 25
 
+# At most so many panels show lengths.
+PANELS = 4
+
 # What a policy gained, over the KL that it cost.
 FRONTIER, KL = ("eval/reward", "eval/gold"), "eval/kl_sequence"
 
@@ -224,6 +227,26 @@ def draw_frontier(axis: Axes, groups: list[Group], metric: str) -> None:
         means.append(np.array([0.0, start.mean]))
     ordered = np.array(sorted(means, key=lambda mean: float(mean[0])))
     axis.plot(*ordered.T, color="#bbbbbb", linewidth=1.0, zorder=2)
+
+
+def lengths(stages: list[Stage]) -> str | None:
+    """Return how long the training records of stages are, a panel for each kind of stage and each data; None without."""
+    panels = list(dict.fromkeys((stage.kind, stage.lengths) for stage in stages if stage.lengths is not None))[:PANELS]
+    if not panels:
+        return None
+
+    def paint(canvas: Canvas) -> None:
+        for axis, (kind, found) in zip(np.atleast_1d(canvas.subplots(1, len(panels))), panels, strict=True):
+            for name, counts, colour in (("prompts", found.prompt, PALETTE[0]), ("responses", found.response, PALETTE[1])):
+                if any(counts):
+                    edges = np.arange(len(counts) + 1) * found.width
+                    axis.stairs(counts, edges, fill=True, color=colour, alpha=0.45, label=name)
+            axis.set_title(kind)
+            axis.set_xlabel("tokens")
+            axis.set_ylabel("records")
+            axis.legend(frameon=False)
+
+    return draw_page("lengths", (3.6 * len(panels), 2.6), paint)
 
 
 def draw_page(name: str, size: tuple[float, float], paint: Callable[[Canvas], None]) -> str:

@@ -28,6 +28,15 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """How many training prompts and responses have a length, in steps of `width` tokens from 0."""
+
+    width: int
+    prompt: tuple[float, ...]
+    response: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class SummaryEntry:
     """The entry of a stage in a point's summary.json, which was written at unix second `time`."""
 
@@ -60,6 +69,7 @@ class Stage:
     notes: tuple[str, ...] = ()
     display: Display = field(default_factory=Display)
     planned: Planned | None = None
+    lengths: Lengths | None = None
 
     @property
     def name(self) -> str:
@@ -97,7 +107,18 @@ def read_stage(path: Path, kind: str, entry: SummaryEntry) -> Stage:
         tuple(notes),
         display,
         directory.planned() or (None if found.result else entry.planned),
+        read_lengths(directory.data()),
     )
+
+
+def read_lengths(data: dict[str, Any]) -> Lengths | None:
+    """Return the lengths of the records that a stage reads; None where nothing says them."""
+    found = as_mapping(as_mapping(data.get("train")).get("histogram"))
+    width, parts = as_int(found.get("width")), [found.get(part) for part in ("prompt", "response")]
+    if width is None or width < 1 or not all(isinstance(part, list) for part in parts):
+        return None
+    prompt, response = (tuple(as_float(count) or 0.0 for count in part or ()) for part in parts)
+    return Lengths(width, prompt, response) if prompt or response else None
 
 
 def choose_state(found: StageState, entry: SummaryEntry) -> tuple[str, str | None]:

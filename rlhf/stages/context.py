@@ -1,10 +1,13 @@
 """What a stage is given besides its configuration and its inputs, and when it evaluates."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from rlhf.data.tokenized import Tokenized
 from rlhf.experiment.spec import Spec
 from rlhf.experiment.stage_directory import StageDirectory, parse_planned
 from rlhf.planner.remaining import Planned
+from rlhf.runtime.distributed import is_main
 from rlhf.tracking.tracker import Tracker
 
 
@@ -20,6 +23,12 @@ class Context:
     def planned(self) -> Planned | None:
         """What was planned of the stage when it was launched."""
         return parse_planned(self.spec.planned)
+
+
+def note_data(context: Context, train: Tokenized[Any], heldout: Tokenized[Any]) -> None:
+    """Note what was counted of the records that the stage reads, for reports."""
+    if is_main():
+        context.directory.write_data({"train": asdict(train.counted), "heldout": asdict(heldout.counted)})
 
 
 def should_evaluate(step: int, total: int, every: int | None) -> bool:

@@ -12,7 +12,7 @@ from rlhf.catalog.stage import metrics_of
 from rlhf.config.schema import Config, Lora
 from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.data.records import find_gold
-from rlhf.data.tokenized import DataSource
+from rlhf.data.tokenized import DataSource, open_data
 from rlhf.engine.save import save_model
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.ppo.evaluate import Answer, Evaluation, compare, heldout_prompts
@@ -20,7 +20,7 @@ from rlhf.ppo.report import describe_speed
 from rlhf.runtime.device import peak_memory_gib
 from rlhf.runtime.distributed import is_main, maximum, world
 from rlhf.stages.card import write_model_card
-from rlhf.stages.context import Context, should_evaluate
+from rlhf.stages.context import Context, note_data, should_evaluate
 from rlhf.stages.saver import Saver
 from rlhf.tracking.progress import Bar, describe_progress
 
@@ -34,6 +34,8 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     source = DataSource(config)
     tokenizer = load_tokenizer(inputs["actor"], "ppo.actor", None, config.model.trust_remote_code)
     loader, prompts = create_prompt_dataloader(config, tokenizer, source), heldout_prompts(source, tokenizer)
+    train, heldout = (open_data(source, tokenizer, "prompts", part) for part in ("train", "heldout"))
+    note_data(context, train, heldout)
     del source
     engine = DeepSpeedRLHFEngine(
         actor_model_name_or_path=inputs["actor"],

@@ -29,7 +29,7 @@ from rlhf.planner.batches import batches
 from rlhf.runtime.distributed import is_main, rank, total
 from rlhf.stages import supervised
 from rlhf.stages.card import write_model_card
-from rlhf.stages.context import Context
+from rlhf.stages.context import Context, note_data
 from rlhf.stages.reward import answers_per_pass, work
 from rlhf.stages.reward.comparisons import (
     PAIRS,
@@ -59,6 +59,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     shown = None if reward.normalize == "none" else open_data(
         source, tokenizer, "demonstrations", "train", first=BIAS_DEMONSTRATIONS
     )  # fmt: skip
+    note_data(context, train, heldout)
     del source
     config = replace(config, seed=reward_seed(config))  # of all that is drawn but the data
     counts = describe_pairs(train, heldout) | describe_objective(train, reward)

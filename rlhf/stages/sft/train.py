@@ -27,7 +27,7 @@ from rlhf.planner.batches import batches
 from rlhf.runtime.distributed import rank, total
 from rlhf.stages import supervised
 from rlhf.stages.card import write_model_card
-from rlhf.stages.context import Context
+from rlhf.stages.context import Context, note_data
 from rlhf.stages.sft import work
 from rlhf.stages.supervised import Learner
 
@@ -40,6 +40,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     turns = sft.loss_on == "assistant"
     train, heldout = (open_data(source, tokenizer, "demonstrations", part, turns=turns) for part in ("train", "heldout"))
     require_records(heldout, "demonstrations", config)
+    note_data(context, train, heldout)
     del source
     plan = batches(config, "sft")
     policy = new_policy(config.model, config, tokenizer, config.zero, sft.dropout)
