@@ -138,3 +138,40 @@ def micro_batches(rows: Sequence[int], size: int, packing: str, *models: Any) ->
     if packing == "packed" and all(takes_packed(model) for model in models):
         return [list(rows[part::count]) for part in range(count)]
     return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a forward pass reads at most: `rows` sequences, or, where `tokens` is a number, so many tokens: of sequences
+    that lie in a row (`packed`) their own, else with the padding to the longest. `least` sequences are read together
+    however long they are."""
+
+    rows: int
+    tokens: int | None = None
+    packed: bool = False
+    least: int = 1
+
+    def holds(self, lengths: Sequence[int]) -> bool:
+        """Tell whether sequences of these lengths fit."""
+        if self.tokens is None:
+            return len(lengths) <= self.rows
+        tokens = sum(lengths) if self.packed else len(lengths) * max(lengths)
+        return len(lengths) <= self.least or tokens <= self.tokens
+
+
+def make_room(rows: int, tokens: int | None, packing: str, model: Any, least: int = 1) -> Room:
+    """Return what a forward pass of a model reads at most."""
+    return Room(rows, tokens, packing == "packed" and takes_packed(model), least)
+
+
+def fill_passes(rows: Sequence[int], lengths: Sequence[int], room: Room) -> list[list[int]]:
+    """Share rows among forward passes, each row in the first pass that has room for it."""
+    passes: list[list[int]] = []
+    for row in rows:
+        fitting = (found for found in passes if room.holds([lengths[other] for other in (*found, row)]))
+        found = next(fitting, None)
+        if found is None:
+            passes.append([row])
+        else:
+            found.append(row)
+    return passes

@@ -35,6 +35,7 @@ class Training:
 class Sft(Training):
     """Supervised fine-tuning."""
 
+    micro_batch_tokens: int | None = key(COUNT, effect="speed", neutral=None, unit="tokens")
     dropout: float = key(SHARE)
     loss_on: str = key(choices=("completion", "assistant", "full"))
 
@@ -45,6 +46,7 @@ class Reward(Training):
 
     batch_size: int = key(BATCH, unit="comparisons")
     micro_batch_size: int | None = key(BATCH, effect="speed", unit="comparisons")
+    micro_batch_tokens: int | None = key(COUNT, effect="speed", neutral=None, unit="tokens")
     dropout: float = key(SHARE)
     grouped: bool = key()
     normalize: str = key(choices=("bias", "standard", "none"))

@@ -121,7 +121,7 @@ def reward_rounds(config: Config, directory: Path) -> Iterator[MakeRound]:
 
         def train(variant: Config) -> tuple[list[int], int]:
             how = plan.ranks, answers_per_pass(variant), tokenizer.pad_token_id, variant.reward.packing
-            _, lengths = reward.train_step(engine, items, *how)
+            _, lengths = reward.train_step(engine, items, *how, tokens=variant.reward.micro_batch_tokens)
             return lengths, reward_work(variant, lengths)
 
         yield lambda variant: time_rounds(variant, partial(train, variant))

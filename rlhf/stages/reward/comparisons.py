@@ -7,6 +7,7 @@ derivative on to the weights. The gradient is that of a single pass.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,8 +18,11 @@ from rlhf.data.encoded import Encoded
 from rlhf.data.tokens import ComparisonBatch, SequenceBatch, comparison_batch, right_mask
 from rlhf.engine.step import accumulate
 from rlhf.engine.zero import backward
-from rlhf.models.forward import response_scores
+from rlhf.models.forward import Room, make_room, response_scores
 from rlhf.runtime.distributed import maximum, world
+
+# Room for a single answer.
+ALONE = Room(1)
 
 Element = list[tuple[Encoded, Encoded]]
 
@@ -63,13 +67,16 @@ def train_on_comparisons(
     pad: int,
     packing: str = "packed",
     objective: Objective = PAIRS,
+    tokens: int | None = None,
 ) -> Reading:
     """Accumulate the gradient of this rank's share of a step, `count` comparisons over all ranks, in forward passes of at
-    most `answers` answers. All ranks make equally many passes, since under ZeRO they make each of them together."""
+    most `answers` answers, or of so many `tokens`. All ranks make equally many passes, since under ZeRO they make each of
+    them together."""
     if packing != "none":  # answers of about one length together
         elements = sorted(elements, key=lambda element: -count_tokens(element))
-    batches = [comparison_batch(part, pad, engine.device) for part in parts(elements, answers)]
-    pieces = [split(batch.rows, answers) for batch in batches]
+    room = make_room(answers, tokens, packing, engine, least=2)  # the two of a pair
+    batches = [comparison_batch(part, pad, engine.device) for part in parts(elements, room)]
+    pieces = [split(batch.rows, room) for batch in batches]
     seeds = [draw_seed() if len(found) > 1 else None for found in pieces]
     known = first_readings(engine, batches, pieces, seeds, packing)
     results: list[tuple[Tensor, Tensor]] = []
@@ -82,7 +89,7 @@ def train_on_comparisons(
             for number, (rows, slope) in enumerate(zip(found, slopes, strict=True)):
                 passes.append(Pass(rows, backward_carrying(slope), None if seed is None else seed + number))
     idle = int(maximum(len(passes))) - len(passes) if world() > 1 else 0
-    passes += [Pass(split(batches[0].rows, 1)[0], lambda scores: 0.0 * scores.sum())] * idle
+    passes += [Pass(split(batches[0].rows, ALONE)[0], lambda scores: 0.0 * scores.sum())] * idle
     for number, made in enumerate(passes, start=1):
         engine.set_gradient_accumulation_boundary(number == len(passes))
         if made.seed is not None:
@@ -100,25 +107,28 @@ def count_tokens(element: Element) -> int:
     return sum(answers.values())
 
 
-def parts(elements: list[Element], answers: int) -> Iterator[list[Element]]:
-    """Yield the elements, in order, as many together as have `answers` different answers at most; one at least."""
+def parts(elements: list[Element], room: Room) -> Iterator[list[Element]]:
+    """Yield the elements, in order, as many together as have room for their different answers; one at least."""
     part: list[Element] = []
-    rows = 0
+    lengths: list[int] = []
     for element in elements:
-        own = len({tuple(answer.response) for pair in element for answer in pair})
-        if part and rows + own > answers:
+        own = list({tuple(answer.response): answer.length for pair in element for answer in pair}.values())
+        if part and not room.holds(lengths + own):
             yield part
-            part, rows = [], 0
+            part, lengths = [], []
         part.append(element)
-        rows += own
+        lengths += own
     if part:
         yield part
 
 
-def split(rows: SequenceBatch, size: int) -> list[SequenceBatch]:
-    """Sequences in batches of `size` at most, each as wide as its longest one."""
-    cuts = range(0, len(rows.lengths), size)
-    taken = [(rows.lengths[start : start + size], slice(start, start + size)) for start in cuts]
+def split(rows: SequenceBatch, room: Room) -> list[SequenceBatch]:
+    """Sequences in batches that have room for them, in order, each as wide as its longest one."""
+    lengths, cuts = rows.lengths.tolist(), [0]
+    for number in range(1, len(lengths)):
+        if not room.holds(lengths[cuts[-1] : number + 1]):
+            cuts.append(number)
+    taken = [(rows.lengths[start:end], slice(start, end)) for start, end in pairwise([*cuts, len(lengths)])]
     return [SequenceBatch(rows.ids[own, : int(lengths.max())], lengths, rows.starts[own]) for lengths, own in taken]
 
 
@@ -219,7 +229,7 @@ def first_readings(
             scores.append(read_scores(engine, rows, packing))
         known.append(torch.cat(scores) if scores else None)
     for _ in range(idle):
-        read_scores(engine, split(batches[0].rows, 1)[0], packing)
+        read_scores(engine, split(batches[0].rows, ALONE)[0], packing)
     return known
 
 

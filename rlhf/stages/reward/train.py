@@ -73,7 +73,9 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     engine = training_engine(scorer, config, learning)
     learner = Learner(
         "reward", reward, config.reward_lora, plan, engine, train,
-        step=lambda own: train_step(engine, own, plan.ranks, answers_per_pass(config), pad, reward.packing, objective),
+        step=lambda own: train_step(
+            engine, own, plan.ranks, answers_per_pass(config), pad, reward.packing, objective, reward.micro_batch_tokens
+        ),
         flops=lambda lengths: work(config, lengths),
         sizes=train.sizes,
         batch=lambda own: join_pairs(own, pad),
@@ -98,12 +100,13 @@ def train_step(
     pad: int,
     packing: str = "packed",
     objective: Objective = PAIRS,
+    tokens: int | None = None,
 ) -> tuple[dict[str, float], list[int]]:
-    """One optimiser step on this rank's share of a batch, at most `answers` answers at a time: metrics over all ranks, and
-    the lengths of what was read."""
+    """One optimiser step on this rank's share of a batch, at most `answers` answers, or so many `tokens`, at a time:
+    metrics over all ranks, and the lengths of what was read."""
     engine.train()
     count = float(len(elements) * ranks)
-    found = train_on_comparisons(engine, elements, answers, count, pad, packing, objective)
+    found = train_on_comparisons(engine, elements, answers, count, pad, packing, objective, tokens)
     (norm,) = optimizer_step(engine)
     loss, right, pairs = total(found.loss, float(fraction_correct(found.margins).sum()), found.margins.numel())
     return {"train/loss": loss / count, "train/accuracy": right / pairs, "train/grad_norm": norm}, found.lengths

@@ -20,11 +20,11 @@ from rlhf.data.tokens import SequenceBatch, assistant_mask, response_mask, right
 from rlhf.engine.save import save_model
 from rlhf.engine.step import accumulate, optimizer_step
 from rlhf.engine.zero import TrainingSpec, backward, release, training_engine
-from rlhf.models.forward import micro_batches, target_logprobs
+from rlhf.models.forward import fill_passes, make_room, micro_batches, target_logprobs
 from rlhf.models.load import new_policy
 from rlhf.models.tokenizer import build_tokenizer
 from rlhf.planner.batches import batches
-from rlhf.runtime.distributed import rank, total
+from rlhf.runtime.distributed import maximum, rank, total, world
 from rlhf.stages import supervised
 from rlhf.stages.card import write_model_card
 from rlhf.stages.context import Context, note_data
@@ -70,13 +70,18 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
 def train_step(engine: Any, items: list[Encoded], plan: Batches, config: Config, pad: int) -> dict[str, float]:
     """One optimiser step on this rank's share of a batch: loss per token over all ranks, and gradient norm."""
     engine.train()
-    parts = [
-        sequence_batch(part, pad, engine.device) for part in share_items(engine, items, plan.micro, config.sft.packing)
-    ]
+    tokens = config.sft.micro_batch_tokens
+    shared = share_items(engine, items, plan.micro, config.sft.packing, tokens)
+    parts = [sequence_batch(part, pad, engine.device) for part in shared]
     (count,) = total(sum(float(loss_mask(part, config).sum()) for part in parts))
+    # All ranks make equally many passes, since under ZeRO they make each of them together; those too many count nothing.
+    passes = len(parts) if tokens is None or world() == 1 else int(maximum(len(parts)))
+    idle = [sequence_batch(shared[-1][-1:], pad, engine.device)] * (passes - len(parts))
     loss_sum = 0.0
-    for part in parts:
-        loss = loss_of(engine, part, config)
+    for number, part in enumerate([*parts, *idle], start=1):
+        if tokens is not None:
+            engine.set_gradient_accumulation_boundary(number == passes)
+        loss = loss_of(engine, part, config) * (number <= len(parts))
         backward(engine, loss, count)
         accumulate(engine)
         loss_sum += float(loss.detach())
@@ -85,11 +90,17 @@ def train_step(engine: Any, items: list[Encoded], plan: Batches, config: Config,
     return {"train/loss": loss_total / count, "train/grad_norm": norm}
 
 
-def share_items(engine: Any, items: list[Encoded], size: int, packing: str) -> list[list[Encoded]]:
-    """Share a step's records among forward passes of `size` records at most; without padding by length."""
+def share_items(
+    engine: Any, items: list[Encoded], size: int, packing: str, tokens: int | None = None
+) -> list[list[Encoded]]:
+    """Share a step's records among forward passes of `size` records at most, or of so many `tokens`; without padding by
+    length."""
     order = list(range(len(items)))
     if packing != "none":
         order = sorted(order, key=lambda row: -items[row].length)
+    if tokens is not None:
+        found = fill_passes(order, sequence_lengths(items), make_room(size, tokens, packing, engine))
+        return [[items[row] for row in part] for part in found]
     return [[items[row] for row in part] for part in micro_batches(order, size, packing, engine)]
 
 

@@ -224,3 +224,15 @@ def test_a_browser_finds_every_section(browser):
     for heading in ("Overview", "Curves over steps", "Reward and KL", "Final figures", "Throughput", "Samples", "Failures"):
         assert f"<h2>{heading}</h2>" in dom
     assert "out of memory" in dom
+
+
+def test_lengths_of_the_data_are_drawn_where_they_are_known(tmp_path):
+    sweep = grid(tmp_path)
+    assert 'id="lengths"' not in page_of(sweep)
+    stage = next((sweep.root / "stages").glob("sft-*"))
+    histogram = {"width": 2, "prompt": [0, 3, 9], "response": [1, 0, 5, 2]}
+    write(stage / "data.json", {"train": {"histogram": histogram}, "heldout": {}})
+    assert 'id="lengths"' in page_of(sweep)
+    for damaged in ({"train": 3}, {"train": {"histogram": {"width": 0, "prompt": [], "response": []}}}, [1]):
+        write(stage / "data.json", damaged)
+        assert 'id="lengths"' not in page_of(sweep)

@@ -6,6 +6,7 @@ from support.tiny_models import learning_scorer, pairs_of_answers
 
 from rlhf.data.encoded import Encoded
 from rlhf.engine.zero import release
+from rlhf.models.forward import Room
 from rlhf.stages.reward import comparisons
 from rlhf.stages.reward.comparisons import parts, train_on_comparisons
 from rlhf.stages.reward.train import train_step
@@ -64,8 +65,8 @@ def test_sharded_gradients_too(make_config, tokenizer, zero):
 
 
 def test_prompts_with_few_answers_share_a_pass():
-    assert [len(part) for part in parts(ELEMENTS, 8)] == [2, 2]
-    assert [len(part) for part in parts(ELEMENTS, 4)] == [1, 1, 1, 1]  # what is longer than a pass stands alone
+    assert [len(part) for part in parts(ELEMENTS, Room(8))] == [2, 2]
+    assert [len(part) for part in parts(ELEMENTS, Room(4))] == [1, 1, 1, 1]  # what is longer than a pass stands alone
 
 
 def test_answers_that_are_read_twice_meet_the_same_dropout(make_config, tokenizer):

@@ -12,7 +12,7 @@ from rlhf.engine.zero import backward, release
 from rlhf.planner.batches import batches
 from rlhf.runtime.compat.deepspeed import local_shard
 from rlhf.stages.reward.comparisons import read_scores, train_on_comparisons
-from rlhf.stages.sft.train import loss_of, share_items
+from rlhf.stages.sft.train import loss_of, share_items, train_step
 
 pytestmark = pytest.mark.rounding
 
@@ -98,3 +98,42 @@ def test_passes_hold_no_more_records_than_asked(make_config, tokenizer, packing)
     parts = share_items(engine, records(), batches(config, "sft").micro, packing)
     assert [len(part) for part in parts] in ([4, 2], [3, 3])
     release(engine)
+
+
+BUDGET = 20
+
+
+@pytest.mark.parametrize("packing", WAYS)
+def test_passes_of_so_many_tokens_come_to_the_same(make_config, tokenizer, packing):
+    budgets, found, sizes = (10_000, BUDGET), [], []
+    for budget in budgets:
+        config = make_config(f"sft.packing={packing}", f"sft.micro_batch_tokens={budget}", "sft.eps=1e-8")
+        with smooth_opt():
+            engine = learning_engine(config, tokenizer)
+        sizes.append(share_items(engine, records(), 4, packing, budget))
+        steps = [train_step(engine, records(), batches(config, "sft"), config, 0) for _ in range(2)]
+        found.append([value for step in steps for value in step.values()])
+        release(engine)
+    whole, split = sizes
+    assert len(whole) == 1 and len(split) > 2
+    for part in split:
+        longest, own = max(item.length for item in part), sum(item.length for item in part)
+        assert len(part) == 1 or (own if packing == "packed" else len(part) * longest) <= BUDGET
+    assert sorted((item for part in split for item in part), key=str) == sorted(records(), key=str)
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("packing", WAYS)
+def test_comparisons_of_so_many_tokens_come_to_the_same(make_config, tokenizer, packing):
+    items = [Encoded(records()[0].prompt, item.response) for item in records()]
+    elements = [[(items[0], items[1]), (items[0], items[3]), (items[1], items[3])], [(items[2], items[4])]]
+    found = []
+    for budget in (10_000, BUDGET):
+        with smooth_opt():
+            engine = learning_scorer(make_config(), tokenizer)
+        engine.train()
+        reading = train_on_comparisons(engine, elements, 2, 2.0, 0, packing, tokens=budget)
+        found.append((reading.margins.sort()[0], gradient(engine)))
+        release(engine)
+    assert_close(found[1][0], found[0][0])
+    assert_same_gradients(found[1][1], found[0][1])
