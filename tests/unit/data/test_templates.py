@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tokenizers import CHATML, LLAMA2, byte_level, sentencepiece
+from support.tiny_tokenizers import CHATML, LLAMA2, byte_level, sentencepiece
 from transformers import AutoTokenizer
 
 from rlhf.config.errors import ConfigError

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support.tiny_models import policy_engine, save_models, scorer_engine
-from support.tokenizers import CHATML, byte_level
+from support.tiny_tokenizers import CHATML, byte_level
 from transformers import (
     AutoConfig,
     AutoModel,

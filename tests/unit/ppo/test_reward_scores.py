@@ -7,7 +7,7 @@ import torch
 from support.small import SMALL_PPO
 from support.texts import encode_prompt, encode_response
 from support.tiny_models import PROMPTS, built, prompts
-from support.tokenizers import CHATML, LLAMA2, byte_level, sentencepiece
+from support.tiny_tokenizers import CHATML, LLAMA2, byte_level, sentencepiece
 from transformers import AutoModelForSequenceClassification
 
 from rlhf import DeepSpeedRLHFEngine

@@ -7,7 +7,7 @@ import torch
 from support.rollout_compare import disagreements
 from support.texts import encode_prompt
 from support.tiny_models import PROMPTS, generate, policy_engine, prompts, random_numbers
-from support.tokenizers import CHATML, byte_level
+from support.tiny_tokenizers import CHATML, byte_level
 from transformers import GenerationConfig
 
 from rlhf.data.templates import build_template
