@@ -10,12 +10,14 @@ password.
 """
 
 import argparse
-from dataclasses import replace
+import os
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import NoReturn
 
 from rich.text import Text
 
+from rlhf.config.checks import check_devices
 from rlhf.config.errors import ConfigError
 from rlhf.config.points import compose_config
 from rlhf.config.schema import Config
@@ -23,7 +25,6 @@ from rlhf.config.terminal import Terminal
 from rlhf.experiment.files import parse_json
 from rlhf.experiment.fingerprint import content_id
 from rlhf.experiment.graph import model_path
-from rlhf.experiment.spec import load_spec
 
 PORTS = 65535
 
@@ -66,11 +67,15 @@ def serve(arguments: list[str], console: Terminal) -> None:
         problem = "a port is at most 65535, and a batch holds at least 1 sequence"
         raise ConfigError("argument", f"--port {given.port} --batch-size {given.batch_size}", problem, "give others")
     config = with_template(compose_config("stage=reward", *given.overrides), given.model)
+    check_devices(config)
+    os.environ.setdefault("DS_ACCELERATOR", config.hardware.device)
 
     from rlhf.models.preflight import check_source  # which imports torch
     from rlhf.models.source import Source
     from rlhf.rewards.service import ModelScorer, build_server
+    from rlhf.runtime.distributed import silence_libraries
 
+    silence_libraries()
     source = Source(model_path(given.model), "serve-reward")
     check_source(source, config, scorer=True)
     about = {"model": given.model, "identity": content_id(given.model, "serve-reward")}
@@ -85,9 +90,11 @@ def serve(arguments: list[str], console: Terminal) -> None:
 
 
 def with_template(config: Config, model: str) -> Config:
-    """Return a configuration with the data keys of the stage that made a model, which format its prompts."""
+    """Return a configuration with the keys of the group `data` of the stage that made a model, which format its prompts."""
     place = Path(model).expanduser()
     for file in (place / "spec.json", place.parent / "spec.json"):
         if file.is_file():
-            return replace(config, data=load_spec(parse_json(file.read_text())).config.data)
+            found, known = parse_json(file.read_text())["config"]["data"], {field.name for field in fields(config.data)}
+            given = {key: value for key, value in found.items() if key in known and not isinstance(value, dict)}
+            return replace(config, data=replace(config.data, **given))
     return config

@@ -11,7 +11,7 @@ import torch
 from rlhf.config.schema import Config
 from rlhf.data.dataset import Message, Prompt
 from rlhf.data.encoded import Encoded
-from rlhf.data.templates import build_template
+from rlhf.data.templates import build_saved_template
 from rlhf.data.tokens import right_mask, sequence_batch
 from rlhf.models.families import last_position
 from rlhf.models.forward import micro_batches, response_scores
@@ -34,7 +34,7 @@ class ModelScorer:
     def __init__(self, source: Source, config: Config, batch_size: int) -> None:
         self.device, self.batch_size = torch.device(config.hardware.device), batch_size
         tokenizer = load_tokenizer(source.path, source.key, None, source.trust_remote_code)
-        self.template = build_template(config.data, tokenizer)
+        self.template = build_saved_template(config.data, tokenizer)
         model = load_scorer(source, config, config.reward_zero, 0.0)
         self.model: Any = model.requires_grad_(False).eval().to(self.device)
 

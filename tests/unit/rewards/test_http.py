@@ -97,8 +97,9 @@ def test_a_served_model_gives_the_scores_that_it_gives_here(make_config, tokeniz
             ask(url, [Sample(3, "Yes.")])
     alone = [scorer({"prompts": [s.prompt], "responses": [s.response], "ended": [s.ended]})[0] for s in samples]
     assert found == pytest.approx(alone, abs=1e-5) and len(set(found)) == 3
-    items = scorer.encode({"prompts": ["How?"], "responses": ["Yes."]})
-    assert items[0].response[-1] == tokenizer.eos_token_id and torch.isfinite(torch.tensor(found)).all()
+    (item,), template = scorer.encode({"prompts": ["How?"], "responses": ["Yes."]}), scorer.template
+    assert item == template.encode_answer(template.shorten("How?"), "Yes.")  # as the model was trained
+    assert item.response[-1] == tokenizer.eos_token_id and torch.isfinite(torch.tensor(found)).all()
 
 
 @pytest.mark.parametrize(
