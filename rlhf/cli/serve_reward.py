@@ -1,7 +1,7 @@
 """Serve a reward model over HTTP, so that the points of a sweep share one.
 
     python -m rlhf serve-reward outputs/stages/reward-0123456789ab              # on http://127.0.0.1:8900
-    python -m rlhf serve-reward DIR --host 0.0.0.0 --port 9000 hardware=a100    # for other machines, on a GPU
+    python -m rlhf serve-reward DIR --host 0.0.0.0 --port 9000 hardware=a100-80g    # for other machines, on a GPU
 
 DIR is a stage's directory, a model's directory or a hub id of a sequence classifier with one label. The stage's template
 formats prompts; for another model it is that of the overrides, as data.prompt_format=... A run asks the service where it
