@@ -167,8 +167,8 @@ class RewardTotal:
     def judge(self, sequences: tuple[Tensor, Tensor, int, Tensor], samples: Sequence[Sample]) -> list[float | None] | None:
         """Return the gold reward of each sample of this rank; None where `gold` names none. `sequences` are what
         `read_models` takes."""
-        for model in self.gold_models:
-            scores: list[float | None] = model(*sequences).tolist()
+        if self.gold_models:
+            scores: list[float | None] = self.gold_models[0](*sequences).tolist()
             return scores
         if self.gold is None:
             return None
