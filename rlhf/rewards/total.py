@@ -113,7 +113,8 @@ class RewardTotal:
                 metrics[f"reward/{name}_shaped"] = math.fsum(parts) / len(parts)
         metrics |= self.measure_disagreement(by_models)
         unscored = sum(gather(int((~is_scored).sum())))
-        return Scores(total, is_scored, metrics | ({"reward/unscored": float(unscored)} if self.texts else {}))
+        metrics |= {"reward/unscored": float(unscored)} if self.texts or unscored else {}
+        return Scores(total, is_scored, metrics)
 
     def raw_columns(self, by_models: Tensor, samples: Sequence[Sample]) -> dict[str, tuple[Tensor, Tensor]]:
         """Return each reward's raw scores [B] and which samples it applies to [B], by name."""
