@@ -29,6 +29,8 @@ PHASES = {"time/rollout_s": "rollout", "time/score_s": "score", "time/train_s": 
 COMPUTING = ("train", "score", "update")
 # A constant is sought within this factor of the one that is assumed, in so many halvings.
 RANGE, HALVINGS = 100.0, 40
+# What reading a damaged spec.json raises.
+DAMAGED = (OSError, ValueError, KeyError, TypeError)
 # The least that a stage is said to take before its first step, in seconds; the file has no constant of 0.
 LEAST_STARTUP = 0.01
 
@@ -84,17 +86,8 @@ def read_finished(root: Path, console: Console) -> Iterator[Finished]:
             if result is None:
                 continue
             spec = load_spec(parse_json(directory.spec_file.read_text()))
-        except (
-            ConfigError,
-            Unreadable,
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ) as error:
-            told = (
-                str(error) if isinstance(error, ConfigError | Unreadable) else f"{directory.spec_file.name} cannot be read"
-            )
+        except (ConfigError, Unreadable, *DAMAGED) as error:
+            told = f"{directory.spec_file.name} cannot be read" if isinstance(error, DAMAGED) else str(error)
             console.print(f"left out: {directory.path.name}: {told}", soft_wrap=True)
             continue
         kind, seconds = kind_of(spec.stage), as_float(result.get("seconds"))

@@ -7,6 +7,7 @@
     python -m rlhf plan --largest hardware=a100-80g          # the largest model of each family
     python -m rlhf plan --calibrate outputs/                 # this machine's own constants, from its finished stages
     python -m rlhf plan --published                          # DeepSpeed-Chat's published times beside planned ones
+    python -m rlhf plan --fit model=opt-66b --json           # a table as a list of objects, one a row
 
 Overrides are those of `python -m rlhf`. Nothing is loaded, downloaded or written (but the file that --calibrate writes).
 No GPU is needed. Exit codes: 0 if all fits, 2 if not or for bad input.
@@ -39,9 +40,9 @@ def main(arguments: list[str]) -> int:
         if {"-h", "--help"} & set(arguments):
             Terminal(soft_wrap=True).print(__doc__)
             return 0
-        if tables := [word for word in arguments if word in TABLES]:
-            return show_table(tables[0], [word for word in arguments if word != tables[0]])
         as_json = "--json" in arguments
+        if tables := [word for word in arguments if word in TABLES]:
+            return show_table(tables[0], [word for word in arguments if word not in (tables[0], "--json")], as_json)
         return show_plan(make_plan([word for word in arguments if word != "--json"]), as_json)
     except (ConfigError, Invalid) as error:
         for line in str(error).splitlines():
@@ -53,7 +54,8 @@ def main(arguments: list[str]) -> int:
 
 def make_plan(words: list[str]) -> GraphPlan:
     """Compose what the overrides describe, and plan it. Raises ConfigError or Invalid."""
-    command = read_command(words)
+    # Nothing is to run: what needs devices, the network or finished stages is not looked at.
+    command = read_command(words if any(word.startswith("dry_run=") for word in words) else [*words, "dry_run=true"])
     if command.shows:
         raise ConfigError("argument", command.flags[0], "a plan has no such flag", "give it to python -m rlhf")
     sys.argv[1:] = command.words
@@ -83,14 +85,20 @@ def show_plan(plan: GraphPlan, as_json: bool) -> int:
     return 2 if problems else 0
 
 
-def show_table(flag: str, words: list[str]) -> int:
+def show_table(flag: str, words: list[str], as_json: bool) -> int:
     """Answer one of the flags that stand for a table of several plans; returns the exit code."""
+    if flags := [word for word in words if word.startswith("-")]:
+        raise ConfigError("argument", flags[0], f"{flag} takes overrides, and no other flag but --json", "leave it out")
     from rlhf.cli import tables
     from rlhf.cli.calibrate import calibrate
 
     console = Terminal() if Terminal().is_terminal else Terminal(width=160)
     if flag == "--calibrate":
         return calibrate([Path(word) for word in words], console)
+    if as_json:
+        rows = {"--fit": tables.list_fits, "--largest": tables.list_largest, "--published": tables.list_published}[flag]
+        print(json.dumps(list(rows(words)), indent=1))
+        return 0
     make = {"--fit": tables.fit_table, "--largest": tables.largest_table, "--published": tables.published_table}[flag]
     console.print(make(words))
     return 0

@@ -347,7 +347,8 @@ def input_paths(task: Task, known: set[str]) -> list[StageDirectory]:
     made = [given for given in kind_of(task.node.stage).find_inputs(task.config) if given.stage is not None]
     names = [given.name for given in made if get_key(task.config, given.key) is None]
     found = zip(names, task.parents, strict=True) if task.parents else ()
-    return [StageDirectory(Path(task.node.inputs[name]).parent) for name, parent in found if parent not in known]
+    places = [StageDirectory(Path(task.node.inputs[name]).parent) for name, parent in found if parent not in known]
+    return [place for place in places if place.done or not task.config.dry_run]
 
 
 def check_done(directory: StageDirectory, needed: bool) -> None:

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.table import Table
@@ -34,44 +35,71 @@ def preset_names(group: str) -> list[str]:
     return [file.stem for file in sorted((CONF / group).glob("*.yaml")) if file.stem not in ("cpu", "local")]
 
 
-def fit_table(words: list[str]) -> Table:
-    """Return the presets of hardware: which of them run what the overrides describe, at what time and price."""
-    given = [word for word in words if not word.startswith("hardware=")]
-    table = Table(title=f"Hardware for {' '.join(given) or 'the default'}", title_justify="left")
-    for column in ("hardware", "GPUs", "GiB/GPU", "time", "GPU-hours", "cost", ""):
-        table.add_column(column, justify="left" if column in ("hardware", "") else "right", no_wrap=True)
+def list_fits(words: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the presets of hardware, each with what the overrides take on it, or with why it does not run them."""
     for name in preset_names("hardware"):
         try:
-            tasks, plans, totals = plan_words([*given, f"hardware={name}"])
+            tasks, plans, totals = plan_words([*without("hardware", words), f"hardware={name}"])
         except ConfigError as error:
-            table.add_row(name, "", "", "", "", "", str(error.problem), style="dim")
+            yield {"hardware": name, "fits": False, "problem": str(error.problem)}
             continue
         hardware = tasks[0].config.hardware
-        peak = max(plan.peak for plan in plans) / GIB
-        cells = [name, str(hardware.nodes * hardware.gpus_per_node), f"{peak:.0f}/{hardware.memory_gib:g}"]
-        if not totals.fits:
-            lacking = dict.fromkeys(name for plan in plans for name in plan.lacking)
-            table.add_row(*cells, "", "", "", f"{' and '.join(sorted(lacking))} memory is too small", style="dim")
+        lacking = sorted({f"{memory} memory" for plan in plans for memory in plan.lacking})
+        yield {
+            "hardware": name, "gpus": hardware.nodes * hardware.gpus_per_node, "memory_gib": hardware.memory_gib,
+            **describe_totals(plans, totals), "problem": f"lacks {', '.join(lacking)}" if lacking else None,
+        }  # fmt: skip
+
+
+def list_largest(words: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield each family with its largest model that the overrides' hardware runs; None where it runs none."""
+    for family, names in models_by_family().items():
+        found = largest_model(names, without("model", words))
+        known = {"model": None} if found is None else {"model": found[0], **describe_totals(*found[1:])}
+        yield {"family": family, **known}
+
+
+def without(group: str, words: list[str]) -> list[str]:
+    """Return the overrides that do not choose from a group."""
+    return [word for word in words if not word.startswith(f"{group}=")]
+
+
+def describe_totals(plans: list[StagePlan], totals: Totals) -> dict[str, Any]:
+    """Return what a plan takes in all; its times and costs only if it fits."""
+    taken = {"seconds": totals.seconds, "gpu_hours": totals.gpu_hours, "dollars": totals.dollars}
+    peak = max(plan.peak for plan in plans) / GIB
+    return {"fits": totals.fits, "gib_per_gpu": peak, **(taken if totals.fits else dict.fromkeys(taken))}
+
+
+def fit_table(words: list[str]) -> Table:
+    """Return the presets of hardware: which of them run what the overrides describe, at what time and price."""
+    given = without("hardware", words)
+    table = Table(title=f"Hardware for {' '.join(given) or 'the default'}", title_justify="left")
+    for column in ("hardware", "GPUs", "GiB/GPU", "time", "GPU-hours", "cost", ""):
+        table.add_column(column, justify="left" if column in ("hardware", "") else "right", no_wrap=column != "")
+    for row in list_fits(words):
+        memory = [str(row["gpus"]), f"{row['gib_per_gpu']:.0f}/{row['memory_gib']:g}"] if "gpus" in row else ["", ""]
+        cells = [row["hardware"], *memory]
+        if not row["fits"]:
+            table.add_row(*cells, "", "", "", str(row["problem"]), style="dim")
             continue
-        hours = "?" if totals.gpu_hours is None else f"{totals.gpu_hours:,.0f}"
-        table.add_row(*cells, format_seconds(totals.seconds), hours, format_dollars(totals.dollars), "")
+        hours = "?" if row["gpu_hours"] is None else f"{row['gpu_hours']:,.0f}"
+        table.add_row(*cells, format_seconds(row["seconds"]), hours, format_dollars(row["dollars"]), "")
     return table
 
 
 def largest_table(words: list[str]) -> Table:
     """Return the largest model of each family that the overrides' hardware runs."""
-    given = [word for word in words if not word.startswith("model=")]
+    given = without("model", words)
     table = Table(title=f"Largest models: {' '.join(given) or 'the default hardware'}", title_justify="left")
     for column in ("family", "model", "GiB/GPU", "time", "cost"):
         table.add_column(column, justify="left" if column in ("family", "model") else "right", no_wrap=True)
-    for family, names in models_by_family().items():
-        found = largest_model(names, given)
-        if found is None:
-            table.add_row(family, "none", "", "", "", style="dim")
+    for row in list_largest(words):
+        if row["model"] is None:
+            table.add_row(row["family"], "none", "", "", "", style="dim")
             continue
-        name, plans, totals = found
-        peak = max(plan.peak for plan in plans) / GIB
-        table.add_row(family, name, f"{peak:.0f}", format_seconds(totals.seconds), format_dollars(totals.dollars))
+        taken = f"{row['gib_per_gpu']:.0f}", format_seconds(row["seconds"]), format_dollars(row["dollars"])
+        table.add_row(row["family"], row["model"], *taken)
     return table
 
 
@@ -112,10 +140,24 @@ def published_largest() -> Iterator[tuple[str, str, str]]:
         yield hardware, model, "none" if found is None else found[0]
 
 
-def published_table(words: list[str]) -> Table:
-    """Build the table of DeepSpeed-Chat's published times, dollars and largest models beside planned ones."""
+def list_published(words: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the published hours and dollars beside planned ones."""
+    check_published(words)
+    for hardware, model, hours, totals in published_cells():
+        planned = {"planned_hours": (totals.seconds or 0.0) / HOUR, "planned_dollars": totals.dollars}
+        known = {"published_hours": hours, "published_dollars": DOLLARS.get((hardware, model))}
+        yield {"hardware": hardware, "model": model, **known, **planned}
+
+
+def check_published(words: list[str]) -> None:
+    """Refuse overrides beside the published recipe."""
     if words:
         raise ConfigError("argument", words[0], "the published recipe is what it is", "leave it out")
+
+
+def published_table(words: list[str]) -> Table:
+    """Build the table of DeepSpeed-Chat's published times, dollars and largest models beside planned ones."""
+    check_published(words)
     table = Table(title="DeepSpeed-Chat, step 3: published beside planned", title_justify="left")
     for column in ("hardware", "model", "published h", "planned h", "error", "published", "planned"):
         table.add_column(column, justify="left" if column in ("hardware", "model") else "right", no_wrap=True)

@@ -40,7 +40,7 @@ class Node:
 def build_graph(config: Config) -> list[Node]:
     """Return the stages that the configuration asks for, in the order they run.
 
-    Raises ConfigError where a stage needs another one that is neither asked for nor done.
+    Raises ConfigError where a stage needs another one that is neither asked for nor done, unless it is only looked at.
     """
     known: dict[tuple[str, Changes], Node] = {}
     for stage in order_stages(config.stages):
@@ -74,10 +74,11 @@ def find_node(config: Config, stage: str, known: dict[tuple[str, Changes], Node]
 
 
 def find_parent(config: Config, given: Input, known: dict[tuple[str, Changes], Node]) -> Node:
-    """Return the stage that makes an input whose key is null. Raises ConfigError where it is neither asked for nor done."""
+    """Return the stage that makes an input whose key is null. Raises ConfigError where it is neither asked for nor done,
+    unless nothing is to run."""
     stage = str(given.stage)
     parent = find_node(config, stage, known, given.changes)
-    if stage not in config.stages and not parent.directory.done:
+    if stage not in config.stages and not parent.directory.done and not config.dry_run:
         changed = "".join(f" {key}={value}" for key, value in given.changes)
         raise ConfigError(
             given.key,

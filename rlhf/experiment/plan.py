@@ -3,22 +3,26 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlhf.config.directories import is_finished_stage
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.config.terminal import format_dollars, format_duration, format_seconds, plural
 from rlhf.experiment.checkpoints import checkpoint_dirs
+from rlhf.experiment.stage_directory import NAME
 from rlhf.experiment.sweep import Point, Task
 from rlhf.planner.auto import HOST_SHARE
+from rlhf.planner.constants import load_constants
 from rlhf.planner.cost import Step, Totals, add_up
 from rlhf.planner.memory import GIB
 from rlhf.planner.plan import HOUR, StagePlan
-from rlhf.planner.remaining import Remaining
+from rlhf.planner.remaining import BESIDE_STEPS, Remaining
 
 
 @dataclass(frozen=True)
@@ -174,12 +178,24 @@ def sentences(plan: GraphPlan) -> list[str]:
         lines.append(whole)
         if len(plan.points) > 1 and plan.unshared_dollars:
             lines.append(f"without sharing stages it would cost {format_dollars(plan.unshared_dollars)}")
+    lines += list_missing(plan)
     told: dict[str, list[str]] = {}
     for task in plan.tasks:
         if task.key in plan.waiting and task.layout:
             text = " ".join(f"{key}={format_value(value)}" for key, value in visible(task.layout).items())
             told.setdefault(f"{task.node.stage}: {text} ({task.reason})", []).append(task.key)
     return lines + list(told)
+
+
+def list_missing(plan: GraphPlan) -> list[str]:
+    """Return what stages that are to run start from and nobody has made, each as a sentence."""
+    planned = {task.node.directory.path for task in plan.tasks}
+    found: dict[str, str] = {}
+    for task in plan.tasks:
+        made = [Path(place).parent for place in task.node.inputs.values() if NAME.fullmatch(Path(place).parent.name)]
+        if task.key in plan.waiting:
+            found |= {path.name: task.node.stage for path in made if path not in planned and not is_finished_stage(path)}
+    return [f"{stage} starts from {name}, which is not done and not planned here" for name, stage in found.items()]
 
 
 def visible(layout: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,3 +244,18 @@ def print_stage(task: Task, plan: StagePlan, console: Console) -> None:
     times.add_section()
     times.add_row("sum", *(format_seconds(seconds) for seconds in plan.phases.values()))
     console.print(times)
+    if (used := describe_mfu(task, plan)) is not None:
+        console.print(used, soft_wrap=True)
+
+
+def describe_mfu(task: Task, plan: StagePlan) -> str | None:
+    """Return the model FLOPs utilisation of a stage's steps, and the share of its peak at which a device is planned to
+    compute; None where the stage's steps are not known."""
+    hardware, dtype = task.config.hardware, task.config.precision.dtype
+    peak = getattr(hardware.peak_tflops, dtype) or hardware.peak_tflops.fp32
+    stepping = sum(seconds for phase, seconds in plan.phases.items() if phase not in BESIDE_STEPS)
+    if plan.flops is None or not stepping:
+        return None
+    share = load_constants(task.config.plan.constants).matmul_efficiency
+    mfu = plan.flops / (stepping * plan.devices * peak * 1e12)
+    return f"steps at {mfu:.0%} MFU of {peak:g} TFLOPS in {dtype}; products of matrices at {share:.0%}"

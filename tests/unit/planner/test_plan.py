@@ -133,3 +133,28 @@ def test_more_memory_never_makes_a_plan_slower():
         _, plans, _ = tables.plan_words(words)
         seconds.append(plans[0].total_seconds)
     assert seconds == sorted(seconds, reverse=True)
+
+
+def test_tables_are_lists_of_objects_for_scripts(capsys, monkeypatch):
+    monkeypatch.setattr(tables, "preset_names", lambda group: ["a100-80g", "v100-32g"])
+    assert verb.main(["--fit", "model=opt-13b", "stage=sft", "lora=none", "--json"]) == 0
+    roomy, small = json.loads(capsys.readouterr().out)
+    assert roomy["hardware"] == "a100-80g" and roomy["gpus"] == 1
+    assert roomy["fits"] is False or roomy["dollars"] > 0
+    assert small["fits"] is False and small["problem"].startswith("lacks ") and small["seconds"] is None
+    monkeypatch.setattr(tables, "models_by_family", lambda: {"opt": ["opt-175b", "opt-125m"], "gptj": ["gpt-j-6b"]})
+    assert verb.main(["--largest", "hardware=v100-32g", "--json"]) == 0
+    opt, gptj = json.loads(capsys.readouterr().out)
+    assert (opt["family"], opt["model"], opt["fits"], gptj["model"]) == ("opt", "opt-125m", True, None)
+    assert opt["gib_per_gpu"] <= 32
+    assert verb.main(["--fit", "--cfg", "model=opt-13b"]) == 2
+    assert "--fit takes overrides, and no other flag but --json" in capsys.readouterr().err
+
+
+def test_a_stage_is_planned_though_nothing_it_starts_from_is_done(capsys, tmp_path):
+    code, found, err = run_plan(capsys, "stage=ppo", f"output_root={tmp_path}")
+    assert (code, err) == (0, "") and [stage["stage"] for stage in found["stages"]] == ["ppo"]
+    assert verb.main(["stage=ppo", f"output_root={tmp_path}"]) == 0
+    shown = capsys.readouterr().out
+    assert "ppo starts from sft-" in shown and "ppo starts from reward-" in shown
+    assert " MFU of " in shown
