@@ -3,6 +3,9 @@
 import pytest
 from support.planned_memory import PPO, REWARD, SFT, make_inputs, plan_and_run
 
+# How far a plan may be off: a share of what is allocated, and in a dry run GiB, since tiny shapes are nothing beside a
+# process.
+SHARE, DRY_GIB = 0.25, 0.5
 # A GPU's context, and what its allocator cannot use, are in the plan and not among the allocated bytes.
 NOT_ALLOCATED = ("context", "reserve")
 SHAPE = ("model=opt-350m", "reward_model=opt-125m")
@@ -12,7 +15,8 @@ LARGER = ("sft.batch_size=512", "sft.micro_batch_size=256")
 
 @pytest.fixture
 def compare(sizes, gpu_config, tmp_path):
-    """`compare(*words)`: planned and allocated GiB of a stage; in a dry run resident memory stands for both of a GPU's."""
+    """`compare(*words, inputs=...)`: hold the planned against the allocated GiB of a stage; in a dry run against resident
+    memory."""
     import torch
 
     on_gpu = torch.cuda.is_available()
@@ -25,18 +29,17 @@ def compare(sizes, gpu_config, tmp_path):
         planned, peak = plan_and_run(tmp_path, *shape, *inputs, *more, *words)
         left_out = NOT_ALLOCATED if on_gpu else ()
         phases = planned["memory"].values()
-        return max(sum(gib for name, gib in parts.items() if name not in left_out) for parts in phases), peak
+        own = max(sum(gib for name, gib in parts.items() if name not in left_out) for parts in phases)
+        assert own == pytest.approx(peak, rel=SHARE if on_gpu else None, abs=None if on_gpu else DRY_GIB)
 
     return run
 
 
 @pytest.mark.parametrize("words", [(*SFT, *LARGER), REWARD], ids=["sft", "reward"])
 def test_planned_memory_is_what_a_stage_allocates(compare, words):
-    planned, allocated = compare(*words)
-    assert planned == pytest.approx(allocated, rel=0.25)
+    compare(*words)
 
 
 @pytest.mark.parametrize("copies", [1, 4])
 def test_planned_memory_is_what_step_3_allocates(compare, copies):
-    planned, allocated = compare(*PPO, inputs=[f"rollout.samples_per_prompt={copies}"])
-    assert planned == pytest.approx(allocated, rel=0.25)
+    compare(*PPO, inputs=[f"rollout.samples_per_prompt={copies}"])
