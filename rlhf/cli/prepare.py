@@ -12,6 +12,7 @@ from rlhf.config.schema import Config, Model
 from rlhf.data.check import count_without_download, record_problems
 from rlhf.experiment.graph import Node, build_graph
 from rlhf.experiment.plan import GraphPlan
+from rlhf.experiment.resolve import resolve_for_stage
 from rlhf.experiment.sweep import Point, Task
 from rlhf.models.source import fill_shapes, source_of
 from rlhf.planner.auto import choose_layout, is_automatic
@@ -89,11 +90,13 @@ def read_data(tasks: list[Task]) -> tuple[dict[str, "StageData"], list[tuple[str
     found: dict[str, StageData] = {}
     problems: list[tuple[str, ConfigError]] = []
     source: DataSource | None = None
-    for task in sorted(tasks, key=lambda task: describe_source(task.config)):
-        if source is None or describe_source(source.config) != describe_source(task.config):
-            source = DataSource(task.config)
+    configs = {task.key: resolve_for_stage(task.config, task.node.stage, task.node.inputs) for task in tasks}
+    for task in sorted(tasks, key=lambda task: describe_source(configs[task.key])):
+        config = configs[task.key]
+        if source is None or describe_source(source.config) != describe_source(config):
+            source = DataSource(config)
         try:
-            read = read_stage(task.config, task.node.stage, source)
+            read = read_stage(config, task.node.stage, source)
             found[task.key] = read
             raise_problems(reading_problems(read))
         except ConfigError as error:
@@ -112,7 +115,8 @@ def is_encoded_first(task: Task) -> bool:
     config, data = task.config, task.config.data
     if kind_of(task.node.stage).reads is None or config.dry_run:
         return False
-    if data.source != "demo" or config.model.path is not None or config.reward_model.path is not None:
+    own = config.model.path is None and config.reward_model.path is None
+    if data.source != "demo" or data.demo.turns > 1 or not own:
         return True
     from rlhf.data.demo import LONGEST_PROMPT
 

@@ -60,9 +60,10 @@ def read_stage(config: Config, stage: str, source: DataSource) -> StageData:
     silence_libraries()
     kind = kind_of(stage)
     tokenizer = find_tokenizer(config, kind, source)
-    grouped = getattr(get_key(config, str(kind.section)), "grouped", False)
-    train = open_data(source, tokenizer, str(kind.reads), "train", grouped and kind.reads == "comparisons")
-    heldout = open_data(source, tokenizer, str(kind.reads), "heldout")
+    section = get_key(config, str(kind.section))
+    grouped, turns = getattr(section, "grouped", False), getattr(section, "loss_on", "") == "assistant"
+    train = open_data(source, tokenizer, str(kind.reads), "train", grouped and kind.reads == "comparisons", turns=turns)
+    heldout = open_data(source, tokenizer, str(kind.reads), "heldout", turns=turns)
     return StageData(stage, config, tokenizer, train, heldout, count_steps(config, kind, len(train)) or 0)
 
 
@@ -142,10 +143,15 @@ def first_samples(found: StageData, number: int) -> Iterator[Sample]:
         if not isinstance(item, Encoded):
             yield make_sample(found, None, Encoded(item, []), row, [0] * len(item))
             continue
-        loss = item.loss or [0] * len(item.prompt) + [1] * len(item.response)
-        if getattr(training, "loss_on", "completion") != "completion":
-            loss = [0] + [1] * (item.length - 1)
-        yield make_sample(found, "response", item, row, loss)
+        yield make_sample(found, "response", item, row, mark_loss(item, getattr(training, "loss_on", "completion")))
+
+
+def mark_loss(item: Encoded, loss_on: str) -> list[int]:
+    """Return 1 for each token that the supervised loss covers, else 0."""
+    if loss_on == "full":
+        return [0] + [1] * (item.length - 1)
+    said = item.loss if loss_on == "assistant" else None
+    return said or [0] * len(item.prompt) + [1] * len(item.response)
 
 
 def make_sample(found: StageData, side: str | None, item: Encoded, row: int, loss: list[int]) -> Sample:

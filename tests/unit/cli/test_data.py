@@ -111,3 +111,19 @@ def test_bad_input_is_told_in_a_line(show):
         code, _, errors = show(*words)
         assert code == 2 and told in errors and "Traceback" not in errors
     assert show("--help")[0] == 0
+
+
+@pytest.mark.parametrize(("loss_on", "trained"), [("completion", 1), ("assistant", 2)])
+def test_a_conversation_is_shown_with_what_is_trained_on(cli, tmp_path, loss_on, trained):
+    said = (("user", "Hi"), ("assistant", "Hello."), ("user", "Who?"), ("assistant", " I."))
+    row = {"messages": [{"role": role, "content": text} for role, text in said]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    files = "data=files", "data.files.train=a.jsonl", "data.files.heldout=a.jsonl", "stage=sft", "data.template=chat"
+    sizes = *SIZES, "sft.batch_size=1", "data.max_response_tokens=8", "data.max_prompt_tokens=40"
+    code, out, errors = cli("data", *files, *sizes, f"sft.loss_on={loss_on}", "--json")
+    assert code == 0, errors
+    (sample,) = json.loads(out)["samples"]
+    assert sample["prompt"] == "<|user|>Hi<|end|><|assistant|>Hello.<|end|><|user|>Who?<|end|><|assistant|>"
+    assert sample["response"] == " I.<|end|>"
+    runs = "".join(map(str, sample["loss"])).split("0")
+    assert len([run for run in runs if run]) == trained and sample["loss"][-1] == 1
