@@ -7,10 +7,10 @@ import pkgutil
 import pytest
 import torch
 from support.small import SMALL_STAGES
+from support.texts import encode_demonstrations
 
 from rlhf.catalog.stage import kind_of
 from rlhf.config.checks import check
-from rlhf.data.encode import encode_demonstrations
 from rlhf.data.records import load_dataset
 from rlhf.data.templates import build_template
 from rlhf.data.tokens import right_mask, sequence_batch

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from support.hub_rows import HH, SETS, SHP
+from support.texts import encode_comparisons, encode_demonstrations
 
 from rlhf.cli.fetch import find_downloads
 from rlhf.config.compose import config_root
@@ -12,7 +13,6 @@ from rlhf.data import records
 from rlhf.data.check import count_without_download, record_notes
 from rlhf.data.dataset import Dataset
 from rlhf.data.deepspeed_chat import cut
-from rlhf.data.encode import encode_comparisons, encode_demonstrations
 from rlhf.data.records import load_dataset, load_part
 from rlhf.data.templates import build_template
 from rlhf.data.templates.plain import render_prompt, render_response

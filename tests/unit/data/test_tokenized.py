@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.texts import encode_comparisons, encode_demonstrations
 
 import rlhf
 from rlhf.config.errors import ConfigError
 from rlhf.data import artifact, row_encoder, tokenized
 from rlhf.data.artifact import read_info
-from rlhf.data.encode import encode_comparisons, encode_demonstrations
 from rlhf.data.files import expect_hashes
 from rlhf.data.records import load_dataset
 from rlhf.data.templates import build_template

@@ -5,10 +5,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.texts import encode_prompt, encode_response
+from support.texts import encode_comparisons, encode_demonstrations, encode_prompt, encode_response
 
 from rlhf.data.dataset import Comparison, Demonstration
-from rlhf.data.encode import encode_comparisons, encode_demonstrations
 from rlhf.data.encoded import Encoded
 from rlhf.data.templates import build_template
 from rlhf.data.tokens import (

@@ -167,7 +167,8 @@ def test_the_demos_records_are_counted_without_being_made(make_config, heldout):
 @pytest.mark.slow
 def test_the_steps_are_those_that_the_stages_will_do(make_config):
     """On the demo, none of whose records are too long."""
-    from rlhf.data.encode import encode_comparisons, encode_demonstrations
+    from support.texts import encode_comparisons, encode_demonstrations
+
     from rlhf.data.loaders import create_prompt_dataloader, total_steps
     from rlhf.data.templates import build_template
     from rlhf.models.tokenizer import tokenizer_corpus, train_tokenizer

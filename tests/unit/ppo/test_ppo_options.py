@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support.small import SMALL_PPO
+from support.texts import encode_demonstrations
 from support.tiny_models import (
     assert_same_update,
     built,
@@ -20,7 +21,6 @@ from support.tiny_models import (
 )
 from transformers import AutoModelForSequenceClassification
 
-from rlhf.data.encode import encode_demonstrations
 from rlhf.data.templates import build_template
 from rlhf.data.tokens import left_mask, right_mask, sequence_batch
 from rlhf.experiment.graph import build_graph
