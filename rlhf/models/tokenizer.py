@@ -69,16 +69,26 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(expand_path(path), **source.options)
     except (OSError, ValueError) as error:
-        fix = "give a directory or a reachable hub id that has one"
-        raise ConfigError(key, path, f"no tokenizer can be loaded from it ({first_line(error)})", fix) from error
+        problem, fix = describe_failure(Path(expand_path(path)), first_line(error))
+        raise ConfigError(key, path, problem, fix) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes up where there is none
         raise ConfigError(key, path, "it has no tokenizer", "give a directory or a reachable hub id that has one")
+    if getattr(tokenizer, "legacy", None) is not None:  # which transformers would not save, and another blank follows from
+        tokenizer.init_kwargs["legacy"] = tokenizer.legacy
     if tokenizer.eos_token_id is None:
         raise ConfigError(key, path, "its tokenizer has no end-of-text token", "choose a model that has one")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": padding_token(tokenizer)})
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     return tokenizer
+
+
+def describe_failure(directory: Path, error: str) -> tuple[str, str]:
+    """Return why no tokenizer can be loaded, and what to give instead."""
+    if (directory / "tokenizer.model").is_file() and not (directory / "tokenizer.json").is_file():
+        problem = "its tokenizer.model can be read with the package sentencepiece (or, of Llama 3, tiktoken) alone"
+        return problem, "install the package, or add the model's tokenizer.json"
+    return f"no tokenizer can be loaded from it ({error})", "give a directory or a reachable hub id that has one"
 
 
 def padding_token(tokenizer: Tokenizer) -> str:

@@ -3,7 +3,9 @@
 import json
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+
+from rlhf.models.tokenizer import load_tokenizer
 
 CORPUS = ["Human: How do I clean a kettle?\n\nAssistant: Wipe it with a soft cloth.", "system user assistant INST SYS"] * 20
 TURNS = ("<|im_start|>", "<|im_end|>")
@@ -72,3 +74,13 @@ def sentencepiece(scheme="first", template=None, ends=False):
     )
     tokenizer.chat_template = template
     return tokenizer
+
+
+def llama(place, legacy=False):
+    """A tokenizer of Llama 2's class, as it is loaded from a directory, which is made. It puts a blank before a text, and
+    if `legacy` after each special token too."""
+    vocabulary, merges = pieces()
+    LlamaTokenizer(vocab=vocabulary, merges=merges, add_bos_token=True, chat_template=LLAMA2).save_pretrained(place)
+    file = place / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"legacy": legacy}))
+    return load_tokenizer(str(place), "model.path")

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tiny_tokenizers import CHATML, LLAMA2, byte_level, sentencepiece
+from support.tiny_tokenizers import CHATML, LLAMA2, byte_level, llama, sentencepiece
 from transformers import AutoTokenizer
 
 from rlhf.config.errors import ConfigError
@@ -12,15 +12,18 @@ from rlhf.data.cells import Dropped
 from rlhf.data.dataset import Message
 from rlhf.data.templates import build_template
 from rlhf.data.templates.jinja import pin_dates
+from rlhf.models.tokenizer import load_tokenizer
 
 MADE = {
-    "byte-level": lambda: byte_level(CHATML),
-    "byte-level with a blank": lambda: byte_level(CHATML, add_prefix_space=True),
-    "llama by class": lambda: sentencepiece("first", LLAMA2),
-    "llama by tokenizer.json": lambda: sentencepiece("legacy", LLAMA2),
-    "a blank after each special token": lambda: sentencepiece("always", LLAMA2),
-    "no blank": lambda: sentencepiece("never", LLAMA2),
-    "appends end-of-text": lambda: sentencepiece("first", LLAMA2, ends=True),
+    "byte-level": lambda place: byte_level(CHATML),
+    "byte-level with a blank": lambda place: byte_level(CHATML, add_prefix_space=True),
+    "llama by class": llama,
+    "llama by class, legacy": lambda place: llama(place, legacy=True),
+    "a blank before a text": lambda place: sentencepiece("first", LLAMA2),
+    "llama by tokenizer.json": lambda place: sentencepiece("legacy", LLAMA2),
+    "a blank after each special token": lambda place: sentencepiece("always", LLAMA2),
+    "no blank": lambda place: sentencepiece("never", LLAMA2),
+    "appends end-of-text": lambda place: sentencepiece("first", LLAMA2, ends=True),
 }
 TALK = (Message("system", "Be kind."), Message("user", "Hi"), Message("assistant", "Hello."), Message("user", "Who?"))
 words = st.text(st.sampled_from("abkW .,:\n\t<|>é中🙂"), max_size=12)
@@ -38,13 +41,13 @@ def keys(template="plain", **changed):
 
 
 @pytest.fixture(scope="module")
-def templates():
+def templates(tmp_path_factory):
     """`templates(kind, template)`: the template of a tokenizer of this kind, made once."""
     made = {}
 
     def make(kind, template):
         if (kind, template) not in made:
-            made[kind, template] = build_template(keys(template), MADE[kind]())
+            made[kind, template] = build_template(keys(template), MADE[kind](tmp_path_factory.mktemp("tokenizer")))
         return made[kind, template]
 
     return make
@@ -113,7 +116,7 @@ def test_a_format_with_beginning_of_text_is_that_of_the_models_own_template(temp
     plain = build_template(
         keys(prompt_format="<s>[INST] {prompt} [/INST]", response_format=" {response} "), sentencepiece("first")
     )
-    chat = templates("llama by class", "chat")
+    chat = templates("a blank before a text", "chat")
     assert read(plain, "Why?", "So.") == read(chat, "Why?", "So.")
 
 
@@ -239,3 +242,10 @@ def test_the_text_does_not_depend_on_the_day():
     assert tokenizer.apply_chat_template(as_dicts(TALK[1:2]), tokenize=False).startswith("26 Jul 2024<|im_start|>user")
     with pytest.raises(ValueError, match="the day"):
         pin_dates("{{ strftime_now(form) }}")
+
+
+def test_a_bare_tokenizer_model_names_the_package_that_reads_it(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0b")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ConfigError, match=r"^model\.path=.*the package sentencepiece .*; install the package, or add the"):
+        load_tokenizer(str(tmp_path), "model.path")
