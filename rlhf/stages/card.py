@@ -47,7 +47,9 @@ def write_model_card(spec: Spec, name: str, engine: Any, metrics: dict[str, floa
         f"- family: `{model.config.model_type}`, {config.precision.dtype}",
         f"- stage: `{spec.stage}-{spec.fingerprint[:12]}`",
     ]
-    lines += [f"- data: `{config.data.source}`, prompts as `{config.data.prompt_format!r}`"]
+    is_plain = config.data.template == "plain"
+    text = f"prompts as `{config.data.prompt_format!r}`" if is_plain else f"template: `{config.data.template}`"
+    lines += [f"- data: `{config.data.source}`, {text}; `tokenizer.apply_chat_template` gives the text"]
     lines += ["", "## Loading", "", loading, ""]
     if scorer:
         bias, scale = (getattr(model.config, name, default) for name, default in ((BIAS, 0.0), (SCALE, 1.0)))

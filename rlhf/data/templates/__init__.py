@@ -39,7 +39,9 @@ def build_template(data: Data, tokenizer: Tokenizer) -> Template:
         fix = "set data.template=plain, or give a template of your own, as data.template=chat.jinja"
         raise ConfigError(KEY, name, f"the tokenizer {describe(tokenizer)}has no chat template", fix)
     try:
-        tokenizer.chat_template = pin_dates(tokenizer.get_chat_template())
+        text = tokenizer.get_chat_template()
+        if (pinned := pin_dates(text)) != text:
+            tokenizer.chat_template = pinned
     except ValueError as error:
         raise ConfigError(KEY, name, f"the chat template cannot be used: {error}", "set data.template=plain") from error
     return ChatTemplate(data, tokenizer)
