@@ -1,7 +1,7 @@
 """Step 3. The choices that descriptions of PPO leave open, each with its key; tests name them as `row N`.
 
  1  prompts padded left, responses right; a long prompt loses whole paragraphs     data.truncation
- 2  a response begins as the template says, and ends with what ends a turn          data.template
+ 2  a response begins as the template says, and ends with what ends a turn         data.template
  3  padding is never end-of-text; masks come from lengths
  4  positions count real tokens
  5  padding is replaced by a valid id before a forward pass
