@@ -53,8 +53,9 @@ def cpu_seconds() -> float:
 
 def work(how: str, directory: str) -> dict[str, float]:
     """Do what a process is started for."""
+    from texts import encode_comparisons
+
     from rlhf import load_config
-    from rlhf.data.encode import encode_comparisons
     from rlhf.data.records import load_dataset
     from rlhf.data.templates import build_template
     from rlhf.data.tokenized import DataSource, open_data
