@@ -17,8 +17,8 @@ import hypothesis
 import pytest
 
 from rlhf.config.command import command_of
-from rlhf.config.compose import rewrite_words, to_config
-from rlhf.config.points import Composer, drop_hydra_words
+from rlhf.config.compose import rewrite_words
+from rlhf.config.points import Composer
 from rlhf.config.schema import Config
 from rlhf.experiment.stopping import abort_requested, received_signals, stop_requested
 
@@ -77,7 +77,7 @@ def not_asked_to_stop():
 def composed(overrides: tuple[str, ...]) -> Config:
     """conf/ with these overrides, typed, each composed once (test_points.py shows that this is what Hydra composes)."""
     with composer() as entered:
-        return to_config(drop_hydra_words(entered.compose(rewrite_words(list(overrides)))))
+        return entered.convert(entered.compose(rewrite_words(list(overrides))))
 
 
 @cache

@@ -43,9 +43,29 @@ class Work:
 
 
 @dataclass(frozen=True)
+class SetCounts:
+    """A set of a mixture.
+
+    Attributes:
+        rows: How many of its rows are the part's.
+        shape: The shape that they were read in.
+        left_out: How many of them hold no record, by the reason.
+        available: Its records of each kind (`demonstrations`, `comparisons`, `prompts`).
+        taken: How many of these the mixture has; more than are available where some are repeated.
+    """
+
+    rows: int
+    shape: str
+    left_out: Mapping[str, int]
+    available: Mapping[str, int]
+    taken: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Counts:
     """Records of a part of a data set, before any is left out for its length; the most answers that one compared prompt
-    has; how many records of a kind have been left out; and the shape that so many rows were read in."""
+    has; how many records of a kind have been left out; the shape that so many rows were read in; how many records are
+    there more than once; and, of a mixture, its sets by name."""
 
     demonstrations: int
     comparisons: int
@@ -55,6 +75,12 @@ class Counts:
     left_out: dict[str, int] = field(default_factory=dict)
     shape: str = ""
     rows: int = 0
+    duplicates: int = 0
+    sets: Mapping[str, SetCounts] = field(default_factory=dict)
+
+    def rows_of(self, name: str) -> int:
+        """Return how many rows of the set of this name were read; of what is no mixture, of the only one."""
+        return self.sets[name].rows if name in self.sets else self.rows
 
 
 @dataclass(frozen=True)
@@ -123,6 +149,7 @@ class StageKind:
         records: The records that it reads of a part of a data set; None where it reads no data.
         reads: Which records these are: `demonstrations`, `comparisons` or `prompts`. They are encoded and looked at before
             anything starts; of a kind that says nothing here they are counted alone.
+        share: Which share of `data.split` it trains on: 0 that of fine-tuning, 1 of reward modelling, 2 of policies.
         phase_flops: Operations of a step on records of so many answers, at most, of all ranks together, by phase: `train`;
             of a stage that samples, `rollout`, `score` and `update`.
         work: Its work where that is not steps over records.
@@ -160,6 +187,7 @@ class StageKind:
     updates: Callable[[Config], int] = lambda config: 1
     records: Callable[[Config, Counts], Records] | None = None
     reads: Literal["demonstrations", "comparisons", "prompts"] | None = None
+    share: int = 2
     phase_flops: Callable[[Config, int], dict[str, int]] = lambda config, answers: {}
     work: Callable[[Config], Work] | None = None
     resolve: Callable[[Config, Mapping[str, str]], Config] = keep_config

@@ -8,9 +8,9 @@ import yaml
 
 from rlhf.cli.prepare import build_point, plan_tasks
 from rlhf.config.command import command_of
-from rlhf.config.compose import config_root, to_config
+from rlhf.config.compose import config_root
 from rlhf.config.errors import ConfigError
-from rlhf.config.points import Composer, drop_hydra_words
+from rlhf.config.points import Composer
 from rlhf.config.schema import Config
 from rlhf.experiment.plan import GraphPlan, find_plan_problems
 from rlhf.experiment.sweep import Point, build_task_graph, lay_out
@@ -125,7 +125,7 @@ def try_change(composer: Composer, point: Point, words: tuple[str, ...]) -> list
     keys = {word.partition("=")[0] for word in applied}
     kept = [word for word in point.overrides if word.partition("=")[0].lstrip("+") not in keys]
     try:
-        composed = to_config(drop_hydra_words(composer.compose([*kept, *applied])))
+        composed = composer.convert(composer.compose([*kept, *applied]))
         changed = build_point(composed, [*kept, *applied], point.directory)
         plans = plan_tasks(lay_out(build_task_graph([changed]))).values()
     except ConfigError:

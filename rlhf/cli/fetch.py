@@ -24,6 +24,7 @@ from rlhf.config.inputs import check_inputs, is_hub_id
 from rlhf.config.keys import get_key
 from rlhf.config.points import Composer
 from rlhf.config.schema import Config, Model
+from rlhf.config.sources import Source, list_sources
 from rlhf.config.terminal import Terminal, plural
 from rlhf.data.check import count_without_download
 from rlhf.data.hub import load_split
@@ -103,15 +104,18 @@ def needed(config: Config) -> Iterator[Download]:
             if is_hub_id(value) and value not in {other.name for other in kind.inputs}:
                 known = next((m for m in (config.model, config.reward_model) if m.path == value), None)
                 yield model_download(known, given.key) if known else Download("model", str(value), given.key)
-    hub, ptx = config.data.hub, config.ppo.ptx
-    if config.data.source == "hub" and hub.name is not None and any(kind.records is not None for kind in kinds):
-        is_cut = config.data.heldout_fraction is not None  # then the held-out records are a share of the training split
-        splits = (hub.train_split,) if is_cut else (hub.train_split, hub.heldout_split)
-        yield Download(
-            "dataset", hub.name, "data.hub.name", hub.revision, config=hub.config, data_dir=hub.data_dir, splits=splits
-        )
+    ptx = config.ppo.ptx
+    if any(kind.records is not None for kind in kinds):
+        yield from (data_download(source) for source in list_sources(config.data) if source.is_on_hub)
     if config.ppo.ptx_coef > 0 and ptx.source == "hub" and ptx.hub is not None:
         yield Download("dataset", ptx.hub, "ppo.ptx.hub", ptx.revision, config=ptx.config, splits=(ptx.split,))
+
+
+def data_download(source: Source) -> Download:
+    """Return the splits of a set of the hub."""
+    hub, splits = source.keys.hub, tuple(source.splits())
+    key, where = source.key("train"), hub.data_dir
+    return Download("dataset", str(hub.name), key, hub.revision, config=hub.config, data_dir=where, splits=splits)
 
 
 def model_download(model: Model, key: str) -> Download:
@@ -170,11 +174,11 @@ def print_unseen(configs: list[Config], console: Console) -> None:
     if downloads := find_downloads(configs):
         names = ", ".join(dict.fromkeys(download.name for download in downloads))
         console.print(f"not looked at, since it is on the hub: {names} (`python -m rlhf fetch` gets it)", soft_wrap=True)
-    lines = [
-        f"steps by the published {counts.prompts:,} rows of {config.data.hub.name}"
-        for config in configs
-        if config.data.source == "hub" and (counts := count_without_download(config, "train"))
-    ]
+    lines = []
+    for config in configs:
+        sets = ", ".join(str(source.keys.hub.name) for source in list_sources(config.data) if source.is_on_hub)
+        if sets and (counts := count_without_download(config, "train")):
+            lines.append(f"steps by the published {counts.prompts:,} rows of {sets}")
     for line in dict.fromkeys(lines):
         console.print(line, soft_wrap=True)
 

@@ -9,10 +9,11 @@ from rlhf.config.errors import ConfigError, raise_problems
 from rlhf.config.inputs import is_hub_id
 from rlhf.config.points import compose_config
 from rlhf.config.schema import Config, Model
+from rlhf.config.sources import reads_hub
 from rlhf.data.check import count_without_download, record_problems
 from rlhf.experiment.graph import Node, build_graph
 from rlhf.experiment.plan import GraphPlan
-from rlhf.experiment.resolve import resolve_for_stage
+from rlhf.experiment.resolve import resolve_for_stage, select_share
 from rlhf.experiment.sweep import Point, Task
 from rlhf.models.source import fill_shapes, source_of
 from rlhf.planner.auto import choose_layout, is_automatic
@@ -69,15 +70,15 @@ def check_sources(config: Config, node: Node) -> None:
 def reads_records(task: Task) -> bool:
     """Tell whether a task's records are looked at beforehand: those of files, and those of the hub that will be trained
     on."""
-    source = task.config.data.source
-    is_there = source == "files" or (source == "hub" and not task.config.dry_run)
+    data = task.config.data
+    is_there = data.source != "demo" and not (reads_hub(data) and task.config.dry_run)
     return is_there and kind_of(task.node.stage).records is not None
 
 
 def check_records(config: Config, node: Node) -> None:
     """Look at the records that a stage will read, before anything starts. Raises ConfigError, once for all they lack. Those
     of the hub are not downloaded to be looked at only."""
-    if kind_of(node.stage).records is not None and not (config.data.source == "hub" and config.dry_run):
+    if kind_of(node.stage).records is not None and not (reads_hub(config.data) and config.dry_run):
         raise_problems(record_problems(config, node.stage))
 
 
@@ -141,7 +142,7 @@ def plan_tasks(tasks: list[Task]) -> dict[str, StagePlan]:
 def count_heldout(config: Config, stage: str) -> int:
     """Return the records that an evaluation reads; 0 where they would have to be downloaded."""
     records = kind_of(stage).records
-    counts = None if records is None else count_without_download(config, "heldout")
+    counts = None if records is None else count_without_download(select_share(config, stage), "heldout")
     return 0 if records is None or counts is None else records(config, counts).number
 
 
@@ -150,7 +151,8 @@ def estimate_tasks(tasks: list[Task]) -> dict[str, Work | None]:
     known: dict[str, Counts] = {}
     found: dict[str, Work | None] = {}
     for task in tasks:
-        config, kind = task.config, kind_of(task.node.stage)
+        kind = kind_of(task.node.stage)
+        config = select_share(task.config, kind.name)
         source, reads = str(config.data), kind.records
         if reads is not None and source not in known and (counts := count_without_download(config, "train")) is not None:
             known[source] = counts

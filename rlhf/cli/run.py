@@ -43,6 +43,7 @@ from rlhf.config.keys import KEYS, get_key
 from rlhf.config.overrides import parse
 from rlhf.config.points import Composer, Job
 from rlhf.config.secrets import secret_keys
+from rlhf.config.sources import list_sources
 from rlhf.config.terminal import Terminal
 from rlhf.data.check import record_notes
 from rlhf.experiment.checkpoints import check_layout, remove_all
@@ -322,9 +323,9 @@ def list_checks(task: Task) -> list[Callable[[], None]]:
     are not downloaded to be looked at where the stage cannot run anyway."""
     config, node = task.config, task.node
     checks: list[Callable[[], None]] = [] if config.dry_run else [partial(check_devices, config)]
-    hub, blocked = config.data.hub, any(collect_problems(checks))
-    from_hub = blocked and config.data.source == "hub"
-    if not (from_hub and find_hub_problem(str(hub.name), hub.revision, "dataset") is None):
+    hubs = [source.keys.hub for source in list_sources(config.data) if source.is_on_hub]
+    blocked = bool(hubs) and any(collect_problems(checks))
+    if not blocked or any(find_hub_problem(str(hub.name), hub.revision, "dataset") for hub in hubs):
         checks.append(partial(check_records, config, node))
     checks.append(partial(check_sources, config, node))
     if config.checkpoint.resume:

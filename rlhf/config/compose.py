@@ -6,6 +6,7 @@ Hydra alone accepts any `+key=value`; merging the composed values into the schem
 import copy
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -97,8 +98,9 @@ def unquote_digits(override: str) -> str:
     return re.sub(r"^(zero(?:@[\w.]+)?)='([\w-]+)'$", r"\1=\2", override)
 
 
-def to_config(composed: DictConfig) -> Config:
-    """Return the composed values as a `Config`; raises ConfigError for a key or a type that the schema does not have."""
+def to_config(composed: DictConfig, found: Iterable[ConfigError] = ()) -> Config:
+    """Return the composed values as a `Config`; raises ConfigError for a key or a type that the schema does not have, and
+    for what has been found before."""
     try:
         values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
     except MissingMandatoryValue as error:
@@ -112,7 +114,8 @@ def to_config(composed: DictConfig) -> Config:
     misnamed = complete_rewards(values)
     schema = config_type(values.get("stages"), values["rewards"])
     keys = keys_of(schema)
-    problems = [*misnamed, *(unknown_key(*found) for found in unknown_keys(values, schema)), *type_problems(values, schema)]
+    unknown = [unknown_key(*named) for named in unknown_keys(values, schema)]
+    problems = [*found, *misnamed, *unknown, *type_problems(values, schema)]
     if problems:
         sound = [key for key in keys if not any(names(error, key) for error in problems)]
         given = {key: value for key in sound if (value := lookup(values, key)) is not None}

@@ -116,8 +116,13 @@ def is_neutral(config: Any, key: str) -> bool:
 
 
 def get_key(config: Any, key: str) -> Any:
-    """Return the value at a dotted key."""
-    return reduce(getattr, key.split("."), config)
+    """Return the value at a dotted key, of a member of a mixture too."""
+    return reduce(get_inner, key.split("."), config)
+
+
+def get_inner(value: Any, name: str) -> Any:
+    """Return a key's value within a group or a mapping."""
+    return value[name] if isinstance(value, dict) else getattr(value, name)
 
 
 def set_key(config: Any, key: str, value: Any) -> None:

@@ -10,9 +10,10 @@ from omegaconf import MISSING
 # paths, what is kept of a result, and when a run gives up. A benchmark's result is a speed: all but names are in its
 # fingerprint.
 Effect = Literal["result", "input", "speed", "name"]
-# What the path that a key holds counts as in a fingerprint: the content of a model, or of a file of records or texts, or
-# the source of a function, where it is the dotted path of one, or the content of a Jinja file, where it is the path of one.
-Content = Literal["model", "records", "function", "template"]
+# What the value of a key counts as in a fingerprint: the content of a model, or of files of records or texts, that its path
+# names; the source of a function, where it is the dotted path of one; the content of a Jinja file, where it is the path of
+# one; a `share` of the different prompts, not of the rows; or the sets of a mixture, each by its own keys.
+Content = Literal["model", "records", "function", "template", "share", "mixture"]
 
 # The value of a key that the planner decides, with the hardware (rlhf/planner/auto.py).
 AUTO = "auto"

@@ -8,10 +8,10 @@ import copy
 import os
 import pickle
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from hydra import version
 from hydra.core.global_hydra import GlobalHydra
@@ -29,6 +29,7 @@ from rlhf.config.command import Command, command_of
 from rlhf.config.compose import config_root, register, rewrite_words, to_config
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.hydra_errors import REFUSED, translate_error
+from rlhf.config.mixture import expand_mixture
 from rlhf.config.overrides import check_groups, expand_ranges, fixed_overrides, parse, without_values
 from rlhf.config.recipes import read_facts, read_own_facts, register_recipes
 from rlhf.config.schema import Config
@@ -55,6 +56,7 @@ class Composer:
     bases: dict[tuple[tuple[str, ...], ModelFacts | None], bytes | Exception] = field(default_factory=dict)
     parsed: dict[str, Override] = field(default_factory=dict)
     options: dict[str, list[str]] = field(default_factory=dict)
+    sets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         version.setbase("1.3")
@@ -226,7 +228,22 @@ class Composer:
         """Compose a point. Raises ConfigError."""
         config = self.make_current(overrides, number)
         directory = Path(config.hydra.runtime.output_dir)
-        return Job(number, overrides, to_config(drop_hydra_words(config)), directory)
+        return Job(number, overrides, self.convert(config), directory)
+
+    def convert(self, config: DictConfig) -> Config:
+        """Return a composed configuration as a `Config`, with the sets of its mixture. Raises ConfigError."""
+        problems = expand_mixture(config, {name: partial(self.load_data, name) for name in self.group("data")})
+        return to_config(drop_hydra_words(config), problems)
+
+    def load_data(self, option: str) -> dict[str, Any]:
+        """Return the values of an option of `data`, as Hydra composes them. Raises ConfigError."""
+        if option not in self.sets:
+            try:
+                composed = self.loader.load_configuration(f"data/{option}", [], RunMode.RUN)
+                self.sets[option] = cast(dict[str, Any], OmegaConf.to_container(composed.data, resolve=True))
+            except REFUSED as error:
+                raise ConfigError("data.mix", option, first_line(error), "correct the option") from error
+        return self.sets[option]
 
     def make_current(self, overrides: list[str], number: int) -> DictConfig:
         """Compose a point with its number and its directory, and make it Hydra's current configuration."""
@@ -288,7 +305,7 @@ class Composer:
 def compose_config(*overrides: str) -> Config:
     """Return the configuration that `python -m rlhf <overrides>` composes, typed but not checked. Raises ConfigError."""
     with Composer(command_of(list(overrides))) as composer:
-        return to_config(drop_hydra_words(composer.compose(composer.points[0])))
+        return composer.convert(composer.compose(composer.points[0]))
 
 
 def copy_config(config: DictConfig) -> DictConfig:

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 
 from rlhf.catalog.stage import is_stage, stage_kinds
 from rlhf.config.errors import ConfigError
-from rlhf.config.keys import KEYS, Key, types_of, without_none
+from rlhf.config.keys import KEYS, Key, get_key, types_of, walk_keys, without_none
 from rlhf.config.metadata import AUTO, SHARE, Range
 from rlhf.config.schema import Config
 
@@ -48,6 +48,9 @@ def value_problems(key: str, value: Any, kind: Any) -> Iterator[ConfigError]:
     if origin is list and isinstance(value, list):
         for index, item in enumerate(value):
             yield from value_problems(f"{key}[{index}]", item, get_args(expected)[0])
+    elif origin is dict and isinstance(value, dict) and is_dataclass(member := get_args(expected)[-1]):
+        for name, item in value.items():
+            yield from type_problems(item, member, f"{key}.{name}.")
     elif origin is dict and isinstance(value, dict):
         for name, item in value.items():
             if not isinstance(item, str | int | float | NoneType):
@@ -76,6 +79,16 @@ def unknown_keys(values: dict[str, Any], schema: Any = Config, prefix: str = "")
             yield f"{prefix}{name}", value
         elif is_dataclass(hints[name]) and isinstance(value, dict):
             yield from unknown_keys(value, hints[name], f"{prefix}{name}.")
+        elif isinstance(value, dict) and (member := member_type(hints[name])) is not None:
+            for inner, item in value.items():
+                yield from unknown_keys(item, member, f"{prefix}{name}.{inner}.")
+
+
+def member_type(kind: Any) -> Any:
+    """Return the dataclass of the members of a mapping; None for any other type."""
+    expected = without_none(kind)
+    found = get_args(expected)[-1] if get_origin(expected) is dict else None
+    return found if is_dataclass(found) else None
 
 
 def check_values(values: Mapping[str, Any], keys: Mapping[str, Key] = KEYS) -> Iterator[tuple[ConfigError, Any]]:
@@ -90,6 +103,13 @@ def check_values(values: Mapping[str, Any], keys: Mapping[str, Key] = KEYS) -> I
             continue
         elif known.choices:  # the planner chooses for the keys of this package alone
             yield from check_choice(key, value, tuple(o for o in known.choices if o != AUTO or key in KEYS), known)
+        elif (member := member_type(known.type)) is not None:
+            for name, group in (value or {}).items():
+                inner = {f"{key}.{name}.{own}": entry for own, entry in walk_keys(member).items()}
+                within = {path: get_key(group, path.removeprefix(f"{key}.{name}.")) for path in inner}
+                yield from check_values(within, inner)
+        elif known.range is not None and isinstance(value, list) and key.endswith(".split"):
+            yield from check_shares(key, value, known.range)
         elif known.content == "records":
             yield from check_paths(key, value, known)
         elif key.endswith(".betas"):
@@ -146,6 +166,13 @@ def check_text(key: str, text: str, known: Key) -> Iterator[tuple[ConfigError, A
         yield ConfigError(key, repr(text), "it is empty", "give some text, or leave the key out"), repaired
     elif "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
         yield ConfigError(key, text, "it holds a NUL, or bytes that are not UTF-8", "leave them out"), repaired
+
+
+def check_shares(key: str, shares: list[float], numbers: Range) -> Iterator[tuple[ConfigError, Any]]:
+    """Find shares of stages that are not three numbers, of which one is above 0."""
+    if len(shares) != 3 or sum(shares) <= 0 or not all(share in numbers for share in shares):
+        problem = "it takes the shares of fine-tuning, of reward modelling and of policies, not all 0"
+        yield ConfigError(key, shares, problem, "give three numbers, as [2,4,4]"), [2.0, 4.0, 4.0]
 
 
 def check_paths(key: str, value: Any, known: Key) -> Iterator[tuple[ConfigError, Any]]:

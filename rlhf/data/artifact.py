@@ -21,11 +21,12 @@ import rlhf
 from rlhf.config.errors import ConfigError
 from rlhf.config.keys import get_key, is_neutral, keys_of
 from rlhf.config.schema import Config
+from rlhf.config.sources import Source, is_split, list_sources
 from rlhf.data.files import PLANNED
 from rlhf.data.hub import identify_split
 from rlhf.experiment import stopping
 from rlhf.experiment.files import Unreadable, read_object
-from rlhf.experiment.fingerprint import changed_file, identify_value
+from rlhf.experiment.fingerprint import changed_file, hash_records, identify_value, name_contents
 from rlhf.experiment.lock import check, hold
 from rlhf.experiment.store import sync_directory, write_json
 from rlhf.runtime.distributed import is_main
@@ -54,15 +55,22 @@ def identify_data(config: Config, without: tuple[str, ...] = ()) -> dict[str, An
         for name, key in known.items()
         if key.effect == "result" and not is_neutral(config, name)
     }
-    check_planned(config, found)
     data = config.data
-    if data.source == "demo" or data.heldout_fraction is not None:
+    if data.mix is not None:  # the sets stand in it by their order, and the files of each for who reads them
+        sets = name_contents(config, "data.mix")
+        found |= {key: hash_records(paths) for key, paths, content in sets if content == "records" and paths is not None}
+    check_planned(config, found)
+    if data.source in ("demo", "mixture") or data.heldout_fraction is not None or is_split(data):
         found["seed"] = config.seed
-    if data.source == "hub":
-        hub = data.hub
-        splits = [hub.train_split] if data.heldout_fraction is not None else [hub.train_split, hub.heldout_split]
-        found["hub"] = [identify_split(str(hub.name), hub.config, split, hub.revision, hub.data_dir) for split in splits]
+    if hubs := [source for source in list_sources(data) if source.is_on_hub]:
+        found["hub"] = [identify_source(source, split) for source in hubs for split in source.splits()]
     return found
+
+
+def identify_source(source: Source, split: str) -> list[str]:
+    """Return what tells the content of a split of a set of the hub from any other."""
+    hub = source.keys.hub
+    return identify_split(str(hub.name), hub.config, split, hub.revision, hub.data_dir, source.key("train"))
 
 
 @cache

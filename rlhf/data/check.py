@@ -1,17 +1,20 @@
 """Whether a data set has what the stages need, told before the first of them starts."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
-from rlhf.catalog.stage import Counts, kind_of
+from rlhf.catalog.stage import Counts, SetCounts, kind_of
 from rlhf.config.errors import ConfigError
-from rlhf.config.schema import Config, Training
+from rlhf.config.schema import Config, Member, Training
+from rlhf.config.sources import Source, list_sources
 from rlhf.config.terminal import plural
 from rlhf.data.dataset import Prompt, Split
-from rlhf.data.files import Origin
-from rlhf.data.records import load_part, name_origin, named_part
+from rlhf.data.mixtures import count_taken
+from rlhf.data.records import load_part, name_part
 from rlhf.data.shapes import SHAPES
 from rlhf.experiment.fingerprint import hash_records
+from rlhf.experiment.resolve import select_share
 
 
 def count_records(split: Split) -> Counts:
@@ -20,16 +23,19 @@ def count_records(split: Split) -> Counts:
     for comparison in split.comparisons:
         answers.setdefault(comparison.prompt, set()).update((comparison.chosen, comparison.rejected))
     most = max((len(found) for found in answers.values()), default=2)
+    kinds: tuple[list[Any], ...] = (split.demonstrations, split.comparisons)
     return Counts(
         len(split.demonstrations), len(split.comparisons), len(answers), len(split.prompts), most, split.left_out,
-        split.shape, split.rows,
+        split.shape, split.rows, sum(len(records) - len(set(records)) for records in kinds), split.sets,
     )  # fmt: skip
 
 
+# What a set has of each kind, where it is told how much of that a mixture takes.
+NOUNS = {"demonstrations": "demonstration", "comparisons": "paired record", "prompts": "prompt"}
 # What the name of a licence holds that restricts commercial use.
 RESTRICTED = ("-nc", "non-commercial", "not to compete")
 
-# What is known of data sets, by their origins, contents and columns: the points of a sweep read the same ones.
+# What is known of the parts of data sets, by all that decides them: the points of a sweep read the same ones.
 KNOWN: dict[str, Counts] = {}
 
 
@@ -43,9 +49,9 @@ def count_part(config: Config, part: str) -> Counts:
         made, kept = demo_counts(data.demo), data.demo.heldout_prompts
         train = Counts(made.demonstrations, made.comparisons, made.prompts, made.prompts, made.answers)
         return train if part == "train" else Counts(kept, kept, kept, kept)
-    origin = name_origin(data, part)
-    content = hash_records(getattr(data.files, named_part(data, part))) if data.source == "files" else origin.value
-    about = f"{part} {content} {config.seed if data.heldout_fraction else ''} {asdict(data)}"
+    sources = [source for source in list_sources(data) if source.has_part(part)]
+    content = [source.describe(part) if source.is_on_hub else hash_records(source.paths(part)) for source in sources]
+    about = f"{part} {content} {config.seed} {asdict(data)}"
     if about not in KNOWN:
         KNOWN[about] = count_records(load_part(config, part))
     return KNOWN[about]
@@ -55,55 +61,109 @@ def count_without_download(config: Config, part: str) -> Counts | None:
     """Return the records of a part, of a hub data set as many as rows are published, less the share that is held out; None
     where that is not known, or a row is no record, as in conversation trees."""
     data = config.data
-    if data.source != "hub":
+    sources = list_sources(data)
+    if not any(source.is_on_hub for source in sources):
         return count_part(config, part)
-    share, source = data.heldout_fraction, "train" if data.heldout_fraction is not None else part
-    rows: int | None = getattr(data.hub, f"{source}_rows")
-    shape = SHAPES.get(data.converter)
+    counts = [count_source(source, config, part) for source in sources]
+    known = [found for found in counts if found is not None]
+    if len(known) < len(counts):
+        return None
+    if data.source != "mixture":
+        return known[0]
+    names = "demonstrations", "comparisons", "compared_prompts", "prompts"
+    available = {name: [getattr(found, name) for found in known] for name in names}
+    if part == "train":
+        available = {name: count_taken(numbers, sources, data.stopping_strategy) for name, numbers in available.items()}
+    return Counts(**{name: sum(numbers) for name, numbers in available.items()})
+
+
+def count_source(source: Source, config: Config, part: str) -> Counts | None:
+    """Return the records of a part of one set, of the hub by the published rows; None where they are not known."""
+    data, keys = config.data, source.keys
+    if not source.has_part(part):
+        return Counts(0, 0, 0, 0)
+    if not source.is_on_hub:
+        alone = data
+        if isinstance(keys, Member):
+            alone = replace(data, mix={source.name: replace(keys, weight=None, records=None)})
+        return count_part(replace(config, data=alone), part)
+    fraction, shares = keys.heldout_fraction, keys.split or data.split
+    rows: int | None = getattr(keys.hub, "train_rows" if source.is_cut else f"{part}_rows")
+    shape = SHAPES.get(keys.converter)
     if rows is None or (shape is not None and shape.gather is not None):
         return None
-    if share is not None:
-        rows = round(rows * (share if part == "heldout" else 1.0 - share))
+    if fraction is not None:
+        rows = round(rows * (fraction if part == "heldout" else 1.0 - fraction))
+    if shares is not None and data.share is not None:
+        share = shares[data.share] / sum(shares)
+        rows = round(rows * (share if part == "train" or data.format == "deepspeed-chat" else share > 0))
     return Counts(rows, rows, rows, rows)
-
-
-def name_part(config: Config, part: str) -> Origin:
-    """Return the key and the value that name the training or the held-out part."""
-    return Origin("data.source", "demo") if config.data.source == "demo" else name_origin(config.data, part)
 
 
 def record_notes(config: Config) -> Iterator[str]:
     """Tell how the data set is read, what is left out of it, and what is doubtful of it."""
-    data = config.data
     for part in ("train", "heldout"):
-        counts, origin = count_part(config, part), name_origin(data, part)
-        share = " (held out)" if data.heldout_fraction is not None and part == "heldout" else ""
-        where = f"{origin.key}={origin.value}{share}"
-        made = ("demonstration", counts.demonstrations), ("pair", counts.comparisons), ("prompt", counts.prompts)
-        numbers = ", ".join(plural(number, noun, ",") for noun, number in made)
-        yield f"{where}: {plural(counts.rows, 'row', ',')} read as {counts.shape}: {numbers}"
-        for kind, number in counts.left_out.items():
-            yield f"{where}: {number} {kind} left out"
+        counts, origin = count_part(config, part), name_part(config, part)
+        for source in list_sources(config.data):
+            if source.has_part(part):
+                yield from source_notes(source, part, counts)
+        where = f"{origin.key}={origin.value}"
+        if counts.sets:
+            noun = "training" if part == "train" else "held-out"
+            yield f"{where}: {noun} mixture of {count_kinds(counts)}"
+        if counts.duplicates:
+            yield f"{where}: {plural(counts.duplicates, 'record', ',')} there once more"
+    if config.data.split is not None and config.data.share is None:
+        yield f"data.split={config.data.split}: each stage trains on its own share of these"
     yield from record_warnings(config)
 
 
 def record_warnings(config: Config) -> Iterator[str]:
     """Tell what is doubtful of the data set: another number of rows than published, a licence that restricts its use."""
-    data = config.data
-    for part in ("train", "heldout"):
-        counts, origin = count_part(config, part), name_origin(data, part)
-        published = getattr(data.hub, f"{part}_rows")
-        if published is not None and data.heldout_fraction is None and published != counts.rows:
-            where = f"{origin.key}={origin.value}"
-            yield f"{where}: published are {published} rows; the data set has changed, or a part of it is missing"
-    licence = data.hub.licence or ""
-    if any(word in licence.lower() for word in RESTRICTED):
-        yield f"data.hub.name={data.hub.name}: the licence restricts commercial use: {licence}"
+    for source in list_sources(config.data):
+        hub = source.keys.hub
+        for part in ("train", "heldout"):
+            rows, published = count_part(config, part).rows_of(source.name), getattr(hub, f"{part}_rows")
+            if source.has_part(part) and not source.is_cut and published not in (None, rows) and config.data.share is None:
+                where = f"{source.key(part)}={source.describe(part)}"
+                yield f"{where}: published are {published} rows; the data set has changed, or a part of it is missing"
+        licence = hub.licence or ""
+        if any(word in licence.lower() for word in RESTRICTED):
+            yield f"{source.group}.hub.name={hub.name}: the licence restricts commercial use: {licence}"
+
+
+def source_notes(source: Source, part: str, counts: Counts) -> Iterator[str]:
+    """Tell how a part of a set is read, what is left out of it, and how much of it a mixture takes."""
+    own = counts.sets.get(source.name, counts)
+    held = " (held out)" if source.is_cut and part == "heldout" else ""
+    where = f"{source.key(part)}={source.describe(part)}{held}"
+    read = f"{where}: {plural(own.rows, 'row', ',')} read as {own.shape}"
+    yield f"{read}: {count_kinds(counts)}" if own is counts else read
+    for kind, number in own.left_out.items():
+        yield f"{where}: {number} {kind} left out"
+    if isinstance(own, SetCounts):
+        yield from taken_notes(where, own)
+
+
+def taken_notes(where: str, found: SetCounts) -> Iterator[str]:
+    """Tell how many records of a set a mixture takes, and how many of them it repeats."""
+    for kind, noun in NOUNS.items():
+        available, taken = found.available[kind], found.taken[kind]
+        if taken < available:
+            yield f"{where}: {taken:,} of {plural(available, noun, ',')} taken"
+        elif taken > available:
+            yield f"{where}: {taken - available:,} of {plural(available, noun, ',')} repeated"
+
+
+def count_kinds(counts: Counts) -> str:
+    """Return the numbers of demonstrations, pairs and prompts as text."""
+    made = ("demonstration", counts.demonstrations), ("pair", counts.comparisons), ("prompt", counts.prompts)
+    return ", ".join(plural(number, noun, ",") for noun, number in made)
 
 
 def record_problems(config: Config, stage: str) -> Iterator[ConfigError]:
     """Find what the data lacks for a stage, before any record is left out for its length."""
-    kind = kind_of(stage)
+    kind, config = kind_of(stage), select_share(config, stage)
     if kind.records is not None:
         numbers = {part: kind.records(config, count_part(config, part)).number for part in ("train", "heldout")}
         yield from find_lacks(config, stage, numbers, {})

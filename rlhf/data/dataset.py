@@ -4,6 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf.catalog.stage import SetCounts
+
+# What a part of a data set gives to the stages: the names of the lists of a Split.
+KINDS = ("demonstrations", "comparisons", "prompts")
+
 
 @dataclass(frozen=True)
 class Message:
@@ -73,6 +78,7 @@ class Split:
         rows: How many rows were read.
         unread: How many records hold nothing of a kind (`demonstrations`, `comparisons`), or hold a prompt once more
             (`prompts`).
+        sets: The sets of a mixture, by name.
     """
 
     demonstrations: list[Demonstration]
@@ -83,6 +89,7 @@ class Split:
     shape: str = ""
     rows: int = 0
     unread: dict[str, int] = field(default_factory=dict)
+    sets: Mapping[str, SetCounts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

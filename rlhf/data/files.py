@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from rlhf.config.errors import ConfigError, first_line, raise_problems
-from rlhf.config.inputs import check_files, matching_files
+from rlhf.config.sources import check_files, matching_files
 from rlhf.data.cells import CellError, name_type, read_text
 from rlhf.experiment.fingerprint import changed_file, hash_files
 

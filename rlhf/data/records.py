@@ -1,20 +1,22 @@
 """Where data sets come from, and how their rows become the records of the stages."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
 from rlhf.config.errors import ConfigError
-from rlhf.config.inputs import show_paths
 from rlhf.config.schema import Columns, Config, Data
+from rlhf.config.sources import Source, list_sources
 from rlhf.data.cells import CellError, Dropped
 from rlhf.data.dataset import Comparison, Dataset, Demonstration, Prompt, Record, Split
 from rlhf.data.deepspeed_chat import cut
 from rlhf.data.files import Origin, Row, read_files
 from rlhf.data.hub import load_split
+from rlhf.data.mixtures import Part, group_records, mix
 from rlhf.data.shapes import Shape, find_shape
 from rlhf.data.templates.plain import check_prompt
 
@@ -26,7 +28,8 @@ PARTLY = (ALONE, UNDESIRABLE)
 
 
 def load_dataset(config: Config) -> Dataset:
-    """Return the data set that the configuration names. Raises ConfigError for what is missing."""
+    """Return the data set that the configuration names: of a split one the share `data.share`. Raises ConfigError for what
+    is missing."""
     if config.data.source == "demo":
         from rlhf.data.demo import demo_dataset
 
@@ -35,43 +38,139 @@ def load_dataset(config: Config) -> Dataset:
 
 
 def load_part(config: Config, part: str) -> Split:
-    """Return the records of the training or the held-out part of files or of a hub data set."""
+    """Return the records of the training or the held-out part of files, of a hub data set, or of a mixture of them."""
     data = config.data
-    shared = data.heldout_fraction is not None
-    source = "train" if shared else part
-    rows = file_rows(data, source) if data.source == "files" else hub_rows(data, source)
+    parts = [load_source(source, config, part) for source in list_sources(data)]
+    if data.source == "mixture":
+        return mix(parts, [sort_each(part, data) for part in parts], data, config.seed, part == "train")
+    return build_split(parts[0], data)
+
+
+def build_split(part: Part, data: Data) -> Split:
+    """Sort the records of a set that is no part of a mixture into what the stages read. Raises ConfigError where none has
+    a text."""
+    split = sort_records(part.records, data, part.left_out)
+    require_prompts(part, bool(split.prompts) or not part.records)
+    return replace(split, left_out=dict(part.left_out), shape=part.shape, rows=part.rows)
+
+
+def sort_each(part: Part, data: Data) -> list[Split]:
+    """Sort each record of a set of a mixture by itself into what the stages read; the meta of its prompt says the `set`."""
+    named = [replace(record, meta={**record.meta, "set": part.source.name}) for record in part.records]
+    entries = [sort_records([record], data, part.left_out) for record in named]
+    require_prompts(part, any(entry.prompts for entry in entries) or not entries)
+    return [entry for entry in entries if entry.prompts]
+
+
+def load_source(source: Source, config: Config, part: str) -> Part:
+    """Read a part of a set. Raises ConfigError, which names the keys of the set, for what cannot be read."""
+    if not source.has_part(part):
+        return Part(source, part)
+    rows = hub_rows(source, part) if source.is_on_hub else list(read_files(name_origin(source, part), source.paths(part)))
     if not rows:
-        raise name_origin(data, source).error("it cannot be read (it is empty)")
-    if data.heldout_fraction is not None:
-        fraction = data.heldout_fraction
-        train, heldout = cut(len(rows), (1.0 - fraction, fraction), config.seed)
-        rows = [rows[place] for place in (train if part == "train" else heldout)]
-    return build_split(rows, data, name_origin(data, part))
+        raise name_origin(source, part).error("it cannot be read (it is empty)")
+    whole, found = build_part(source, part, rows)
+    chosen = select_rows(found, source, config, part)
+    return whole if len(chosen) == len(found) else collect(replace(whole, rows=len(chosen)), chosen)
 
 
-def name_origin(data: Data, part: str) -> Origin:
+def build_part(source: Source, part: str, rows: list[tuple[Origin, Row]]) -> tuple[Part, "list[Converted]"]:
+    """Read rows in the shape that `converter` names or that their columns show; returns what all of them hold, and what
+    each does. Each row that holds no record is counted with the reason. Raises ConfigError where no shape fits or no row
+    holds a record."""
+    rows = rename_columns(rows, source.keys.columns)
+    columns = find_columns(row for _, row in rows)
+    try:
+        name, shape = find_shape(source.keys, columns, source.describe(part))
+        found = list(convert_rows(rows, name, shape))
+    except ConfigError as error:
+        raise name_keys(error, source) from error
+    described, count = describe_shape(name, shape, columns), len(rows)
+    whole = collect(Part(source, part, columns=tuple(columns), shape=described, rows=count), found)
+    require_prompts(whole, bool(whole.records))
+    return whole, found
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a row is read as: its records, and why it holds none, or no more."""
+
+    records: list[Record]
+    reason: str | None = None
+
+
+def collect(part: Part, rows: Iterable[Converted]) -> Part:
+    """Return a part with the records of rows, and the counted reasons of those without."""
+    rows = list(rows)
+    reasons = Counter(row.reason for row in rows if row.reason is not None)
+    return replace(part, records=[record for row in rows for record in row.records], left_out=reasons)
+
+
+def select_rows(rows: list[Converted], source: Source, config: Config, part: str) -> list[Converted]:
+    """Return the rows of a part: of training rows of which a share is held out, and of a split set, those of the stage.
+    A held-out part is split only with data.format=deepspeed-chat; of a set from which a stage has nothing it has no
+    held-out records either."""
+    data, fraction = config.data, source.keys.heldout_fraction
+    if fraction is not None:
+        rows = cut_rows(rows, (1.0 - fraction, fraction), config)[0 if part == "train" else 1]
+    shares = data.split if source.keys.split is None else source.keys.split
+    if shares is None or data.share is None:
+        return rows
+    if part == "train" or data.format == "deepspeed-chat":
+        return cut_rows(rows, shares, config)[data.share]
+    return rows if shares[data.share] else []
+
+
+def cut_rows(rows: list[Converted], shares: Sequence[float], config: Config) -> list[list[Converted]]:
+    """Cut rows into shares, drawn with the seed: row by row with data.format=deepspeed-chat, as there, else such that
+    conversations that begin alike are in one share."""
+    units = group_records([row.records for row in rows])
+    if config.data.format == "deepspeed-chat":
+        units = [[number] for number in range(len(rows))]
+    return [[rows[number] for unit in share for number in units[unit]] for share in cut(len(units), shares, config.seed)]
+
+
+def require_prompts(part: Part, has_some: bool) -> None:
+    """Raise ConfigError where no row of a set holds a record."""
+    if has_some:
+        return
+    found, columns, source = ", ".join(part.columns), part.source.keys.columns, part.source
+    if part.shape.startswith("pairs ") and set(part.left_out) <= {"rows without a prompt"}:
+        problem, fix = (
+            f"no row has it (found: {found})",
+            f"name the column that holds the prompt, or set {source.group}.converter",
+        )
+        raise ConfigError(f"{source.group}.columns.prompt", columns.prompt, problem, fix)
+    dropped = ", ".join(f"{number} {reason}" for reason, number in part.left_out.items())
+    name = part.shape.partition(" (")[0]
+    fix = f"set {source.group}.converter, or check the rows"
+    raise name_origin(source, part.part).error(f"no row holds a record, read as {name} (found: {found}; {dropped})", fix)
+
+
+def name_keys(error: ConfigError, source: Source) -> ConfigError:
+    """Return an error about keys of `data` as one about those of a set of a mixture."""
+    own = re.compile(r"\bdata\.(?=(?:converter|columns|files|hub)\b)")
+    key, problem, fix = (own.sub(f"{source.group}.", text) for text in (error.key, error.problem, error.fix))
+    return ConfigError(key, error.value, problem, fix)
+
+
+def name_origin(source: Source, part: str) -> Origin:
     """Return the key and the value that say where a part comes from."""
-    if data.source == "files":
-        own = named_part(data, part)
-        return Origin(f"data.files.{own}", show_paths(getattr(data.files, own)))
-    split = data.hub.train_split if data.heldout_fraction is not None else getattr(data.hub, f"{part}_split")
-    return Origin("data.hub.name", f"{data.hub.name} ({split})")
+    return Origin(source.key(part), source.describe(part))
 
 
-def named_part(data: Data, part: str) -> str:
-    """Return the part whose files hold the records of a part: the training files, where no others are named."""
-    return part if getattr(data.files, part) is not None else "train"
+def name_part(config: Config, part: str) -> Origin:
+    """Return the key and the value that name the training or the held-out part."""
+    data = config.data
+    if data.source in ("demo", "mixture"):
+        return Origin("data.source", "demo") if data.source == "demo" else Origin("data.mix", ",".join(data.mix or {}))
+    return name_origin(list_sources(data)[0], part)
 
 
-def file_rows(data: Data, part: str) -> list[tuple[Origin, Row]]:
-    """Read the rows of a part's files, each with the file it is of."""
-    return list(read_files(name_origin(data, part), getattr(data.files, named_part(data, part))))
-
-
-def hub_rows(data: Data, part: str) -> list[tuple[Origin, Row]]:
+def hub_rows(source: Source, part: str) -> list[tuple[Origin, Row]]:
     """Load the rows of a part of a hub data set."""
-    hub, origin = data.hub, name_origin(data, part)
-    rows = load_split(str(hub.name), hub.config, getattr(hub, f"{part}_split"), hub.revision, "data.hub.name", hub.data_dir)
+    hub, origin = source.keys.hub, name_origin(source, part)
+    rows = load_split(str(hub.name), hub.config, source.split(part), hub.revision, origin.key, hub.data_dir)
     return [(origin, row) for row in enumerate(rows, 1)]
 
 
@@ -89,30 +188,6 @@ def require_records(items: Sequence[Any], kind: str, config: Config) -> None:
     if not items:
         fix = "check the columns (data.columns) and data.max_prompt_tokens"
         raise ConfigError("data.source", config.data.source, f"it has no held-out {kind} that fit", fix)
-
-
-def build_split(rows: list[tuple[Origin, Row]], data: Data, origin: Origin) -> Split:
-    """Make the records of a part from its rows, in the shape that `data.converter` names or that their columns show.
-    Each row that holds no record is counted with the reason. Raises ConfigError where no shape fits, or no row holds a
-    record."""
-    renamed = rename_columns(rows, data.columns)
-    columns = find_columns(row for _, row in renamed)
-    name, shape = find_shape(data, columns, origin.value)
-    left_out = Counter[str]()
-    records = list(convert_rows(renamed, name, shape, left_out))
-    split = sort_records(records, data, left_out)
-    if not split.prompts:
-        found = ", ".join(columns)
-        if name == "pairs" and set(left_out) <= {"rows without a prompt"}:
-            raise ConfigError("data.columns.prompt", data.columns.prompt, f"no row has it (found: {found})",
-                              "name the column that holds the prompt, or set data.converter")  # fmt: skip
-        dropped = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
-        fix = "set data.converter, or check the rows"
-        raise origin.error(f"no row holds a record, read as {name} (found: {found}; {dropped})", fix)
-    return Split(
-        split.demonstrations, split.comparisons, split.prompts, dict(left_out), split.meta,
-        describe_shape(name, shape, columns), len(rows), split.unread,
-    )  # fmt: skip
 
 
 def describe_shape(name: str, shape: Shape, columns: Mapping[str, Any]) -> str:
@@ -142,17 +217,19 @@ def find_columns(rows: Iterable[Row]) -> dict[str, Any]:
     return found
 
 
-def convert_rows(rows: list[tuple[Origin, Row]], name: str, shape: Shape, left_out: Counter[str]) -> Iterator[Record]:
-    """Yield the records of rows; a row that holds none is counted in `left_out`. Raises ConfigError, with file, row and
-    column, for a cell of a wrong type."""
+def convert_rows(rows: list[tuple[Origin, Row]], name: str, shape: Shape) -> Iterator[Converted]:
+    """Yield what each row is read as, or each row that the shape gathers from several. Raises ConfigError, with file, row
+    and column, for a cell of a wrong type."""
     origins = {number: origin for origin, (number, _) in rows} if shape.gather else {}
     gathered = shape.gather(row for _, row in rows) if shape.gather else None
     numbered = rows if gathered is None else ((origins[row[0]], row) for row in gathered)
     for origin, (number, cells) in numbered:
+        records: list[Record] = []
         try:
-            yield from shape.convert(cells)
+            records.extend(shape.convert(cells))
+            yield Converted(records)
         except Dropped as reason:
-            left_out[str(reason)] += 1
+            yield Converted(records, str(reason))
         except CellError as error:
             raise origin.error(f"row {number}, column {error.column}: {error.problem}", error.fix) from error
         except Exception as error:

@@ -6,14 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rlhf.config.errors import ConfigError
-from rlhf.config.schema import Data
+from rlhf.config.schema import Data, Member
+from rlhf.config.sources import OWN_COLUMNS
 from rlhf.data import converters, deepspeed_chat
 from rlhf.data.cells import Cells
 from rlhf.data.converters import Converter
 
 NumberedCells = tuple[int, Cells]
-# The names of the columns of `pairs`, which data.columns has where nothing is renamed.
-OWN_NAMES = {name: name for name in ("prompt", "response", "chosen", "rejected")}
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def find_shape(data: Data, columns: dict[str, Any], origin: str) -> tuple[str, Shape]:
+def find_shape(data: Data | Member, columns: dict[str, Any], origin: str) -> tuple[str, Shape]:
     """Return the shape of a data set, with its name.
 
     It is the one that `data.converter` names. `auto` is `pairs` where `data.columns` names columns, or else the one shape
@@ -80,7 +79,7 @@ def find_shape(data: Data, columns: dict[str, Any], origin: str) -> tuple[str, S
     name = data.converter
     if ":" in name:
         return name, Shape(import_converter(name))
-    if name == "auto" and asdict(data.columns) != OWN_NAMES:
+    if name == "auto" and asdict(data.columns) != OWN_COLUMNS:
         name = "pairs"
     if name != "auto":
         return name, named_shape(name)

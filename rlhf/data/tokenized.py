@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
+from rlhf.config.sources import reads_hub
 from rlhf.data.artifact import artifact_path, identify_data, make_once
 from rlhf.data.counted import Counted, Tally
 from rlhf.data.dataset import Comparison, Dataset, Prompt, Split
 from rlhf.data.encoded import Encoded, Tokenizer
 from rlhf.data.files import expect_hashes
-from rlhf.data.records import PARTLY, UNREAD, load_dataset
+from rlhf.data.records import PARTLY, UNREAD, load_dataset, name_part
 from rlhf.data.row_encoder import (
     COLUMNS,
     RecordEncoder,
@@ -62,8 +62,9 @@ class DataSource:
         """The records. Raises ConfigError where files, or a set of the hub, are not what they were when identified."""
         with expect_hashes({key: value for key, value in self.identity.items() if isinstance(value, str)}):
             found = load_dataset(self.config)
-        if self.config.data.source == "hub" and identify_data(self.config) != self.identity:
-            raise ConfigError("data.hub.name", self.config.data.hub.name, "it changed while it was read", "try again")
+        if reads_hub(self.config.data) and identify_data(self.config) != self.identity:
+            where = name_part(self.config, "train")
+            raise where.error("it changed while it was read", "try again")
         return found
 
 

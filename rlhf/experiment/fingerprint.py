@@ -13,11 +13,11 @@ from typing import Any, BinaryIO
 
 from rlhf.catalog.stage import kind_of
 from rlhf.config.errors import ConfigError
-from rlhf.config.inputs import matching_files, show_paths
 from rlhf.config.keys import get_key, is_neutral, keys_of, matches_prefix
 from rlhf.config.metadata import Content
 from rlhf.config.schema import Config
 from rlhf.config.sections import config_type
+from rlhf.config.sources import matching_files, show_paths
 from rlhf.experiment.files import Unreadable, parse_json
 from rlhf.experiment.integrity import integrity_error, known_files
 from rlhf.experiment.stage_directory import StageDirectory
@@ -53,16 +53,35 @@ def result_config(config: Config, stage: str) -> dict[str, Any]:
 
 def identify_value(value: Any, key: str, content: Content | None) -> Any:
     """Return what a key's value counts as: what a path holds, a function with the source of its module, or itself."""
-    if content == "template":
-        return content_id(value, key) if value.endswith(".jinja") else value
     if content == "function":
-        if value is None or ":" not in value:
-            return value
-        origin, _, name = value.rpartition(":")
-        return f"{name if origin.endswith('.py') else value} {hash_source(value, key)}"
+        return identify_function(value, key)
     if content == "records":
         return hash_records(value)
-    return content_id(value, key) if content else value
+    if content == "share":  # of the rows it was, before keys said it
+        return f"{value} of the prompts"
+    if content == "mixture" and isinstance(value, dict):
+        return [[name, identify_keys(member, f"{key}.{name}")] for name, member in value.items()]
+    is_named = content is None or (content == "template" and not value.endswith(".jinja"))
+    return value if is_named else content_id(value, key)
+
+
+def identify_function(value: str | None, key: str) -> str | None:
+    """Return the dotted path of a function with a hash of its source; a value that is no dotted path as it is."""
+    if value is None or ":" not in value:
+        return value
+    origin, _, name = value.rpartition(":")
+    return f"{name if origin.endswith('.py') else value} {hash_source(value, key)}"
+
+
+def identify_keys(group: Any, prefix: str) -> dict[str, Any]:
+    """Return the keys of a group that decide a result, with what their values count as; without those at their neutral
+    values."""
+    known = {name: key for name, key in keys_of(type(group)).items() if key.effect == "result"}
+    return {
+        name: identify_value(get_key(group, name), f"{prefix}.{name}", key.content)
+        for name, key in known.items()
+        if not is_neutral(group, name)
+    }
 
 
 def hash_source(path: str, key: str) -> str:
@@ -166,23 +185,34 @@ def data_files(config: Config, stage: str) -> dict[str, str]:
     """Return the files of records, texts and functions that decide a stage's result, by their keys, with the hashes in its
     fingerprint."""
     schema: Any = type(config)
-    read, known = () if kind_of(stage).is_benchmark else result_keys(stage, schema), keys_of(schema)
-    named = {key: (get_key(config, key), known[key].content) for key in read if not is_neutral(config, key)}
+    read = () if kind_of(stage).is_benchmark else result_keys(stage, schema)
+    named = [entry for key in read if not is_neutral(config, key) for entry in name_contents(config, key)]
     return {
         key: str(identify_value(value, key, content))
-        for key, (value, content) in named.items()
+        for key, value, content in named
         if value is not None and (content == "records" or (content == "function" and ":" in value))
     }
+
+
+def name_contents(config: Config, key: str) -> Iterator[tuple[str, Any, Content | None]]:
+    """Yield a key with its value and what that counts as; of a mixture the keys of its sets."""
+    schema: Any = type(config)
+    content, value = keys_of(schema)[key].content, get_key(config, key)
+    if content == "mixture" and isinstance(value, dict):
+        for name, member in value.items():
+            known = keys_of(type(member))
+            yield from ((f"{key}.{name}.{own}", get_key(member, own), entry.content) for own, entry in known.items())
+    else:
+        yield key, value, content
 
 
 def check_data_files(config: Config, hashes: dict[str, str]) -> None:
     """Raise ConfigError for a file of records, texts or functions that is no longer what a stage's fingerprint says."""
     HASHED.set(None)
-    for key, planned in hashes.items():
-        value, content = get_key(config, key), keys_of(type(config))[key].content
-        found = str(identify_value(value, key, content))
-        if found != planned:
-            raise changed_file(key, show_paths(get_key(config, key)), planned, found)
+    schema: Any = type(config)
+    for key, value, content in (entry for name in keys_of(schema) for entry in name_contents(config, name)):
+        if key in hashes and (found := str(identify_value(value, key, content))) != hashes[key]:
+            raise changed_file(key, show_paths(value), hashes[key], found)
 
 
 def changed_file(key: str, value: Any, planned: str, found: str) -> ConfigError:

@@ -168,7 +168,7 @@ def sentences(plan: GraphPlan) -> list[str]:
     run = ", ".join(f"{number} {stage}" for stage, number in kinds.items())
     lines = [f"{run or 'nothing'} to run, {plural(reused, 'stage')} done before"]
     if plan.waiting and totals.seconds is None:
-        lines.append("time and cost depend on records that are not here: data.source=hub is read when it runs")
+        lines.append("time and cost depend on records that are not here: what is on the hub is read when it runs")
     elif plan.waiting:
         config = plan.tasks[0].config
         at_once = f", {plural(totals.slots, 'stage')} at a time" if len(plan.waiting) > 1 else ""

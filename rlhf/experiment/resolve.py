@@ -7,6 +7,7 @@ from pathlib import Path
 from rlhf.catalog.stage import kind_of
 from rlhf.config.directories import find_model
 from rlhf.config.schema import Config
+from rlhf.config.sources import is_split
 from rlhf.experiment.files import parse_json
 from rlhf.experiment.templates import choose_template
 
@@ -14,7 +15,16 @@ from rlhf.experiment.templates import choose_template
 def resolve_for_stage(config: Config, stage: str, inputs: dict[str, str]) -> Config:
     """Return the configuration as the stage runs it on these input models (name: directory or hub id)."""
     resolved = kind_of(stage).resolve(config, inputs)
-    return replace(resolved, data=replace(resolved.data, template=choose_template(resolved, stage, inputs)))
+    resolved = replace(resolved, data=replace(resolved.data, template=choose_template(resolved, stage, inputs)))
+    return select_share(resolved, stage)
+
+
+def select_share(config: Config, stage: str) -> Config:
+    """Return the configuration with the share of a split data set that a stage reads."""
+    kind, data = kind_of(stage), config.data
+    if kind.records is None or data.share is not None or not is_split(data):
+        return config
+    return replace(config, data=replace(data, share=kind.share))
 
 
 def default_eos_penalty_mode(normalized: bool) -> str:

@@ -1,5 +1,6 @@
 """Tokenizers: the model's own, or a byte-level BPE trained on the training text."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,10 @@ def build_tokenizer(model: Model, key: str, source: DataSource) -> Tokenizer:
 
 
 def load_trained_tokenizer(source: DataSource) -> Tokenizer:
-    """Return the tokenizer that is trained on the training text of a data set."""
-    config = source.config
+    """Return the tokenizer that is trained on the training text of a data set: of all its shares, so that all stages have
+    the same one."""
+    config = replace(source.config, data=replace(source.config.data, share=None))
+    source = source if config == source.config else DataSource(config)
     path = artifact_path(config, "tokenizer", {"data": identify_data(config, without=LENGTHS)})
 
     def make(directory: Path) -> dict[str, Any]:

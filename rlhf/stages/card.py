@@ -49,7 +49,8 @@ def write_model_card(spec: Spec, name: str, engine: Any, metrics: dict[str, floa
     ]
     is_plain = config.data.template == "plain"
     text = f"prompts as `{config.data.prompt_format!r}`" if is_plain else f"template: `{config.data.template}`"
-    lines += [f"- data: `{config.data.source}`, {text}; `tokenizer.apply_chat_template` gives the text"]
+    sets = f" of {', '.join(config.data.mix)}" if config.data.mix else ""
+    lines += [f"- data: `{config.data.source}`{sets}, {text}; `tokenizer.apply_chat_template` gives the text"]
     lines += ["", "## Loading", "", loading, ""]
     if scorer:
         bias, scale = (getattr(model.config, name, default) for name, default in ((BIAS, 0.0), (SCALE, 1.0)))

@@ -11,8 +11,9 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.keys import get_key
 from rlhf.config.schema import Config
 from rlhf.config.terminal import plural
-from rlhf.data.check import find_lacks, name_part
+from rlhf.data.check import find_lacks
 from rlhf.data.encoded import Encoded, Tokenizer
+from rlhf.data.records import name_part
 from rlhf.data.tokenized import Comparisons, DataSource, Tokenized, open_data
 from rlhf.models.tokenizer import build_tokenizer, load_tokenizer
 from rlhf.planner.work import count_steps

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 from rlhf.config.metadata import WHOLE, key
 from rlhf.config.schema.command import Bench, Checkpoint, Launcher, Plan, Search, Tracking, Wandb
-from rlhf.config.schema.data import Columns, Data, DemoData, Files, Hub, Text
+from rlhf.config.schema.data import Columns, Data, DemoData, Files, Hub, Member, Text
 from rlhf.config.schema.models import Hardware, Lora, Model, PeakTflops, Precision, Zero
 from rlhf.config.schema.rewards import Rewards, RewardTerm
 from rlhf.config.schema.training import Dpo, Ppo, Reward, Rollout, Sft, Training
 
 __all__ = [
     "LORAS", "ZEROS", "Bench", "Checkpoint", "Columns", "Config", "Data", "DemoData", "Dpo", "Files", "Hardware", "Hub",
-    "Launcher", "Lora", "Model", "PeakTflops", "Plan", "Ppo", "Precision", "Reward", "RewardTerm", "Rewards", "Rollout",
-    "Search", "Sft", "Text", "Tracking", "Training", "Wandb", "Zero",
+    "Launcher", "Lora", "Member", "Model", "PeakTflops", "Plan", "Ppo", "Precision", "Reward", "RewardTerm", "Rewards",
+    "Rollout", "Search", "Sft", "Text", "Tracking", "Training", "Wandb", "Zero",
 ]  # fmt: skip
 
 

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.config.metadata import COUNT, WHOLE, Range, key
+from rlhf.config.metadata import COUNT, FROM_ZERO, WHOLE, Range, above_zero, key
+
+# Shares of a part that leave something of it.
+HELD_OUT = Range(0, 1, open_low=True, open_high=True)
 
 
 @dataclass
@@ -35,7 +38,7 @@ class Hub:
     revision: str | None = key()
     data_dir: str | None = key(neutral=None)
     train_split: str = key()
-    heldout_split: str = key()
+    heldout_split: str | None = key()
     train_rows: int | None = key(WHOLE, effect="name", unit="rows")
     heldout_rows: int | None = key(WHOLE, effect="name", unit="rows")
     licence: str | None = key(effect="name")
@@ -52,12 +55,31 @@ class Columns:
 
 
 @dataclass
+class Member:
+    """A set of a mixture: how much of it is taken, where its rows are, and how they are read."""
+
+    weight: float | None = key(above_zero(1e9), effect="result", neutral=None)
+    records: int | None = key(COUNT, effect="result", neutral=None, unit="records")
+    split: list[float] | None = key(FROM_ZERO, effect="result", neutral=None)
+    source: str = key(choices=("files", "hub"), effect="result")
+    converter: str = key(effect="result", neutral="auto", content="function")
+    heldout_fraction: float | None = key(HELD_OUT, effect="result", neutral=None, content="share")
+    files: Files = key(effect="result")
+    hub: Hub = key(effect="result")
+    columns: Columns = key(effect="result")
+
+
+@dataclass
 class Data:
     """Prompts, demonstrations and preferences; lengths in tokens."""
 
-    source: str = key(choices=("demo", "files", "hub"))
+    source: str = key(choices=("demo", "files", "hub", "mixture"))
+    mix: dict[str, Member] | None = key(neutral=None, content="mixture")
+    stopping_strategy: str = key(choices=("first_exhausted", "all_exhausted"), only_with="mix")
+    split: list[float] | None = key(FROM_ZERO, neutral=None)
+    share: int | None = key(Range(0, 2), neutral=None)
     converter: str = key(neutral="auto", content="function")
-    heldout_fraction: float | None = key(Range(0, 1, open_low=True, open_high=True), neutral=None)
+    heldout_fraction: float | None = key(HELD_OUT, neutral=None, content="share")
     format: str = key(choices=("plain", "deepspeed-chat"), neutral="plain")
     template: str = key(neutral="plain", content="template")
     prompt_format: str = key()

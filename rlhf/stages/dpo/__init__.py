@@ -98,6 +98,7 @@ KIND = StageKind(
     sequences=2,  # a pair has two answers
     records=count_records,
     reads="comparisons",
+    share=1,  # as in DeepSpeed-Chat, whose DPO takes the place of its step 2
     phase_flops=phase_flops,
     check=check,
     cards={"dpo": Card("a language model trained on preferences, without a reward model")},

@@ -107,6 +107,7 @@ KIND = StageKind(
     sequences=2,  # a pair has two answers
     records=count_records,
     reads="comparisons",
+    share=1,
     phase_flops=phase_flops,
     problems=problems,
     cards={"reward": Card("a reward model trained on comparisons", scorer=True)},

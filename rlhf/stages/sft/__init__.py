@@ -55,6 +55,7 @@ KIND = StageKind(
     roles=roles,
     records=count_records,
     reads="demonstrations",
+    share=0,
     phase_flops=phase_flops,
     cards={"sft": Card("a language model fine-tuned on demonstrations")},
 )

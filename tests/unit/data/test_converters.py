@@ -3,17 +3,21 @@
 import pytest
 
 from rlhf.config.errors import ConfigError
-from rlhf.config.schema import Columns, Data
+from rlhf.config.schema import Columns, Data, Files
+from rlhf.config.sources import Source
 from rlhf.data.cells import CellError, Dropped
 from rlhf.data.dataset import Message, Record
 from rlhf.data.files import Origin
-from rlhf.data.records import build_split
+from rlhf.data.records import build_part, build_split
 from rlhf.data.shapes import SHAPES, find_shape
 from rlhf.data.templates.plain import render_prompt, render_response
 
 FORMAT = "Human: {prompt}\n\nAssistant:"
 DATA = Data(
+    source="files",
     converter="auto",
+    heldout_fraction=None,
+    files=Files("a.jsonl", "b.jsonl"),
     format="plain",
     prompt_format=FORMAT,
     response_format=" {response}",
@@ -41,7 +45,8 @@ def split(rows, **keys):
     """The records that the stages read of rows, in the shape that is recognised."""
     data = Data(**{**vars(DATA), **keys})
     origin = Origin("data.files.train", "a.jsonl")
-    return build_split([(origin, row) for row in enumerate(rows, 1)], data, origin)
+    whole, _ = build_part(Source(data), "train", [(origin, row) for row in enumerate(rows, 1)])
+    return build_split(whole, data)
 
 
 def convert(row, shape=None):

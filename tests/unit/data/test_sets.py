@@ -19,7 +19,7 @@ from rlhf.data.templates.plain import render_prompt, render_response
 from rlhf.data.tokenized import DataSource
 from rlhf.ppo.evaluate import heldout_prompts
 
-OWN = {"demo", "files", "hub", "deepspeed-chat-jsonfile"}
+OWN = {"demo", "files", "hub", "mixture", "deepspeed-chat-jsonfile"}
 OPTIONS = sorted(path.stem for path in (config_root() / "conf" / "data").glob("*.yaml"))
 ASKED = ("name", "config", "split", "revision", "key", "data_dir")
 
@@ -121,7 +121,9 @@ def test_rows_of_another_set_are_refused_with_what_was_found(read):
 
 
 def test_a_restricted_licence_and_another_number_of_rows_are_told(make_config, monkeypatch):
-    monkeypatch.setattr(records, "load_split", lambda *arguments: [SETS["alpaca"][0][0]] * 100)
+    monkeypatch.setattr(
+        records, "load_split", lambda *arguments: [SETS["alpaca"][0][0] | {"instruction": str(i)} for i in range(100)]
+    )
     notes = list(record_notes(make_config("data=alpaca")))
     assert "data.hub.name=tatsu-lab/alpaca: the licence restricts commercial use: cc-by-nc-4.0" in notes
     assert any("98 rows read as alpaca (instruction, output)" in note for note in notes)
