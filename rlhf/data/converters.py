@@ -22,11 +22,12 @@ from rlhf.data.cells import (
     require_object,
     require_text,
 )
-from rlhf.data.dataset import Message, Record
+from rlhf.data.dataset import Message, Prompt, Record
 
 Converter = Callable[[Mapping[str, Any]], Iterator[Record]]
 
 TURN = re.compile(r"(?:\n\n|^)(Human|Assistant):")
+MARKED_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
 def keep_meta(cells: Cells, *read: str) -> dict[str, Any]:
@@ -82,7 +83,18 @@ def convert_message_pairs(cells: Cells) -> Record:
         prompts.append(prompt)
     if any(prompt != prompts[0] for prompt in prompts):
         raise Dropped("pairs whose conversations differ before the last answer")
+    if given is not None and not is_part(given, prompts[0]):
+        raise Dropped("rows whose prompt is not in their conversation")
     return Record(prompts[0], texts["response"], texts["chosen"], texts["rejected"], meta=keep_meta(cells, "prompt"))
+
+
+def is_part(given: Sequence[Message], prompt: Sequence[Message]) -> bool:
+    """Tell whether messages that are given as the prompt are in the conversation up to its answer: as whole messages, or,
+    where the prompt is one text, within one of them or around it."""
+    if len(given) > 1:
+        return all(message in prompt for message in given)
+    text = given[0].content.strip()
+    return any(text in message.content or message.content.strip() in text for message in prompt if message.role == "user")
 
 
 def convert_transcripts(cells: Cells) -> Iterator[Record]:
@@ -218,7 +230,15 @@ def convert_helpsteer2(cells: Cells) -> Iterator[Record]:
     first, second = (require_text(cells, f"response_{number}", "two responses") for number in (1, 2))
     strength = require_number(cells, "preference_strength", "a preference")
     meta = keep_meta(cells, "prompt", "response_1", "response_2")
-    yield prefer(require_text(cells, "prompt", "a prompt"), first, second, -strength, meta)
+    yield prefer(split_marked_turns(require_text(cells, "prompt", "a prompt")), first, second, -strength, meta)
+
+
+def split_marked_turns(prompt: str) -> Prompt:
+    """Return the messages of a HelpSteer2 prompt of several turns, which stand under lines "<extra_id_1>Assistant" and
+    "<extra_id_1>User"; a prompt without such lines as it is."""
+    first, *parts = MARKED_TURN.split(prompt)
+    turns = [Message(who.lower(), said) for who, said in zip(parts[::2], parts[1::2], strict=True)]
+    return (Message("user", first), *turns) if turns else prompt
 
 
 def convert_helpsteer3(cells: Cells) -> Iterator[Record]:

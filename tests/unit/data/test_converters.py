@@ -281,3 +281,20 @@ def test_a_function_of_ones_own_reads_rows(monkeypatch):
 def test_errors_of_cells_name_the_place():
     with pytest.raises(CellError, match=r"^column chosen\[0\]\.content: there is no such key"):
         convert({"chosen": [{"role": "user"}], "rejected": [{"role": "user"}]}, "pairs")
+
+
+def test_a_prompt_that_is_not_in_its_conversation_is_counted():
+    """As where columns of two sets were joined in another order."""
+    said = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    asked = [{"role": "user", "content": "Hm."}, {"role": "assistant", "content": "?"}, *said]
+    good = [{"prompt": "Why?", "chosen": said, "rejected": said}, {"prompt": " Why?\n", "chosen": asked, "rejected": asked},
+            {"prompt": [said[0]], "chosen": asked, "rejected": asked}]  # fmt: skip
+    found = split([*good, {"prompt": "Who?", "chosen": said, "rejected": said}])
+    assert len(found.comparisons) == 3 and found.left_out == {"rows whose prompt is not in their conversation": 1}
+
+
+def test_turns_of_helpsteer2_are_messages():
+    prompt = "Hi\n<extra_id_1>Assistant\nHello.\n<extra_id_1>User\nWhy?\nNow."
+    record = convert({"prompt": prompt, "response_1": "a", "response_2": "b", "preference_strength": -2})
+    turns = (("user", "Hi"), ("assistant", "Hello."), ("user", "Why?\nNow."))
+    assert record.prompt == tuple(Message(*turn) for turn in turns) and record.chosen == "a"

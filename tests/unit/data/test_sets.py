@@ -13,6 +13,7 @@ from rlhf.data import records
 from rlhf.data.check import count_without_download, record_notes
 from rlhf.data.dataset import Dataset
 from rlhf.data.deepspeed_chat import cut
+from rlhf.data.hub import load_split
 from rlhf.data.records import load_dataset, load_part
 from rlhf.data.templates import build_template
 from rlhf.data.templates.plain import render_prompt, render_response
@@ -160,3 +161,16 @@ def test_parts_are_cut_with_deepspeed_chats_rounding(count, proportions, sizes):
     parts = cut(count, proportions, 1234)
     assert [len(part) for part in parts] == sizes
     assert sorted(place for part in parts for place in part) == list(range(count))
+
+
+@pytest.mark.parametrize("key", ["data.hub.name", "data.mix.a.hub.name"])
+def test_a_set_that_a_script_reads_is_refused_with_the_revision_to_give(monkeypatch, tmp_path, key):
+    """The error is the library's own."""
+    monkeypatch.setattr("rlhf.data.hub.find_hub_problem", lambda *arguments: None)
+    directory = tmp_path / "scripted"
+    directory.mkdir()
+    (directory / "scripted.py").write_text("import datasets")
+    with pytest.raises(ConfigError) as error:
+        load_split(str(directory), None, "train", None, key)
+    fix = f"set {key.removesuffix('name')}revision=refs/convert/parquet, the copy that the hub keeps without it"
+    assert str(error.value) == f"{key}={directory}: it is read by a script of its own, which datasets no longer runs; {fix}"
