@@ -1,10 +1,11 @@
 """Cells of a row: text and messages, with the types that they are written with. Nothing is converted."""
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date, time
 from typing import Any
 
-from rlhf.data.dataset import Message
+from rlhf.data.dataset import Message, Prompt
 
 Cells = Mapping[str, Any]
 
@@ -19,6 +20,8 @@ ROLES = {
 }  # fmt: skip
 # The keys of a message: who speaks, and the text. The second pair is ShareGPT's.
 MESSAGE_KEYS = (("role", "content"), ("from", "value"))
+# The lines that begin the further turns of HelpSteer2's prompts.
+MARKED_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
 class CellError(ValueError):
@@ -135,3 +138,11 @@ def read_message(item: Cells, column: str) -> Message:
     if what not in item:
         raise CellError(f"{column}.{what}", "there is no such key", f"write {{{who}: {role}, {what}: ...}}")
     return Message(ROLES[role.lower()], check_text(item[what], f"{column}.{what}"))
+
+
+def split_marked_turns(prompt: str) -> Prompt:
+    """Return the messages of a HelpSteer2 prompt of several turns, which stand under lines "<extra_id_1>Assistant" and
+    "<extra_id_1>User"; a prompt without such lines as it is."""
+    first, *parts = MARKED_TURN.split(prompt)
+    turns = [Message(who.lower(), said) for who, said in zip(parts[::2], parts[1::2], strict=True)]
+    return (Message("user", first), *turns) if turns else prompt

@@ -21,13 +21,13 @@ from rlhf.data.cells import (
     require_number,
     require_object,
     require_text,
+    split_marked_turns,
 )
-from rlhf.data.dataset import Message, Prompt, Record
+from rlhf.data.dataset import Message, Record
 
 Converter = Callable[[Mapping[str, Any]], Iterator[Record]]
 
 TURN = re.compile(r"(?:\n\n|^)(Human|Assistant):")
-MARKED_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
 def keep_meta(cells: Cells, *read: str) -> dict[str, Any]:
@@ -231,14 +231,6 @@ def convert_helpsteer2(cells: Cells) -> Iterator[Record]:
     strength = require_number(cells, "preference_strength", "a preference")
     meta = keep_meta(cells, "prompt", "response_1", "response_2")
     yield prefer(split_marked_turns(require_text(cells, "prompt", "a prompt")), first, second, -strength, meta)
-
-
-def split_marked_turns(prompt: str) -> Prompt:
-    """Return the messages of a HelpSteer2 prompt of several turns, which stand under lines "<extra_id_1>Assistant" and
-    "<extra_id_1>User"; a prompt without such lines as it is."""
-    first, *parts = MARKED_TURN.split(prompt)
-    turns = [Message(who.lower(), said) for who, said in zip(parts[::2], parts[1::2], strict=True)]
-    return (Message("user", first), *turns) if turns else prompt
 
 
 def convert_helpsteer3(cells: Cells) -> Iterator[Record]:
