@@ -9,7 +9,7 @@ from rich.text import Text
 from rlhf.catalog.stage import pipeline_parts
 from rlhf.config.terminal import Terminal, one_line
 from rlhf.report.collect import ReportError, collect
-from rlhf.report.figures import Figure, collect_metrics, compared_metrics, format_short
+from rlhf.report.final_metrics import FinalMetric, collect_metrics, compared_metrics, format_short
 from rlhf.report.groups import Group, group_points
 from rlhf.report.page import overview, page
 from rlhf.report.tables import save, write_tables
@@ -21,8 +21,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m rlhf report",
         description="Write what a sweep or a run came to as one HTML page (report.html, which needs no network) and as "
-        "tables: points.* has a row per point, stages.* the planned and spent cost of each stage, table.* the figures over "
-        "seeds, each as .csv, .json and .md. "
+        "tables: points.* has a row per point, stages.* the planned and spent cost of each stage, table.* the final "
+        "metrics over seeds, each as .csv, .json and .md. "
         "A sweep that is half finished or partly failed is reported as far as it is.",
         epilog="example: python -m rlhf report outputs/sweeps/kl",
     )
@@ -64,11 +64,11 @@ def summary(groups: list[Group]) -> Table:
     """Build the table of groups with the means that matter most; intervals are for the page and the tables."""
     table = Table(title="Means over seeds (n); intervals are in table.md", title_justify="left")
     table.add_column("group", overflow="fold")
-    figures = collect_metrics(groups)
-    shown = main_figures(groups, figures)
-    columns = [[cell.estimate for cell in compared_metrics(groups, figure)] for figure in shown]
-    for figure in shown:
-        table.add_column(figure.label, justify="right")
+    finals = collect_metrics(groups)
+    shown = main_metrics(groups, finals)
+    columns = [[cell.estimate for cell in compared_metrics(groups, final)] for final in shown]
+    for final in shown:
+        table.add_column(final.label, justify="right")
     for number, group in enumerate(groups):
         means = [known[number] for known in columns]
         cells = ["–" if mean is None else f"{format_short(mean.mean)} ({mean.n})" for mean in means]
@@ -76,14 +76,14 @@ def summary(groups: list[Group]) -> Table:
     return table
 
 
-def main_figures(groups: list[Group], figures: list[Figure]) -> list[Figure]:
-    """Return the figures that the last part of the pipeline is compared by, and its memory, which a benchmark has."""
+def main_metrics(groups: list[Group], finals: list[FinalMetric]) -> list[FinalMetric]:
+    """Return the metrics that the last part of the pipeline is compared by, and its memory, which a benchmark has."""
     displays = {kind: stage.display for group in groups for kind in group.kinds for stage in group.stages(kind)}
     for part in pipeline_parts(displays):
         for number in range(max(len(displays[kind].compared) for kind in part)):
             sets = {kind: displays[kind].compared[number : number + 1] for kind in part}
             names = {(kind, name) for kind, chosen in sets.items() for compared in chosen for name in compared}
-            shown = [figure for figure in figures if (figure.kind, figure.metric) in names]
+            shown = [final for final in finals if (final.kind, final.name) in names]
             if shown:
-                return [figure for figure in figures if figure in shown or figure.metric == PEAK]
+                return [final for final in finals if final in shown or final.name == PEAK]
     return []

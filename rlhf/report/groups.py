@@ -30,7 +30,7 @@ class Group:
         return list({p.stages[kind].path: p.stages[kind] for p in self.points if kind in p.stages}.values())
 
     def values(self, kind: str, metric: str) -> list[float]:
-        """Return a final figure of each of its stages that has it."""
+        """Return a final metric of each of its stages that has it."""
         return [stage.metrics[metric] for stage in self.stages(kind) if metric in stage.metrics]
 
 

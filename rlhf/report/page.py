@@ -16,7 +16,7 @@ from rlhf.report import plots, statistics, throughput
 from rlhf.report.collect import Collection, Point, pipeline_index
 from rlhf.report.costs import Cost, add_up, cost_lines, stage_costs
 from rlhf.report.failures import failures, missing
-from rlhf.report.figures import collect_metrics, compared_metrics, format_short
+from rlhf.report.final_metrics import collect_metrics, compared_metrics, format_short
 from rlhf.report.groups import Group, differing_keys, to_yaml_text
 from rlhf.report.samples import compare_answers
 from rlhf.report.stage import Stage
@@ -53,7 +53,7 @@ def page(collection: Collection, groups: list[Group]) -> str:
 
 def build_context(collection: Collection, groups: list[Group]) -> dict[str, Any]:
     """Return what the template shows, by section."""
-    figures = [figure for figure in collect_metrics(groups) if figure.is_compared]
+    finals = [final for final in collect_metrics(groups) if final.is_compared]
     seed, prompts = compare_answers(groups)
     by_kind, by_stage = throughput.speeds(collection)
     keys = differing_keys([point.config for point in collection.points])
@@ -75,10 +75,8 @@ def build_context(collection: Collection, groups: list[Group]) -> dict[str, Any]
         "frontier": to_data_url(plots.frontier(groups)),
         "lengths": to_data_url(plots.lengths(collection.stages)),
         "places": plots.PLACES,
-        "figures": figures,
-        "rows": list(
-            zip(groups, zip(*[compared_metrics(groups, figure) for figure in figures], strict=True), strict=False)
-        ),
+        "finals": finals,
+        "rows": list(zip(groups, zip(*[compared_metrics(groups, final) for final in finals], strict=True), strict=False)),
         "speed_columns": used_columns(collection, by_stage),
         "speed": throughput.format_speed,
         "by_kind": by_kind,

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure as Canvas
+from matplotlib.figure import Figure
 
 from rlhf.catalog.display import display_of
 from rlhf.catalog.stage import known_metrics, pipeline_parts, stage_kinds
@@ -108,7 +108,7 @@ def curves(groups: list[Group]) -> str | None:
         return None
     rows = math.ceil(len(panels) / 2)
 
-    def paint(canvas: Canvas) -> None:
+    def paint(canvas: Figure) -> None:
         axes = canvas.subplots(rows, 2, squeeze=False).ravel()
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
@@ -191,7 +191,7 @@ def frontier(groups: list[Group]) -> str | None:
     if not panels:
         return None
 
-    def paint(canvas: Canvas) -> None:
+    def paint(canvas: Figure) -> None:
         for axis, metric in zip(canvas.subplots(1, 2, squeeze=False)[0], panels, strict=False):
             draw_frontier(axis, groups, metric.name)
             axis.set(title=metric.title, xlabel=known[KL].with_unit(known[KL].label), ylabel="mean over held-out prompts")
@@ -206,7 +206,7 @@ def score_pairs(group: Group, metric: str) -> Array:
     """Return KL and the metric of each finished stage that trained a policy, [stages, 2]."""
     stages = [stage for kind in group.kinds for stage in group.stages(kind)]
     known = [stage.metrics for stage in stages if metric in stage.metrics and KL in stage.metrics]
-    return np.array([[figures[KL], figures[metric]] for figures in known]).reshape(len(known), 2)
+    return np.array([[metrics[KL], metrics[metric]] for metrics in known]).reshape(len(known), 2)
 
 
 def draw_frontier(axis: Axes, groups: list[Group], metric: str) -> None:
@@ -235,7 +235,7 @@ def lengths(stages: list[Stage]) -> str | None:
     if not panels:
         return None
 
-    def paint(canvas: Canvas) -> None:
+    def paint(canvas: Figure) -> None:
         for axis, (kind, found) in zip(np.atleast_1d(canvas.subplots(1, len(panels))), panels, strict=True):
             for name, counts, colour in (("prompts", found.prompt, PALETTE[0]), ("responses", found.response, PALETTE[1])):
                 if any(counts):
@@ -249,10 +249,10 @@ def lengths(stages: list[Stage]) -> str | None:
     return draw_page("lengths", (3.6 * len(panels), 2.6), paint)
 
 
-def draw_page(name: str, size: tuple[float, float], paint: Callable[[Canvas], None]) -> str:
+def draw_page(name: str, size: tuple[float, float], paint: Callable[[Figure], None]) -> str:
     """Return what `paint` paints, as an SVG element whose ids begin with `name`; the same for the same input."""
     with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=size, layout="constrained")
+        canvas = Figure(figsize=size, layout="constrained")
         paint(canvas)
         layout: Any = canvas.get_layout_engine()
         layout.set(w_pad=0.12, h_pad=0.1)

@@ -1,6 +1,6 @@
 """The tables beside the page: of points, of stages, and of groups over seeds; each as CSV, JSON and Markdown.
 
-CSV and JSON have every figure in full, Markdown what people compare in three digits.
+CSV and JSON have every metric in full, Markdown what people compare in three digits.
 """
 
 import csv
@@ -13,7 +13,7 @@ from rlhf.config.terminal import make_printable
 from rlhf.experiment.store import write_atomic
 from rlhf.report.collect import Collection, Point
 from rlhf.report.costs import cost_rows
-from rlhf.report.figures import Cell, Figure, collect_metrics, compared_metrics, format_short
+from rlhf.report.final_metrics import Cell, FinalMetric, collect_metrics, compared_metrics, format_short
 from rlhf.report.groups import Group, differing_keys, to_yaml_text
 
 Rows = list[dict[str, Any]]
@@ -21,19 +21,19 @@ Rows = list[dict[str, Any]]
 
 def write_tables(output: Path, collection: Collection, groups: list[Group]) -> list[Path]:
     """Write the tables in three formats; returns the files."""
-    figures = collect_metrics(groups)
-    points, summary = point_rows(collection, groups, figures), group_rows(groups, figures)
+    finals = collect_metrics(groups)
+    points, summary = point_rows(collection, groups, finals), group_rows(groups, finals)
     stages = cost_rows(collection)
     contents = {
         "points.csv": as_csv(points),
         "points.json": as_json(points),
-        "points.md": as_markdown(format_points(points, figures)),
+        "points.md": as_markdown(format_points(points, finals)),
         "stages.csv": as_csv(stages),
         "stages.json": as_json(stages),
         "stages.md": as_markdown(format_stages(stages)),
         "table.csv": as_csv(summary),
         "table.json": as_json(summary),
-        "table.md": as_markdown(format_groups(groups, figures)),
+        "table.md": as_markdown(format_groups(groups, finals)),
     }
     for name, content in contents.items():
         save(output / name, content)
@@ -45,39 +45,39 @@ def save(file: Path, content: str) -> None:
     write_atomic(file, make_printable(content))
 
 
-def point_rows(collection: Collection, groups: list[Group], figures: list[Figure]) -> Rows:
-    """Return a row per point: what sets it apart, its state, and its final figures (none where there is none yet)."""
+def point_rows(collection: Collection, groups: list[Group], finals: list[FinalMetric]) -> Rows:
+    """Return a row per point: what sets it apart, its state, and its final metrics (none where there is none yet)."""
     labels = {point.path: group.label for group in groups for point in group.points}
     keys = differing_keys([point.config for point in collection.points])
     return [
         {"point": point.name, "state": point.state, "group": labels[point.path], "seed": point.seed}
         | {key: point.config.get(key) for key in keys if key != "seed"}
-        | {figure.key: metric_value(point, figure) for figure in figures}
+        | {final.key: metric_value(point, final) for final in finals}
         for point in collection.points
     ]
 
 
-def metric_value(point: Point, figure: Figure) -> float | None:
-    """Return a point's final figure."""
-    stage = point.stages.get(figure.kind)
-    return None if stage is None else stage.metrics.get(figure.metric)
+def metric_value(point: Point, final: FinalMetric) -> float | None:
+    """Return a point's final metric."""
+    stage = point.stages.get(final.kind)
+    return None if stage is None else stage.metrics.get(final.name)
 
 
-def group_rows(groups: list[Group], figures: list[Figure]) -> Rows:
-    """Return a row per group and figure: over how many seeds, the mean and its interval."""
-    cells = {figure: compared_metrics(groups, figure) for figure in figures}
+def group_rows(groups: list[Group], finals: list[FinalMetric]) -> Rows:
+    """Return a row per group and metric: over how many seeds, the mean and its interval."""
+    cells = {final: compared_metrics(groups, final) for final in finals}
     return [
-        {"group": group.label, "stage": figure.kind, "metric": figure.metric, "unit": figure.known.unit}
-        | {"n": known.n, "mean": known.mean, "low": known.low, "high": known.high, "best": cells[figure][number].best}
+        {"group": group.label, "stage": final.kind, "metric": final.name, "unit": final.metric.unit}
+        | {"n": known.n, "mean": known.mean, "low": known.low, "high": known.high, "best": cells[final][number].best}
         for number, group in enumerate(groups)
-        for figure in figures
-        if (known := cells[figure][number].estimate) is not None
+        for final in finals
+        if (known := cells[final][number].estimate) is not None
     ]
 
 
-def format_points(rows: Rows, figures: list[Figure]) -> Rows:
-    """Return the points with the figures that people compare."""
-    names = {figure.key: figure.label for figure in figures if figure.is_compared}
+def format_points(rows: Rows, finals: list[FinalMetric]) -> Rows:
+    """Return the points with the metrics that people compare."""
+    names = {final.key: final.label for final in finals if final.is_compared}
     others = [key for key in rows[0] if " " not in key]
     return [
         {key: row[key] for key in others} | {names[key]: format_short(row[key]) for key in names if key in row}
@@ -90,12 +90,12 @@ def format_stages(rows: Rows) -> Rows:
     return [{key: format_short(value) if isinstance(value, float) else value for key, value in row.items()} for row in rows]
 
 
-def format_groups(groups: list[Group], figures: list[Figure]) -> Rows:
-    """Return a row per group, a column per figure that people compare."""
-    columns = {figure: compared_metrics(groups, figure) for figure in figures if figure.is_compared}
+def format_groups(groups: list[Group], finals: list[FinalMetric]) -> Rows:
+    """Return a row per group, a column per metric that people compare."""
+    columns = {final: compared_metrics(groups, final) for final in finals if final.is_compared}
     return [
         {"group": group.label, "points": len(group.points)}
-        | {figure.label: format_words(cells[number]) for figure, cells in columns.items()}
+        | {final.label: format_words(cells[number]) for final, cells in columns.items()}
         for number, group in enumerate(groups)
     ]
 

@@ -7,7 +7,7 @@ import numpy as np
 from rlhf.catalog.metric import Metric
 from rlhf.catalog.stage import is_benchmark
 from rlhf.report.collect import Collection
-from rlhf.report.figures import format_short
+from rlhf.report.final_metrics import format_short
 from rlhf.report.stage import Stage
 
 MEAN, PEAK = "time/step_s", "memory/peak_gib"
@@ -15,7 +15,7 @@ MEAN, PEAK = "time/step_s", "memory/peak_gib"
 
 @dataclass(frozen=True, eq=False)
 class Speed:
-    """Speed figures by metric, of one stage or (means over stages, the peak of peaks) of all of a kind on one machine."""
+    """Speed by metric, of one stage or (means over stages, the peak of peaks) of all of a kind on one machine."""
 
     label: str
     device: str
@@ -62,8 +62,8 @@ def combine(kind: str, device: str, members: list[Speed]) -> Speed:
     for own in members:
         for name, value in own.metrics.items():
             values.setdefault(name, []).append(value)
-    figures = {name: max(known) if name == PEAK else sum(known) / len(known) for name, known in values.items()}
-    return Speed(kind, device, len(members), figures)
+    metrics = {name: max(known) if name == PEAK else sum(known) / len(known) for name, known in values.items()}
+    return Speed(kind, device, len(members), metrics)
 
 
 def device(stage: Stage) -> str:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.report.figures import format_short
+from rlhf.report.final_metrics import format_short
 from rlhf.report.statistics import bands, estimate
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12)

@@ -1,4 +1,4 @@
-"""The final figures that a report compares, and how good each group's are."""
+"""The final metrics that a report compares, and how good each group's are."""
 
 import math
 from dataclasses import dataclass
@@ -10,44 +10,45 @@ from rlhf.report.statistics import Estimate, estimate
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A final figure: a metric of the result of one kind of stage."""
+class FinalMetric:
+    """A metric of the result of one kind of stage."""
 
     kind: str
-    known: Metric
+    metric: Metric
 
     @property
-    def metric(self) -> str:
+    def name(self) -> str:
         """The metric's name."""
-        return self.known.name
+        return self.metric.name
 
     @property
     def is_compared(self) -> bool:
         """Whether people compare it."""
-        return self.known.final and self.known.detail <= 1
+        return self.metric.final and self.metric.detail <= 1
 
     @property
     def label(self) -> str:
         """The heading of its column, with the unit where people need it."""
-        return self.known.with_unit(self.known.heading)
+        return self.metric.with_unit(self.metric.heading)
 
     @property
     def key(self) -> str:
         """The name in tables for machines."""
-        return f"{self.kind} {self.metric}"
+        return f"{self.kind} {self.name}"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure of one group; `best` if its mean beats every other group's."""
+    """A metric of one group; `best` if its mean beats every other group's."""
 
     estimate: Estimate | None
     best: bool = False
 
 
-def collect_metrics(groups: list[Group]) -> list[Figure]:
-    """Return the figures that any group has: those that people compare first, by stage, then whatever else was measured. A
-    metric that its stage does not declare, as one of another version of this program, has neither unit nor direction."""
+def collect_metrics(groups: list[Group]) -> list[FinalMetric]:
+    """Return the final metrics that any group has: those that people compare first, by stage, then whatever else was
+    measured. A metric that its stage does not declare, as one of another version of this program, has neither unit nor
+    direction."""
     known: dict[tuple[str, str], Metric] = {}
     order: dict[tuple[str, str], int] = {}
     for stage in (stage for group in groups for point in group.points for stage in point.stages.values()):
@@ -56,18 +57,18 @@ def collect_metrics(groups: list[Group]) -> list[Figure]:
             metric = stage.display.metrics.get(name) or Metric(name, "", "", f"{stage.kind} {name}")
             known.setdefault((stage.kind, name), metric)
             order.setdefault((stage.kind, name), declared.index(name) if name in declared else len(declared))
-    figures = [Figure(kind, metric) for (kind, _), metric in known.items()]
-    compared = [figure for figure in figures if figure.is_compared]
-    others = sorted((figure for figure in figures if not figure.is_compared), key=lambda f: (f.kind, f.metric))
-    return sorted(compared, key=lambda f: (pipeline_index(f.kind), f.kind, order[f.kind, f.metric])) + others
+    finals = [FinalMetric(kind, metric) for (kind, _), metric in known.items()]
+    compared = [final for final in finals if final.is_compared]
+    others = sorted((final for final in finals if not final.is_compared), key=lambda f: (f.kind, f.name))
+    return sorted(compared, key=lambda f: (pipeline_index(f.kind), f.kind, order[f.kind, f.name])) + others
 
 
-def compared_metrics(groups: list[Group], figure: Figure) -> list[Cell]:
-    """Return the figure of each group; the best mean is marked where there are two groups or more."""
-    estimates = [estimate(group.values(figure.kind, figure.metric)) for group in groups]
+def compared_metrics(groups: list[Group], final: FinalMetric) -> list[Cell]:
+    """Return the metric of each group; the best mean is marked where there are two groups or more."""
+    estimates = [estimate(group.values(final.kind, final.name)) for group in groups]
     means = [known.mean for known in estimates if known is not None]
-    best = max(means, key=lambda mean: figure.known.better * mean, default=None)
-    contest = figure.known.better != 0 and len(means) > 1 and min(means) != max(means)
+    best = max(means, key=lambda mean: final.metric.better * mean, default=None)
+    contest = final.metric.better != 0 and len(means) > 1 and min(means) != max(means)
     return [Cell(known, contest and known is not None and known.mean == best) for known in estimates]
 
 
