@@ -101,7 +101,7 @@ def padded_attention(
     softcap: float | None = None,
     **options: Any,
 ) -> Attended:
-    """`attention` of padded sequences."""
+    """Compute `attention` of padded sequences."""
     if softcap is None:
         attended: Attended = sdpa_attention_forward(module, query, key, value, mask, **options)
         return attended
@@ -119,7 +119,7 @@ def capped_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> Tensor:
-    """Attention of padded sequences with a `softcap`, [B, H, T, D] to [B, T, H, D]."""
+    """Compute attention of padded sequences with a `softcap`, [B, H, T, D] to [B, T, H, D]."""
     if mask is None:
         mask = causal_band(query.size(2), None, query.device)
         if query.size(2) > 1:  # the first tokens of an empty static cache
@@ -132,7 +132,7 @@ def capped_attention(
 def packed_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, softcap: float | None = None, **options: Any
 ) -> Tensor:
-    """`attention` of a row of sequences, [1, H, N, D] to [1, N, H, D], of these lengths."""
+    """Compute `attention` of a row of sequences of these lengths, [1, H, N, D] to [1, N, H, D]."""
     counts, window = tuple(lengths.flatten().tolist()), options.get("sliding_window")
     if softcap is None and not options.get("dropout") and has_kernel(query.device, query.dtype, query.size(-1)):
         return flash_attention(module, query, key, value, counts, window, options.get("scaling"))
@@ -165,7 +165,7 @@ def split_sequences(query: Tensor, key: Tensor, value: Tensor, counts: tuple[int
 def flash_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, counts: tuple[int, ...], window: int | None, scale: float | None
 ) -> Tensor:
-    """Attention of a row of sequences by one kernel, in half precision on a GPU."""
+    """Compute attention of a row of sequences by one kernel, in half precision on a GPU."""
     from torch.nn.attention.varlen import varlen_attn
 
     groups = getattr(module, "num_key_value_groups", 1)  # torch 2.11 has no grouped heads here
@@ -180,11 +180,12 @@ def flash_attention(
 
 @lru_cache(maxsize=8)
 def sequence_boundaries(counts: tuple[int, ...], device: torch.device) -> Tensor:
-    """Where each sequence of a row begins, and where the last one ends; made once for all layers."""
+    """Return where each sequence of a row begins, and where the last one ends, in tokens; made once for all layers."""
     return torch.tensor((0, *counts), dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
 
 
 def causal_band(length: int, window: int | None, device: torch.device) -> Tensor:
-    """[1, 1, T, T] mask of the tokens that each token sees: itself and those before it, of them the last `window`."""
+    """Return the mask [1, 1, T, T] of the tokens that each token sees: itself and those before it, of them the last
+    `window`."""
     seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     return (seen if window is None else seen.triu(1 - window))[None, None]

@@ -87,8 +87,8 @@ class Runs:
 def attend_runs(
     query: Tensor, key: Tensor, value: Tensor, runs: Tensor, window: int | None = None, scale: float | None = None
 ) -> Tensor:
-    """Attention [B, 1, H, D] of queries [B, H, 1, D] over keys and values [B, K, S, D], of which rows hold `runs` [1, 1, 3,
-    B + 1]. `window`: how many of the last keys are seen. The storage of the cache is [rows, slots, K, D]."""
+    """Compute attention [B, 1, H, D] of queries [B, H, 1, D] over keys and values [B, K, S, D], of which rows hold `runs`
+    [1, 1, 3, B + 1]. `window`: how many of the last keys are seen. The storage of the cache is [rows, slots, K, D]."""
     starts, lengths, queries = runs[0, 0]
     width = (-1, -1) if window is None else (window - 1, 0)
     attended: Any = kernel(
@@ -130,8 +130,9 @@ def flat(cache: Tensor) -> Tensor:
 def attend_folded(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None = None, softcap: float | None = None
 ) -> Tensor:
-    """Attention [B, 1, H, D] of queries [B, H, 1, D] over keys and values [B, K, S, D]: the H / K heads that share keys are
-    so many queries, so that no key is copied for each of them. The mask [B, 1, 1, S] is True where a key is seen."""
+    """Compute attention [B, 1, H, D] of queries [B, H, 1, D] over keys and values [B, K, S, D]: the H / K heads that share
+    keys are so many queries, so that no key is copied for each of them. The mask [B, 1, 1, S] is True where a key is
+    seen."""
     folded = query.unflatten(1, (key.size(1), -1)).squeeze(3)
     if softcap is None:
         attended = torch.nn.functional.scaled_dot_product_attention(folded, key, value, mask, scale=scale)
@@ -149,8 +150,8 @@ def attend_capped(
     scale: float | None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attention [B, K, T, D] whose scores are bent into [-softcap, softcap] by tanh (Gemma 2, arXiv 2408.00118, section 2).
-    The mask is True where a key is seen, or is added to the scores."""
+    """Compute attention [B, K, T, D] whose scores are bent into [-softcap, softcap] by tanh (Gemma 2, arXiv 2408.00118,
+    section 2). The mask is True where a key is seen, or is added to the scores."""
     scores = query @ key.transpose(2, 3) * ((query.size(-1) ** -0.5 if scale is None else scale) / softcap)
     scores = softcap * torch.tanh(scores)
     if mask is not None:

@@ -32,7 +32,7 @@ def safetensors_names(path: Path) -> set[str] | None:
 
 
 class Checkpoint:
-    """The files of a model: `names`, where a model's weight is among them, and its value."""
+    """The files of a model: the `names` of its weights, and the weights one at a time."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -56,7 +56,7 @@ class Checkpoint:
         )
 
     def open(self, file: Path) -> Any:
-        """Return a file's weights by name, mapped into memory; nothing is unpickled but tensors."""
+        """Open a file's weights by name, mapped into memory; nothing is unpickled but tensors."""
         if file.suffix == ".safetensors":
             return open_tensors(file)
         return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
@@ -71,7 +71,7 @@ class Checkpoint:
         return None
 
     def read(self, name: str, empty: Tensor) -> Tensor:
-        """Return the stored weight, in the format of `empty`."""
+        """Read a weight, in the format of `empty`. Raises ConfigError if its shape is another."""
         opened = self.open(self.files[name])
         stored = opened.get_tensor(name) if hasattr(opened, "get_tensor") else opened[name]
         if stored.shape != empty.shape:

@@ -42,8 +42,8 @@ def last_position(settings: Any) -> int:
 
 
 def shape_of(settings: Any) -> dict[str, Any]:
-    """Return the keys of `Model` that transformers' configuration of any family states: of those that it does not, the
-    usual."""
+    """Return the keys of `Model` that transformers' configuration of any family states; fields that it does not state get
+    the usual default."""
     text = settings.get_text_config()
     width, heads = text.hidden_size, text.num_attention_heads
     ffn = next((n for name in ("ffn_dim", "intermediate_size", "n_inner") if (n := getattr(text, name, None))), 4 * width)

@@ -23,8 +23,8 @@ class PackedInputs:
 
 
 def pack_inputs(model: Any, ids: Tensor, mask: Tensor, packing: str) -> PackedInputs:
-    """Sequences one after another in a single row (`packed`, if the model can read that); prompt and response together and
-    all padding after them (`length`); or as they are (`none`)."""
+    """Arrange sequences as a model reads them: one after another in a single row (`packed`, if the model can read that);
+    prompt and response together and all padding after them (`length`); or as they are (`none`)."""
     shape: tuple[int, ...]
     rows, order = torch.arange(len(ids), device=ids.device)[:, None], mask.cumsum(1) - 1
     in_a_row = packing == "packed" and takes_packed(model)
@@ -61,8 +61,8 @@ def response_logprobs(
     entropies: bool = False,
     entropy_learns: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the response tokens and, if asked for, entropies of their distributions, [B, R] in float32 and
-    nats; with `entropy_learns` entropies have a gradient. Logits are computed for the responses only."""
+    """Return the log-probabilities of the response tokens and, if asked for, the entropies of their distributions, [B, R]
+    in float32 and nats. Logits are computed for the responses only."""
     read, indices = pack_inputs(engine, ids, mask, packing), response_positions(mask, responses, packing)
     before = (read.slots[:, -responses:] - 1).flatten()[indices]
     tokens = (ids * mask)[:, -responses:].flatten()[indices]
@@ -127,13 +127,13 @@ def response_positions(mask: Tensor, responses: int, packing: str) -> Tensor:
 
 
 def unpack_outputs(values: Tensor, indices: Tensor, like: Tensor) -> Tensor:
-    """[B, R] with values [A] at their indices and 0 elsewhere."""
+    """Return a tensor [B, R] with values [A] at their indices and 0 elsewhere."""
     return values.new_zeros(like.numel()).index_copy(0, indices, values).view_as(like)
 
 
 def micro_batches(rows: Sequence[int], size: int, packing: str, *models: Any) -> list[list[int]]:
-    """Rows, the longest first, in parts of `size` at most: those of about one length together, or, where all models read
-    rows of sequences, dealt out, so that each part has about as many tokens."""
+    """Split rows, the longest first, into parts of `size` at most: rows of about one length together, or, where all models
+    read rows of sequences, dealt out, so that each part has about as many tokens."""
     count = -(-len(rows) // size)
     if packing == "packed" and all(takes_packed(model) for model in models):
         return [list(rows[part::count]) for part in range(count)]

@@ -28,7 +28,7 @@ class ScalarHeadModel(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The classifier's configuration."""
+        """The configuration of the classifier."""
         return self.classifier.config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> Tensor:
@@ -92,7 +92,7 @@ def takes_positions(model: Any) -> bool:
 
 
 def accepted_inputs(model: Any) -> frozenset[str]:
-    """Return the names of what the forward pass of transformers' model takes, in whatever it is wrapped."""
+    """Return the names of the arguments of the forward pass of transformers' model, in whatever it is wrapped."""
     kind: Any = type(plain_model(model))
     return inputs_of(kind)
 
@@ -106,10 +106,10 @@ def plain_model(model: Any) -> Any:
 
 @cache
 def inputs_of(kind: Any) -> frozenset[str]:
-    """Return the names of what the forward pass of a class takes; looked up once, since it is asked for at every step."""
+    """Return the names of the arguments of a class's forward pass; looked up once, since it is asked for at every step."""
     return frozenset(inspect.signature(kind.forward).parameters)
 
 
 def last_token(values: Tensor, lengths: Tensor) -> Tensor:
-    """Of right-padded [B, T], the entry of each row's last real token, [B]."""
+    """Return, of right-padded values [B, T], the entry of each row's last real token, [B]."""
     return values.gather(1, (lengths - 1).clamp(min=0)[:, None]).squeeze(1)

@@ -63,7 +63,7 @@ def is_adapter(name: str) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """Return an adapted model's weight as the plain model names it."""
+    """Return the name that the plain model has for a weight of an adapted model."""
     return name.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
 
 
@@ -74,7 +74,7 @@ def adapter_names(name: str) -> tuple[str, str]:
 
 
 def merge_lora_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float, transposed: bool) -> Tensor:
-    """W + scale * B A in W's format, added in float32, for a weight [outputs, inputs] or `transposed`."""
+    """Return W + scale * B A in W's format, added in float32, for a weight [outputs, inputs] or `transposed`."""
     change = scale * (b.float() @ a.float())
     return (weight.float() + (change.T if transposed else change)).to(weight.dtype)
 

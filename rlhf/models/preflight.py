@@ -68,7 +68,7 @@ def check_head(source: Source, scorer: bool) -> None:
 
 
 def check_tokenizer(source: Source, rows: int, config: Config, scorer: bool) -> None:
-    """Every token but padding has a row in the embedding, and the template gives text that it can encode."""
+    """Check that every token but padding has a row in the embedding."""
     if source.gguf_file is not None:
         return
     tokenizer = load_tokenizer(source.path, source.key, source.revision, source.trust_remote_code)

@@ -33,8 +33,8 @@ def check_quantization(key: str, path: str, settings: Any) -> None:
 
 
 def dequantization_options(gguf_file: str | None) -> dict[str, Any]:
-    """Arguments of from_pretrained with which a GGUF file is unpacked into plain weights; where kernels for them are
-    installed, transformers would keep the packed ones, which cannot be trained."""
+    """Return the arguments of from_pretrained with which a GGUF file is unpacked into plain weights; where kernels for them
+    are installed, transformers would keep the packed weights, which cannot be trained."""
     import transformers
 
     kind = getattr(transformers, "GgufConfig", None)  # releases without it always unpack

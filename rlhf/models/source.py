@@ -30,7 +30,7 @@ class Source:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What transformers' from_pretrained takes."""
+        """The further arguments of transformers' from_pretrained."""
         options = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         return options | ({"gguf_file": self.gguf_file} if self.gguf_file else {})
 

@@ -58,26 +58,28 @@ def reset_peak() -> None:
 
 
 def held_gib() -> float:
-    """Memory in use on the GPU now, in GiB; 0 on the CPU."""
+    """Return the memory in use on the GPU now, in GiB; 0 on the CPU."""
     return torch.cuda.memory_allocated() / 2**30 if on_gpu() else 0.0
 
 
 def free() -> None:
-    """Give back memory that nothing uses."""
+    """Return memory that nothing uses to the device."""
     gc.collect()
     if on_gpu():
         torch.cuda.empty_cache()
 
 
 def peak_memory_gib() -> float:
-    """Largest memory in use so far: the GPU's allocated bytes, or on the CPU the process's resident set."""
+    """Return the largest memory in use so far, in GiB: the GPU's allocated bytes, or on the CPU the process's resident
+    set."""
     if on_gpu():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory at hand on this rank's device, what torch holds unused included; on the CPU its share of the machine's."""
+    """Return the bytes of memory at hand on this rank's device, with the memory that torch holds unused; on the CPU its
+    share of the machine's."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused

@@ -82,7 +82,7 @@ def silence_libraries() -> None:
 
 
 def rank() -> int:
-    """Return this process's number among all."""
+    """Return this process's rank: its number among all processes, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -110,7 +110,7 @@ def barrier() -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """Every rank's picklable value, in rank order, on every rank."""
+    """Return every rank's picklable value, in rank order, on every rank."""
     values: list[Any] = [None] * world()
     if world() == 1:
         return [value]
@@ -119,7 +119,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def total(*values: float) -> list[float]:
-    """Each number summed over all ranks, in double precision."""
+    """Return each number summed over all ranks, in double precision."""
     if world() == 1:
         return [float(value) for value in values]
     on = "cuda" if dist.get_backend() == "nccl" else "cpu"

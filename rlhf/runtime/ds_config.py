@@ -11,8 +11,9 @@ UNTIMED = {"steps_per_print": 10**9, "timers": {"throughput": {"enabled": False}
 
 
 def training_settings(config: Config, zero: Zero, batches: Batches, max_grad_norm: float) -> dict[str, Any]:
-    """For a model that learns. In half precision stage 0 is run as stage 1: DeepSpeed 0.19's optimiser for stage 0 takes a
-    step on no gradient when it is made, and divides by a loss scale that the loss was never multiplied by."""
+    """Return DeepSpeed's configuration of a model that learns. In half precision stage 0 is run as stage 1: DeepSpeed
+    0.19's optimiser for stage 0 takes a step on no gradient when it is made, and divides by a loss scale that the loss was
+    never multiplied by."""
     optimization = zero_settings(zero, config)
     if config.precision.dtype != "fp32":
         optimization["stage"] = max(1, zero.stage)
@@ -45,7 +46,7 @@ def hybrid_settings(config: Config) -> dict[str, Any]:
 
 
 def frozen_settings(config: Config, zero: Zero) -> dict[str, Any]:
-    """For a model that only reads: sharded at stage 3, else whole on each device."""
+    """Return DeepSpeed's configuration of a model that only reads: sharded at stage 3, else whole on each device."""
     settings = zero_settings(zero, config)
     settings["stage"] = 3 if zero.stage == 3 else 0
     settings.pop("offload_optimizer", None)
@@ -58,7 +59,7 @@ def frozen_settings(config: Config, zero: Zero) -> dict[str, Any]:
 
 
 def zero_settings(zero: Zero, config: Config) -> dict[str, Any]:
-    """DeepSpeed's entry `zero_optimization`."""
+    """Return DeepSpeed's entry `zero_optimization`."""
     on_gpu = config.hardware.device == "cuda"
     settings: dict[str, Any] = {
         "stage": zero.stage,

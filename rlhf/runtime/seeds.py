@@ -16,5 +16,6 @@ def torch_seed(seed: int, purpose: str, *numbers: int) -> int:
 
 
 def uniforms(seed: int, purpose: str, step: int, samples: list[int], length: int) -> np.ndarray:
-    """[B, length] numbers in [0, 1), float32: row b is sample `samples[b]`'s own, in whatever batch it is drawn."""
+    """Draw numbers in [0, 1), [B, length] in float32: row b belongs to sample `samples[b]`, and is the same in whatever
+    batch it is drawn."""
     return np.stack([random_stream(seed, purpose, step, sample).random(length, dtype=np.float32) for sample in samples])

@@ -33,7 +33,7 @@ which takes what AutoModelForSequenceClassification takes for other families."""
 
 
 def write_model_card(spec: Spec, name: str, engine: Any, metrics: dict[str, float]) -> str:
-    """Return the text for a model of the stage; `name` is one of its kind's `cards`."""
+    """Write the text of the model card for a model of the stage; `name` is one of its kind's `cards`."""
     config, model = spec.config, plain_module(engine)
     kind = kind_of(spec.stage)
     sentence, scorer = kind.cards[name].sentence, kind.cards[name].scorer

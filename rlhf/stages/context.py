@@ -21,7 +21,7 @@ class Context:
 
     @property
     def planned(self) -> Planned | None:
-        """What was planned of the stage when it was launched."""
+        """What was planned of the stage when it was launched; None if nothing was."""
         return parse_planned(self.spec.planned)
 
 

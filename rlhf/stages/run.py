@@ -19,7 +19,7 @@ from rlhf.tracking.tracker import Tracker
 
 
 def free_memory() -> None:
-    """Give back what a stage held, since the next one may run in this process."""
+    """Free the memory that a stage held, since the next one may run in this process."""
     free()
     if on_gpu():
         reset_peak()
@@ -55,7 +55,7 @@ def run_stage(spec: Spec) -> None:
 
 
 def require_finite(metrics: dict[str, float]) -> None:
-    """Raise FloatingPointError for final figures that are not finite: such a stage has failed, whatever it has saved."""
+    """Raise FloatingPointError for final metrics that are not finite: such a stage has failed, whatever it has saved."""
     broken = {name: value for name, value in metrics.items() if not math.isfinite(value)}
     if broken:
         told = ", ".join(f"{name} is {value}" for name, value in sorted(broken.items()))

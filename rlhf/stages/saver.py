@@ -161,7 +161,7 @@ class Saver:
         return file_digest(file)
 
     def commit(self, name: str, step: int, numbers: dict[str, Any], files: dict[str, list[Any]]) -> None:
-        """Declare the checkpoint whole."""
+        """Write the manifest, which makes the checkpoint whole, and publish it."""
         self.context.directory.check_lock()
         tracker, spec = self.context.tracker, self.context.spec
         logs = tracker.save(partial_dir(self.directory, name))
@@ -172,7 +172,7 @@ class Saver:
         )
 
     def attempt(self, action: Callable[..., Any], *arguments: Any) -> tuple[Any, str | None]:
-        """Return what an action returns, or what the disk said to it: other ranks must hear of it before this one gives
+        """Run an action; returns its value, or the disk's error in words: other ranks must hear of it before this one gives
         up."""
         try:
             return action(*arguments), None
@@ -186,5 +186,5 @@ class Saver:
 
 
 def read_tensors(tensor: Tensor) -> Callable[[], Tensor]:
-    """Return a tensor's value, on the host."""
+    """Return a function that reads a tensor's value onto the host."""
     return lambda: tensor.detach().cpu()
