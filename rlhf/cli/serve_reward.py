@@ -25,6 +25,7 @@ from rlhf.config.terminal import Terminal
 from rlhf.experiment.files import parse_json
 from rlhf.experiment.fingerprint import content_id
 from rlhf.experiment.graph import model_path
+from rlhf.experiment.stage_directory import StageDirectory
 
 PORTS = 65535
 
@@ -91,8 +92,8 @@ def serve(arguments: list[str], console: Terminal) -> None:
 
 def with_template(config: Config, model: str) -> Config:
     """Return a configuration with the keys of the group `data` of the stage that made a model, which format its prompts."""
-    place = Path(model).expanduser()
-    for file in (place / "spec.json", place.parent / "spec.json"):
+    path = Path(model).expanduser()
+    for file in (StageDirectory(directory).spec_file for directory in (path, path.parent)):
         if file.is_file():
             found, known = parse_json(file.read_text())["config"]["data"], {field.name for field in fields(config.data)}
             given = {key: value for key, value in found.items() if key in known and not isinstance(value, dict)}

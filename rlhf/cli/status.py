@@ -26,7 +26,7 @@ from rlhf.cli.status_view import Stage, View, correct_times, heading, sort_key
 from rlhf.config.errors import ConfigError
 from rlhf.config.terminal import Terminal, format_duration, one_line
 from rlhf.experiment.files import Unreadable, as_int, as_mapping, as_text, read_object
-from rlhf.experiment.stage_directory import NAME, StageDirectory, StageState, parse_planned
+from rlhf.experiment.stage_directory import StageDirectory, StageState, is_stage_name, parse_planned
 from rlhf.planner.remaining import measure_pace, seconds_left
 
 PERIOD_S = 2.0
@@ -88,7 +88,7 @@ def find(path: Path) -> Found:
     if not path.is_dir():
         raise ConfigError("DIR", path, "there is no such directory", FIX)
     name, found = path.resolve().name, Found()
-    if NAME.fullmatch(name) or StageDirectory(path).begun:
+    if is_stage_name(name) or StageDirectory(path).begun:
         return Found(stages={name: path})
     # The links of a point may dangle, so what is in `path` itself comes last and replaces them.
     holders = [path]
@@ -113,7 +113,7 @@ def children(path: Path) -> list[Path]:
 
 def stages_in(path: Path) -> dict[str, Path]:
     """Return the stages that a directory holds or links."""
-    return {child.name: child for child in [*children(path), *children(path / "stages")] if NAME.fullmatch(child.name)}
+    return {child.name: child for child in [*children(path), *children(path / "stages")] if is_stage_name(child.name)}
 
 
 def read_entries(point: Path) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.config.terminal import format_dollars, format_duration, format_seconds, plural
 from rlhf.experiment.checkpoints import checkpoint_dirs
-from rlhf.experiment.stage_directory import NAME
+from rlhf.experiment.stage_directory import is_stage_name
 from rlhf.experiment.sweep import Point, Task
 from rlhf.planner.auto import HOST_SHARE
 from rlhf.planner.constants import load_constants
@@ -192,7 +192,7 @@ def list_missing(plan: GraphPlan) -> list[str]:
     planned = {task.node.directory.path for task in plan.tasks}
     found: dict[str, str] = {}
     for task in plan.tasks:
-        made = [Path(place).parent for place in task.node.inputs.values() if NAME.fullmatch(Path(place).parent.name)]
+        made = [Path(path).parent for path in task.node.inputs.values() if is_stage_name(Path(path).parent.name)]
         if task.key in plan.waiting:
             found |= {path.name: task.node.stage for path in made if path not in planned and not is_finished_stage(path)}
     return [f"{stage} starts from {name}, which is not done and not planned here" for name, stage in found.items()]

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,6 @@ KEPT = ("status.json", "lock", "logs", "nonfinite")
 RESUMED = ("checkpoints", "metrics.jsonl", "samples.jsonl", "wandb", "tensorboard")
 # A running stage renews its heartbeat every few seconds; one that is silent for longer is dead or hangs.
 SILENT_AFTER_S = 60.0
-# The directory of a stage of this package, or of a stage that is named by a dotted path.
-NAME = re.compile(rf"({'|'.join(stage_kinds())}|\w+(\.\w+)+)-[0-9a-f]{{12}}")
 # How a stage of another package is shown that says nothing of it: names stand for labels.
 UNKNOWN = Display({metric.name: metric for metric in SPEED})
 
@@ -275,6 +274,18 @@ class StageDirectory:
 def stage_path(output_root: str, stage: str, fingerprint: str) -> Path:
     """Return the path of the directory of a stage."""
     return Path(output_root) / "stages" / f"{stage}-{fingerprint[:12]}"
+
+
+@cache
+def name_pattern() -> re.Pattern[str]:
+    """Return the pattern of the names of directories of this package's stages, and of those that are named by a dotted
+    path. Stages import this module, so it looks for them when it is asked."""
+    return re.compile(rf"({'|'.join(stage_kinds())}|\w+(\.\w+)+)-[0-9a-f]{{12}}")
+
+
+def is_stage_name(name: str) -> bool:
+    """Whether a directory's name is that of a stage's directory."""
+    return name_pattern().fullmatch(name) is not None
 
 
 def find_stages(output_root: Path) -> list[StageDirectory]:

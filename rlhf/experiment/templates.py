@@ -10,6 +10,7 @@ from rlhf.catalog.stage import kind_of
 from rlhf.config.hub import find_hub_problem
 from rlhf.config.schema import Config, Model
 from rlhf.experiment.files import parse_json
+from rlhf.experiment.stage_directory import StageDirectory
 
 # Where a tokenizer's chat template may stand, in a directory or on the hub.
 TEMPLATE, SETTINGS, GGUF_KEY = "chat_template.jinja", "tokenizer_config.json", "tokenizer.chat_template"
@@ -50,7 +51,7 @@ def brings_template(model: Model, offline: bool) -> bool:
 def saved_template(model: str) -> str | None:
     """Return `data.template` of the stage that saved a model; None for a model of another origin."""
     try:
-        data = parse_json((Path(model).parent / "spec.json").read_text())["config"]["data"]
+        data = parse_json(StageDirectory(Path(model).parent).spec_file.read_text())["config"]["data"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     name = str(data.get("template", "plain"))
