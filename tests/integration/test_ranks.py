@@ -157,6 +157,51 @@ def test_rewards_are_normalised_over_the_samples_of_all_ranks(make_config, tmp_p
     assert all({"reward/mine", "reward/mine_shaped", "reward/model"} <= set(line) for line in history(two)["ppo"])
 
 
+# Groups lie on one rank, whatever their number: 16 responses, 2 ranks.
+ALGORITHMS = {
+    "grpo": ("algorithm=grpo", "rollout.samples_per_prompt=4"),
+    "rloo": ("algorithm=rloo", "zero='2'"),
+    "dapo": ("algorithm=dapo", "rollout.samples_per_prompt=2", "zero='3'", "ppo.overlong_filter=false"),
+    "raft": ("algorithm=raft", "ppo.best_share=0.25"),
+    "remax": ("algorithm=remax", "zero='3'"),
+    "reinforce_pp_baseline": ("algorithm=reinforce_pp_baseline", "lora=r8"),
+    "refreshed reference": ("ppo.reference_refresh=2", "zero='3'"),
+    "entropy, dual clip, early stop": (
+        "ppo.entropy_coef=0.01",
+        "ppo.dual_clip=3",
+        "ppo.early_stop_kl=1e-3",
+        "ppo.critic_warmup=1",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_two_ranks_give_what_one_gives_with_every_algorithm(one_rank, make_config, tmp_path, name):
+    models = [
+        f"ppo.{key}={node.directory.path}" for key, node in zip(("actor", "reward"), build_graph(one_rank), strict=False)
+    ]
+    found = []
+    for world in (1, 2):
+        own = (
+            *SMALL,
+            "stage=ppo",
+            *models,
+            *ALGORITHMS[name],
+            f"output_root={tmp_path / str(world)}",
+            f"hardware.gpus_per_node={world}",
+        )
+        config = make_config(*own)
+        run_specs(specs(config), world=world)
+        (node,) = build_graph(config)
+        found.append((history(config)["ppo"], load_file(node.directory.model / "model.safetensors")))
+    (lines, before), (others, after) = found
+    for line, other in zip(lines, others, strict=True):
+        assert other == pytest.approx(line, rel=1e-3, abs=ABSOLUTE), line["step"]
+    for key, tensor in before.items():
+        assert (tensor - after[key]).norm() <= ABSOLUTE * (1 + tensor.norm()), key
+
+
 def test_fingerprints_do_not_depend_on_ranks_or_zero(make_config):
     one, two = make_config(*SMALL), make_config(*SMALL, "hardware.gpus_per_node=2", "zero='3'", "zero@critic_zero='2'")
     assert [n.fingerprint for n in build_graph(one)] == [n.fingerprint for n in build_graph(two)]

@@ -397,6 +397,38 @@ def test_killed_ppo_with_running_statistics_of_rewards(lab):
     lab.broken("ppo", faults, EVERY, *REWARDS)
 
 
+COARSE = Path(__file__).parents[1] / "support" / "coarse_reward.py"
+# A rollout of several draws, each of which is saved.
+DRAWS = (
+    "algorithm=dapo", "rollout.samples_per_prompt=2", "ppo.max_draws=100", "checkpoint.every_minutes=1e-6",
+    "~rewards.model", "rewards.coarse.kind=function", f"rewards.coarse.function={COARSE}:score",
+)  # fmt: skip
+# What each keeps in a checkpoint beside models and rollouts: nothing, groups, a steered coefficient, a reference.
+ALGORITHMS = {
+    "grpo": ("algorithm=grpo", "ppo.kl_controller=adaptive"),
+    "gspo": ("algorithm=gspo",),
+    "remax": ("algorithm=remax",),
+    "raft": ("algorithm=raft", "ppo.best_share=0.25"),
+    "online_dpo": ("algorithm=online_dpo", "ppo.batch_size=8"),
+    "refreshed reference": ("ppo.reference_refresh=1", "ppo.critic_warmup=1", "ppo.early_stop_kl=1e-9"),
+    "steered entropy": ("algorithm=rloo", "ppo.entropy_target=9.0", "ppo.entropy_step=0.1"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_killed_ppo_of_another_algorithm(lab, name):
+    deaths = FaultPoint(f"{TRAINER}.train_rlhf", when="after"), FaultPoint(f"{TRAINER}.train_minibatch")
+    lab.broken("ppo", deaths, *of_models(lab, *ALGORITHMS[name]), "ppo.max_steps=3")
+
+
+@pytest.mark.slow
+def test_killed_in_a_rollout_that_is_not_full(lab):
+    changes = [change for change in of_models(lab, *DRAWS) if not change.startswith(("ppo.reward=", "checkpoint.every_s"))]
+    deaths = (FaultPoint(f"{TRAINER}.draw_samples", nth=2), FaultPoint(f"{TRAINER}.draw_samples", nth=3))
+    lab.broken("ppo", deaths, *changes)
+
+
 # Two ranks.
 
 TWO = "hardware.gpus_per_node=2"
