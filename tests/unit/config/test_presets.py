@@ -20,6 +20,7 @@ STAGES = ("sft", "reward", "ppo")
 
 # Points, and distinct stages by kind.
 SWEEPS = {
+    "algorithms": (33, {"sft": 3, "reward": 3, "ppo": 33}),
     "kl": (8, {"sft": 2, "reward": 2, "ppo": 8}),
     "lr": (8, {"sft": 2, "reward": 2, "ppo": 8}),
     "model-size": (6, {"sft": 6, "reward": 6, "ppo": 6}),

@@ -1,10 +1,12 @@
 """Every algorithm takes a step on the PPO stage's loop, with the models that it needs and no others."""
 
+import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from support.command import ROOT
 from support.small import SMALL_PPO
 from support.tiny_models import built
@@ -17,7 +19,7 @@ from rlhf.ppo.report import describe_speed
 
 pytestmark = pytest.mark.rounding
 
-NAMES = sorted(path.stem for path in (ROOT / "conf" / "algorithm").glob("*.yaml"))
+NAMES = sorted({path.stem for path in (ROOT / "conf" / "algorithm").glob("*.yaml")} - {"dpo"})  # a stage of its own
 WITHOUT_REFERENCE = {"dr_grpo", "dapo", "gspo", "raft"}
 
 
@@ -215,3 +217,20 @@ def test_further_draws_are_other_samples(make_config, tokenizer):
     assert first.more(1).samples == list(range(8, 16)) and first.more(2).samples == list(range(16, 24))
     assert first.more(1).ids.tolist() != first.ids.tolist() != second.more(1).ids.tolist()
     assert first.more(1).ids.tolist() == first.more(1).ids.tolist()
+
+
+def test_the_algorithm_of_the_docs_is_whole(make_config, models, tokenizer, tmp_path, monkeypatch):
+    """One function and one YAML file, as docs/extending.md shows them."""
+    page = (ROOT / "docs" / "extending.md").read_text().split("## An algorithm", 1)[1]
+    code, values = page.split("```python\n", 1)[1].split("```")[0], page.split("```yaml\n", 1)[1].split("```")[0]
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "opo.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    stated = yaml.safe_load(values)
+    overrides = [f"{group}.{key}={json.dumps(v)}" for group in ("ppo", "rollout") for key, v in stated[group].items()]
+    config = make_config(*SMALL_PPO, *overrides, "rollout.samples_per_prompt=4")
+    loader, engine, trainer = built(config, models, tokenizer)
+    out = trainer.generate_experience(next(iter(loader)))
+    trainer.train_rlhf(out)
+    assert engine.critic is None and engine.ref is None
+    assert (out.advantages.sum(1).view(2, 4).sum(1)).tolist() == pytest.approx([0, 0], abs=1e-4)  # lengths weigh

@@ -127,3 +127,8 @@ def test_a_need_that_there_is_not_is_refused(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=r"ppo\.estimator=lab_estimators:plain: it needs gold, which is not known"):
         needs_of("lab_estimators:plain")
+
+
+def test_dpo_is_an_algorithm_to_a_sweep(make_config):
+    assert make_config("algorithm=dpo").stages == ["sft", "dpo"]
+    assert make_config("algorithm=ppo").stages == ["sft", "reward", "ppo"]
