@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algo.estimators import Credit, ScoredRollout
-from rlhf.algo.masked import zero_padding
+from rlhf.algo.masked import last_action, zero_padding
 from rlhf.config.schema import Ppo
 
 
@@ -60,8 +60,7 @@ def subtract_baseline(rollout: ScoredRollout, config: Ppo, baseline: Tensor, of:
     (`ppo.baseline_of=score`), the KL penalties from the action on are added, as in OpenRLHF."""
     advantages = (of - baseline)[:, None].expand(rollout.rewards.shape)
     if config.baseline_of == "score":
-        last = rollout.mask * (rollout.mask.cumsum(1) == rollout.mask.sum(1, keepdim=True))
-        penalties = rollout.rewards - last * rollout.scores[:, None]
+        penalties = rollout.rewards - last_action(rollout.mask) * rollout.scores[:, None]
         advantages = advantages + reward_to_go(penalties, rollout.mask, config.gamma)
     return Credit(zero_padding(advantages, rollout.mask))
 

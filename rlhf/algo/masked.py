@@ -59,3 +59,8 @@ def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     if not shift_mean:
         whitened = whitened + mean
     return zero_padding(whitened, mask).to(values.dtype)
+
+
+def last_action(mask: Tensor) -> Tensor:
+    """Mark each row's last action: [B, R] with a 1 there and 0 elsewhere."""
+    return mask * (mask.cumsum(1) == mask.sum(1, keepdim=True)).long()

@@ -139,6 +139,15 @@ def prompt_batch(
     return PromptBatch(ids, torch.tensor([len(prompt) for prompt in prompts], device=device), samples, copies=copies)
 
 
+def to_prompt_batch(prompts: PromptBatch | Mapping[str, Tensor], rank: int) -> PromptBatch:
+    """Return prompts as a batch: as they are, or from DeepSpeed-Chat's dictionary of left-padded ids and their mask,
+    `prompt` and `prompt_att_mask` [B, Q], of which each rank has as many."""
+    if isinstance(prompts, PromptBatch):
+        return prompts
+    ids, lengths = prompts["prompt"], prompts["prompt_att_mask"].sum(1)
+    return PromptBatch(ids, lengths, list(range(rank * len(ids), (rank + 1) * len(ids))))
+
+
 def right_mask(lengths: Tensor, width: int) -> Tensor:
     """[B, width] mask of right-padded rows: 1 for the first `lengths` tokens."""
     return (torch.arange(width, device=lengths.device) < lengths[:, None]).long()

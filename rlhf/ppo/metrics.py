@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from rlhf.config.schema import Ppo
 from rlhf.runtime.distributed import maximum, total
 
 
@@ -76,3 +77,8 @@ class UpdateMetrics:
             metrics["policy/ratio_first"] = math.expm1(min(self.first_gap_max, 50.0))
             metrics["policy/ratio_max"] = maximum(self.ratio_max)
         return metrics | self.rates | {"policy/updates": float(self.updates)}
+
+
+def ppo_updates(ppo: Ppo) -> int:
+    """Return the number of updates on a rollout."""
+    return ppo.update_epochs * (ppo.rollout_batch_size // ppo.batch_size)

@@ -4,7 +4,7 @@ Forward and backward passes are in passes.py, the mathematics in rlhf/algo/.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,16 @@ from rlhf.algo.entropy import EntropyBonus
 from rlhf.algo.estimators import Estimator, ScoredRollout
 from rlhf.algo.kl import KL_ESTIMATORS, build_kl_controller, k1
 from rlhf.algo.losses import count_losses
-from rlhf.algo.masked import whiten, zero_padding
+from rlhf.algo.masked import last_action, whiten, zero_padding
 from rlhf.algo.rewards import overlong_penalty, shape_scores, token_rewards
 from rlhf.algo.schedule import learning_rate
 from rlhf.catalog.estimator import load_estimator, needs_of
 from rlhf.config.derive import logged_learning_rate, policy_stage
-from rlhf.config.schema import Config, Ppo
+from rlhf.config.schema import Config
 from rlhf.data.loaders import balanced_share
-from rlhf.data.tokens import PromptBatch
+from rlhf.data.tokens import PromptBatch, to_prompt_batch
 from rlhf.engine.compiled import run_uncompiled
+from rlhf.engine.save import save_model
 from rlhf.engine.step import optimizer_step
 from rlhf.engine.zero import set_rates
 from rlhf.experiment.resolve import default_eos_penalty_mode
@@ -44,7 +45,7 @@ from rlhf.ppo.experience import (
     sequences_of,
     tensors_of,
 )  # fmt: skip
-from rlhf.ppo.metrics import UpdateMetrics
+from rlhf.ppo.metrics import UpdateMetrics, ppo_updates
 from rlhf.ppo.passes import LossTerms, policy_gradient, score_alone, score_rollout, text_gradient, value_gradient
 from rlhf.ppo.ptx import Texts
 from rlhf.ppo.reference import reference_state, refresh_reference, restore_reference
@@ -94,13 +95,16 @@ class DeepSpeedPPOTrainer:
         self.nonfinite = Nonfinite(args.ppo.max_nonfinite, directory, rank())
 
     @torch.no_grad()
-    def generate_experience(self, prompt_batch: PromptBatch, between: Callable[[], None] = lambda: None) -> Experience:
+    def generate_experience(
+        self, prompt_batch: PromptBatch | Mapping[str, Tensor], between: Callable[[], None] = lambda: None
+    ) -> Experience:
         """Sample a response to each prompt, score it, and estimate advantages.
 
         With `ppo.dynamic_sampling` more prompts are drawn until the rollout is full; `between` is called before each
         further draw, when the trainer can be saved. Raises RuntimeError if the responses come from another distribution
         than the policy's (ppo.sampler_tolerance).
         """
+        prompt_batch = to_prompt_batch(prompt_batch, rank())
         if self.draws.count == 0:
             self.clock = Clock()
         prompts = prompt_batch.more(self.draws.count) if self.draws.count else prompt_batch
@@ -338,6 +342,11 @@ class DeepSpeedPPOTrainer:
         responses."""
         return self.engine.rewards.read_models(ids, mask, responses, ended)
 
+    def save(self, directory: str | Path) -> None:
+        """Save the actor as a model that `transformers` loads, with its tokenizer. All ranks must call this."""
+        card = f"A language model trained by {self.args.algorithm}."
+        save_model(self.engine.actor, self.engine.tokenizer, self.args.lora, Path(directory), card)
+
     def numbers(self) -> dict[str, Any]:
         """Return this rank's numbers for a checkpoint: with `tensors`, all that training has changed beside the engines."""
         return {
@@ -386,13 +395,3 @@ class DeepSpeedPPOTrainer:
         self.metrics = {name: value for name, value in self.metrics.items() if math.isfinite(value)}
         self.metrics["train/nonfinite"] = counted
         return math.nan, math.nan
-
-
-def last_action(mask: Tensor) -> Tensor:
-    """Mark each row's last action: [B, R] with a 1 there and 0 elsewhere."""
-    return mask * (mask.cumsum(1) == mask.sum(1, keepdim=True)).long()
-
-
-def ppo_updates(ppo: Ppo) -> int:
-    """Return the number of updates on a rollout."""
-    return ppo.update_epochs * (ppo.rollout_batch_size // ppo.batch_size)

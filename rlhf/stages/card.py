@@ -47,6 +47,8 @@ def write_model_card(spec: Spec, name: str, engine: Any, metrics: dict[str, floa
         f"- family: `{model.config.model_type}`, {config.precision.dtype}",
         f"- stage: `{spec.stage}-{spec.fingerprint[:12]}`",
     ]
+    if kind.samples_responses:
+        lines += [f"- algorithm: `{config.algorithm}`"]
     is_plain = config.data.template == "plain"
     text = f"prompts as `{config.data.prompt_format!r}`" if is_plain else f"template: `{config.data.template}`"
     sets = f" of {', '.join(config.data.mix)}" if config.data.mix else ""

@@ -10,6 +10,7 @@ import yaml
 from support.command import ROOT
 from support.small import SMALL_PPO
 from support.tiny_models import built
+from transformers import AutoModelForCausalLM
 
 from rlhf import DeepSpeedPPOTrainer
 from rlhf.catalog.stage import check_metrics
@@ -217,6 +218,20 @@ def test_further_draws_are_other_samples(make_config, tokenizer):
     assert first.more(1).samples == list(range(8, 16)) and first.more(2).samples == list(range(16, 24))
     assert first.more(1).ids.tolist() != first.ids.tolist() != second.more(1).ids.tolist()
     assert first.more(1).ids.tolist() == first.more(1).ids.tolist()
+
+
+def test_prompts_as_deepspeed_chat_gives_them_and_saving(make_config, models, tokenizer, tmp_path):
+    config = make_config(*SMALL_PPO, "algorithm=reinforce_pp")
+    loader, engine, trainer = built(config, models, tokenizer)
+    batch = next(iter(loader))
+    mask = torch.arange(batch.ids.size(1)) >= (batch.ids.size(1) - batch.lengths)[:, None]
+    expected = trainer.generate_experience(batch)
+    found = trainer.generate_experience({"prompt": batch.ids, "prompt_att_mask": mask.long()})
+    assert torch.equal(found.responses, expected.responses) and torch.equal(found.advantages, expected.advantages)
+    trainer.train_rlhf(found)
+    trainer.save(tmp_path / "saved")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").state_dict()
+    assert all(torch.equal(p, saved[name]) for name, p in engine.actor.module.named_parameters())
 
 
 def test_the_algorithm_of_the_docs_is_whole(make_config, models, tokenizer, tmp_path, monkeypatch):
