@@ -3,14 +3,15 @@
 import torch
 
 from rlhf.algo.estimators import Credit, ScoredRollout
-from rlhf.algo.masked import gather_rows
+from rlhf.algo.masked import gather_rows, masked_sum_rows
 from rlhf.config.schema import Ppo
 
 
 def estimate_raft(rollout: ScoredRollout, config: Ppo) -> Credit:
     """Give the best response to each prompt an advantage of 1, or, with `ppo.best_share`, the best share of all responses
-    of the rollout (arXiv 2304.06767, algorithm 1); all others are left out of the loss. Of equal ones the first counts."""
-    scores = rollout.scores
+    of the rollout (arXiv 2304.06767, algorithm 1); all others are left out of the loss. The best has the highest sum of
+    rewards, KL penalty included where it is in the reward. Of equal ones the first counts."""
+    scores = masked_sum_rows(rollout.rewards, rollout.mask)
     if rollout.is_scored is not None:
         scores = torch.where(rollout.is_scored.bool(), scores, -torch.inf)
     if config.best_share is None:
