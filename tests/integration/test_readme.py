@@ -24,6 +24,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 RESULTS = ROOT / "experiments" / "results" / "demo-families-cpu.json"
 # Paths of files that the pages tell the reader to write.
 EXAMPLES = (
+    "conf/algorithm/opo.yaml",
     "conf/data/rm-static.yaml",
     "conf/rollout/plain.yaml",
     "conf/stage/relearn.yaml",
