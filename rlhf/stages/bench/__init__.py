@@ -31,7 +31,7 @@ KIND = StageKind(
     run="rlhf.stages.bench.run:run",
     result_keys=(
         "seed", "bench", "model", "reward_model", "hardware", "precision", *ZEROS, *LORAS, "data", "sft", "reward", "ppo",
-        "rollout", "rewards", "gold", "launcher.threads",
+        "dpo", "rollout", "rewards", "gold", "launcher.threads",
     ),
     schema=Bench,
     metrics=METRICS,
