@@ -25,7 +25,7 @@ from rlhf.experiment.tensor_files import header_and_spans
 
 # Raised when the meaning of a stage's result changes without a key, so that older results are not taken for it. A new key
 # does not raise it: it has a neutral value (rlhf/config/metadata.py). CHANGELOG.md says what each version means.
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 # The files that were hashed in this context, with what was found.
 HASHED: ContextVar[dict[Path, tuple[str, int, bytes]] | None] = ContextVar("HASHED", default=None)

@@ -67,24 +67,24 @@ DEMO = (  # what a model took by itself before recipes followed it
     "lora@critic_lora=same", "lora@reward_lora=same",
 )  # fmt: skip
 GOLDEN = {
-    (): {"sft": "01e7943ee50f", "reward": "3da5ce0fe584", "ppo": "7ceb200c5ca2", "dpo": "fd2ce685c2fe"},
+    (): {"sft": "14b6e0994893", "reward": "aee8969b44f5", "ppo": "ab01d39f08eb", "dpo": "b66110952bc9"},
     ("model=opt-1.3b", "reward_model=opt-350m"): {
-        "sft": "0a049fc62354",
-        "reward": "4788dd643de0",
-        "ppo": "951a90c20882",
-        "dpo": "f9d517812658",
+        "sft": "c83c31edc905",
+        "reward": "b9f08238da00",
+        "ppo": "448747c871d7",
+        "dpo": "327be3f0e6a8",
     },
     ("model=opt-1.3b", "reward_model=opt-350m", *DEMO): {
-        "sft": "3f1249098fd2",
-        "reward": "cb32c37d815a",
-        "ppo": "7ceb200c5ca2",
-        "dpo": "fd2ce685c2fe",
+        "sft": "90041afa35e2",
+        "reward": "edfb744f9029",
+        "ppo": "ab01d39f08eb",
+        "dpo": "b66110952bc9",
     },
     ("model=llama-tiny", "lora=r8", "ppo.ema=true", "ppo.kl_controller=adaptive"): {
-        "sft": "f883417f156e",
-        "reward": "cf7f8f285749",
-        "ppo": "958ead121356",
-        "dpo": "cadb59c97d08",
+        "sft": "971b02859075",
+        "reward": "76b45905c207",
+        "ppo": "0e3bf0c91a2c",
+        "dpo": "2420f6e5fbb7",
     },
 }
 
