@@ -48,9 +48,11 @@ def list_prompts_read(rollout: Rollout, prompts: Sequence[int]) -> list[int]:
     different parts: the longest prompts first, `rollout.micro_batch_size` responses at a time.
     """
     copies, rows = copies_read_once(rollout), rollout.micro_batch_size
+    size = rows if isinstance(rows, int) else len(prompts)
     if copies == 1:
         return list(prompts)
-    size = rows if isinstance(rows, int) else max(1, len(prompts))
+    if size >= len(prompts):
+        return sorted(prompts[::copies], reverse=True)
     order = sorted(range(len(prompts)), key=lambda row: -prompts[row])
     parts = [order[start : start + size] for start in range(0, len(order), size)]
     return [prompts[owner * copies] for part in parts for owner in dict.fromkeys(row // copies for row in part)]

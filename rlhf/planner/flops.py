@@ -10,6 +10,7 @@ adapter of rank R (arXiv 2106.09685) is two more matrices, R x I and O x R.
 tests/unit/planner/test_flops.py compares with PyTorch's own count (torch.utils.flop_counter) of every family's model.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -97,11 +98,11 @@ def generation_flops(
     lengths = list(prompts)
     tokens, pairs = tokens_and_pairs(lengths if read is None else read)
     sampled = len(lengths if read is None else read)  # the logits of each first token
-    for prompt, response in zip(lengths, responses, strict=True):
+    for (prompt, response), count in Counter(zip(lengths, responses, strict=True)).items():
         fed = response - 1
-        tokens += fed
-        pairs += fed * prompt + fed * (fed + 1) // 2
-        sampled += fed
+        tokens += count * fed
+        pairs += count * (fed * prompt + fed * (fed + 1) // 2)
+        sampled += count * fed
     return body_forward(model, lora, tokens, pairs) + head(model, sampled)
 
 
@@ -112,11 +113,8 @@ def merge_flops(model: Model, lora: Lora | None) -> int:
 
 def tokens_and_pairs(lengths: Iterable[int]) -> tuple[int, int]:
     """Tokens of sequences of these lengths, and pairs of a token and a position of its sequence."""
-    tokens, pairs = 0, 0
-    for length in lengths:
-        tokens += length
-        pairs += length**2
-    return tokens, pairs
+    counts = Counter(lengths)  # a plan has millions of one length
+    return sum(count * length for length, count in counts.items()), sum(n * length**2 for length, n in counts.items())
 
 
 def head(model: Model, tokens: int) -> int:

@@ -1,6 +1,8 @@
 """The operations of PPO by phase: the plan, the progress of a stage and its MFU read this one function. No torch."""
 
 from collections.abc import Sequence
+from math import lcm
+from operator import add
 
 from rlhf.catalog.estimator import has_critic, has_reference, needs_of
 from rlhf.config.derive import max_sequence, ranks
@@ -16,9 +18,22 @@ def critic_of(config: Config) -> Model:
 
 
 def longest_step(config: Config) -> dict[str, int]:
-    """Operations of a step by phase if every prompt, response and text were as long as it may be."""
+    """Operations of a step by phase if every prompt, response and text were as long as it may be.
+
+    They grow by the same amount with each group of responses that share what is read, so that two groups tell those of a
+    batch of any size.
+    """
+    own, micro = max(1, config.ppo.rollout_batch_size // ranks(config)), config.rollout.micro_batch_size
+    group = lcm(config.rollout.samples_per_prompt, micro if isinstance(micro, int) else 1)
+    if own <= 2 * group or own % group:
+        return longest_rollout(config, own)
+    first, second = longest_rollout(config, group), longest_rollout(config, 2 * group)
+    return {phase: first[phase] + (own // group - 1) * (second[phase] - first[phase]) for phase in first}
+
+
+def longest_rollout(config: Config, own: int) -> dict[str, int]:
+    """Operations by phase of a step in which each rank has so many responses, all as long as they may be."""
     texts = [max_sequence(config)] * config.ppo.update_epochs if config.ppo.ptx_coef > 0 else []
-    own = max(1, config.ppo.rollout_batch_size // ranks(config))
     lengths = [config.data.max_prompt_tokens] * own, [config.rollout.max_new_tokens] * own
     return {phase: ranks(config) * flops for phase, flops in phase_flops(config, *lengths, texts * own).items()}
 
@@ -37,7 +52,7 @@ def phase_flops(
     A reference or reward model that is another model with its adapters off costs what a copy would. An estimator that needs
     the likeliest responses too samples and scores as many as there are prompts, of the same lengths.
     """
-    lengths, actions = [p + r for p, r in zip(prompts, responses, strict=True)], sum(responses)
+    lengths, actions = list(map(add, prompts, responses)), sum(responses)
     model, critic, ppo = config.model, critic_of(config), config.ppo
     merged, read = samples_merged(config), list_prompts_read(config.rollout, prompts)
     merging, sampled = (merge_flops(model, config.lora), None) if merged else (0, config.lora)

@@ -95,15 +95,15 @@ def test_a_family_runs_all_stages_and_plain_transformers_loads_what_they_leave(m
     assert any(not torch.equal(a, b) for a, b in zip(*(m.parameters() for m in moved), strict=True))
 
 
-# The ZeRO stage of each family; of these two, at the stages that shard most, whenever tests run, of the others in CI.
+# The ZeRO stage of each family; of the quick one, at the stage that shards most, whenever tests run, of the others in CI.
 ZEROS = {family: number % 4 for number, family in enumerate(FAMILIES)}
-QUICK = "codegen", "gemma2"
+QUICK = ("gemma2",)
 
 
 @pytest.fixture(scope="module")
 def with_adapters(make_config, tmp_path_factory):
     """`with_adapters(family)`: a configuration with adapters and gradient checkpointing, whose stages two ranks have run,
-    the quick families at once, and at once the others."""
+    the quick ones at once, and at once the others."""
 
     def run(family):
         if family not in done:
@@ -144,7 +144,7 @@ def test_a_family_runs_all_stages_with_adapters_on_two_ranks(with_adapters, fami
     from peft import PeftConfig
     from transformers import AutoModelForCausalLM
 
-    assert {ZEROS[name] for name in QUICK} == {2, 3}
+    assert {ZEROS[name] for name in QUICK} == {3}
     for node in build_graph(with_adapters(family)):
         assert node.directory.done
         adapter = node.directory.path / "adapter"

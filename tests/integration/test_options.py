@@ -173,7 +173,7 @@ def spoiled(function, calls):
 # Which function gives the first step's number that is not finite, and what is then missing from its metrics.
 SPOILED = {
     "sft": ("rlhf.stages.sft.train.loss_of", range(4), "train/loss"),
-    "reward": ("rlhf.stages.reward.comparisons.pair_margins", range(1), "train/loss"),
+    "reward": ("rlhf.stages.reward.comparisons.pair_loss", range(1), "train/loss"),
     "ppo": ("rlhf.ppo.trainer.DeepSpeedPPOTrainer.score_responses", range(4), "reward/mean"),
 }
 

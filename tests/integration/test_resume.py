@@ -340,7 +340,7 @@ def test_a_line_that_was_cut_off_is_removed(lab):
 
 SPOILED = {
     "sft": "rlhf.stages.sft.train:loss_of",
-    "reward": "rlhf.stages.reward.comparisons:pair_margins",
+    "reward": "rlhf.stages.reward.comparisons:pair_loss",
     "ppo": "rlhf.ppo.trainer:DeepSpeedPPOTrainer.score_responses",
 }
 

@@ -244,7 +244,7 @@ def test_state_memory_of_adapters_of_a_hand_case(make_config):
     ("changes", "key"),
     [
         # names
-        ({"stages": ["sft", "dpo"]}, "stages"),
+        ({"stages": ["sft", "bandit"]}, "stages"),
         ({"stages": []}, "stages"),
         ({"model.family": "gpt"}, "model.family"),
         ({"reward_model.family": "gpt"}, "reward_model.family"),

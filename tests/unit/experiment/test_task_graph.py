@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf import load_config
 from rlhf.experiment.graph import Node, build_graph
 from rlhf.experiment.stage_directory import StageDirectory
 from rlhf.experiment.sweep import Outcome, Point, Task, blocked_by, build_task_graph
@@ -14,6 +15,9 @@ NUMBERS = st.integers(0, 2)
 # (sft, reward, ppo) of a point, as numbers: points that share a number share the stage.
 POINTS = st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS), min_size=1, max_size=12)
 GOOD, BAD = ("done", "reused"), ("failed", "skipped", "stopped", "queued")
+
+
+CONFIG = load_config()
 
 
 def stage(kind, name, *parents):
@@ -26,7 +30,7 @@ def sweep(shapes):
     for number, (s, r, p) in enumerate(shapes):
         sft, reward = stage("sft", f"sft-{s}"), stage("reward", f"reward-{r}")
         ppo = stage("ppo", f"ppo-{s}{r}{p}", sft.fingerprint, reward.fingerprint)
-        points.append(Point(None, [], Path("sweeps") / "x" / f"point-{number}", True, [sft, reward, ppo]))
+        points.append(Point(CONFIG, [], Path("sweeps") / "x" / f"point-{number}", True, [sft, reward, ppo]))
     return points
 
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rlhf.planner.cache import cached_tokens, count_prefilled, list_prompts_read
 from rlhf.planner.flops import generation_flops, training_flops
-from rlhf.planner.ppo import longest_step, phase_flops
+from rlhf.planner.ppo import longest_rollout, longest_step, phase_flops
 from rlhf.ppo.metrics import UpdateMetrics
 from rlhf.ppo.passes import text_gradient
 
@@ -98,6 +98,21 @@ def test_copies_of_a_prompt_that_lie_in_two_parts_are_read_twice(make_config):
     assert list_prompts_read(replace(rollout, micro_batch_size=6), lengths) == [9, 7, 7, 5]
     assert list_prompts_read(replace(rollout, micro_batch_size=1), lengths) == [9] * 4 + [7] * 4 + [5] * 4
     assert list_prompts_read(replace(rollout, engine="hf"), lengths) == lengths
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("rollout.samples_per_prompt=4",),
+        ("lora=r8", "ppo.ptx_coef=1"),
+        ("rollout.micro_batch_size=8",),
+        ("algorithm=remax",),
+    ],
+)
+def test_two_groups_of_responses_tell_the_work_of_a_whole_batch(make_config, words):
+    config = make_config(*words)
+    assert longest_step(config) == longest_rollout(config, config.ppo.rollout_batch_size)
 
 
 def test_more_responses_to_a_prompt_are_less_work(make_config):
