@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from support.command import ROOT
+from support.quick import mark_slow
 
 from rlhf.cli.bench import describe_recipe, file_name, list_variants, measure_stages, read_configuration
 from rlhf.config.errors import ConfigError
@@ -19,7 +20,7 @@ SMALL = (
     "data.max_prompt_tokens=20", "data.max_response_tokens=12", "rollout.max_new_tokens=12", "ppo.rollout_batch_size=4",
     "ppo.batch_size=4", "sft.batch_size=4", "reward.batch_size=4", "bench.repeats=1", "bench.lengths=real",
 )  # fmt: skip
-QUICK = ("step3", "stages")  # tried whenever tests run, the others by CI; in tests/unit/stages all are
+QUICK = ("step3",)  # tried whenever tests run, the others by CI; in tests/unit/stages all are
 VARIANTS = {what: {"baseline", "ours"} for what in ("step3", "score", "train", "sft", "reward")}
 VARIANTS |= {"rollout": {"baseline", "hybrid"}, "stages": {"sft", "reward", "ppo"}}
 
@@ -30,7 +31,7 @@ def bench(*arguments, cwd):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
 
-@pytest.mark.parametrize("what", [pytest.param(what, marks=() if what in QUICK else pytest.mark.slow) for what in VARIANTS])
+@pytest.mark.parametrize("what", mark_slow(VARIANTS, QUICK))
 def test_a_result_holds_figures_recipe_versions_and_device(tmp_path, what):
     engines = ["bench.engines=[hybrid]"] if what == "rollout" else []
     done = bench(*SMALL, f"bench.what={what}", *engines, cwd=tmp_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.precision_marks import fp16_case
+from support.quick import mark_slow
 from support.ranks import run_specs, specs
 
 from rlhf.catalog.families import FAMILIES
@@ -75,7 +76,11 @@ def test_the_comment_on_a_model_of_ones_own_names_each_family():
     assert [family for family in FAMILIES if not re.search(rf"#.*\b{family}\b", comment)] == []
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# A family for each kind of attention, of positions and of heads.
+APART = ("bloom", "gpt_neo", "codegen", "llama", "gemma2")
+
+
+@pytest.mark.parametrize("family", mark_slow(FAMILIES, APART))
 def test_a_family_runs_all_stages_and_plain_transformers_loads_what_they_leave(make_config, tmp_path, family):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -137,9 +142,7 @@ def test_every_family_runs_all_stages_with_adapters_at_the_other_zero_stages(mak
         assert all(node.directory.done for node in build_graph(config))
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(family, marks=() if family in QUICK else pytest.mark.slow) for family in FAMILIES]
-)
+@pytest.mark.parametrize("family", mark_slow(FAMILIES, QUICK))
 def test_a_family_runs_all_stages_with_adapters_on_two_ranks(with_adapters, family):
     from peft import PeftConfig
     from transformers import AutoModelForCausalLM

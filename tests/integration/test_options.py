@@ -6,6 +6,7 @@ import pkgutil
 
 import pytest
 import torch
+from support.quick import mark_slow
 from support.small import SMALL_STAGES
 from support.texts import encode_demonstrations
 
@@ -83,6 +84,13 @@ OPTIONS = {
     "responses of one length": ("rollout.fixed_length=true", "ppo.eos_penalty=null", "ppo.length_penalty=0.01"),
 }  # fmt: skip
 
+# What no test of a part sees: how stages work together.
+QUICK = (
+    "adapters on some modules, sharded", "the other choice of each", "evaluation along the way", "deepspeed-chat",
+    "another sharding for each role", "a critic from the actor", "a pre-training loss", "a moving average",
+    "responses of one length",
+)  # fmt: skip
+
 
 def run_stages(config):
     """Run all stages of a configuration; their results by name."""
@@ -110,7 +118,7 @@ def scores_of_demonstrations(config):
         return response_scores(scorer, batch.ids, right_mask(batch.lengths, batch.ids.size(1)))
 
 
-@pytest.mark.parametrize("name", list(OPTIONS))
+@pytest.mark.parametrize("name", mark_slow(OPTIONS, QUICK))
 def test_option(make_config, tmp_path, name):
     config = make_config(
         *SMALL[:-2] if "deepspeed" in name else SMALL, *OPTIONS[name], *SMALL[:6], f"output_root={tmp_path}"

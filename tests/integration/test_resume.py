@@ -374,7 +374,11 @@ def of_models(lab, *changes):
 
 @pytest.mark.parametrize(
     "name",
-    ["bf16", fp16_case("fp16"), "adapters", pytest.param("adapters and weights, another critic", marks=pytest.mark.slow)],
+    [
+        "adapters",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("bf16", "adapters and weights, another critic")),
+        fp16_case("fp16", marks=[pytest.mark.slow]),
+    ],
 )
 def test_killed_ppo_of_another_kind(lab, name):
     lab.broken("ppo", (FaultPoint(f"{TRAINER}.train_minibatch", nth=6),), *of_models(lab, *OPTIONS[name]))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.quick import mark_slow
 
 from rlhf import load_config
 from rlhf.catalog.recipe import OPT_RECIPES, OTHER_RECIPES, REWARD_MODELS, TINY_PARAMETERS
@@ -16,6 +17,11 @@ from rlhf.experiment.graph import build_graph
 ROOT = Path(__file__).parents[3]
 MODELS = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "conf" / "model").glob("*.yaml")}
 REAL = sorted(name for name, stated in MODELS.items() if stated.get("num_parameters", 0) >= TINY_PARAMETERS)
+# A model for each recipe, and for each family that has a reward model of its own.
+EACH = (
+    "opt-1.3b", "opt-6.7b", "opt-13b", "opt-30b", "opt-66b", "pythia-1.4b", "gpt-neox-20b", "bloom-176b", "codegen-2b",
+    "llama-2-7b", "llama-3-8b", "qwen2.5-7b", "qwen3-8b", "gemma-2-9b", "mistral-7b", "gpt-j-6b", "smollm2-135m",
+)  # fmt: skip
 TINY = sorted(name for name in MODELS if name.endswith("-tiny"))
 
 # DeepSpeed-Chat's scripts of the three steps, by deployment (applications/DeepSpeed-Chat/training/*/training_scripts). A
@@ -109,7 +115,7 @@ def compose(make_config):
     return cache(lambda name: make_config(f"model={name}"))
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", mark_slow(REAL, EACH))
 def test_no_model_takes_a_value_of_the_demo(name, compose):
     config = compose(name)
     # 64 sequences a rollout are those of the reference run too, on 16 GPUs.
@@ -118,7 +124,7 @@ def test_no_model_takes_a_value_of_the_demo(name, compose):
     assert {key: value for key, value in found.items() if value == DEMO_ONLY[key]} in ({}, shared)
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", mark_slow(REAL, EACH))
 def test_the_reward_model_is_no_larger_than_the_policy_and_has_its_tokenizer(name, compose):
     config = compose(name)
     assert config.reward_model.num_parameters <= config.model.num_parameters

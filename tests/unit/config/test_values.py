@@ -56,23 +56,26 @@ def test_the_schema_has_keys_of_every_kind():
     assert min(map(len, (FLOATS, INTEGERS, BOOLEANS, TEXTS))) > 10
 
 
-@pytest.mark.parametrize("key", FLOATS)
-def test_every_number_has_a_range_and_is_finite(default, key):
-    assert math.isfinite(KEYS[key].range.low) and math.isfinite(KEYS[key].range.high)
-    for value in (math.inf, -math.inf, math.nan, 1e300, 10**400, "0.1", True):
-        assert is_told(default, key, value), value
+def untold(default, keys, value):
+    """The keys that may hold the value, of these, each of which is given it at once."""
+    lines = told(default, **{key.replace(".", "__"): value for key in keys})
+    return [key for key in keys if not any(line.startswith(f"{key}=") or line.startswith(f"{key}[") for line in lines)]
 
 
-@pytest.mark.parametrize("key", INTEGERS)
-def test_every_whole_number_has_an_end_on_both_sides(default, key):
-    for value in (10**400, -1, "1", 1.0, True):
-        assert is_told(default, key, value), value
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e300, 10**400, "0.1", True])
+def test_every_number_has_a_range_and_is_finite(default, value):
+    assert all(math.isfinite(KEYS[key].range.low) and math.isfinite(KEYS[key].range.high) for key in FLOATS)
+    assert untold(default, FLOATS, value) == []
 
 
-@pytest.mark.parametrize("key", BOOLEANS)
-def test_true_and_false_are_the_only_booleans(default, key):
-    for value in (2, 1_000_000, 1, 0, "yes", "true"):
-        assert is_told(default, key, value), value
+@pytest.mark.parametrize("value", [10**400, -1, "1", 1.0, True])
+def test_every_whole_number_has_an_end_on_both_sides(default, value):
+    assert untold(default, INTEGERS, value) == []
+
+
+@pytest.mark.parametrize("value", [2, 1_000_000, 1, 0, "yes", "true"])
+def test_true_and_false_are_the_only_booleans(default, value):
+    assert untold(default, BOOLEANS, value) == []
 
 
 @pytest.mark.parametrize("key", [name for name, key in KEYS.items() if key.choices])
@@ -84,10 +87,9 @@ def test_a_word_that_is_no_choice_is_refused(default, key):
     )
 
 
-@pytest.mark.parametrize("key", TEXTS)
-def test_no_text_is_empty_or_holds_what_cannot_be_written(default, key):
-    for value in ("", "  ", "a\0b", "\udc80", True, 1e5):
-        assert is_told(default, key, value), value
+@pytest.mark.parametrize("value", ["", "  ", "a\0b", "\udc80", True, 1e5], ids=repr)
+def test_no_text_is_empty_or_holds_what_cannot_be_written(default, value):
+    assert untold(default, TEXTS, value) == []
 
 
 @pytest.mark.parametrize(

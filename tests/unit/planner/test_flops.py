@@ -3,6 +3,7 @@ from itertools import combinations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.quick import mark_slow
 
 from rlhf.config.schema import Lora, Model
 from rlhf.planner.flops import forward_flops, generation_flops, matrices, training_flops
@@ -230,7 +231,7 @@ def test_training_is_what_pytorch_counts(name, mode):
     assert training_flops(tiny(name), ROWS * [LENGTH], ROWS * LENGTH, *MODES[mode]) == near(measured)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", mark_slow([False, True], [True]))
 @pytest.mark.parametrize("name", SHAPES)
 def test_adapters_on_some_layers_are_what_pytorch_counts(name, checkpointing):
     shape = tiny(name)
@@ -258,7 +259,7 @@ def test_modes_of_training_differ_so_that_a_wrong_one_would_be_seen(name):
     assert alike == [("all weights, checkpointing", "all weights, checkpointing and dropout")] * without
 
 
-@pytest.mark.parametrize("size", LARGE)
+@pytest.mark.parametrize("size", mark_slow(LARGE, ["opt-66b", "gpt-neox-20b", "llama-3.1-70b", "gemma-2-9b"]))
 def test_forward_pass_of_large_models_is_what_pytorch_counts(make_config, size):
     """The model that transformers builds of the configuration's shape, without memory for its weights."""
     import torch
