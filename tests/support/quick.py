@@ -7,8 +7,8 @@ import pytest
 
 
 def mark_slow(cases: Iterable[Any], quick: Collection[Any]) -> list[Any]:
-    """Return the parameters of a test, those that are not `quick` marked as slow. Raises ValueError for a quick case that is
-    none of them."""
+    """Return the parameters of a test, of which all but the `quick` ones are marked as slow. Raises ValueError for a quick
+    case that is none of them."""
     cases = list(cases)
     if unknown := [case for case in quick if case not in cases]:
         raise ValueError(f"no cases of the test: {unknown}")
