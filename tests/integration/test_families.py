@@ -100,20 +100,18 @@ def test_a_family_runs_all_stages_and_plain_transformers_loads_what_they_leave(m
     assert any(not torch.equal(a, b) for a, b in zip(*(m.parameters() for m in moved), strict=True))
 
 
-# The ZeRO stage of each family; of the quick one, at the stage that shards most, whenever tests run, of the others in CI.
+# The ZeRO stage of each family.
 ZEROS = {family: number % 4 for number, family in enumerate(FAMILIES)}
-QUICK = ("gemma2",)
 
 
 @pytest.fixture(scope="module")
 def with_adapters(make_config, tmp_path_factory):
     """`with_adapters(family)`: a configuration with adapters and gradient checkpointing, whose stages two ranks have run,
-    the quick ones at once, and at once the others."""
+    all at once."""
 
     def run(family):
         if family not in done:
-            stages = {name: zero for name, zero in ZEROS.items() if (name in QUICK) == (family in QUICK)}
-            done.update(on_two_ranks(make_config, tmp_path_factory, stages))
+            done.update(on_two_ranks(make_config, tmp_path_factory, ZEROS))
         return done[family]
 
     done = {}
@@ -142,12 +140,12 @@ def test_every_family_runs_all_stages_with_adapters_at_the_other_zero_stages(mak
         assert all(node.directory.done for node in build_graph(config))
 
 
-@pytest.mark.parametrize("family", mark_slow(FAMILIES, QUICK))
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_runs_all_stages_with_adapters_on_two_ranks(with_adapters, family):
     from peft import PeftConfig
     from transformers import AutoModelForCausalLM
 
-    assert {ZEROS[name] for name in QUICK} == {3}
     for node in build_graph(with_adapters(family)):
         assert node.directory.done
         adapter = node.directory.path / "adapter"
