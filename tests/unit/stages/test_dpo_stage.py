@@ -110,7 +110,10 @@ def test_two_ranks_do_what_one_does(trained, make_config, tmp_path):
     config = make_config(*SMALL, f"output_root={tmp_path}", "hardware.gpus_per_node=2", "zero='3'")
     run_specs(specs(config), world=2)
     for line, other in zip(metrics_of(trained), metrics_of(config), strict=True):
-        for name in ("train/loss", "train/accuracy", "train/logp_chosen", "train/grad_norm", "eval/loss", "eval/margin"):
+        names = ["train/loss", "train/logp_chosen", "train/grad_norm", "eval/loss", "eval/margin"]
+        if line["step"] > 1:  # before the first update every pair is a tie, which rounding breaks
+            names.append("train/accuracy")
+        for name in names:
             if name in line:
                 assert other[name] == pytest.approx(line[name], rel=1e-4, abs=1e-5), name
 
