@@ -3,6 +3,7 @@
 import atexit
 import os
 import runpy
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from rlhf.config.schema import Config
 from rlhf.experiment.graph import build_graph
 from rlhf.experiment.spec import read_spec, write_spec
 from rlhf.launch.worker import free_port, rank_environment, run_rank
+from support.command import ROOT, TESTS
 from support.forks import ForkServer
 
 
@@ -38,6 +40,23 @@ def run_script(script: str, world: int, *arguments: str) -> list[str]:
     for code, output in zip(ended.codes, ended.outputs, strict=True):
         assert code == 0, output[-4000:]
     return ended.outputs
+
+
+def run_new_processes(script: str, world: int, *arguments: str) -> list[str]:
+    """Run a script as `run_script` does, on ranks that are forked from nothing: their memory is their own."""
+    port = free_port()
+    common = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (TESTS, ROOT)))}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script, *arguments], env=common | rank_environment(rank, rank, world, port), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    outputs = [rank.communicate(timeout=550)[0] for rank in ranks]
+    for rank, output in zip(ranks, outputs, strict=True):
+        assert rank.returncode == 0, output[-4000:]
+    return outputs
 
 
 def be_script(script: str, arguments: list[str], environment: dict[str, str]) -> int:

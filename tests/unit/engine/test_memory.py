@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.ranks import run_script
+from support.ranks import run_new_processes
 
 pytestmark = pytest.mark.slow
 MIB = 2**20
@@ -24,11 +24,11 @@ SHAPE = (
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     place = tmp_path_factory.mktemp("model")
-    run_script(__file__, 1, "save", str(place))
+    run_new_processes(__file__, 1, "save", str(place))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")  # what is freed goes back at once
         return {
-            zero: [json.loads(output.splitlines()[-1]) for output in run_script(__file__, 2, zero, str(place))]
+            zero: [json.loads(output.splitlines()[-1]) for output in run_new_processes(__file__, 2, zero, str(place))]
             for zero in ("0", "3")
         }
 
