@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algo.estimators import Credit, ScoredRollout
-from rlhf.algo.masked import last_action, zero_padding
+from rlhf.algo.masked import last_action, masked_sum_rows, zero_padding
 from rlhf.config.schema import Ppo
 
 
@@ -67,4 +67,4 @@ def subtract_baseline(rollout: ScoredRollout, config: Ppo, baseline: Tensor, of:
 
 def baseline_subject(rollout: ScoredRollout, config: Ppo) -> Tensor:
     """Return what a baseline is subtracted from, [B]: the rewards of a response, or its score alone."""
-    return rollout.scores if config.baseline_of == "score" else zero_padding(rollout.rewards, rollout.mask).sum(1)
+    return rollout.scores if config.baseline_of == "score" else masked_sum_rows(rollout.rewards, rollout.mask)

@@ -44,7 +44,7 @@ class Display:
 
 @cache
 def display_of(stage: str) -> Display:
-    """How a stage's kind says that its results are shown. Raises ImportError or AttributeError where there is no kind."""
+    """Read from a stage's kind how its results are shown. Raises ImportError or AttributeError where there is no kind."""
     kind, metrics = kind_of(stage), metrics_of(stage)
     display = Display(metrics, kind.headline or tuple(metric.name for metric in kind.metrics), (), kind.sides, kind.step)
     compared = kind.compared or (tuple(metric.name for metric in display.final(detail=0)),)

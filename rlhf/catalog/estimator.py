@@ -4,13 +4,13 @@
 attribute where it needs anything.
 """
 
-import pkgutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from rlhf.config.errors import ConfigError, first_line
+from rlhf.catalog.named import advise, load_named
+from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 
 # `values`: a critic. `group`: several responses to a prompt. `greedy`: the score of the likeliest response, which is
@@ -50,13 +50,10 @@ ESTIMATORS = {
 
 def load_estimator(name: str) -> Any:
     """Import the function that `ppo.estimator` names. Raises ConfigError where there is none."""
-    fix = f"choose one of {', '.join(ESTIMATORS)}, or give a function as module:function"
-    try:
-        estimate = pkgutil.resolve_name(ESTIMATORS[name].function if name in ESTIMATORS else name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError("ppo.estimator", name, f"it cannot be imported ({first_line(error)})", fix) from error
+    known, form = {kind: entry.function for kind, entry in ESTIMATORS.items()}, "a function as module:function"
+    estimate = load_named("ppo.estimator", name, known, form)
     if not callable(estimate):
-        raise ConfigError("ppo.estimator", name, "it is no function", fix)
+        raise ConfigError("ppo.estimator", name, "it is no function", advise(known, form))
     return estimate
 
 

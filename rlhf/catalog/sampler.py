@@ -4,14 +4,14 @@
 methods of `rlhf.rollout.base.Sampler`.
 """
 
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 from rlhf.catalog.families import FAMILIES
-from rlhf.config.errors import ConfigError, ConfigErrors, first_line
+from rlhf.catalog.named import advise, load_named
+from rlhf.config.errors import ConfigError, ConfigErrors
 from rlhf.config.schema import Config
 
 METHODS = "problem", "sync", "generate", "release"
@@ -88,14 +88,11 @@ SAMPLERS = {
 
 def load_sampler(name: str) -> Any:
     """Import the class of the sampler that `rollout.engine` names. Raises ConfigError where there is none."""
-    fix = f"choose one of {', '.join(SAMPLERS)}, or give a class as module:Class"
-    try:
-        sampler = pkgutil.resolve_name(SAMPLERS[name].sampler if name in SAMPLERS else name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError("rollout.engine", name, f"it cannot be imported ({first_line(error)})", fix) from error
+    known, form = {kind: entry.sampler for kind, entry in SAMPLERS.items()}, "a class as module:Class"
+    sampler = load_named("rollout.engine", name, known, form)
     missing = [method for method in METHODS if not callable(getattr(sampler, method, None))]
     if missing:
-        raise ConfigError("rollout.engine", name, f"it has no {', '.join(missing)}", fix)
+        raise ConfigError("rollout.engine", name, f"it has no {', '.join(missing)}", advise(known, form))
     return sampler
 
 

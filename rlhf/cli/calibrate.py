@@ -121,7 +121,7 @@ def find_constants(stages: Sequence[Finished]) -> dict[str, float]:
     """
     defaults = Constants()
 
-    def scaled(slower: float) -> Constants:
+    def scale_computing(slower: float) -> Constants:
         return replace(
             defaults,
             matmul_efficiency=defaults.matmul_efficiency / slower,
@@ -129,8 +129,8 @@ def find_constants(stages: Sequence[Finished]) -> dict[str, float]:
             launch_seconds=defaults.launch_seconds * slower,
         )
 
-    slower = find_factor(stages, COMPUTING, scaled)
-    found = scaled(slower)
+    slower = find_factor(stages, COMPUTING, scale_computing)
+    found = scale_computing(slower)
 
     def sampling(slower: float) -> Constants:
         return replace(found, decode_efficiency=defaults.decode_efficiency / slower)

@@ -8,8 +8,6 @@ v_head.weight, the tokenizer); the second is new or empty. The converted model g
 
 from pathlib import Path
 
-from rich.text import Text
-
 from rlhf.config.errors import ConfigError
 from rlhf.config.terminal import Terminal
 
@@ -26,7 +24,7 @@ def main(arguments: list[str]) -> int:
 
         convert_reward_model(source, output)
     except ConfigError as error:
-        errors.print(Text.assemble(("error:", "bold red"), f" {error}"))
+        errors.print_errors(error)
         return 2
     console.print(f"{output}: use it as ppo.reward={output}", highlight=False)
     return 0

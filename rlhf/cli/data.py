@@ -16,8 +16,6 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
 from rlhf.catalog.stage import kind_of
 from rlhf.cli.data_tables import print_data
 from rlhf.cli.prepare import read_data, reads_records
@@ -45,8 +43,7 @@ def main(arguments: list[str]) -> int:
         words, samples = take_samples(arguments)
         return show_data([word for word in words if word != "--json"], samples, "--json" in words)
     except (ConfigError, Invalid) as error:
-        for line in str(error).splitlines():
-            errors.print(Text.assemble(("error:", "bold red"), f" {line}"))
+        errors.print_errors(error)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -67,8 +67,7 @@ def main(arguments: list[str]) -> int:
         check_reach(downloads)
         return download_all(downloads, console)
     except ConfigError as error:
-        for line in str(error).splitlines():
-            errors.print(Text.assemble(("error:", "bold red"), f" {line}"))
+        errors.print_errors(error)
         return 2
     except KeyboardInterrupt:
         errors.print("interrupted")

@@ -17,8 +17,6 @@ import json
 import sys
 from pathlib import Path
 
-from rich.text import Text
-
 from rlhf.cli.changes import check_plan
 from rlhf.cli.prepare import plan_graph
 from rlhf.cli.run import Invalid, compose_points, print_cost
@@ -45,8 +43,7 @@ def main(arguments: list[str]) -> int:
             return show_table(tables[0], [word for word in arguments if word not in (tables[0], "--json")], as_json)
         return show_plan(make_plan([word for word in arguments if word != "--json"]), as_json)
     except (ConfigError, Invalid) as error:
-        for line in str(error).splitlines():
-            errors.print(Text.assemble(("error:", "bold red"), f" {line}"))
+        errors.print_errors(error)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -81,7 +78,7 @@ def show_plan(plan: GraphPlan, as_json: bool) -> int:
     errors = Terminal(stderr=True, soft_wrap=True)
     for names, error in problems:
         where = f"{names}: " if len(plan.points) > 1 else ""
-        errors.print(Text.assemble(("error:", "bold red"), f" {where}{error}"))
+        errors.print_errors(f"{where}{error}")
     return 2 if problems else 0
 
 

@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
 def refuse(reason: str) -> int:
     """Print one line on stderr; returns the exit code for bad input."""
     console = Terminal(stderr=True, soft_wrap=True)
-    console.print(Text.assemble(("error:", "bold red"), f" {one_line(reason)}"))
+    console.print_errors(one_line(reason))
     return 2
 
 

@@ -95,13 +95,12 @@ def main(arguments: list[str]) -> int:
             with remember_files():
                 return run(*compose_points(composer))
     except (ConfigError, Invalid) as error:
-        for line in str(error).splitlines():
-            console.print(Text.assemble(("error:", "bold red"), f" {line}"))
+        console.print_errors(error)
         return 2
     except OSError as error:  # of what the launching process itself writes
         if error.errno not in (*FULL, *CLOSED):
             raise
-        console.print(Text.assemble(("error:", "bold red"), f" {disk_problem(error, Path.cwd())}"))
+        console.print_errors(disk_problem(error, Path.cwd()))
         return 1
     except KeyboardInterrupt:
         console.print(Text("interrupted", style="bold red"))

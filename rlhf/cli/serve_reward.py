@@ -15,8 +15,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import NoReturn
 
-from rich.text import Text
-
 from rlhf.config.checks import check_devices
 from rlhf.config.errors import ConfigError
 from rlhf.config.points import compose_config
@@ -47,8 +45,7 @@ def main(arguments: list[str]) -> int:
     try:
         serve(arguments, console)
     except ConfigError as error:
-        for line in str(error).splitlines():
-            errors.print(Text.assemble(("error:", "bold red"), f" {line}"))
+        errors.print_errors(error)
         return 2
     except KeyboardInterrupt:
         errors.print("interrupted")

@@ -92,7 +92,7 @@ def check_groups(overrides: list[Override], options: Options, files: Options) ->
 
 
 def write_override(key: str, name: str) -> str:
-    """How an option of a group is chosen: presets with a +."""
+    """Write how an option of a group is chosen: presets with a +."""
     return f"+{key}" if key in PRESETS else name
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 # Control characters but for tab and newline, what reverses the direction of text, and halves of characters.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -68,6 +69,11 @@ class Terminal(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, "highlight": False} | options)
+
+    def print_errors(self, problems: object) -> None:
+        """Print what is wrong, a line for each line of its text."""
+        for line in str(problems).splitlines():
+            self.print(Text.assemble(("error:", "bold red"), f" {line}"))
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Render as any console does, with all text made printable; rich's own control codes stay."""

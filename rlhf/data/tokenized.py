@@ -3,6 +3,7 @@ the data set, the template, the tokenizer and the lengths."""
 
 import hashlib
 import json
+from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -96,9 +97,9 @@ class Tokenized(Sequence[T]):
             raise IndexError(number)
         return self.read(int(number) % len(self))
 
+    @abstractmethod
     def read(self, number: int) -> T:
         """Return the item of a number."""
-        raise NotImplementedError
 
     def record(self, row: int) -> tuple[Prompt, dict[str, Any]]:
         """Return the prompt of a row as it is before the template, and what else is known of it."""

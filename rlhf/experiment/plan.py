@@ -42,13 +42,13 @@ class GraphPlan:
 
     @property
     def unshared_dollars(self) -> float | None:
-        """What the points would cost if each ran all its stages itself, those that are done too."""
+        """The dollars of all points if each ran all its stages itself, those that are done too."""
         costs = [(len(task.points), self.plans[task.key].dollars) for task in self.tasks]
         return None if any(cost is None for _, cost in costs) else sum(count * (cost or 0.0) for count, cost in costs)
 
 
 def count_slots(config: Config) -> int:
-    """How many stages run at a time."""
+    """Count the stages that may run at a time."""
     launcher = config.launcher
     return launcher.array_parallelism if launcher.kind == "slurm" else launcher.parallel
 

@@ -1,6 +1,8 @@
 """How a global batch is shared: by ranks, and on each of them by micro-batches that fit its memory."""
 
+from rlhf.catalog.stage import kind_of
 from rlhf.config.derive import Batches, divisors, ranks, samples_responses_in, share_batch
+from rlhf.config.keys import get_key
 from rlhf.config.schema import Config
 from rlhf.planner.memory import GIB, Batch, peak_bytes, phase_bytes
 
@@ -24,6 +26,22 @@ def largest_micro_batch(config: Config, stage: str, per_rank: int) -> int:
     """Return the largest divisor of a rank's batch with which the stage fits a device by the plan; 1 if none does."""
     fitting = (size for size in reversed(divisors(per_rank)) if fits_device(config, stage, size))
     return next(fitting, 1)
+
+
+def answers_per_pass(config: Config, stage: str) -> int:
+    """Return the most answers that a forward pass of a stage reads that trains on comparisons.
+
+    These are two for each comparison of its `micro_batch_size`, or, where that is null, as many as fit beside its weights
+    and optimiser state. One prompt's answers beyond that, if all its pairs are read together, take several passes.
+    """
+    kind = kind_of(stage)
+    given: int | None = get_key(config, f"{kind.section}.micro_batch_size")
+    if given is not None:
+        return kind.sequences * given
+    size = 1
+    while size < 2**20 and fits_device(config, stage, 2 * size):
+        size *= 2
+    return kind.sequences * size
 
 
 def fits_device(config: Config, stage: str, micro: int) -> bool:

@@ -15,7 +15,7 @@ from rlhf.engine.zero import TrainingSpec, release, training_engine
 from rlhf.experiment import stopping
 from rlhf.experiment.stopping import Stopped
 from rlhf.models.load import new_policy, new_scorer
-from rlhf.planner.batches import batches
+from rlhf.planner.batches import answers_per_pass, batches
 from rlhf.runtime.device import free, peak_memory_gib, reset_peak
 from rlhf.runtime.distributed import is_main, maximum, start, total
 from rlhf.stages.bench import measured_stages
@@ -24,7 +24,6 @@ from rlhf.stages.bench.inputs import comparisons, demonstrations
 from rlhf.stages.bench.metrics import RATES
 from rlhf.stages.bench.rounds import MakeRound, Round, random_models, round_of, train_toy_tokenizer
 from rlhf.stages.context import Context
-from rlhf.stages.reward import answers_per_pass
 from rlhf.stages.reward import train as reward
 from rlhf.stages.reward import work as reward_work
 from rlhf.stages.sft import train as sft
@@ -120,7 +119,7 @@ def reward_rounds(config: Config, directory: Path) -> Iterator[MakeRound]:
     with built_engine(new_scorer(config.reward_model, config, tokenizer, zero, step.dropout), config, learning) as engine:
 
         def train(variant: Config) -> tuple[list[int], int]:
-            how = plan.ranks, answers_per_pass(variant), tokenizer.pad_token_id, variant.reward.packing
+            how = plan.ranks, answers_per_pass(variant, "reward"), tokenizer.pad_token_id, variant.reward.packing
             _, lengths = reward.train_step(engine, items, *how, tokens=variant.reward.micro_batch_tokens)
             return lengths, reward_work(variant, lengths)
 

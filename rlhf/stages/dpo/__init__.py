@@ -6,7 +6,6 @@ from rlhf.catalog.metric import TRAINING, Metric
 from rlhf.catalog.role import Role
 from rlhf.catalog.stage import Card, Counts, Input, Records, StageKind
 from rlhf.config.schema import Config, Dpo
-from rlhf.planner.batches import fits_device
 from rlhf.planner.flops import training_flops
 
 # The losses that compare the policy with the one that it starts from.
@@ -33,17 +32,6 @@ def phase_flops(config: Config, answers: int) -> dict[str, int]:
     """Operations of a step on pairs, at most."""
     longest = config.data.max_prompt_tokens + config.data.max_response_tokens
     return {"train": answers * config.dpo.batch_size * work(config, [longest])}
-
-
-def answers_per_pass(config: Config) -> int:
-    """Return the most answers that a forward pass of training reads: two for each pair of `dpo.micro_batch_size`, or, where
-    that is null, as many as fit beside the stage's weights and optimiser state."""
-    if config.dpo.micro_batch_size is not None:
-        return 2 * config.dpo.micro_batch_size
-    size = 1
-    while size < 2**20 and fits_device(config, KIND.name, 2 * size):
-        size *= 2
-    return KIND.sequences * size
 
 
 def check(config: Config, inputs: Mapping[str, str]) -> None:

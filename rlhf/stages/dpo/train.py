@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf.algo.dpo import Logprobs, implicit_rewards, pair_losses
 from rlhf.algo.errors import ratio_with_error
-from rlhf.algo.masked import zero_padding
+from rlhf.algo.masked import masked_sum_rows
 from rlhf.config.derive import Batches
 from rlhf.config.schema import Config, Dpo
 from rlhf.data.encoded import Encoded
@@ -24,12 +24,12 @@ from rlhf.models.forward import micro_batches, target_logprobs
 from rlhf.models.load import load_policy
 from rlhf.models.source import Source
 from rlhf.models.tokenizer import load_tokenizer
-from rlhf.planner.batches import batches
+from rlhf.planner.batches import answers_per_pass, batches
 from rlhf.runtime.distributed import is_main, rank, total
 from rlhf.stages import supervised
 from rlhf.stages.card import write_model_card
 from rlhf.stages.context import Context
-from rlhf.stages.dpo import WITH_REFERENCE, answers_per_pass, work
+from rlhf.stages.dpo import WITH_REFERENCE, work
 from rlhf.stages.dpo.reference import ReferenceFile
 from rlhf.stages.reward.train import describe_pairs, fraction_correct
 from rlhf.stages.supervised import Learner
@@ -76,7 +76,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     train, heldout = (open_data(data, tokenizer, "comparisons", part) for part in ("train", "heldout"))
     require_records(heldout, "comparisons", config)
     del data
-    plan = batches(config, "dpo")
+    plan, size = batches(config, "dpo"), answers_per_pass(config, "dpo") // 2
     source = Source(inputs["policy"], "dpo.policy", trust_remote_code=config.model.trust_remote_code)
     policy = load_policy(source, config, config.zero, dpo.dropout)
     learning = TrainingSpec(
@@ -88,7 +88,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         pairs.reference, judged.reference = read_reference(engine, pairs, judged, plan, config, pad, context)
     learner = Learner(
         "dpo", dpo, config.lora, plan, engine, pairs,
-        step=lambda own: train_step(engine, own, plan.ranks, config, pad),
+        step=lambda own: train_step(engine, own, plan.ranks, size, dpo, pad),
         flops=lambda lengths: work(config, lengths),
         sizes=train.sizes,
         batch=lambda own: join_pairs(own, pad).rows,
@@ -167,7 +167,7 @@ def read_pairs(engine: Any, pairs: Sequence[Pair], dpo: Dpo, pad: int) -> Logpro
     rows, actions = batch.rows, response_mask(batch.rows)
     real = right_mask(rows.lengths, rows.ids.size(1))
     logprobs = target_logprobs(engine, rows.ids, real, actions, dpo.packing)  # [B, T]
-    sums = zero_padding(logprobs, actions).sum(1)  # [B]
+    sums = masked_sum_rows(logprobs, actions)  # [B]
     tokens = actions.sum(1)
     reference = torch.tensor([pair.reference for pair in pairs], device=engine.device)  # [P, 2]
     return Logprobs(
@@ -176,13 +176,15 @@ def read_pairs(engine: Any, pairs: Sequence[Pair], dpo: Dpo, pad: int) -> Logpro
     )  # fmt: skip
 
 
-def train_step(engine: Any, pairs: list[Pair], ranks: int, config: Config, pad: int) -> tuple[dict[str, float], list[int]]:
-    """Take one optimiser step on this rank's share of a batch; returns metrics over all ranks, and the lengths of what was
-    read."""
+def train_step(
+    engine: Any, pairs: list[Pair], ranks: int, size: int, dpo: Dpo, pad: int
+) -> tuple[dict[str, float], list[int]]:
+    """Take one optimiser step on this rank's share of a batch, at most `size` pairs at a time; returns metrics over all
+    ranks, and the lengths of what was read."""
     engine.train()
-    count, dpo = float(len(pairs) * ranks), config.dpo
+    count = float(len(pairs) * ranks)
     sums = torch.zeros(6, dtype=torch.float64)
-    for part in share_pairs(engine, pairs, answers_per_pass(config) // 2, dpo.packing):
+    for part in share_pairs(engine, pairs, size, dpo.packing):
         found = read_pairs(engine, part, dpo, pad)
         loss = pair_losses(found, dpo).sum()
         backward(engine, loss, count)

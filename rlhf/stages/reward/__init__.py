@@ -7,7 +7,6 @@ from rlhf.catalog.role import Role
 from rlhf.catalog.stage import Card, Counts, Records, StageKind
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Reward
-from rlhf.planner.batches import fits_device
 from rlhf.planner.flops import training_flops
 
 
@@ -34,18 +33,6 @@ def phase_flops(config: Config, answers: int) -> dict[str, int]:
     """Operations of a step on records of so many answers, at most."""
     longest = config.data.max_prompt_tokens + config.data.max_response_tokens
     return {"train": answers * config.reward.batch_size * work(config, [longest])}
-
-
-def answers_per_pass(config: Config) -> int:
-    """Return the most answers that a forward pass of the stage's training reads: two for each comparison of
-    `reward.micro_batch_size`, or, where that is null, as many as fit beside the stage's weights and optimiser state. One
-    prompt's answers beyond that, if `reward.grouped` puts many together, take several passes."""
-    if config.reward.micro_batch_size is not None:
-        return 2 * config.reward.micro_batch_size
-    size = 1
-    while size < 2**20 and fits_device(config, KIND.name, 2 * size):
-        size *= 2
-    return KIND.sequences * size
 
 
 def problems(config: Config) -> Iterator[ConfigError]:

@@ -25,12 +25,12 @@ from rlhf.engine.zero import TrainingSpec, release, training_engine
 from rlhf.models.heads import BIAS, SCALE
 from rlhf.models.load import new_scorer
 from rlhf.models.tokenizer import build_tokenizer
-from rlhf.planner.batches import batches
+from rlhf.planner.batches import answers_per_pass, batches
 from rlhf.runtime.distributed import is_main, rank, total
 from rlhf.stages import supervised
 from rlhf.stages.card import write_model_card
 from rlhf.stages.context import Context, note_data
-from rlhf.stages.reward import answers_per_pass, work
+from rlhf.stages.reward import work
 from rlhf.stages.reward.comparisons import (
     PAIRS,
     Element,
@@ -64,7 +64,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     config = replace(config, seed=reward_seed(config))  # of all that is drawn but the data
     counts = describe_pairs(train, heldout) | describe_objective(train, reward)
     objective = Objective(reward.loss, reward.margin_coef, reward.label_smoothing, reward.center_coef)
-    plan = batches(config, "reward")
+    plan, answers = batches(config, "reward"), answers_per_pass(config, "reward")
     scorer = new_scorer(config.reward_model, config, tokenizer, config.reward_zero, reward.dropout)
     learning = TrainingSpec(
         reward, plan, config.reward_zero, config.reward_lora, reward.learning_rate, reward.weight_decay,
@@ -74,7 +74,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     learner = Learner(
         "reward", reward, config.reward_lora, plan, engine, train,
         step=lambda own: train_step(
-            engine, own, plan.ranks, answers_per_pass(config), pad, reward.packing, objective, reward.micro_batch_tokens
+            engine, own, plan.ranks, answers, pad, reward.packing, objective, reward.micro_batch_tokens
         ),
         flops=lambda lengths: work(config, lengths),
         sizes=train.sizes,

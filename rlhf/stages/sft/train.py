@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algo.errors import ratio_with_error
-from rlhf.algo.masked import zero_padding
+from rlhf.algo.masked import masked_sum_rows
 from rlhf.config.derive import Batches
 from rlhf.config.schema import Config
 from rlhf.data.encoded import Encoded
@@ -121,7 +121,7 @@ def row_losses(engine: Any, batch: SequenceBatch, mask: Tensor, packing: str) ->
     """Return the negative log-likelihood of each sequence's tokens where `mask` [B, T - 1] is 1, [B] in nats."""
     real, targets = right_mask(batch.lengths, batch.ids.size(1)), torch.nn.functional.pad(mask, (1, 0))
     logprobs = target_logprobs(engine, batch.ids, real, targets, packing)  # [B, T]
-    return -zero_padding(logprobs[:, 1:], mask).sum(1)
+    return -masked_sum_rows(logprobs[:, 1:], mask)
 
 
 @torch.no_grad()

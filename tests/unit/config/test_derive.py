@@ -9,9 +9,8 @@ from rlhf.config.checks import check, check_devices
 from rlhf.config.derive import roles
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import LORAS, ZEROS
-from rlhf.planner.batches import batches, fits_device
+from rlhf.planner.batches import answers_per_pass, batches, fits_device
 from rlhf.planner.memory import GIB, activation_bytes_per_token, adapter_parameters, state_bytes
-from rlhf.stages.reward import answers_per_pass
 
 STAGES = st.sampled_from(["sft", "reward", "ppo"])
 SIZES = st.integers(1, 16)
@@ -183,13 +182,13 @@ def test_a_pass_of_the_reward_stage_reads_no_more_answers_than_fit(make_config, 
     config = make_config(f"data={data}", "reward.batch_size=64", f"reward.grouped={str(grouped).lower()}")
     config.reward_model, config.hardware.memory_gib, config.precision.dtype = shapes["opt-125m"], memory, "bf16"
     config.data.max_prompt_tokens = config.data.max_response_tokens = 512
-    answers, room = answers_per_pass(config), room_bytes(config, "reward")
+    answers, room = answers_per_pass(config, "reward"), room_bytes(config, "reward")
     needed = answers * 1024 * activation_bytes_per_token(config.reward_model, "bf16", False)
     assert answers == 2 or needed <= room, f"{answers} answers need {needed / 2**30:.0f} of {room / 2**30:.0f} GiB"
     assert answers == 2 or fits_device(config, "reward", answers // 2)
     assert not fits_device(config, "reward", answers)  # and no fewer than need be
     config.reward.micro_batch_size = 4
-    assert answers_per_pass(config) == 8  # comparisons of two answers
+    assert answers_per_pass(config, "reward") == 8  # comparisons of two answers
 
 
 def test_more_memory_never_means_a_smaller_micro_batch(make_config, shapes):
