@@ -25,8 +25,8 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 # The file of each group that holds all its keys, with a comment for each.
 BASES = {
     "model": "local", "hardware": "cpu", "precision": "auto", "zero": "0", "lora": "none", "data": "demo", "sft": "demo",
-    "reward": "demo", "ppo": "demo", "dpo": "demo", "rollout": "hybrid", "tracking": "jsonl", "launcher": "auto",
-    "stage": "all", "rewards": "model",
+    "reward": "demo", "ppo": "demo", "dpo": "demo", "best_of_n": "demo", "rollout": "hybrid", "tracking": "jsonl",
+    "launcher": "auto", "stage": "all", "rewards": "model",
 }  # fmt: skip
 # Groups that have the keys of another group.
 ROLES = {
@@ -136,7 +136,7 @@ def all_entries() -> dict[str, Entry]:
     found |= option("stage", "all")
     for group, name in chosen_options().items():
         base = ROLES.get(group, group)
-        if base == "stage":
+        if base in ("stage", "detail"):
             continue
         if base == "algorithm":  # its option holds keys of several groups
             found |= option(base, name)
@@ -167,6 +167,12 @@ def show_default(key: str) -> str:
     if isinstance(value, str) and (match := re.fullmatch(r"\$\{(\.?)([\w.]+)\}", value)):
         group = key.rpartition(".")[0] + "." if match[1] else ""
         return f"as `{group}{match[2]}`"
+    if isinstance(value, str) and (match := re.fullmatch(r"\$\{rlhf_choose:\$\{\.(\w+)\},\{(.*)\},(.*)\}", value)):
+        others = (pair.split(":") for pair in match[2].split(","))
+        told = ", ".join(f"`{float(other):g}` for `{name}`" for name, other in others)
+        return f"`{float(match[3]):g}`; {told}"
+    if isinstance(value, str) and (match := re.fullmatch(r"\$\{rlhf_share:(\w+),\$\{([\w.]+)\}\}", value)):
+        return f"`{match[1]}` divided by `{match[2]}`"
     if value is None or isinstance(value, bool):
         return f"`{ {None: 'null', True: 'true', False: 'false'}[value] }`"
     text = f"{value:g}" if isinstance(value, float) else str(value).replace("'", "").replace("\n", "\\n")

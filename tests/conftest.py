@@ -15,22 +15,28 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import hypothesis
 import pytest
+from omegaconf import OmegaConf
 
 from rlhf.config.command import command_of
 from rlhf.config.compose import rewrite_words
 from rlhf.config.points import Composer
-from rlhf.config.schema import Config
+from rlhf.config.schema import Config, Data
 from rlhf.experiment.stopping import abort_requested, received_signals, stop_requested
 
 hypothesis.settings.register_profile("rlhf", deadline=None, database=None, derandomize=True, max_examples=30)
 hypothesis.settings.load_profile("rlhf")
 
+# pytest's own process imports readline, which leaves a terminal's size to the processes that run tests; they have none.
+for size in ("COLUMNS", "LINES"):
+    os.environ.pop(size, None)
+
 
 # The files that take longest, begun first: else one process of the two would have nothing to do at the end.
 LONGEST = (
-    "integration/test_resume.py", "integration/test_ranks.py", "integration/test_options.py", "integration/test_sweep.py",
-    "integration/test_search.py", "integration/test_families.py", "integration/test_scheduler_processes.py",
-    "integration/test_bench.py", "unit/engine/test_step.py", "integration/test_pipeline.py",
+    "integration/test_resume.py", "integration/test_demo_learns.py", "integration/test_ranks.py",
+    "integration/test_families.py", "integration/test_sweep.py", "integration/test_search.py",
+    "integration/test_options.py", "integration/test_pipeline.py", "integration/test_scheduler_processes.py",
+    "integration/test_readme.py", "integration/test_new_stage.py", "integration/test_bench.py",
 )  # fmt: skip
 
 
@@ -98,6 +104,30 @@ def make_config(tmp_path_factory) -> Callable[..., Config]:
         return config
 
     return make
+
+
+@pytest.fixture(scope="session")
+def load_config(make_config) -> Callable[..., Config]:
+    """`load_config("ppo.gamma=0.9", ...)`: what rlhf.load_config gives, by the composer of all tests."""
+    from rlhf.cli.prepare import resolve_config
+    from rlhf.planner.auto import choose_layout
+
+    def load(*overrides):
+        config = resolve_config(make_config(*overrides))
+        return choose_layout(config, config.stages[-1]).config
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def data_option() -> Callable[[str], Data]:
+    """`data_option("alpaca")`: the group `data` with this option, without a configuration around it."""
+
+    def load(option):
+        with composer() as entered:
+            return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Data), entered.load_data(option)))
+
+    return load
 
 
 @pytest.fixture

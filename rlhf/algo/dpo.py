@@ -3,6 +3,7 @@
 Of each of P pairs, c is the chosen response and r the rejected one. l is the sum of a response's log-probabilities under
 the policy, T its tokens, end-of-text included, and D = l - l_ref its log-ratio to the reference. Every function returns the
 loss of each pair, [P]; the caller sums them and divides by the pairs of the global batch.
+rlhf/catalog/preferences.py says what each loss multiplies by beta.
 """
 
 from collections.abc import Callable
@@ -12,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rlhf.catalog.preferences import compared_by, weigh_losses
 from rlhf.config.schema import Dpo
 
 
 @dataclass(frozen=True)
 class Logprobs:
     """Log-probabilities of pairs, summed over the responses, all [P] and in nats: the policy's, and the reference's, which
-    are 0 where a loss has none; with the responses' tokens."""
+    are 0 where a loss has none; with the responses' tokens. `kl` is KTO's reference point, in nats."""
 
     chosen: Tensor
     rejected: Tensor
@@ -26,6 +28,7 @@ class Logprobs:
     reference_rejected: Tensor
     chosen_tokens: Tensor
     rejected_tokens: Tensor
+    kl: float = 0.0
 
     @property
     def chosen_ratio(self) -> Tensor:
@@ -83,6 +86,22 @@ def dpo_norm(pairs: Logprobs, config: Dpo) -> Tensor:
     return -F.logsigmoid(config.beta * pairs.mean_difference)
 
 
+def label_losses(ratios: Tensor, desirable: Tensor, kl: float, config: Dpo) -> Tensor:
+    """Kahneman-Tversky optimisation of single responses, whose log-ratios to the reference are `ratios` D [B] and of which
+    those that are desirable are marked, [B]: of a desirable one w_D (1 - sigmoid(beta (D - z))), of another one
+    w_U (1 - sigmoid(beta (z - D))), where z is `kl` in nats (arXiv 2402.01306, eq. 7). Returns [B]."""
+    above = config.beta * (ratios - kl)
+    liked, disliked = config.desirable_weight * torch.sigmoid(-above), config.undesirable_weight * torch.sigmoid(above)
+    return torch.where(desirable, liked, disliked)
+
+
+def kto(pairs: Logprobs, config: Dpo) -> Tensor:
+    """Kahneman-Tversky optimisation of a pair's two responses as records of their own: the mean of their losses."""
+    good = torch.ones_like(pairs.chosen, dtype=torch.bool)
+    desirable = label_losses(pairs.chosen_ratio, good, pairs.kl, config)
+    return (desirable + label_losses(pairs.rejected_ratio, ~good, pairs.kl, config)) / 2
+
+
 def simpo(pairs: Logprobs, config: Dpo) -> Tensor:
     """SimPO, -log sigmoid(beta (l_c / T_c - l_r / T_r) - gamma), without a reference (arXiv 2405.14734, eq. 6)."""
     return -F.logsigmoid(config.beta * pairs.mean_difference - config.simpo_gamma)
@@ -114,6 +133,7 @@ LOSSES: dict[str, Callable[[Logprobs, Dpo], Tensor]] = {
     "ipo": ipo,
     "hinge": hinge,
     "dpo_norm": dpo_norm,
+    "kto": kto,
     "simpo": simpo,
     "orpo": orpo,
     "cpo": cpo,
@@ -121,21 +141,18 @@ LOSSES: dict[str, Callable[[Logprobs, Dpo], Tensor]] = {
 
 
 def pair_losses(pairs: Logprobs, config: Dpo) -> Tensor:
-    """Return the loss of each pair, [P]: that of `config.loss`, and `nll_coef` times the chosen response's negative
-    log-likelihood per token (arXiv 2404.19733, eq. 1)."""
-    losses = LOSSES[config.loss](pairs, config)
+    """Return the loss of each pair, [P]: that of `config.loss`, those of `config.mix` times their weights, and `nll_coef`
+    times the chosen response's negative log-likelihood per token (arXiv 2404.19733, eq. 1)."""
+    losses = sum((weight * LOSSES[loss](pairs, config) for loss, weight in weigh_losses(config).items()), torch.zeros(()))
     return losses - config.nll_coef * pairs.chosen / pairs.chosen_tokens if config.nll_coef else losses
 
 
 def implicit_rewards(pairs: Logprobs, config: Dpo) -> tuple[Tensor, Tensor]:
     """Return the rewards that the policy stands for, of the chosen and of the rejected responses, [P]: beta times what the
     loss compares."""
-    if config.loss in ("dpo_norm", "simpo") or (config.loss == "ipo" and not config.ipo_sums):
-        return (
-            config.beta * pairs.chosen_ratio / pairs.chosen_tokens,
-            config.beta * pairs.rejected_ratio / pairs.rejected_tokens,
-        )
-    if config.loss == "orpo":
-        chosen, rejected = pairs.chosen / pairs.chosen_tokens, pairs.rejected / pairs.rejected_tokens
-        return config.beta * log_odds(chosen), config.beta * log_odds(rejected)
-    return config.beta * pairs.chosen_ratio, config.beta * pairs.rejected_ratio
+    chosen, rejected, compared = pairs.chosen_ratio, pairs.rejected_ratio, compared_by(config.loss, config)
+    if compared in ("mean log-ratios", "mean log-probabilities", "log-odds"):
+        chosen, rejected = chosen / pairs.chosen_tokens, rejected / pairs.rejected_tokens
+    if compared == "log-odds":
+        chosen, rejected = log_odds(chosen), log_odds(rejected)
+    return config.beta * chosen, config.beta * rejected

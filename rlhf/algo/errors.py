@@ -6,6 +6,9 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+# Two-sided 95 % of the normal distribution.
+Z = 1.959963984540054
+
 
 def mean_with_error(name: str, values: Sequence[float]) -> dict[str, float]:
     """Return the metric `name`, the mean of one value per prompt, and its standard error `<name>_se`: s / sqrt(n), s the
@@ -34,3 +37,11 @@ def ratio_with_error(
         return {name: ratio}
     squares = float(((amount_sums - ratio * count_sums) ** 2).sum())
     return {name: ratio, f"{name}_se": math.sqrt(n / (n - 1) * squares) / total}
+
+
+def wilson_interval(share: float, n: float) -> tuple[float, float]:
+    """Return the 95 % interval of a share of n independent items, which need not be whole (Wilson 1927; Brown, Cai and
+    DasGupta 2001, equation 4)."""
+    spread = Z**2 / n
+    centre, half = share + spread / 2, Z * math.sqrt(share * (1.0 - share) / n + spread / (4 * n))
+    return max(0.0, (centre - half) / (1.0 + spread)), min(1.0, (centre + half) / (1.0 + spread))

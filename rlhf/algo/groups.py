@@ -8,19 +8,33 @@ from rlhf.algo.estimators import Credit, ScoredRollout
 from rlhf.algo.masked import last_action, masked_sum_rows, zero_padding
 from rlhf.config.schema import Ppo
 
+# Added to a group's standard deviation, as in verl: a group of equal scores has advantages of 0.
+EPSILON = 1e-6
+
 
 def group_means(scores: Tensor, copies: int, counted: Tensor | None = None) -> Tensor:
     """Return the mean of each score's group, [B], of those that are `counted` [B] (None: all)."""
     groups, weights = in_groups(scores, copies, counted)
-    return ((groups * weights).sum(1) / weights.sum(1).clamp(min=1)).repeat_interleave(copies)
+    means = (groups * weights).sum(1) / weights.sum(1).clamp(min=1)
+    return means.to(scores.dtype).repeat_interleave(copies)
 
 
 def group_stds(scores: Tensor, copies: int, counted: Tensor | None = None) -> Tensor:
     """Return the standard deviation (n - 1) of each score's group, [B], of those that are `counted`; 0 of one alone."""
     groups, weights = in_groups(scores, copies, counted)
-    means = group_means(scores, copies, counted).view_as(groups)
-    squares = ((groups - means) ** 2 * weights).sum(1)
-    return (squares / (weights.sum(1) - 1).clamp(min=1)).sqrt().repeat_interleave(copies)
+    counts = weights.sum(1, keepdim=True)
+    means = (groups * weights).sum(1, keepdim=True) / counts.clamp(min=1)
+    squares = ((groups - means) ** 2 * weights).sum(1, keepdim=True)
+    stds = (squares / (counts - 1).clamp(min=1)).sqrt()
+    return stds.to(scores.dtype).flatten().repeat_interleave(copies)
+
+
+def normalize_in_groups(scores: Tensor, copies: int, counted: Tensor | None = None) -> Tensor:
+    """Return each score's distance from the mean of its group, in the group's standard deviations, [B]; 0 of one that is
+    not `counted`."""
+    groups = scores, copies, counted
+    found = (scores - group_means(*groups)) / (group_stds(*groups) + EPSILON)
+    return found if counted is None else zero_padding(found, counted)
 
 
 def other_means(scores: Tensor, copies: int, counted: Tensor | None = None) -> Tensor:
@@ -29,12 +43,13 @@ def other_means(scores: Tensor, copies: int, counted: Tensor | None = None) -> T
     groups, weights = in_groups(scores, copies, counted)
     others = weights.sum(1, keepdim=True) - weights
     means = ((groups * weights).sum(1, keepdim=True) - groups * weights) / others.clamp(min=1)
-    return torch.where(others > 0, means, groups).flatten()
+    return torch.where(others > 0, means, groups).to(scores.dtype).flatten()
 
 
 def in_groups(scores: Tensor, copies: int, counted: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return scores by group, [B / copies, copies], and weights of 1 where they count."""
-    groups = scores.view(-1, copies)
+    """Return scores by group, [B / copies, copies], and weights of 1 where they count; in double precision, in which the
+    mean of equal scores is that score: a rounding error would count as a deviation, and GRPO divide by it."""
+    groups = scores.view(-1, copies).double()
     return groups, torch.ones_like(groups) if counted is None else counted.view(-1, copies).to(groups.dtype)
 
 

@@ -52,14 +52,14 @@ def policy_loss(
 
 def count_clipped(
     ratio: Tensor, advantages: Tensor, mask: Tensor, low: float, high: float | None, dual_clip: float | None
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
     """Count the tokens whose ratio is clipped from below, from above, and by the dual clip."""
     below = (ratio < 1 - low) & (advantages < 0)
     above = (ratio > 1 + (low if high is None else high)) & (advantages > 0)
     counted = {"policy/clip_fraction_low": below, "policy/clip_fraction_high": above}
     if dual_clip is not None:
         counted["policy/dual_clip_fraction"] = (ratio > dual_clip) & (advantages < 0)
-    return {name: float((tokens * mask).sum()) for name, tokens in counted.items()}
+    return {name: (tokens * mask).sum() for name, tokens in counted.items()}
 
 
 def likelihood_loss(logprobs: Tensor, advantages: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -84,10 +84,10 @@ def loss_weights(mask: Tensor, aggregation: str, longest: int) -> Tensor | None:
     return None
 
 
-def count_losses(mask: Tensor, aggregation: str) -> float:
+def count_losses(mask: Tensor, aggregation: str) -> Tensor:
     """Return what the loss of an update is divided by: its trained actions (`token_mean`), or its responses that have
     any."""
-    return float(mask.sum() if aggregation == "token_mean" else mask.any(1).sum())
+    return mask.sum() if aggregation == "token_mean" else mask.any(1).sum()
 
 
 def value_loss(

@@ -22,10 +22,16 @@ def shape_scores(scores: Tensor, ended: Tensor, clip: float | None, eos_penalty:
     return torch.where(ended, scores, penalised)
 
 
-def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float, on_tokens: Tensor | None = None) -> Tensor:
     """Rewards per token, [B, R]: -kl_coef times `kl` (k1: log-probability minus the reference's) on every action, and
-    the sequence's score on its last action, end-of-text included (arXiv 2203.02155, eq. 2; arXiv 1909.08593)."""
+    the sequence's score on its last action, end-of-text included (arXiv 2203.02155, eq. 2; arXiv 1909.08593).
+
+    A part of the score may fall `on_tokens` [B, R]; the last action has the rest, so that the sum stays the score, whatever
+    was clipped from it or added."""
     rewards = -kl_coef * zero_padding(kl, mask)
+    if on_tokens is not None:
+        part = zero_padding(on_tokens, mask)
+        rewards, scores = rewards + part, scores - part.sum(1)
     last = (mask.sum(dim=1).long() - 1).clamp(min=0)
     return rewards.scatter_add(1, last[:, None], (scores * (mask.sum(dim=1) > 0))[:, None].to(rewards.dtype))
 

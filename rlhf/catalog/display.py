@@ -5,7 +5,7 @@ declares is written beside its results (DISPLAY_FILE), and read from there.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from typing import Any
@@ -49,6 +49,26 @@ def display_of(stage: str) -> Display:
     display = Display(metrics, kind.headline or tuple(metric.name for metric in kind.metrics), (), kind.sides, kind.step)
     compared = kind.compared or (tuple(metric.name for metric in display.final(detail=0)),)
     return Display(metrics, display.headline, compared, kind.sides, kind.step)
+
+
+def share_columns(
+    measured: Iterable[tuple[str, Metric]], points: Sequence[Mapping[str, Container[str]]]
+) -> list[tuple[tuple[str, ...], Metric]]:
+    """Return the columns of a table of points, each with the stages that it is of. Stages that have a metric in common
+    share its column, as those of two algorithms do, unless a point has it of several.
+
+    Args:
+        measured: The metrics, in their order, with the stage that each is of.
+        points: The names of the metrics that each point has, by stage.
+    """
+    stages: dict[Metric, list[str]] = {}
+    for stage, metric in measured:
+        stages.setdefault(metric, []).append(stage)
+    columns: list[tuple[tuple[str, ...], Metric]] = []
+    for metric, own in stages.items():
+        is_shared = all(sum(metric.name in point.get(stage, ()) for stage in own) < 2 for point in points)
+        columns += [(tuple(own), metric)] if is_shared else [((stage,), metric) for stage in own]
+    return columns
 
 
 def is_in_package(stage: str) -> bool:

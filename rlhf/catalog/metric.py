@@ -94,9 +94,38 @@ SPEED = (
     Metric("throughput/mfu", "share", "operations on real tokens over the device's peak in this number format",
         "MFU", format="{:.1%}", better=1, speed=True, per="time/step_s"),
     Metric(
-        "memory/peak_gib", "GiB", "largest memory in use on a device since the start of the stage (CPU: the process)",
+        "memory/peak_gib", "GiB",
+        "largest memory in use on a device since the start of the stage (CPU: the process, less libraries)",
         "peak memory in GiB", "peak GiB", better=-1, speed=True,
     ),
+)  # fmt: skip
+# What a stage measures that evaluates a policy while it trains (rlhf/evaluation/heldout.py), on held-out prompts.
+POLICY_EVALUATION = (
+    Metric("eval/gold_sft", "gold", "mean gold reward, on held-out prompts, of the model that training started from",
+        "gold reward of SFT", "gold, SFT", format="{:.2f}", final=True, error=True),
+    Metric("eval/gold", "gold", "mean gold reward of the policy on held-out prompts",
+        "gold reward of the policy", "gold, policy", format="{:.2f}",
+        final=True, better=1, axis="mean gold reward", error=True),
+    Metric("eval/gold_sft_std", "gold", "standard deviation of eval/gold_sft over prompts",
+        "gold reward of SFT, standard deviation", "gold, SFT, std", format="{:.2f}", final=True, detail=2),
+    Metric("eval/reward_sft", "reward", "mean score, on held-out prompts, of the model that training started from",
+        "mean score of SFT", "score, SFT", format="{:.2f}", final=True, detail=1, error=True),
+    Metric("eval/reward", "reward", "mean score of the policy's responses to held-out prompts",
+        "mean score of the policy", "score, policy", format="{:.2f}", final=True, error=True),
+    Metric("eval/win_rate", "share",
+        "held-out prompts on which the policy's score is higher than that of the model that training started from; equal "
+        "scores count half; by the gold reward where there is no other",
+        "win rate against SFT", "win rate", format="{:.0%}", final=True, detail=1, error=True),
+    Metric("eval/kl_sequence", "nats", "KL to the reference on held-out prompts, per response",
+        "KL to the reference per response", "KL", format="{:.2f}", final=True, error=True),
+    Metric("eval/entropy", "nats",
+        "entropy of the policy's token distributions, with the sampling temperature, mean over the tokens of a response, "
+        "then over held-out prompts",
+        "entropy per token", "entropy", format="{:.2f}", final=True, detail=1, error=True),
+    Metric("eval/length_sft", "tokens", "mean held-out response length of the model that training started from",
+        "mean length of SFT", "length, SFT", format="{:.1f}", final=True, detail=1, error=True),
+    Metric("eval/length", "tokens", "mean response length on held-out prompts",
+        "mean length of the policy", "length, policy", format="{:.1f}", final=True, error=True),
 )  # fmt: skip
 # What a stage logs that trains a model on records.
 TRAINING = (
@@ -110,8 +139,8 @@ TRAINING = (
 
 
 def rates_of(part: str, where: str, label: str) -> tuple[Metric, ...]:
-    """How fast a part of a stage is, as a phase of PPO or a stage of a benchmark: its sequences, tokens and operations per
-    second, and its share of the device's peak."""
+    """Return the metrics of how fast a part of a stage is, as a phase of PPO or a stage of a benchmark: its sequences,
+    tokens and operations per second, and its share of the device's peak."""
     return (
         Metric(f"throughput/{part}_samples_per_s", "1/s", f"sequences per second, all ranks, {where}",
             f"{label} sequences per second", f"{label} seq/s", better=1),

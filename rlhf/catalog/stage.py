@@ -18,28 +18,38 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 
 PACKAGE = "rlhf.stages"
+# The kinds of records.
+Reads = Literal["demonstrations", "comparisons", "labelled", "prompts"]
 
 
 @dataclass(frozen=True)
 class Input:
-    """A model that a stage starts from: `key` gives it by path. Where the key is null, the stage named `stage` makes it; an
-    input without such a stage may be given as the name of an input before it, which it then shares. A configuration for
-    which `is_used` is false does without it. `changes` are keys of that stage that have other values for this input."""
+    """A model that a stage starts from, or a data set that it reads: `key` gives it by path. Where the key is null, or, of
+    a data set, names the stage `stage`, that stage makes it; an input without such a stage may be given as the name of an
+    input before it, which it then shares. A configuration for which `is_used` is false does without it. `changes` are keys
+    of that stage that have other values for this input. `holds` is the directory of that stage that it is: `model` or
+    `data`."""
 
     name: str
     key: str
     stage: str | None = None
     changes: tuple[tuple[str, Any], ...] = ()
     is_used: Callable[[Config], bool] = field(default=lambda config: True, compare=False)
+    holds: Literal["model", "data"] = "model"
+
+    def is_made(self, value: str | None) -> bool:
+        """Whether the stage makes it where its key has this value."""
+        return self.stage is not None and value == (self.stage if self.holds == "data" else None)
 
 
 @dataclass(frozen=True)
 class Work:
-    """The steps of a stage (optimiser steps, rollouts or measured rounds), and its operations if every sequence were as
-    long as it may be."""
+    """The steps of a stage (optimiser steps, rollouts or measured rounds), its operations if every sequence were as long as
+    it may be, and the answers that a record of comparisons has at most: those of a pair, or of all pairs of a prompt."""
 
     steps: int
     flops: int
+    answers: int = 2
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class SetCounts:
         rows: How many of its rows are the part's.
         shape: The shape that they were read in.
         left_out: How many of them hold no record, by the reason.
-        available: Its records of each kind (`demonstrations`, `comparisons`, `prompts`).
+        available: Its records of each kind (`demonstrations`, `comparisons`, `labelled`, `prompts`).
         taken: How many of these the mixture has; more than are available where some are repeated.
     """
 
@@ -65,7 +75,8 @@ class SetCounts:
 class Counts:
     """Records of a part of a data set, before any is left out for its length; the most answers that one compared prompt
     has; how many records of a kind have been left out; the shape that so many rows were read in; how many records are
-    there more than once; and, of a mixture, its sets by name."""
+    there more than once; of a mixture, its sets by name; and the responses with a label, both of each comparison among
+    them."""
 
     demonstrations: int
     comparisons: int
@@ -77,6 +88,13 @@ class Counts:
     rows: int = 0
     duplicates: int = 0
     sets: Mapping[str, SetCounts] = field(default_factory=dict)
+    desirable: int = 0
+    undesirable: int = 0
+
+    @property
+    def labelled(self) -> int:
+        """Responses with a label."""
+        return self.desirable + self.undesirable
 
     def rows_of(self, name: str) -> int:
         """Return how many rows of the set of this name were read; of what is no mixture, of the only one."""
@@ -96,10 +114,19 @@ class Records:
 
 @dataclass(frozen=True)
 class Card:
-    """The sentence that says what a saved model is, and whether it is loaded as a scorer."""
+    """What the model card of a saved model says of it.
+
+    Attributes:
+        sentence: What the model is.
+        scorer: Whether it is loaded as a scorer.
+        starts: The names of the input that it was trained from: the first that the stage has.
+        lora: The group of its adapters.
+    """
 
     sentence: str
     scorer: bool = False
+    starts: tuple[str, ...] = ("actor", "policy")
+    lora: str = "lora"
 
 
 @dataclass(frozen=True)
@@ -124,6 +151,8 @@ class StageKind:
         name: The name in `stages`, and the prefix of its directories. A kind outside this package is named by the dotted
             path of the module that defines it as KIND.
         run: The function that runs the stage, as "module:function"; the worker alone imports it.
+        page: The function that writes a page of the result into the directory of a stage that is done, as
+            "module:function(directory)"; the worker alone imports it. Empty where there is no such page.
         result_keys: The keys that it reads, by prefix. Of these its fingerprint holds those whose effect is `result`.
         unread_keys: Of these keys those that decide nothing with the configuration's other values, by prefix.
         schema: The dataclass of its keys, which stand in the group `section`. Where this package has no such group, as for
@@ -137,6 +166,8 @@ class StageKind:
         sides: The responses of a row of its samples.jsonl.
         step: What one of its steps is called on an axis.
         inputs: The models that it starts from, in the order in which they are found.
+        evaluates: The name of the input whose model it measures, where that is its purpose. What it has measured of the
+            model is shown to people instead of what the stage that trained the model has measured.
         more_inputs: The models that it starts from beside `inputs`, whose number depends on the configuration.
         model_keys: The groups of the models whose shapes it needs.
         loads: The group among `model_keys` whose `path` it starts from; None where it starts from its inputs.
@@ -147,12 +178,14 @@ class StageKind:
         copies: How many sequences of a step are made from one record.
         updates: Optimiser steps within one of its steps.
         records: The records that it reads of a part of a data set; None where it reads no data.
-        reads: Which records these are: `demonstrations`, `comparisons` or `prompts`. They are encoded and looked at before
-            anything starts; of a kind that says nothing here they are counted alone.
+        samples_responses: Whether it learns from responses that it samples, and so reads the groups `rollout` and `ppo`.
+        reads: Which records these are: `demonstrations`, `comparisons`, `labelled` or `prompts`. They are encoded and
+            looked at before anything starts; of a kind that says nothing here they are counted alone.
         share: Which share of `data.split` it trains on: 0 that of fine-tuning, 1 of reward modelling, 2 of policies.
         phase_flops: Operations of a step on records of so many answers, at most, of all ranks together, by phase: `train`;
             of a stage that samples, `rollout`, `score` and `update`.
         work: Its work where that is not steps over records.
+        uncounted: What it does whose time no plan knows, in words; empty where there is nothing of the kind.
         resolve: The configuration as it runs on the given inputs.
         simplify: The configuration that is checked and run instead of the composed one.
         problems: Finds what its keys may not hold together; imports no torch.
@@ -176,27 +209,36 @@ class StageKind:
     sides: tuple[Side, ...] = ()
     step: str = "step"
     inputs: tuple[Input, ...] = ()
+    evaluates: str = ""
     more_inputs: Callable[[Config], tuple[Input, ...]] = lambda config: ()
     model_keys: tuple[str, ...] = ()
     loads: str | None = None
     trained: tuple[str, ...] = ()
     roles: Callable[[Config], list[Role]] = lambda config: []
-    sequences: int = 1
+    sequences: Callable[[Config], int] = lambda config: 1
     batch_key: str = "batch_size"
     copies: Callable[[Config], int] = lambda config: 1
     updates: Callable[[Config], int] = lambda config: 1
     records: Callable[[Config, Counts], Records] | None = None
-    reads: Literal["demonstrations", "comparisons", "prompts"] | None = None
+    samples_responses: bool = False
+    reads: Callable[[Config], Reads] | None = None
     share: int = 2
     phase_flops: Callable[[Config, int], dict[str, int]] = lambda config, answers: {}
     work: Callable[[Config], Work] | None = None
+    uncounted: Callable[[Config], str] = lambda config: ""
     resolve: Callable[[Config, Mapping[str, str]], Config] = keep_config
     simplify: Callable[[Config], Config] = lambda config: config
     problems: Callable[[Config], Iterable[ConfigError]] = lambda config: ()
     check: Callable[[Config, Mapping[str, str]], None] = lambda config, inputs: None
     measures: Callable[[Config], list[str]] | None = None
     cards: dict[str, Card] = field(default_factory=dict)
+    page: str = ""
     is_benchmark: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether it trains a model, or, as a benchmark, measures stages that do."""
+        return self.section is not None or self.is_benchmark
 
     def step_flops(self, config: Config, answers: int) -> int:
         """Operations of a step on records of so many answers, at most."""
@@ -207,13 +249,23 @@ class StageKind:
         return tuple(given for given in self.inputs if given.is_used(config))
 
     @property
-    def samples_responses(self) -> bool:
-        """Whether it samples responses, and so reads the group `rollout`."""
+    def samples(self) -> bool:
+        """Whether it samples responses, if only to evaluate a policy, and so reads the group `rollout`."""
         return "rollout" in self.result_keys
+
+    @property
+    def samples_to_evaluate(self) -> bool:
+        """Whether it trains a policy on records, and samples responses to evaluate it alone."""
+        return self.samples and not self.samples_responses and bool(self.trained)
+
+    @property
+    def only_samples(self) -> bool:
+        """Whether it samples and scores responses, and trains nothing."""
+        return self.samples and not self.samples_responses and not self.trained
 
     def find_inputs(self, config: Config) -> tuple[Input, ...]:
         """Return the models that it starts from with this configuration."""
-        return (*(given for given in self.inputs if given.is_used(config)), *self.more_inputs(config))
+        return (*self.inputs_of(config), *self.more_inputs(config))
 
     @property
     def needs(self) -> tuple[str, ...]:

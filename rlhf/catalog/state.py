@@ -42,6 +42,7 @@ STATES: dict[str, State] = {
         State("running", "a process works on it", "bold cyan", "wait", written=True, alive=True),
         State("starting", "its process loads models and data", "cyan", "wait", written=True, alive=True),
         State("stopped", "it was asked to stop and can be resumed", "yellow", "wait", written=True, ended=True, bad=True),
+        State("pruned", "a search gave it up early; it can be resumed", "magenta", written=True, ended=True, settled=True),
         State("queued", "its job waits", "blue", "wait", written=True, alive=True),
         State("planned", "nothing has been done for it yet", "dim"),
         State("done", "it has a result", "green", "good", written=True, settled=True),

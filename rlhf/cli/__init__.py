@@ -13,8 +13,13 @@ VERBS = {
     "data": "rlhf.cli.data",
     "status": "rlhf.cli.status",
     "report": "rlhf.cli.report",
+    "chat": "rlhf.cli.chat",
+    "serve": "rlhf.cli.serve",
     "bench": "rlhf.cli.bench",
     "fetch": "rlhf.cli.fetch",
+    "push": "rlhf.cli.push",
+    "evaluate": "rlhf.cli.evaluate",
+    "evaluate-reward": "rlhf.cli.evaluate_reward",
     "serve-reward": "rlhf.cli.serve_reward",
     "convert-reward": "rlhf.cli.convert_reward",
 }

@@ -10,11 +10,13 @@
 Every key and group of `python -m rlhf --help` can be given; they join the recipe, DeepSpeed-Chat's benchmark, which is in
 experiments/bench.yaml. Models have random weights of the shapes in conf/model: nothing is downloaded. The baseline samples
 with transformers' generate, pads every batch to its longest sequence and reads it in separate passes; all else is the same.
-Variants take turns, after a round of each that warms up; medians are told, and the result is stored in outputs/bench.
+Variants take turns, after a round of each that warms up; medians are told, and the result is stored in outputs/bench, with
+the machine's load at the end (the mean number of waiting processes in the last 1, 5 and 15 minutes).
 
 One process, one device; several are measured, without the baseline, by a stage: `python -m rlhf +experiments=bench`.
 """
 
+import os
 import re
 import shlex
 import sys
@@ -114,7 +116,7 @@ def measure(config: Config, console: Console) -> None:
     found = {
         "command": mask(shlex.join(["python", "-m", "rlhf", "bench", *sys.argv[1:]])), "date": str(date.today()),
         "recipe": describe_recipe(config) | {"threads": torch.get_num_threads()},
-        "memory": describe_memory(config), "left_out": left_out,
+        "memory": describe_memory(config), "left_out": left_out, "load": os.getloadavg(),
         "variants": {
             name: variant_entry(name, configs.get(name, config), result)
             for name, result in measured.items() if not result.refused

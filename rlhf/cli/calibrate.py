@@ -56,8 +56,9 @@ class Finished:
     def plan_phases(self, constants: Constants) -> dict[str, float]:
         """Return the seconds of each phase of a step by these constants."""
         config, stage = self.spec.config, self.spec.stage
-        flops = kind_of(stage).phase_flops(config, 2)
-        found = step_seconds(config, stage, flops, plan_batches(config, stage), constants)
+        answers = 2 if self.planned is None else self.planned.answers
+        flops = kind_of(stage).phase_flops(config, answers)
+        found = step_seconds(config, stage, flops, plan_batches(config, stage), constants, answers)
         return {phase: sum(parts.values()) for phase, parts in found.items()}
 
 

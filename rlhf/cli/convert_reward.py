@@ -8,26 +8,23 @@ v_head.weight, the tokenizer); the second is new or empty. The converted model g
 
 from pathlib import Path
 
+from rlhf.cli.arguments import run_verb
 from rlhf.config.errors import ConfigError
 from rlhf.config.terminal import Terminal
 
 
 def main(arguments: list[str]) -> int:
     """Convert what the arguments name; returns the exit code: 0, or 2 for bad input."""
-    console, errors = Terminal(soft_wrap=True), Terminal(stderr=True, soft_wrap=True)
-    if {"-h", "--help"} & set(arguments):
-        console.print(__doc__)
-        return 0
-    try:
-        source, output = read_arguments(arguments)
-        from rlhf.models.convert import convert_reward_model  # which imports torch
+    return run_verb(convert, arguments, str(__doc__))
 
-        convert_reward_model(source, output)
-    except ConfigError as error:
-        errors.print_errors(error)
-        return 2
+
+def convert(arguments: list[str], console: Terminal) -> None:
+    """Convert what the arguments name. Raises ConfigError."""
+    source, output = read_arguments(arguments)
+    from rlhf.models.convert import convert_reward_model  # which imports torch
+
+    convert_reward_model(source, output)
     console.print(f"{output}: use it as ppo.reward={output}", highlight=False)
-    return 0
 
 
 def read_arguments(arguments: list[str]) -> tuple[Path, Path]:

@@ -17,13 +17,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlhf.catalog.stage import kind_of
+from rlhf.cli.arguments import read_overrides, run_verb
 from rlhf.cli.data_tables import print_data
 from rlhf.cli.prepare import read_data, reads_records
-from rlhf.cli.run import Invalid, compose_points
-from rlhf.config.command import read_command
-from rlhf.config.errors import ConfigError
+from rlhf.cli.run import compose_points
+from rlhf.config.errors import ConfigError, Invalid
 from rlhf.config.points import Composer
-from rlhf.config.terminal import Terminal
+from rlhf.config.terminal import Terminal, open_table_console
 from rlhf.data.check import record_notes, record_warnings
 from rlhf.experiment.sweep import Point, build_task_graph, lay_out
 
@@ -35,18 +35,13 @@ SAMPLES = 3
 
 def main(arguments: list[str]) -> int:
     """Print what the arguments ask for; returns the exit code."""
-    errors = Terminal(stderr=True, soft_wrap=True)
-    try:
-        if {"-h", "--help"} & set(arguments):
-            Terminal(soft_wrap=True).print(__doc__)
-            return 0
-        words, samples = take_samples(arguments)
-        return show_data([word for word in words if word != "--json"], samples, "--json" in words)
-    except (ConfigError, Invalid) as error:
-        errors.print_errors(error)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return run_verb(print_records, arguments, str(__doc__))
+
+
+def print_records(arguments: list[str], console: Terminal) -> None:
+    """Print what the arguments ask for. Raises ConfigError."""
+    words, samples = take_samples(arguments)
+    show_data([word for word in words if word != "--json"], samples, "--json" in words)
 
 
 def take_samples(arguments: list[str]) -> tuple[list[str], int]:
@@ -61,11 +56,9 @@ def take_samples(arguments: list[str]) -> tuple[list[str], int]:
     return words[:place] + words[place + 2 :], int(given)
 
 
-def show_data(words: list[str], samples: int, as_json: bool) -> int:
-    """Compose what the overrides describe, and show its data; returns the exit code. Raises ConfigError or Invalid."""
-    command = read_command(words)
-    if command.shows:
-        raise ConfigError("argument", command.flags[0], "this verb has no such flag", "give it to python -m rlhf")
+def show_data(words: list[str], samples: int, as_json: bool) -> None:
+    """Compose what the overrides describe, and show its data. Raises ConfigError, or Invalid with all that is wrong."""
+    command = read_overrides(words, "data")
     sys.argv[1:] = command.words
     with Composer(command) as composer:
         points, _ = compose_points(composer)
@@ -78,14 +71,13 @@ def show_data(words: list[str], samples: int, as_json: bool) -> int:
     else:
         from rlhf.stages.reading import reading_warnings
 
-        console = Terminal() if Terminal().is_terminal else Terminal(width=160)
+        console = open_table_console()
         distinct = list({found.identity: found for found in read.values()}.values())
         for note in dict.fromkeys([*notes, *reading_warnings(distinct)]):
             console.print(note, soft_wrap=not console.is_terminal)
         print_data(distinct, samples, console)
     if problems:
         raise Invalid(problems, len(points))
-    return 0
 
 
 def describe_point(point: Point, read: Mapping[str, "StageData"], samples: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf.catalog.stage import is_stage, kind_of
+from rlhf.cli.arguments import run_verb
 from rlhf.config.command import read_command
 from rlhf.config.errors import ConfigError, first_line, raise_problems
 from rlhf.config.hub import REACH_S, find_hub_problem
@@ -54,24 +55,18 @@ class Download:
 
 def main(arguments: list[str]) -> int:
     """List or download what the arguments describe; returns the exit code: 0, 1 if a download failed, 2 for bad input."""
-    console, errors = Terminal(soft_wrap=True), Terminal(stderr=True, soft_wrap=True)
-    if {"-h", "--help"} & set(arguments):
-        console.print(__doc__)
+    return run_verb(list_or_download, arguments, str(__doc__))
+
+
+def list_or_download(arguments: list[str], console: Terminal) -> int:
+    """List what the arguments describe, and download it unless --list is among them; returns the exit code."""
+    downloads = find_downloads(compose_all([word for word in arguments if word not in FLAGS]))
+    sizes = {download: measure(download) for download in downloads}
+    print_downloads(sizes, console)
+    if "--list" in arguments or not downloads:
         return 0
-    try:
-        downloads = find_downloads(compose_all([word for word in arguments if word not in FLAGS]))
-        sizes = {download: measure(download) for download in downloads}
-        print_downloads(sizes, console)
-        if "--list" in arguments or not downloads:
-            return 0
-        check_reach(downloads)
-        return download_all(downloads, console)
-    except ConfigError as error:
-        errors.print_errors(error)
-        return 2
-    except KeyboardInterrupt:
-        errors.print("interrupted")
-        return 130
+    check_reach(downloads)
+    return download_all(downloads, console)
 
 
 def compose_all(words: list[str]) -> list[Config]:
@@ -100,7 +95,7 @@ def needed(config: Config) -> Iterator[Download]:
             yield model_download(model, f"{kind.loads}.path")
         for given in kind.find_inputs(config):
             value = get_key(config, given.key)
-            if is_hub_id(value) and value not in {other.name for other in kind.inputs}:
+            if given.holds == "model" and is_hub_id(value) and value not in {other.name for other in kind.inputs}:
                 known = next((m for m in (config.model, config.reward_model) if m.path == value), None)
                 yield model_download(known, given.key) if known else Download("model", str(value), given.key)
     ptx = config.ppo.ptx

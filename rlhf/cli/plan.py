@@ -17,15 +17,17 @@ import json
 import sys
 from pathlib import Path
 
+from rlhf.cli.arguments import read_overrides, run_verb
 from rlhf.cli.changes import check_plan
 from rlhf.cli.prepare import plan_graph
-from rlhf.cli.run import Invalid, compose_points, print_cost
-from rlhf.config.command import read_command
+from rlhf.cli.publish import print_pushes
+from rlhf.cli.run import compose_points, print_cost
 from rlhf.config.errors import ConfigError
 from rlhf.config.points import Composer
-from rlhf.config.terminal import Terminal
+from rlhf.config.terminal import Terminal, open_table_console
 from rlhf.experiment.plan import GraphPlan, describe_plan, print_plan, print_stage
 from rlhf.experiment.sweep import build_task_graph, lay_out
+from rlhf.tracking.hub import plan_pushes
 
 # Flags of this verb, each with the function that answers it instead of planning the command.
 TABLES = ("--fit", "--largest", "--published", "--calibrate")
@@ -33,28 +35,22 @@ TABLES = ("--fit", "--largest", "--published", "--calibrate")
 
 def main(arguments: list[str]) -> int:
     """Print the plan that the arguments ask for; returns the exit code."""
-    errors = Terminal(stderr=True, soft_wrap=True)
-    try:
-        if {"-h", "--help"} & set(arguments):
-            Terminal(soft_wrap=True).print(__doc__)
-            return 0
-        as_json = "--json" in arguments
-        if tables := [word for word in arguments if word in TABLES]:
-            return show_table(tables[0], [word for word in arguments if word not in (tables[0], "--json")], as_json)
-        return show_plan(make_plan([word for word in arguments if word != "--json"]), as_json)
-    except (ConfigError, Invalid) as error:
-        errors.print_errors(error)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return run_verb(plan, arguments, str(__doc__))
+
+
+def plan(arguments: list[str], console: Terminal) -> int:
+    """Print the plan that the arguments ask for; returns the exit code. Raises ConfigError."""
+    as_json = "--json" in arguments
+    if tables := [word for word in arguments if word in TABLES]:
+        return show_table(tables[0], [word for word in arguments if word not in (tables[0], "--json")], as_json)
+    return show_plan(make_plan([word for word in arguments if word != "--json"]), as_json)
 
 
 def make_plan(words: list[str]) -> GraphPlan:
-    """Compose what the overrides describe, and plan it. Raises ConfigError or Invalid."""
+    """Compose what the overrides describe, and plan it. Raises ConfigError."""
     # Nothing is to run: what needs devices, the network or finished stages is not looked at.
-    command = read_command(words if any(word.startswith("dry_run=") for word in words) else [*words, "dry_run=true"])
-    if command.shows:
-        raise ConfigError("argument", command.flags[0], "a plan has no such flag", "give it to python -m rlhf")
+    is_typed = any(word.startswith("dry_run=") for word in words)
+    command = read_overrides(words if is_typed else [*words, "dry_run=true"], "plan")
     sys.argv[1:] = command.words
     with Composer(command) as composer:
         points, _ = compose_points(composer)
@@ -66,14 +62,16 @@ def show_plan(plan: GraphPlan, as_json: bool) -> int:
     """Print a plan, and what is wrong with it on standard error; returns the exit code."""
     problems = check_plan(plan)
     if as_json:
-        print(json.dumps(describe_plan(plan), indent=1))
+        repos = {push.task.node.directory.path.name: push.repo for push in plan_pushes(plan.points, plan.tasks)}
+        print(json.dumps(describe_plan(plan) | ({"pushes": repos} if repos else {}), indent=1))
     else:
-        console = Terminal() if Terminal().is_terminal else Terminal(width=160)
+        console = open_table_console()
         print_plan(plan, console)
         for task in plan.tasks if len(plan.points) == 1 else ():
             if task.key in plan.waiting:
                 console.print()
                 print_stage(task, plan.plans[task.key], console)
+        print_pushes(plan_pushes(plan.points, plan.tasks), console)
         print_cost(len(plan.points), console)
     errors = Terminal(stderr=True, soft_wrap=True)
     for names, error in problems:
@@ -89,7 +87,7 @@ def show_table(flag: str, words: list[str], as_json: bool) -> int:
     from rlhf.cli import tables
     from rlhf.cli.calibrate import calibrate
 
-    console = Terminal() if Terminal().is_terminal else Terminal(width=160)
+    console = open_table_console()
     if flag == "--calibrate":
         return calibrate([Path(word) for word in words], console)
     if as_json:

@@ -13,7 +13,7 @@ from rlhf.config.sources import reads_hub
 from rlhf.data.check import count_without_download, record_problems
 from rlhf.experiment.graph import Node, build_graph
 from rlhf.experiment.plan import GraphPlan
-from rlhf.experiment.resolve import resolve_for_stage, select_share
+from rlhf.experiment.resolve import find_data, read_from, resolve_for_stage, select_share
 from rlhf.experiment.sweep import Point, Task
 from rlhf.models.source import fill_shapes, source_of
 from rlhf.planner.auto import choose_layout, is_automatic
@@ -70,14 +70,18 @@ def check_sources(config: Config, node: Node) -> None:
 def reads_records(task: Task) -> bool:
     """Tell whether a task's records are looked at beforehand: those of files, and those of the hub that will be trained
     on."""
-    data = task.config.data
-    is_there = data.source != "demo" and not (reads_hub(data) and task.config.dry_run)
+    config = find_data(task.config, task.node.inputs)
+    is_there = config is not None and config.data.source != "demo" and not (reads_hub(config.data) and config.dry_run)
     return is_there and kind_of(task.node.stage).records is not None
 
 
 def check_records(config: Config, node: Node) -> None:
     """Look at the records that a stage will read, before anything starts. Raises ConfigError, once for all they lack. Those
-    of the hub are not downloaded to be looked at only."""
+    of the hub are not downloaded to be looked at only, and those that a stage is still to make are not there."""
+    found = find_data(config, node.inputs)
+    if found is None:
+        return
+    config = found
     if kind_of(node.stage).records is not None and not (reads_hub(config.data) and config.dry_run):
         raise_problems(record_problems(config, node.stage))
 
@@ -91,11 +95,12 @@ def read_data(tasks: list[Task]) -> tuple[dict[str, "StageData"], list[tuple[str
     found: dict[str, StageData] = {}
     problems: list[tuple[str, ConfigError]] = []
     source: DataSource | None = None
+    tasks = [task for task in tasks if find_data(task.config, task.node.inputs) is not None]
     configs = {task.key: resolve_for_stage(task.config, task.node.stage, task.node.inputs) for task in tasks}
     for task in sorted(tasks, key=lambda task: describe_source(configs[task.key])):
-        config = configs[task.key]
-        if source is None or describe_source(source.config) != describe_source(config):
-            source = DataSource(config)
+        config, path = configs[task.key], task.node.inputs.get("data")
+        if source is None or describe_source(source.config) != describe_source(read_from(config, path)):
+            source = DataSource(config, path)
         try:
             read = read_stage(config, task.node.stage, source)
             found[task.key] = read
@@ -113,9 +118,10 @@ def describe_source(config: Config) -> str:
 def is_encoded_first(task: Task) -> bool:
     """Tell whether the records of a stage are encoded and looked at before anything starts: not in a dry run, and not those
     of the demo that are known to fit, as each token has at least a byte."""
-    config, data = task.config, task.config.data
-    if kind_of(task.node.stage).reads is None or config.dry_run:
+    config = find_data(task.config, task.node.inputs)
+    if config is None or kind_of(task.node.stage).reads is None or config.dry_run:
         return False
+    data = config.data
     own = config.model.path is None and config.reward_model.path is None
     if data.source != "demo" or data.demo.turns > 1 or not own:
         return True
@@ -134,16 +140,27 @@ def plan_tasks(tasks: list[Task]) -> dict[str, StagePlan]:
     plans: dict[str, StagePlan] = {}
     works = estimate_tasks(tasks)
     for task in tasks:
-        heldout = count_heldout(task.config, task.node.stage)
+        heldout = count_heldout(task)
         plans[task.key] = plan_stage(task.config, task.node.stage, works[task.key], heldout, task.layout, task.reason)
     return plans
 
 
-def count_heldout(config: Config, stage: str) -> int:
+def count_heldout(task: Task) -> int:
     """Return the records that an evaluation reads; 0 where they would have to be downloaded."""
-    records = kind_of(stage).records
-    counts = None if records is None else count_without_download(select_share(config, stage), "heldout")
+    records, config = kind_of(task.node.stage).records, select_share(task.config, task.node.stage)
+    counts = None if records is None else count_records_of(task, config, "heldout")
     return 0 if records is None or counts is None else records(config, counts).number
+
+
+def count_records_of(task: Task, config: Config, part: str) -> Counts | None:
+    """Return the records of a part of what a stage reads; of a data set that a stage is still to make the most that it can
+    hold, one of each prompt. None where they would have to be downloaded."""
+    found = find_data(config, task.node.inputs)
+    if found is not None:
+        return count_without_download(found, part)
+    counts = count_without_download(config, part)
+    most = 0 if counts is None else counts.prompts
+    return None if counts is None else Counts(most, most, most, most, desirable=most, undesirable=most)
 
 
 def estimate_tasks(tasks: list[Task]) -> dict[str, Work | None]:
@@ -153,8 +170,8 @@ def estimate_tasks(tasks: list[Task]) -> dict[str, Work | None]:
     for task in tasks:
         kind = kind_of(task.node.stage)
         config = select_share(task.config, kind.name)
-        source, reads = str(config.data), kind.records
-        if reads is not None and source not in known and (counts := count_without_download(config, "train")) is not None:
+        source, reads = f"{config.data} {task.node.inputs.get('data')}", kind.records
+        if reads is not None and source not in known and (counts := count_records_of(task, config, "train")) is not None:
             known[source] = counts
         if reads is None or source not in known:
             found[task.key] = estimate_work(config, kind.name, None)

@@ -7,8 +7,8 @@ and checked before the first one starts, and before anything is written.
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -31,12 +31,14 @@ from rlhf.cli.prepare import (
     read_data,
     reads_records,
 )
+from rlhf.cli.publish import check_search, prepare_pushes, print_pushes, publish
 from rlhf.cli.search import search, wants_search
+from rlhf.config import hydra_compat
 from rlhf.config.checks import check_devices
 from rlhf.config.command import Command, read_command
 from rlhf.config.compose import config_root, point_name, register
 from rlhf.config.disk import CLOSED, FULL, disk_problem
-from rlhf.config.errors import ConfigError
+from rlhf.config.errors import ConfigError, Invalid
 from rlhf.config.hub import find_hub_problem
 from rlhf.config.hydra_errors import REFUSED, translate_error
 from rlhf.config.keys import KEYS, get_key
@@ -44,7 +46,7 @@ from rlhf.config.overrides import parse
 from rlhf.config.points import Composer, Job
 from rlhf.config.secrets import secret_keys
 from rlhf.config.sources import list_sources
-from rlhf.config.terminal import Terminal
+from rlhf.config.terminal import Terminal, open_table_console
 from rlhf.data.check import record_notes
 from rlhf.experiment.checkpoints import check_layout, remove_all
 from rlhf.experiment.directories import check_directories, link_latest
@@ -52,32 +54,14 @@ from rlhf.experiment.fingerprint import remember_files
 from rlhf.experiment.plan import GraphPlan, print_plan
 from rlhf.experiment.record import write_record
 from rlhf.experiment.stage_directory import StageDirectory
-from rlhf.experiment.summary import print_failures, print_summary, print_sweep
+from rlhf.experiment.summary import print_failures, print_summary
 from rlhf.experiment.sweep import Outcome, Point, Task, build_task_graph, lay_out
+from rlhf.experiment.sweep_table import print_sweep
 from rlhf.launch import execute
 from rlhf.planner.remaining import summarize_plan
 
 # A sweep of so many points takes seconds to plan, which a bar shows.
 MANY_POINTS = 30
-# So many points with one and the same problem are told in one line.
-FEW_POINTS = 5
-
-
-class Invalid(Exception):
-    """Points that cannot work, each with the reason; a reason that many have alike is told once."""
-
-    def __init__(self, problems: list[tuple[str, ConfigError]], points: int) -> None:
-        single = [(name, problem) for name, error in problems for problem in error.problems]
-        counts = Counter(str(problem) for _, problem in single)
-        lines, told = [], set()
-        for name, problem in single:
-            alike = counts[str(problem)]
-            if alike > FEW_POINTS and str(problem) in told:
-                continue
-            told.add(str(problem))
-            others = f" and {alike - 1} more points" if alike > FEW_POINTS else ""
-            lines += [f"{name}{others}: {problem}" if points > 1 else str(problem)]
-        super().__init__("\n".join(dict.fromkeys(lines)))
 
 
 def main(arguments: list[str]) -> int:
@@ -91,10 +75,10 @@ def main(arguments: list[str]) -> int:
             return show(command)
         with Composer(command) as composer:
             if wants_search(composer):
-                return search(composer, lambda job: run_one(composer, job))
+                return search(composer, partial(run_one, composer))
             with remember_files():
                 return run(*compose_points(composer))
-    except (ConfigError, Invalid) as error:
+    except ConfigError as error:
         console.print_errors(error)
         return 2
     except OSError as error:  # of what the launching process itself writes
@@ -122,7 +106,8 @@ def show(command: Command) -> int:
     wanted_traceback = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that what is wrong is raised, instead of printed in several lines
     try:
-        nothing()
+        with hydra_compat.read_once():
+            nothing()
     except REFUSED as error:
         if wanted_traceback == "1":
             raise
@@ -172,6 +157,7 @@ def compose_points(composer: Composer) -> tuple[list[Point], Callable[[], None]]
         alike = len(problems) == len(described) and len({str(error) for _, error in problems}) == 1
         raise problems[0][1] if alike else Invalid(problems, len(described))
     check_decided_once(points)
+    refuse_pruner(points[0])
     return points, lambda: save_config(composer, jobs)
 
 
@@ -195,6 +181,14 @@ def check_decided_once(points: list[Point]) -> None:
             raise ConfigError(key, ",".join(map(str, values)), problem, "give it one value, or type a command for each")
 
 
+def refuse_pruner(point: Point) -> None:
+    """Refuse a pruner in a sweep over lists, which runs all of its points."""
+    pruner = point.config.sweep.pruner
+    if point.swept and pruner != "none":
+        fix = "give one key an interval, as ppo.kl_coef=interval(0.01,0.5), or set sweep.pruner=none"
+        raise ConfigError("sweep.pruner", pruner, "a sweep over lists runs all of its points", fix)
+
+
 def save_config(composer: Composer, jobs: list[Job]) -> None:
     """Write what Hydra writes of points that are to run. Raises ConfigError where that cannot be."""
     try:
@@ -207,17 +201,18 @@ def save_config(composer: Composer, jobs: list[Job]) -> None:
 def run(points: list[Point], begin: Callable[[], None]) -> int:
     """Run the stages of some points that are not done, reuse those that are, and show what came out. `begin` is called
     before the first one starts, unless nothing is to run."""
-    tasks, terminal = lay_out(build_task_graph(points)), Terminal()
-    console = terminal if terminal.is_terminal else Terminal(width=160)
+    tasks, console = lay_out(build_task_graph(points)), open_table_console()
     waiting = [task for task in tasks if not task.node.directory.done]
     check_directories(points)
     check_tasks(tasks, waiting)
+    pushes = prepare_pushes(points, tasks)
     notes = [note for task in waiting if reads_records(task) for note in record_notes(task.config)]
     for note in dict.fromkeys([*notes, *look_at_data(waiting)]):
         console.print(note, soft_wrap=True)
     first = points[0].config
     plan = plan_graph(points, tasks, waiting)
     present_plan(plan, begin, console)
+    print_pushes(pushes, console)
     if first.dry_run:
         return 0
     warn_of_secrets(points, console)
@@ -236,14 +231,11 @@ def run(points: list[Point], begin: Callable[[], None]) -> int:
         write_record(point, outcomes, plan.plans)
     if points[0].swept:
         print_sweep(points, outcomes, console)
-        if first.tracking.wandb.enabled:
-            from rlhf.tracking.wandb import log_sweep
-
-            log_sweep(points, tasks, outcomes)
     else:
         print_summary(points[0].stages, outcomes, console)
+    unpublished = publish(points, tasks, outcomes, pushes, console)
     print_failures(tasks, outcomes, Terminal(stderr=True, soft_wrap=True))
-    return exit_code({outcome.state for outcome in outcomes.values()})
+    return exit_code({outcome.state for outcome in outcomes.values()}) or unpublished
 
 
 def look_at_data(waiting: list[Task]) -> list[str]:
@@ -296,10 +288,12 @@ def exit_code(states: set[str]) -> int:
     return 1 if states & {"failed", "skipped"} else 130 if "stopped" in states else 0
 
 
-def run_one(composer: Composer, job: Job) -> tuple[int, Point]:
-    """Run one point of a search."""
+def run_one(composer: Composer, job: Job, during: Callable[[Point], AbstractContextManager[None]]) -> tuple[int, Point]:
+    """Run one point of a search, within a context of it; returns the exit code and the point."""
+    check_search(job.config)
     point = build_point(job.config, job.overrides, job.directory)
-    return run([point], lambda: save_config(composer, [job])), point
+    with during(point):
+        return run([point], lambda: save_config(composer, [job])), point
 
 
 def check_tasks(tasks: list[Task], waiting: list[Task]) -> None:
@@ -344,8 +338,8 @@ def collect_problems(checks: Iterable[Callable[[], None]]) -> Iterator[ConfigErr
 def input_paths(task: Task, known: set[str]) -> list[StageDirectory]:
     """Return the finished stages outside the graph (`known`) that a stage starts from by their fingerprints, in the order
     of its parents."""
-    made = [given for given in kind_of(task.node.stage).find_inputs(task.config) if given.stage is not None]
-    names = [given.name for given in made if get_key(task.config, given.key) is None]
+    inputs = kind_of(task.node.stage).find_inputs(task.config)
+    names = [given.name for given in inputs if given.is_made(get_key(task.config, given.key))]
     found = zip(names, task.parents, strict=True) if task.parents else ()
     places = [StageDirectory(Path(task.node.inputs[name]).parent) for name, parent in found if parent not in known]
     return [place for place in places if place.done or not task.config.dry_run]

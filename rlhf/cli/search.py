@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from rich.text import Text
 
 from rlhf.catalog.stage import known_metrics, metrics_of
 from rlhf.cli.prepare import resolve_config
+from rlhf.cli.pruning import build_pruner, check_pruner, is_pruned, pruning
 from rlhf.config.compose import rewrite_words
 from rlhf.config.disk import disk_problem
 from rlhf.config.errors import ConfigError, raise_problems
@@ -36,7 +38,8 @@ from rlhf.experiment.fingerprint import fingerprint
 from rlhf.experiment.lock import hold
 from rlhf.experiment.sweep import Point
 
-RunOne = Callable[[Job], tuple[int, Point]]
+# Runs a point of a search within a context of it; returns the exit code and the point.
+RunOne = Callable[[Job, Callable[[Point], AbstractContextManager[None]]], tuple[int, Point]]
 
 
 def wants_search(composer: Composer) -> bool:
@@ -71,11 +74,15 @@ def run_trials(
         chosen = [f"{override.get_key_element()}={suggest(trial, override)}" for override in space]
         told = (f"trial {done + 1} of {base.sweep.trials}", "bold"), f": {' '.join(chosen)}"
         console.print(Text.assemble(*told), soft_wrap=True)
-        ended, point = run_one(composer.compose_job([*fixed, *rewrite_words(chosen)], done))
+        job = composer.compose_job([*fixed, *rewrite_words(chosen)], done)
+        ended, point = run_one(job, lambda point, trial=trial: pruning(trial, point, base))  # type: ignore[misc]
         if ended == 130:
             return 130
-        value = objective(point, base.sweep) if ended == 0 else None
         code = max(code, ended)
+        if ended == 0 and is_pruned(point):
+            study.tell(trial, state=pruned_state())
+            continue
+        value = objective(point, base.sweep) if ended == 0 else None
         if value is None:
             trial.set_user_attr("failed", True)
             study.tell(trial, state=failed_state())
@@ -113,6 +120,7 @@ def check_search(composer: Composer, fixed: list[str], space: list[Override]) ->
     except ImportError as error:
         fix = "pip install 'rlhf[search]'"
         raise ConfigError("sweep.sampler", settings.sampler, "intervals need the package optuna", fix) from error
+    check_pruner(base)
     for override in space:
         check_space(override)
     raise_problems(
@@ -188,7 +196,8 @@ def open_study(config: Config, space: list[Override], directory: Path) -> Any:
     storage = JournalStorage(JournalFileBackend(str(file)))
     direction: Any = config.sweep.direction
     name = study_name(config, space)
-    return optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
+    pruner = build_pruner(config)
+    return optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True, pruner=pruner)
 
 
 def repair_journal(file: Path) -> None:
@@ -257,11 +266,11 @@ def repeat_broken(study: Any) -> None:
 
 
 def finish_trial(study: Any) -> int:
-    """Count the trials that have a value, or whose point failed."""
+    """Count the trials that have a value, that were pruned, or whose point failed."""
     from optuna.trial import TrialState
 
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
-    return sum(trial.state == TrialState.COMPLETE or trial.user_attrs.get("failed", False) for trial in trials)
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+    return sum(trial.state != TrialState.FAIL or trial.user_attrs.get("failed", False) for trial in trials)
 
 
 def failed_state() -> Any:
@@ -269,6 +278,13 @@ def failed_state() -> Any:
     from optuna.trial import TrialState
 
     return TrialState.FAIL
+
+
+def pruned_state() -> Any:
+    """Return Optuna's state of a trial that was given up early."""
+    from optuna.trial import TrialState
+
+    return TrialState.PRUNED
 
 
 def objective(point: Point, settings: Search) -> float | None:
@@ -293,4 +309,6 @@ def print_study(study: Any, config: Config, console: Console) -> None:
     values = " ".join(
         f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in best.params.items()
     )
-    console.print(f"best of {finish_trial(study)}: {config.sweep.objective} {best.value:.4g} with {values}", soft_wrap=True)
+    pruned = len(study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)))
+    count = f"{finish_trial(study)}{f' ({pruned} pruned)' if pruned else ''}"
+    console.print(f"best of {count}: {config.sweep.objective} {best.value:.4g} with {values}", soft_wrap=True)

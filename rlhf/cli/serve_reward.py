@@ -9,61 +9,39 @@ has rewards.NAME.kind=http rewards.NAME.url=http://HOST:PORT. Whoever reaches th
 password.
 """
 
-import argparse
 import os
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import NoReturn
 
+from rlhf.cli.arguments import Arguments, check_port, run_verb
 from rlhf.config.checks import check_devices
 from rlhf.config.errors import ConfigError
 from rlhf.config.points import compose_config
 from rlhf.config.schema import Config
 from rlhf.config.terminal import Terminal
-from rlhf.experiment.files import parse_json
 from rlhf.experiment.fingerprint import content_id
 from rlhf.experiment.graph import model_path
+from rlhf.experiment.policies import read_spec_values, with_saved_keys
 from rlhf.experiment.stage_directory import StageDirectory
-
-PORTS = 65535
-
-
-class Arguments(argparse.ArgumentParser):
-    """The verb's own flags; what is wrong with them is raised."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print before it leaves."""
-        raise ConfigError("argument", message, "it cannot be read", "`python -m rlhf serve-reward --help` says more")
 
 
 def main(arguments: list[str]) -> int:
     """Serve until interrupted; returns the exit code: 0, or 2 for bad input."""
-    console, errors = Terminal(soft_wrap=True), Terminal(stderr=True, soft_wrap=True)
-    if {"-h", "--help"} & set(arguments):
-        console.print(__doc__)
-        return 0
-    try:
-        serve(arguments, console)
-    except ConfigError as error:
-        errors.print_errors(error)
-        return 2
-    except KeyboardInterrupt:
-        errors.print("interrupted")
-    return 0
+    return run_verb(serve, arguments, str(__doc__), interrupted=0)
 
 
 def serve(arguments: list[str], console: Terminal) -> None:
     """Load the model, then answer requests."""
-    parser = Arguments(add_help=False)
+    parser = Arguments("serve-reward")
     parser.add_argument("model")
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8900)
+    parser.add_address(8900)
     parser.add_argument("--batch-size", type=int, default=16)
     given = parser.parse_intermixed_args(arguments)
-    if not 0 <= given.port <= PORTS or given.batch_size < 1:
-        problem = "a port is at most 65535, and a batch holds at least 1 sequence"
-        raise ConfigError("argument", f"--port {given.port} --batch-size {given.batch_size}", problem, "give others")
+    check_port(given.port)
+    if given.batch_size < 1:
+        raise ConfigError(
+            "argument", f"--batch-size {given.batch_size}", "a batch holds at least 1 sequence", "give another"
+        )
     config = with_template(compose_config("stage=reward", *given.overrides), given.model)
     check_devices(config)
     os.environ.setdefault("DS_ACCELERATOR", config.hardware.device)
@@ -90,9 +68,5 @@ def serve(arguments: list[str], console: Terminal) -> None:
 def with_template(config: Config, model: str) -> Config:
     """Return a configuration with the keys of the group `data` of the stage that made a model, which format its prompts."""
     path = Path(model).expanduser()
-    for file in (StageDirectory(directory).spec_file for directory in (path, path.parent)):
-        if file.is_file():
-            found, known = parse_json(file.read_text())["config"]["data"], {field.name for field in fields(config.data)}
-            given = {key: value for key, value in found.items() if key in known and not isinstance(value, dict)}
-            return replace(config, data=replace(config.data, **given))
-    return config
+    specs = (read_spec_values(StageDirectory(directory)) for directory in (path, path.parent))
+    return with_saved_keys(config, next(filter(None, specs), {}), "data")

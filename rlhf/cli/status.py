@@ -7,11 +7,13 @@ that for the jobs that the files name.
 import argparse
 import json
 import math
+import os
 import reprlib
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,18 +26,19 @@ from rich.text import Text
 from rlhf.catalog.state import SETTLED, STATES
 from rlhf.cli.status_view import Stage, View, correct_times, heading, sort_key
 from rlhf.config.errors import ConfigError
-from rlhf.config.terminal import Terminal, format_duration, one_line
+from rlhf.config.terminal import Terminal, fit_columns, format_duration, one_line, tell_apart
 from rlhf.experiment.files import Unreadable, as_int, as_mapping, as_text, read_object
 from rlhf.experiment.stage_directory import StageDirectory, StageState, is_stage_name, parse_planned
+from rlhf.experiment.sweep import label_users
 from rlhf.planner.remaining import measure_pace, seconds_left
 
 PERIOD_S = 2.0
 SQUEUE_PERIOD_S, SQUEUE_TIMEOUT_S = 10.0, 10.0
 LARGEST = 1e18
 
-RIGHT = ("points", "step", "rate", "left", "KL", "try", "heard")
+RIGHT = ("step", "rate", "left", "KL", "try", "heard")
 # What a narrow terminal does without.
-LEAST = ("try", "points", "job", "rate", "node", "heard")
+LEAST = ("try", "job", "heard", "rate", "node", "KL", "figure", "point")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "DEADLINE", "BOOT_FAIL")
 FIX = "give an output_root, or a sweep, a run or a stage in it"
 
@@ -139,8 +142,8 @@ def read_stage(name: str, directory: StageDirectory, entries: dict[str, dict[str
     stage = Stage(
         name, str(directory.path), kind, found.name, found.reason or "; ".join(found.notes) or None, planned=planned
     )
-    if found.name == "planned" and entry.get("state") == "skipped":
-        return replace(stage, state="skipped", reason=str(entry.get("reason") or ""))
+    if found.name == "planned" and (state := entry.get("state")) in ("skipped", "pruned"):
+        return replace(stage, state=str(state), reason=str(entry.get("reason") or ""))
     if found.name in ("planned", "damaged"):
         return stage
     try:
@@ -163,7 +166,7 @@ def describe_stage(stage: Stage, found: StageState, directory: StageDirectory) -
     display = directory.display(kind)
     headline = [display.metrics[name] for name in display.headline if name in display.metrics]
     known = next((metric for metric in headline if latest_metrics(seen, metric.name) is not None), None)
-    texts: dict[str, Any] = {key: as_text(status[key]) for key in ("host", "job") if status.get(key) is not None}
+    texts: dict[str, Any] = {key: as_text(status[key]) for key in ("host", "job", "alarms") if status.get(key) is not None}
     if known is not None:
         texts |= {"figure": known.name, "label": known.heading, "unit": known.unspoken_unit}
     return replace(
@@ -242,15 +245,15 @@ def describe_headline(stage: Stage) -> str:
     return "" if stage.value is None else f"{stage.label} {stage.value:.3g}{unit}"
 
 
-def format_row(stage: Stage) -> dict[str, str]:
-    """Return a row of the table, by column."""
+def format_row(stage: Stage, apart: Mapping[str, str]) -> dict[str, str]:
+    """Return a row of the table, by column; `apart` are all points with what sets each apart."""
     done, rate, age = stage.state == "done", stage.rate, stage.heartbeat_age_s
     left = f"took {format_duration(stage.seconds)}" if stage.seconds is not None else ""
     speed = "" if rate is None or done else f"{rate:.1f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s/step"
     row = {
         "stage": stage.name,
-        "points": str(len(stage.points) or ""),
         "state": f"{stage.state}, {stage.reason}" if stage.state == "queued" and stage.reason else stage.state,
+        "point": label_users(stage.points, apart) if stage.points and len(apart) > 1 else "",
         "step": "" if stage.step is None else f"{stage.step}/{'?' if stage.total is None else stage.total}",
         "rate": speed,
         "left": left if stage.left_s is None else format_duration(stage.left_s),
@@ -267,23 +270,23 @@ def format_row(stage: Stage) -> dict[str, str]:
 def render(view: View, width: int) -> Group:
     """Return the sweeps' lines, the columns that hold anything and fit, and the reasons, which are too long for a
     column."""
-    rows = [format_row(stage) for stage in view.stages]
+    apart = tell_apart([name for points in view.sweeps.values() for name in points])
+    rows = [format_row(stage, apart) for stage in view.stages]
     widths = {title: max(len(row[title]) for row in rows) for title in (rows[0] if rows else ())}
     widths = {title: max(size, len(title)) + 2 for title, size in widths.items() if size}
-    for title in LEAST:
-        if sum(widths.values()) > width:
-            widths.pop(title, None)
+    shown = fit_columns(widths, LEAST, width)
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in widths:
+    for title in shown:
         table.add_column(title, no_wrap=True)
         table.columns[-1].justify = "right" if title in RIGHT else "left"
     for stage, row in zip(view.stages, rows, strict=True):
-        table.add_row(*(Text(row[title], STATES[stage.state].style if title == "state" else "") for title in widths))
+        table.add_row(*(Text(row[title], STATES[stage.state].style if title == "state" else "") for title in shown))
     lines = [
         Text(one_line(heading(sweep, points, view.at_once[sweep], view.stages))) for sweep, points in view.sweeps.items()
     ]
     explained = [stage for stage in view.stages if stage.reason and stage.state != "queued"]
     reasons = [Text(one_line(f"{s.name}: {' '.join(str(s.reason).split())}"), STATES[s.state].style) for s in explained]
+    reasons += [Text(one_line(f"{s.name}: alarm {s.alarms}"), "yellow") for s in view.stages if s.alarms]
     return Group(*lines, *([table] if rows else []), *reasons)
 
 
@@ -291,7 +294,7 @@ def show(watch: Watch, console: Terminal, once: bool) -> None:
     """Print the table once, or on a terminal again and again until nothing more will change."""
     view = watch.look()
     if once or not console.is_terminal:
-        console.print(render(view, console.width))
+        console.print(render(view, console.width), soft_wrap=True)
         return
     with Live(render(view, console.width), console=console, auto_refresh=False) as live:
         while any(stage.state not in SETTLED for stage in view.stages):
@@ -311,7 +314,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print a list of stages for machines")
     options = parser.parse_args(arguments)
     watch = Watch(options.directory)
-    console = Terminal(width=None if sys.stdout.isatty() else 240)
+    is_known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Terminal(width=None if is_known else 240)
     try:
         if options.json:
             print(json.dumps([asdict(stage) for stage in watch.look().stages], indent=2))

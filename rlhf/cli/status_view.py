@@ -40,6 +40,7 @@ class Stage:
     heartbeat_age_s: float | None = None
     planned: Planned | None = None
     spent_s: float | None = None
+    alarms: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def heading(sweep: str, points: dict[str, list[str]], at_once: int, stages: list
     """Return a sweep in a line: its points by state, and what it is still to take."""
     order, states = list(STATES), {stage.name: stage.state for stage in stages}
     worst = Counter(most_urgent(states[name] for name in names) for names in points.values())
-    counts = [f"{worst[state]} {state}" for state in ("done", *order[:-1]) if worst[state]]
+    counts = [f"{worst[state]} {state}" for state in order[:-1] if worst[state]]
     unsettled = any(states[name] not in SETTLED for names in points.values() for name in names)
     left = describe_remaining(sweep_remaining(points, at_once, stages)) if unsettled else ""
-    return f"sweep {sweep}: {plural(len(points), 'point')}, {', '.join(counts)}{'; ' if left else ''}{left}"
+    done = f"{worst['done']} of {plural(len(points), 'point')} done"
+    return f"sweep {sweep}: {', '.join([done, *counts])}{'; ' if left else ''}{left}"

@@ -160,7 +160,8 @@ def published_table(words: list[str]) -> Table:
     check_published(words)
     table = Table(title="DeepSpeed-Chat, step 3: published beside planned", title_justify="left")
     for column in ("hardware", "model", "published h", "planned h", "error", "published", "planned"):
-        table.add_column(column, justify="left" if column in ("hardware", "model") else "right", no_wrap=True)
+        is_name = column in ("hardware", "model")
+        table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
     errors = []
     for hardware, model, hours, totals in published_cells():
         planned = (totals.seconds or 0.0) / HOUR

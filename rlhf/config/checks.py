@@ -7,7 +7,6 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from pathlib import Path
 
 from rlhf.catalog.families import is_limited
 from rlhf.catalog.stage import is_benchmark, stage_kinds
@@ -23,6 +22,7 @@ from rlhf.config.derive import (
 )  # fmt: skip
 from rlhf.config.directories import find_name_problem
 from rlhf.config.errors import ConfigError, raise_problems
+from rlhf.config.gpus import count_gpus
 from rlhf.config.inputs import check_inputs, check_writable
 from rlhf.config.keys import get_key, keys_of, set_key
 from rlhf.config.rollouts import check_engine, check_sampling, check_tensor_parallel
@@ -155,7 +155,7 @@ def check_hardware(config: Config) -> Iterator[ConfigError]:
 
 
 def check_phases(config: Config) -> Iterator[ConfigError]:
-    """Check ppo.offload_idle and ppo.compile."""
+    """Check ppo.offload_idle."""
     ppo = config.ppo
     if ppo.offload_idle and config.hardware.device == "cpu":
         problem = "models are in host memory anyway"
@@ -166,12 +166,6 @@ def check_phases(config: Config) -> Iterator[ConfigError]:
             kept = "offload_param" if zero.offload_param else "zero_hpz_partition_size"
             problem = f"{key}.{kept} already says where that model's weights are"
             yield ConfigError("ppo.offload_idle", True, problem, "choose one of the two")
-    for key in ("zero", "critic_zero"):
-        if ppo.compile and getattr(config, key).stage == 3:
-            problem = f"{key}.stage=3 gathers weights by hooks inside the layers, which cannot be compiled"
-            yield ConfigError(
-                "ppo.compile", True, problem, f"set it false, or try {'' if key == 'zero' else 'zero@'}{key}=2"
-            )
 
 
 def check_zero(key: str, zero: Zero, config: Config) -> Iterator[ConfigError]:
@@ -215,11 +209,7 @@ def check_devices(config: Config) -> None:
         raise ConfigError("hardware.nodes", hardware.nodes, "stages run on this machine only", fix)
     if hardware.device == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        there = (
-            len(list(Path("/dev").glob("nvidia[0-9]*")))
-            if visible is None
-            else len([d for d in visible.split(",") if d and d != "-1"])
-        )
+        there = count_gpus() if visible is None else len([d for d in visible.split(",") if d and d != "-1"])
         if hardware.gpus_per_node <= there < parallel * hardware.gpus_per_node:
             problem = f"{parallel} stages of {hardware.gpus_per_node} GPUs at once need more than the {there} GPUs here"
             raise ConfigError("launcher.parallel", parallel, problem, f"try {there // hardware.gpus_per_node}")

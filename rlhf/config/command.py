@@ -34,21 +34,26 @@ def command_of(overrides: list[str]) -> Command:
     return Command(rewrite_words(overrides), [], False, False, str(config_root() / "conf"), "config", None)
 
 
+# Where the flags of a run are listed.
+LISTING = "`python -m rlhf --hydra-help` lists the flags"
+
+
 class Unparsed(Exception):
     """What argparse says of words that it cannot take."""
 
 
-def read_command(arguments: list[str]) -> Command:
-    """Take a command line apart. Raises ConfigError for a flag that there is not, or that another one rules out."""
+def read_command(arguments: list[str], listing: str = LISTING) -> Command:
+    """Take a command line apart. Raises ConfigError, whose fix is `listing`, for a flag that there is not, or that another
+    one rules out."""
     parser = build_parser()
     parser.error = refuse  # type: ignore[method-assign]
     unknown = [word for word in arguments if word.startswith("--") and "=" in word and not known_flag(parser, word)]
     if unknown:
-        raise not_a_flag(unknown[0])
+        raise not_a_flag(unknown[0], listing)
     try:
         parsed = parser.parse_intermixed_args(arguments)
     except Unparsed as error:
-        raise wrong_flag(str(error), arguments) from error
+        raise wrong_flag(str(error), arguments, listing) from error
     given = [f"--{name.replace('_', '-')}" for name in COMMANDS if getattr(parsed, name)]
     if len(given) > 1 and not parsed.help and not parsed.hydra_help:
         raise ConfigError(
@@ -91,18 +96,20 @@ def flags_of(arguments: list[str], overrides: list[str]) -> list[str]:
     return flags
 
 
-def not_a_flag(word: str) -> ConfigError:
+def not_a_flag(word: str, listing: str) -> ConfigError:
     """Return an error for a word that begins as a flag and is none of Hydra's."""
     bare = word.lstrip("-")
-    fix = f"write {bare}" if "=" in bare else "`python -m rlhf --hydra-help` lists the flags; keys are set as key=value"
+    fix = f"write {bare}" if "=" in bare else f"{listing}; keys are set as key=value"
     return ConfigError("argument", word, "there is no such flag", fix)
 
 
-def wrong_flag(message: str, arguments: list[str]) -> ConfigError:
+def wrong_flag(message: str, arguments: list[str], listing: str) -> ConfigError:
     """argparse's complaint as an error that names the word."""
     if message.startswith("unrecognized arguments: "):
         told = message.removeprefix("unrecognized arguments: ")
-        return not_a_flag(next((word for word in arguments if word.startswith("-") and told.startswith(word)), told))
+        return not_a_flag(
+            next((word for word in arguments if word.startswith("-") and told.startswith(word)), told), listing
+        )
     flag, _, problem = message.removeprefix("argument ").partition(": ")
     word = flag.split("/")[0] if message.startswith("argument ") else next((w for w in arguments if w.startswith("-")), "")
-    return ConfigError("argument", word, problem or message, "`python -m rlhf --hydra-help` lists the flags")
+    return ConfigError("argument", word, problem or message, listing)

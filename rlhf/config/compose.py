@@ -44,6 +44,8 @@ def register() -> None:
     """Tell Hydra where the presets are, which options follow the model, and that every model can be a reward model too."""
     root = config_root()
     register_recipes((root / "conf" / "model",))
+    OmegaConf.register_new_resolver("rlhf_choose", lambda name, values, other: values.get(name, other), replace=True)
+    OmegaConf.register_new_resolver("rlhf_share", share_equally, replace=True)
     OmegaConf.register_new_resolver("rlhf_root", lambda: str(root), replace=True)
     OmegaConf.register_new_resolver("rlhf_unique", draw_unique_word, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("rlhf_sweep", lambda name: name_sweep(str(name), sys.argv[1:]), replace=True)
@@ -51,6 +53,11 @@ def register() -> None:
     for path in (root / "conf" / "model").glob("*.yaml"):
         node = {"defaults": [{"/model@_here_": path.stem}, "_self_"]}
         ConfigStore.instance().store(group="reward_model", name=path.stem, node=node, provider="conf/model")
+
+
+def share_equally(number: float, parts: Any) -> float:
+    """Return a number divided by a count; the number itself beside a count that is refused later."""
+    return number / parts if isinstance(parts, int) and parts > 0 else number
 
 
 def point_name(overrides: list[str], typed_in: list[str]) -> str:
@@ -73,12 +80,11 @@ def fixed_keys(typed_in: list[str]) -> set[str]:
 
 
 def rewrite_words(arguments: list[str]) -> list[str]:
-    """Command-line arguments as Hydra understands them: options whose names are digits quoted, models by hub id or
-    directory as the option they are, or as model=local with a path, and keys of rewards with the ++ that adds them. Raises
-    ConfigError."""
-    words = [
-        word for argument in quote_digits(arguments) for word in expand_model(argument, config_root() / "conf" / "model")
-    ]
+    """Command-line arguments as Hydra understands them: options whose names are digits and the braces of hub.push quoted,
+    models by hub id or directory as the option they are, or as model=local with a path, and keys of rewards with the ++
+    that adds them. Raises ConfigError."""
+    quoted = [re.sub(r"^(hub\.push=)([^\"'$]*\{[^\"'$]*)$", r'\1"\2"', argument) for argument in quote_digits(arguments)]
+    words = [word for argument in quoted for word in expand_model(argument, config_root() / "conf" / "model")]
     return [f"++{word}" if re.match(r"rewards\.[^.=]+\.[^=]+=", word) else word for word in words]
 
 

@@ -51,8 +51,13 @@ def trained_stages(config: Config) -> list[str]:
     return [stage for kind in kinds for stage in ([kind.name] if kind.measures is None else kind.measures(config))]
 
 
+def samples(config: Config) -> bool:
+    """Whether a stage whose training settings are used samples responses, if only to evaluate, and so reads `rollout`."""
+    return any(kind_of(stage).samples for stage in trained_stages(config))
+
+
 def samples_responses(config: Config) -> bool:
-    """Whether a stage whose training settings are used samples responses, and so reads `ppo` and `rollout`."""
+    """Whether a stage whose training settings are used learns from responses that it samples, and so reads `ppo` too."""
     return any(kind_of(stage).samples_responses for stage in trained_stages(config))
 
 
@@ -70,7 +75,7 @@ def measured_stage(config: Config, stage: str) -> str:
     """Return the stage whose models and training settings a stage uses: its own, or of a benchmark the last that it
     measures."""
     kind = kind_of(stage)
-    return stage if kind.measures is None else kind.measures(config)[-1]
+    return stage if kind.measures is None or not kind.trains else kind.measures(config)[-1]
 
 
 def samples_responses_in(stage: str) -> bool:
@@ -124,6 +129,13 @@ def share_batch(config: Config, stage: str) -> tuple[int, int | None]:
             f"try one of {divisors(per_rank)}",
         )
     return per_rank, micro
+
+
+def count_batches(epochs: float, per_epoch: int, max_steps: int | None) -> int:
+    """Return the batches in so many passes of `per_epoch` each, or `max_steps` if that is less. A part of a pass is rounded
+    up to whole batches, as transformers' `num_train_epochs` is, and to one at least."""
+    batches = max(min(1, per_epoch), math.ceil(round(epochs * per_epoch, 6)))  # 0.1 * 30 is above 3
+    return batches if max_steps is None else min(batches, max_steps)
 
 
 def divisors(number: int) -> list[int]:

@@ -16,6 +16,10 @@ LONGEST = 100
 LATEST = "latest"
 # The file that a stage writes last: it is done if and only if it is there.
 RESULT_FILE = "result.json"
+# The page of an evaluation, or of a report, in its directory.
+PAGE = "report.html"
+# The file that says of a data set that a stage made how it came to be.
+ABOUT_DATA = "about.json"
 # Overrides that leave a point what it is, beside keys that are names: where it runs, and the presets, which have names of
 # their own.
 INDIFFERENT = ("launcher", "sweeps", "hydra")
@@ -96,9 +100,16 @@ def is_finished_stage(directory: Path) -> bool:
     return (directory / RESULT_FILE).is_file()
 
 
+def find_input(path: str | Path, holds: str) -> Path:
+    """Return the directory of a model or of a data set (`holds`): of a finished stage's directory its model/ or data/, else
+    the path itself."""
+    place = Path(path).expanduser()
+    return place / holds if is_finished_stage(place) else place
+
+
 def find_model(path: Path) -> Path:
     """Return the directory that `transformers` loads: of a finished stage's directory its model/, else the path itself."""
-    return path / "model" if is_finished_stage(path) else path
+    return find_input(path, "model")
 
 
 def draw_unique_word() -> str:

@@ -1,6 +1,7 @@
 """The one error that a user's input raises, and how several are told at once."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rlhf.config.secrets import mask
@@ -8,6 +9,8 @@ from rlhf.config.terminal import one_line
 
 # Characters of a key and its value that a message shows.
 LONGEST = 240
+# So many points with one and the same problem are told in one line.
+FEW_POINTS = 5
 
 
 def first_line(error: BaseException) -> str:
@@ -40,6 +43,30 @@ class ConfigErrors(ConfigError):
     def problems(self) -> list[ConfigError]:
         """The problems, in the order they were found."""
         return self._problems
+
+
+class Invalid(ConfigErrors):
+    """Points that cannot work, each with the reason, a line each; a reason that many have alike is told once.
+
+    Args:
+        problems: What is wrong, with the name of its point.
+        points: How many points the command has: the name of a single one is not told.
+    """
+
+    def __init__(self, problems: Sequence[tuple[str, ConfigError]], points: int) -> None:
+        super().__init__([problem for _, error in problems for problem in error.problems])
+        # Two stages of a point may have the same problem, which is one.
+        single = dict.fromkeys((name, str(problem)) for name, error in problems for problem in error.problems)
+        counts = Counter(problem for _, problem in single)
+        lines, told = [], set()
+        for name, problem in single:
+            alike = counts[problem]
+            if alike > FEW_POINTS and problem in told:
+                continue
+            told.add(problem)
+            others = f" and {alike - 1} more points" if alike > FEW_POINTS else ""
+            lines += [f"{name}{others}: {problem}" if points > 1 else problem]
+        self.args = ("\n".join(dict.fromkeys(lines)),)
 
 
 def shorten(text: str) -> str:

@@ -5,18 +5,26 @@ in a copy, splits a sweep into points, or takes a command line apart as its own 
 """
 
 import argparse
+import copy
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
+from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
-from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.override_parser.types import Override
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
 
 # Hydra's own ways of running jobs, as `_target_` names them.
@@ -29,7 +37,57 @@ def build_loader(config_path: str, extra: Path | None) -> ConfigLoader:
     path = create_config_search_path(config_path)
     if extra is not None:
         path.prepend("command-line", f"file://{extra}", SearchPathQuery(provider="schema"))
-    return Hydra.create_main_hydra2(task_name="rlhf", config_search_path=path).config_loader
+    with read_once():
+        return Hydra.create_main_hydra2(task_name="rlhf", config_search_path=path).config_loader
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Let all that Hydra composes within come from a `Repository`."""
+    config_loader_impl.ConfigRepository = Repository  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        config_loader_impl.ConfigRepository = ConfigRepository  # type: ignore[attr-defined]
+
+
+class Repository(ConfigRepository):
+    """Hydra's sources of options, of which directories are `ParsedFiles`. Hydra copies them for each configuration, and
+    for each group that --help names, with all that is registered: that takes longer than all else. No source is changed
+    by a composition, so the copies share them."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return another list of the same sources."""
+        copied = copy.copy(self)
+        copied.sources = list(self.sources)
+        return copied
+
+    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        """Make the sources of a search path."""
+        super().initialize_sources(config_search_path)
+        self.sources = [ParsedFiles(s.provider, s.path) if s.scheme() == "file" else s for s in self.sources]
+
+
+class ParsedFiles(FileConfigSource):
+    """A directory whose files are parsed once, until they change: Hydra parses each anew for each configuration, which is a
+    third of the time that one takes."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Return what a file holds, as a copy that Hydra may change. Raises what Hydra raises."""
+        file = Path(self.path, self._normalize_file_name(config_path))
+        if not file.is_file():
+            return super().load_config(config_path)
+        facts = file.stat()
+        found: ConfigResult = pickle.loads(
+            parse_file(self.provider, self.path, config_path, facts.st_mtime_ns, facts.st_size)
+        )
+        return found
+
+
+@cache
+def parse_file(provider: str, directory: str, config_path: str, mtime: int, size: int) -> bytes:
+    """Parse a file of a directory, as it was at this time and of this size in bytes; returns Hydra's result, pickled."""
+    return pickle.dumps(FileConfigSource(provider, directory).load_config(config_path))
 
 
 def list_files(loader: ConfigLoader, config_name: str) -> CachingConfigRepository:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rlhf.catalog.stage import stage_kinds
 from rlhf.config.derive import asked_kinds
-from rlhf.config.directories import find_model
+from rlhf.config.directories import ABOUT_DATA as ABOUT
+from rlhf.config.directories import find_input, find_model
 from rlhf.config.errors import ConfigError
 from rlhf.config.keys import get_key
 from rlhf.config.schema import Config
@@ -22,9 +23,13 @@ def check_inputs(config: Config) -> Iterator[ConfigError]:
     yield from check_ptx(config)
     yield from check_unread(config)
     model, reward_model = config.model, config.reward_model
-    keys = dict.fromkeys(
-        given.key for kind in (*stage_kinds().values(), *asked_kinds(config)) for given in kind.find_inputs(config)
-    )
+    inputs = [given for kind in (*stage_kinds().values(), *asked_kinds(config)) for given in kind.find_inputs(config)]
+    keys = dict.fromkeys(given.key for given in inputs if given.holds == "model")
+    for given in dict.fromkeys(given for given in inputs if given.holds == "data"):
+        path = get_key(config, given.key)
+        if path not in (None, given.stage) and not (find_input(path, "data") / ABOUT).is_file():
+            fix = f"give the directory of a {given.stage} stage that is done, or {given.key}={given.stage}"
+            yield ConfigError(given.key, path, "there is no data set that a stage has made", fix)
     for key, path, gguf_file in (
         ("model.path", model.path, model.gguf_file),
         ("reward_model.path", reward_model.path, reward_model.gguf_file),

@@ -12,8 +12,10 @@ from omegaconf import MISSING
 Effect = Literal["result", "input", "speed", "name"]
 # What the value of a key counts as in a fingerprint: the content of a model, or of files of records or texts, that its path
 # names; the source of a function, where it is the dotted path of one; the content of a Jinja file, where it is the path of
-# one; a `share` of the different prompts, not of the rows; or the sets of a mixture, each by its own keys.
-Content = Literal["model", "records", "function", "template", "share", "mixture"]
+# one; a `share` of the different prompts, not of the rows; the sets of a mixture, each by its own keys; the content of a
+# file of prompts, where it is the path of one; the names of tasks, with the content of files of tasks; or a number of
+# passes, where 2.0 is 2.
+Content = Literal["model", "records", "function", "template", "share", "mixture", "prompts", "tasks", "passes"]
 
 # The value of a key that the planner decides, with the hardware (rlhf/planner/auto.py).
 AUTO = "auto"

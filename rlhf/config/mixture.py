@@ -31,7 +31,9 @@ def expand_mixture(composed: DictConfig, options: Options) -> list[ConfigError]:
         options: The options of `data`, with what loads the values of each.
     """
     try:
-        given = OmegaConf.to_container(composed, resolve=True)["data"]["mix"]  # type: ignore[index, call-overload]
+        given = composed["data"]["mix"]
+        if OmegaConf.is_config(given):
+            given = OmegaConf.to_container(given, resolve=True)
         form = composed.data.get("format")
     except (OmegaConfBaseException, KeyError, TypeError):
         return []  # to_config says what is wrong

@@ -4,9 +4,14 @@ from collections.abc import Iterator
 
 from rlhf.catalog.families import FAMILIES
 from rlhf.catalog.sampler import sampler_problem
-from rlhf.config.derive import samples_responses
+from rlhf.config.derive import samples
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
+
+# The keys of `rollout` that decide a single answer.
+SAMPLING = (
+    "do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "stop", "max_new_tokens", "min_new_tokens",
+)  # fmt: skip
 
 
 def check_sampling(config: Config) -> Iterator[ConfigError]:
@@ -31,7 +36,7 @@ def check_sampling(config: Config) -> Iterator[ConfigError]:
 def check_tensor_parallel(config: Config) -> Iterator[ConfigError]:
     """Check that groups of ranks can share the actor's layers while they sample."""
     count, model, key = config.rollout.tensor_parallel, config.model, "rollout.tensor_parallel"
-    if count == 1 or not samples_responses(config):
+    if count == 1 or not samples(config):
         return
     if config.rollout.engine != "hybrid":
         yield ConfigError(key, count, f"rollout={config.rollout.engine} samples on whole models", "try rollout=hybrid")
@@ -51,6 +56,6 @@ def check_tensor_parallel(config: Config) -> Iterator[ConfigError]:
 
 def check_engine(config: Config) -> Iterator[ConfigError]:
     """Check that the sampler serves the actor."""
-    problem = sampler_problem(config) if samples_responses(config) else None
+    problem = sampler_problem(config) if samples(config) else None
     if problem is not None:
         yield problem

@@ -1,7 +1,8 @@
 """What the program prints and writes for people: text of any origin that cannot steer a terminal."""
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -10,6 +11,10 @@ from rich.text import Text
 
 # Control characters but for tab and newline, what reverses the direction of text, and halves of characters.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# An override in a point's name: commas within brackets do not end it.
+PART = re.compile(r"(?:[^,{\[(]|\{[^}]*\}?|\[[^\]]*\]?|\([^)]*\)?)+")
+# Columns of a table that is written where nothing has a width.
+WIDE = 160
 COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
 
 
@@ -32,6 +37,38 @@ def one_line(text: str) -> str:
 def strip_colours(text: str) -> str:
     """Return a text without the colours that a program has put in it for a terminal."""
     return COLOUR.sub("", text)
+
+
+def tell_apart(names: Sequence[str]) -> dict[str, str]:
+    """Return for each point's name, overrides joined by commas, those of them that not every point has, with their keys as
+    short as they can be: `kl_coef=0.3` of `ppo.kl_coef=0.3,seed=1`. A name that would lose its meaning stays whole."""
+    labels = {name: ",".join(parts) or name for name, parts in split_apart(names).items()}
+    return labels if len(set(labels.values())) == len(labels) else {name: name for name in names}
+
+
+def split_apart(names: Sequence[str]) -> dict[str, list[str]]:
+    """Return for each point's name, overrides joined by commas, those of them that not every point has, with their keys as
+    short as they can be."""
+    parts = {name: re.findall(PART, name) for name in names}
+    common = set.intersection(*map(set, parts.values())) if len(parts) > 1 else set()
+    keys = {part.partition("=")[0] for own in parts.values() for part in own if part not in common}
+    last = [key.rpartition(".")[2] for key in keys]
+    short = {key: word if last.count(word := key.rpartition(".")[2]) == 1 else key for key in keys}
+    labels = {}
+    for name, own in parts.items():
+        told = [part.partition("=") for part in own if part not in common]
+        labels[name] = [f"{short[key]}{sign}{value}" for key, sign, value in told]
+    return labels
+
+
+def fit_columns(widths: Mapping[str, int], least: Iterable[str], room: int) -> list[str]:
+    """Return the columns of a table that so many characters have room for, by their names, without the first of the `least`
+    important ones that have to go; `widths` are those of columns with what stands between them."""
+    kept = dict(widths)
+    for name in least:
+        if sum(kept.values()) > room:
+            kept.pop(name, None)
+    return list(kept)
 
 
 def plural(number: int, noun: str, form: str = "") -> str:
@@ -79,3 +116,10 @@ class Terminal(Console):
         """Render as any console does, with all text made printable; rich's own control codes stay."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(make_printable(segment.text), segment.style)
+
+
+def open_table_console() -> Terminal:
+    """Return a console as wide as the terminal, behind a pipe too, or as COLUMNS says; where nothing says it, as in a log,
+    WIDE columns wide."""
+    is_known = "COLUMNS" in os.environ or any(map(os.isatty, range(3)))
+    return Terminal() if is_known else Terminal(width=WIDE)

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from rlhf.catalog.stage import Counts, SetCounts, kind_of
+from rlhf.config.derive import count_batches
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Member, Training
 from rlhf.config.sources import Source, list_sources
@@ -24,9 +25,11 @@ def count_records(split: Split) -> Counts:
         answers.setdefault(comparison.prompt, set()).update((comparison.chosen, comparison.rejected))
     most = max((len(found) for found in answers.values()), default=2)
     kinds: tuple[list[Any], ...] = (split.demonstrations, split.comparisons)
+    desirable = split.labelled.count_desirable()
     return Counts(
         len(split.demonstrations), len(split.comparisons), len(answers), len(split.prompts), most, split.left_out,
         split.shape, split.rows, sum(len(records) - len(set(records)) for records in kinds), split.sets,
+        desirable, len(split.labelled) - desirable,
     )  # fmt: skip
 
 
@@ -47,8 +50,11 @@ def count_part(config: Config, part: str) -> Counts:
         from rlhf.data.demo import demo_counts
 
         made, kept = demo_counts(data.demo), data.demo.heldout_prompts
-        train = Counts(made.demonstrations, made.comparisons, made.prompts, made.prompts, made.answers)
-        return train if part == "train" else Counts(kept, kept, kept, kept)
+        train = Counts(
+            made.demonstrations, made.comparisons, made.prompts, made.prompts, made.answers, desirable=made.comparisons,
+            undesirable=made.comparisons,
+        )  # fmt: skip
+        return train if part == "train" else Counts(kept, kept, kept, kept, desirable=kept, undesirable=kept)
     sources = [source for source in list_sources(data) if source.has_part(part)]
     content = [source.describe(part) if source.is_on_hub else hash_records(source.paths(part)) for source in sources]
     about = f"{part} {content} {config.seed} {asdict(data)}"
@@ -70,7 +76,7 @@ def count_without_download(config: Config, part: str) -> Counts | None:
         return None
     if data.source != "mixture":
         return known[0]
-    names = "demonstrations", "comparisons", "compared_prompts", "prompts"
+    names = "demonstrations", "comparisons", "compared_prompts", "prompts", "desirable", "undesirable"
     available = {name: [getattr(found, name) for found in known] for name in names}
     if part == "train":
         available = {name: count_taken(numbers, sources, data.stopping_strategy) for name, numbers in available.items()}
@@ -97,7 +103,7 @@ def count_source(source: Source, config: Config, part: str) -> Counts | None:
     if shares is not None and data.share is not None:
         share = shares[data.share] / sum(shares)
         rows = round(rows * (share if part == "train" or data.format == "deepspeed-chat" else share > 0))
-    return Counts(rows, rows, rows, rows)
+    return Counts(rows, rows, rows, rows, desirable=rows, undesirable=0 if keys.converter == "completion" else rows)
 
 
 def record_notes(config: Config) -> Iterator[str]:
@@ -157,7 +163,9 @@ def taken_notes(where: str, found: SetCounts) -> Iterator[str]:
 
 def count_kinds(counts: Counts) -> str:
     """Return the numbers of demonstrations, pairs and prompts as text."""
-    made = ("demonstration", counts.demonstrations), ("pair", counts.comparisons), ("prompt", counts.prompts)
+    made = [("demonstration", counts.demonstrations), ("pair", counts.comparisons), ("prompt", counts.prompts)]
+    if counts.labelled > 2 * counts.comparisons:
+        made += [("desirable response", counts.desirable), ("undesirable response", counts.undesirable)]
     return ", ".join(plural(number, noun, ",") for noun, number in made)
 
 
@@ -165,8 +173,18 @@ def record_problems(config: Config, stage: str) -> Iterator[ConfigError]:
     """Find what the data lacks for a stage, before any record is left out for its length."""
     kind, config = kind_of(stage), select_share(config, stage)
     if kind.records is not None:
-        numbers = {part: kind.records(config, count_part(config, part)).number for part in ("train", "heldout")}
-        yield from find_lacks(config, stage, numbers, {})
+        counts = {part: count_part(config, part) for part in ("train", "heldout")}
+        numbers = {part: kind.records(config, found).number for part, found in counts.items()}
+        if (
+            kind.reads is not None
+            and kind.reads(config) == "comparisons"
+            and numbers["train"] == 0 < counts["train"].labelled
+        ):
+            where, labels = name_part(config, "train"), plural(counts["train"].labelled, "response", ",")
+            fix = "learn from them with stage=sft-dpo dpo.loss=kto dpo.unpaired=true, or give pairs"
+            yield ConfigError(where.key, where.value, f"it has {labels} with a label and no pair, which {stage} needs", fix)
+        else:
+            yield from find_lacks(config, stage, numbers, {})
 
 
 def find_lacks(
@@ -181,12 +199,16 @@ def find_lacks(
     size, copies, found = getattr(training, kind.batch_key), kind.copies(config), numbers["train"]
     told = {part: f" that fit ({describe_dropped(reasons)})" for part, reasons in dropped.items() if reasons}
     more = "add some, or check data.columns and data.max_prompt_tokens" if told else "add some, or check data.columns"
-    if found < size // copies:
+    if kind.only_samples:  # which answers all of them, and then those that are held out
+        if found == 0:
+            where = name_part(config, "train")
+            yield ConfigError(where.key, where.value, f"it has no {named.name}{told.get('train', '')}", more)
+    elif found < size // copies:
         problem = f"a batch takes {size // copies} {named.name}, and {name_part(config, 'train').value} has {found}"
         fix = f"give at most {found * copies}, or more records" if found else more
         yield ConfigError(f"{kind.section}.{kind.batch_key}", size, problem + told.get("train", ""), fix)
     elif training.max_steps is None:
-        steps = training.epochs * (found * copies // size) * kind.updates(config)
+        steps = count_batches(training.epochs, found * copies // size, None) * kind.updates(config)
         yield from warmup_problems(stage, kind.section, training, steps)
     if numbers["heldout"] == 0:
         problem = f"it has no {named.evaluated}{told.get('heldout', '')}, which the {stage} stage is measured on"

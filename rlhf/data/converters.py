@@ -28,6 +28,7 @@ from rlhf.data.dataset import Message, Record
 Converter = Callable[[Mapping[str, Any]], Iterator[Record]]
 
 TURN = re.compile(r"(?:\n\n|^)(Human|Assistant):")
+LABELS = {"true": True, "1": True, "false": False, "0": False}  # in CSV a label is text
 
 
 def keep_meta(cells: Cells, *read: str) -> dict[str, Any]:
@@ -145,11 +146,11 @@ def convert_completion(cells: Cells) -> Iterator[Record]:
         record = next(convert_pairs({"prompt": cells.get("prompt")}))
         prompt, completion = record.prompt, require_text(cells, "completion", "a completion")
     meta = keep_meta(cells, "prompt", "completion", "label")
-    label = cells.get("label")
+    label = LABELS.get(str(cells.get("label")).lower(), cells.get("label"))
     if label is None:
         yield Record(prompt, completion, meta=meta)
         return
-    if not isinstance(label, bool) and label not in (0, 1):
+    if label not in (0, 1):
         raise CellError("label", f"it is {label!r:.40}, not a label", "write true or false")
     yield Record(prompt, labelled=((completion, bool(label)),), meta=meta)
 
@@ -291,9 +292,11 @@ def convert_summaries(cells: Cells) -> Iterator[Record]:
 
 
 def convert_ranked(cells: Cells) -> Iterator[Record]:
-    """Yield a prompt and `answers` with `answer` and `rank`, 1 the best, as in Nectar; a transcript is read as messages."""
-    text = require_text(cells, "prompt", "a prompt")
-    prompt: str | tuple[Message, ...] = text
+    """Yield a prompt and `answers` with `answer` and `rank`, 1 the best, as in Nectar; the prompt is a list of messages, or
+    text, of which a transcript is read as messages."""
+    messages = read_messages(cells, "prompt") if is_messages(cells.get("prompt")) else None
+    text = "" if messages is not None else require_text(cells, "prompt", "a prompt")
+    prompt: str | tuple[Message, ...] = text if messages is None else messages
     if TURN.match(text):
         turns = split_transcript(text, "prompt")
         prompt = turns[:-1] if turns[-1].role == "assistant" and not turns[-1].content.strip() else turns

@@ -7,13 +7,14 @@ comparisons (with Bradley-Terry noise) and judges the trained models, but no mod
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
 
 from rlhf.config.schema import DemoData
-from rlhf.data.dataset import Comparison, Dataset, Demonstration, Message, Prompt, Split
+from rlhf.data.dataset import Comparison, Dataset, Demonstration, Message, Prompt, Responses, Split
 from rlhf.runtime.seeds import random_stream
 
 THINGS = (
@@ -79,7 +80,15 @@ Question = tuple[str, str, str]
 
 
 def demo_dataset(config: DemoData, seed: int) -> Dataset:
-    """Return the whole data set of a seed. No held-out prompt is a training prompt."""
+    """Return the whole data set of a seed, made once for all parts that a process reads. No held-out prompt is a training
+    prompt."""
+    return make_dataset(astuple(config), seed)
+
+
+@lru_cache(1)
+def make_dataset(values: tuple, seed: int) -> Dataset:
+    """Make the data set of a seed by the values of DemoData."""
+    config = DemoData(*values)
     questions = [(task, thing, wording) for task in STEPS for thing in THINGS for wording in QUESTIONS]
     order = random_stream(seed, "demo prompts").permutation(len(questions))
     shuffled = [questions[i] for i in order]
@@ -122,7 +131,8 @@ def make_split(
     prompts in which they are asked."""
     demonstrations = [Demonstration(asked[q], answer(q[0], q[1], rng)) for q in shown]
     comparisons = [pair for q in compared for pair in compare(q, asked[q], config, rng)]
-    return Split(demonstrations, comparisons, list(dict.fromkeys(asked[q] for q in compared)))
+    prompts = list(dict.fromkeys(asked[q] for q in compared))
+    return Split(demonstrations, comparisons, prompts, Responses(comparisons))
 
 
 def begin_talk(q: Question, others: list[Question], turns: int, rng: np.random.Generator) -> Prompt:

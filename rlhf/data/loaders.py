@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.config.derive import Batches, ranks
+from rlhf.config.derive import Batches, count_batches, ranks
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.data.encoded import Tokenizer
@@ -41,10 +41,9 @@ def all_batches(records: int, batch_size: int, seed: int, purpose: str, steps: i
         yield from epoch_batches(records, batch_size, seed, purpose, epoch)[: steps - epoch * per_epoch]
 
 
-def total_steps(records: int, batch_size: int, epochs: int, max_steps: int | None, key: str) -> int:
-    """Batches in `epochs` passes, or `max_steps` if that is less."""
-    steps = epochs * steps_per_epoch(records, batch_size, key)
-    return steps if max_steps is None else min(steps, max_steps)
+def total_steps(records: int, batch_size: int, epochs: float, max_steps: int | None, key: str) -> int:
+    """Return the batches in `epochs` passes over the records, or `max_steps` if that is less."""
+    return count_batches(epochs, steps_per_epoch(records, batch_size, key), max_steps)
 
 
 def local_share(batch: list[Any], rank: int, world: int) -> list[Any]:

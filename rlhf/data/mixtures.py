@@ -11,7 +11,7 @@ from typing import Any
 from rlhf.catalog.stage import SetCounts
 from rlhf.config.schema import Data
 from rlhf.config.sources import Source
-from rlhf.data.dataset import KINDS, Record, Split
+from rlhf.data.dataset import KINDS, Record, Responses, Split
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ def mix(parts: Sequence[Part], entries: Sequence[Sequence[Split]], data: Data, s
     holds = {
         "demonstrations": [[entry for entry in held if entry.demonstrations] for held in entries],
         "comparisons": [[entry for entry in held if entry.comparisons] for held in entries],
+        "labelled": [[entry for entry in held if entry.labelled] for held in entries],
         "prompts": first_of_each_prompt(entries),
     }
     chosen: dict[str, list[Split]] = {}
@@ -136,6 +137,10 @@ def mix(parts: Sequence[Part], entries: Sequence[Sequence[Split]], data: Data, s
         [demonstration for entry in chosen["demonstrations"] for demonstration in entry.demonstrations],
         [comparison for entry in chosen["comparisons"] for comparison in entry.comparisons],
         [prompt for entry in chosen["prompts"] for prompt in entry.prompts],
+        Responses(
+            [pair for entry in chosen["labelled"] for pair in entry.labelled.pairs],
+            [response for entry in chosen["labelled"] for response in entry.labelled.alone],
+        ),
         dict(left_out), meta, "mixture", sum(part.rows for part in parts), unread, sets,
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Columns, Config, Data
 from rlhf.config.sources import Source, list_sources
 from rlhf.data.cells import CellError, Dropped
-from rlhf.data.dataset import Comparison, Dataset, Demonstration, Prompt, Record, Split
+from rlhf.data.dataset import Comparison, Dataset, Demonstration, Labelled, Prompt, Record, Responses, Split
 from rlhf.data.deepspeed_chat import cut
 from rlhf.data.files import Origin, Row, read_files
 from rlhf.data.hub import load_split
@@ -21,10 +21,14 @@ from rlhf.data.shapes import Shape, find_shape
 from rlhf.data.templates.plain import check_prompt
 
 # Why a record holds nothing of a kind of data.
-UNREAD = {"demonstrations": "without a response", "comparisons": "without a pair", "prompts": "duplicate"}
+UNREAD = {
+    "demonstrations": "without a response",
+    "comparisons": "without a pair",
+    "labelled": "without a label",
+    "prompts": "duplicate",
+}
 # What is left out of records that are kept.
-ALONE, UNDESIRABLE = "rejected answers without a chosen one", "undesirable responses, which no stage reads,"
-PARTLY = (ALONE, UNDESIRABLE)
+ALONE = "rejected answers without a chosen one"
 
 
 def load_dataset(config: Config) -> Dataset:
@@ -240,10 +244,11 @@ def convert_rows(rows: list[tuple[Origin, Row]], name: str, shape: Shape) -> Ite
 
 
 def sort_records(records: list[Record], data: Data, left_out: Counter[str]) -> Split:
-    """Sort what records hold into what the stages read: responses to imitate, pairs, and each different prompt once.
-    What no stage reads is counted in `left_out`."""
+    """Sort what records hold into what the stages read: responses to imitate, pairs, labels, and each different
+    prompt once. What no stage reads is counted in `left_out`."""
     demonstrations: list[Demonstration] = []
     comparisons: list[Comparison] = []
+    alone: list[Labelled] = []
     meta: dict[Prompt, Mapping[str, Any]] = {}
     unread = Counter[str]()
     for record in records:
@@ -253,17 +258,20 @@ def sort_records(records: list[Record], data: Data, left_out: Counter[str]) -> S
             left_out[str(reason)] += 1
             continue
         prompt = simplify_prompt(record.prompt)
-        responses, pairs = responses_to_imitate(record), list(pairs_of(record))
-        unread.update(demonstrations=not responses, comparisons=not pairs, prompts=prompt in meta)
+        responses = responses_to_imitate(record)
+        pairs = [Comparison(prompt, *pair, meta=record.meta) for pair in pairs_of(record)]
+        labels = [Labelled(prompt, *label) for label in record.labelled]
+        is_labelled = bool(labels or pairs)
+        unread.update(demonstrations=not responses, comparisons=not pairs, labelled=not is_labelled, prompts=prompt in meta)
         meta.setdefault(prompt, record.meta)
         demonstrations += [Demonstration(prompt, response) for response in responses]
-        comparisons += [Comparison(prompt, *pair) for pair in pairs]
+        comparisons += pairs
+        alone += labels
         if record.rejected is not None and record.chosen is None:
             left_out[ALONE] += 1
-        if undesirable := sum(not label for _, label in record.labelled):
-            left_out[UNDESIRABLE] += undesirable
     known = {prompt: known for prompt, known in meta.items() if known}
-    return Split(demonstrations, comparisons, list(meta), meta=known, unread=dict(unread))
+    labelled = Responses(comparisons, alone)
+    return Split(demonstrations, comparisons, list(meta), labelled, meta=known, unread=dict(unread))
 
 
 def simplify_prompt(prompt: Prompt) -> Prompt:

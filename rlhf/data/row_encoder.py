@@ -13,7 +13,7 @@ import numpy as np
 
 from rlhf.data.cells import Dropped
 from rlhf.data.counted import SAME_TEXT, TOO_LONG
-from rlhf.data.dataset import Comparison, Demonstration, Message, Prompt, Split
+from rlhf.data.dataset import Comparison, Demonstration, Labelled, Message, Prompt, Split
 from rlhf.data.templates import ShortPrompt, Template
 
 # Records that a process encodes at a time, and how many there must be for each further process: it starts in seconds.
@@ -34,14 +34,15 @@ COLUMNS = {
         **PROMPT, "chosen": "ids", "chosen_cut": "bool", "rejected": "ids", "rejected_cut": "bool", "gap": "float",
         "margin": "float",
     },
+    "labelled": {**PROMPT, "response": "ids", "cut": "bool", "desirable": "bool"},
     "prompts": PROMPT,
     "texts": {**PROMPT, "response": "ids", "cut": "bool"},
 }  # fmt: skip
 
 
 class RecordEncoder:
-    """Encodes demonstrations, comparisons and prompts; with `turns` only those of whose prompt it can be told what the
-    assistant says in it."""
+    """Encodes demonstrations, comparisons, labelled responses and prompts; with `turns` only those of whose prompt it can
+    be told what the assistant says in it."""
 
     def __init__(self, template: Template, turns: bool = False) -> None:
         self.template, self.turns = template, turns
@@ -65,7 +66,7 @@ class RecordEncoder:
             return "conversations of which it cannot be told what the assistant says"
         origin = hash_bytes(write_record(prompt, {}).encode())
         row: Row = {"prompt": short.ids, "said": short.said, "group": hash_ids(short.ids), "origin": origin}
-        if isinstance(record, Demonstration):
+        if isinstance(record, Demonstration | Labelled):
             row |= self.encode_answer(short, record.response, "response", "cut")
         if isinstance(record, Comparison):
             row |= self.encode_answer(short, record.chosen, "chosen", "chosen_cut")
@@ -106,7 +107,7 @@ def has_turns(prompt: Prompt) -> bool:
 
 def prompt_of(record: Any) -> Prompt:
     """Return the prompt of a record."""
-    found: Prompt = record.prompt if isinstance(record, Demonstration | Comparison) else record
+    found: Prompt = record.prompt if isinstance(record, Demonstration | Comparison | Labelled) else record
     return found
 
 

@@ -18,10 +18,10 @@ from rlhf.config.schema import Config
 from rlhf.config.sources import reads_hub
 from rlhf.data.artifact import artifact_path, identify_data, make_once
 from rlhf.data.counted import Counted, Tally
-from rlhf.data.dataset import Comparison, Dataset, Prompt, Split
+from rlhf.data.dataset import Comparison, Dataset, Labelled, Prompt, Split
 from rlhf.data.encoded import Encoded, Tokenizer
 from rlhf.data.files import expect_hashes
-from rlhf.data.records import PARTLY, UNREAD, load_dataset, name_part
+from rlhf.data.records import ALONE, UNREAD, load_dataset, name_part
 from rlhf.data.row_encoder import (
     COLUMNS,
     RecordEncoder,
@@ -36,6 +36,7 @@ from rlhf.data.row_encoder import (
 )
 from rlhf.data.rows import Rows, write_rows
 from rlhf.data.templates import build_template
+from rlhf.experiment.resolve import read_from
 from rlhf.runtime.distributed import is_main
 from rlhf.tracking.progress import Bar
 
@@ -48,15 +49,19 @@ ROWS, TOKENS, ANSWERS, BOUNDS, ORDER = "rows.arrow", "tokens.npy", "answers.npy"
 
 
 class DataSource:
-    """The data set of a configuration, whose records are read when they are first asked for."""
+    """The data set of a configuration, or, with a `path`, one that a stage has made there, whose records are read when they
+    are first asked for."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, path: str | None = None) -> None:
+        self.config, self.path = read_from(config, path), path
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """All that decides the records and their text."""
-        return identify_data(self.config)
+        if self.path is None:
+            return identify_data(self.config)
+        with expect_hashes({}):  # the running stage's are those of the configuration's own files
+            return identify_data(self.config)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -126,6 +131,15 @@ class Demonstrations(Tokenized[Encoded]):
         return Encoded(self.rows.ids("prompt", row), response, self.rows.cell(cut, row), loss)
 
 
+class LabelledResponses(Demonstrations):
+    """Prompts with a response and its label."""
+
+    @cached_property
+    def desirable(self) -> np.ndarray:
+        """Whether each response is desirable, [rows]."""
+        return self.rows.numbers("desirable")
+
+
 class Comparisons(Demonstrations):
     """Elements of comparison: a pair, or all pairs of a prompt, each pair with the preferred response first."""
 
@@ -162,7 +176,7 @@ class Prompts(Tokenized[list[int]]):
 
 
 VIEWS: dict[str, type[Tokenized[Any]]] = {
-    "demonstrations": Demonstrations, "comparisons": Comparisons, "prompts": Prompts,
+    "demonstrations": Demonstrations, "comparisons": Comparisons, "labelled": LabelledResponses, "prompts": Prompts,
 }  # fmt: skip
 
 
@@ -176,7 +190,7 @@ def open_data(
     Args:
         source: The data set.
         tokenizer: The tokenizer of the model that reads the records.
-        kind: `demonstrations`, `comparisons` or `prompts`.
+        kind: `demonstrations`, `comparisons`, `labelled` or `prompts`.
         part: The part.
         grouped: Whether all pairs of a prompt are one item.
         first: How many records are taken, the first ones; None: all.
@@ -194,14 +208,14 @@ def open_data(
     }  # fmt: skip
     path = artifact_path(config, kind, content)
 
-    def make(place: Path) -> dict[str, Any]:
-        return write_part(place, source, kind, RecordEncoder(template, turns), part, grouped, first)
+    def make(directory: Path) -> dict[str, Any]:
+        return write_part(directory, source, kind, RecordEncoder(template, turns), part, grouped, first)
 
     return VIEWS[kind](path, make_once(config, path, make))
 
 
 def write_part(
-    place: Path, source: DataSource, kind: str, encoder: RecordEncoder, part: str, grouped: bool, first: int | None
+    directory: Path, source: DataSource, kind: str, encoder: RecordEncoder, part: str, grouped: bool, first: int | None
 ) -> dict[str, Any]:
     """Encode the records of a kind and a part, and write them; returns what is noted of them."""
     split: Split = getattr(source.dataset, part)
@@ -211,18 +225,20 @@ def write_part(
     def describe(record: Any) -> Row:
         prompt: Any = prompt_of(record)
         row: Row = {"record": write_record(prompt, split.meta.get(prompt, {}))}
+        if isinstance(record, Labelled):
+            row["desirable"] = record.desirable
         if isinstance(record, Comparison):
             row["margin"] = record.margin
             row["gap"] = gold(prompt, record.chosen) - gold(prompt, record.rejected) if gold else 0.0
         return row
 
     label = f"{'training' if part == 'train' else 'held-out'} {kind}"
-    said = write_data(place, kind, records, encoder, describe, left_out_of(split, kind), grouped, label)
+    said = write_data(directory, kind, records, encoder, describe, left_out_of(split, kind), grouped, label)
     return {**said, "agreement": source.dataset.agreement if part == "heldout" else None}
 
 
 def write_data(
-    place: Path,
+    directory: Path,
     kind: str,
     records: Sequence[Any],
     encode: Callable[[Any], Row | str],
@@ -234,7 +250,7 @@ def write_data(
     """Encode records and write their rows, each completed by what `describe` says of it; returns what is noted of them."""
     tally, answers, prompts = Tally(), Answers(), list[Any]()
     shown = is_main() and len(records) >= MANY_RECORDS
-    with write_rows(place / ROWS, COLUMNS[kind]) as writer, Bar("tokens", len(records), shown) as bar:
+    with write_rows(directory / ROWS, COLUMNS[kind]) as writer, Bar("tokens", len(records), shown) as bar:
         for number, (record, row) in enumerate(zip(records, encode_all(encode, records), strict=True), start=1):
             bar.update(number, {"encoding": label})
             if isinstance(row, str):
@@ -247,11 +263,11 @@ def write_data(
                 prompts.append(prompt_of(record))
             writer.write(row | describe(record))
     items = Items(prompts, grouped) if kind == "comparisons" else None
-    np.save(place / TOKENS, answers.count_tokens(items, tally))
-    np.save(place / ANSWERS, answers.distinct())
+    np.save(directory / TOKENS, answers.count_tokens(items, tally))
+    np.save(directory / ANSWERS, answers.distinct())
     if items is not None:
-        np.save(place / BOUNDS, items.bounds)
-        np.save(place / ORDER, items.order)
+        np.save(directory / BOUNDS, items.bounds)
+        np.save(directory / ORDER, items.order)
     counted = tally.finish(left_out or {}, tally.kept if items is None else len(items.bounds) - 1)
     return {"counted": asdict(counted)}
 
@@ -303,7 +319,7 @@ class Items:
 def left_out_of(split: Split, kind: str) -> dict[str, int]:
     """Return how many rows and records of a part hold nothing of a kind, by the reason."""
     unread = split.unread.get(kind, 0)
-    found = {reason: number for reason, number in split.left_out.items() if reason not in PARTLY}
+    found = {reason: number for reason, number in split.left_out.items() if reason != ALONE}
     return {**found, **({UNREAD[kind]: unread} if unread else {})}
 
 

@@ -62,10 +62,13 @@ class PromptBatch:
         limits = None if self.limits is None else self.limits.to(device)
         return replace(self, ids=self.ids.to(device), lengths=self.lengths.to(device), limits=limits)
 
-    def rows(self, rows: Tensor) -> "PromptBatch":
-        """Select some of the prompts by row."""
+    def rows(self, rows: Tensor, numbers: Sequence[int] | None = None) -> "PromptBatch":
+        """Select some of the prompts by row. `numbers` are the rows too, where the host has them: it need not wait for the
+        device then."""
         limits = None if self.limits is None else self.limits[rows]
-        return PromptBatch(self.ids[rows], self.lengths[rows], [self.samples[row] for row in rows.tolist()], limits)
+        chosen = rows.tolist() if numbers is None else numbers
+        samples, records = [self.samples[row] for row in chosen], [self.records[row] for row in chosen if self.records]
+        return PromptBatch(self.ids[rows], self.lengths[rows], samples, limits, records=records)
 
 
 @dataclass(frozen=True)
@@ -139,13 +142,17 @@ def prompt_batch(
     return PromptBatch(ids, torch.tensor([len(prompt) for prompt in prompts], device=device), samples, copies=copies)
 
 
-def to_prompt_batch(prompts: PromptBatch | Mapping[str, Tensor], rank: int) -> PromptBatch:
+def to_prompt_batch(prompts: PromptBatch | Mapping[str, Tensor], rank: int, copies: int = 1) -> PromptBatch:
     """Return prompts as a batch: as they are, or from DeepSpeed-Chat's dictionary of left-padded ids and their mask,
-    `prompt` and `prompt_att_mask` [B, Q], of which each rank has as many."""
+    `prompt` and `prompt_att_mask` [B, Q], of which each rank has as many: each prompt once, for its `copies` responses.
+    Raises ValueError for prompts that are padded on the right."""
     if isinstance(prompts, PromptBatch):
         return prompts
-    ids, lengths = prompts["prompt"], prompts["prompt_att_mask"].sum(1)
-    return PromptBatch(ids, lengths, list(range(rank * len(ids), (rank + 1) * len(ids))))
+    ids, mask = (prompts[name].repeat_interleave(copies, dim=0) for name in ("prompt", "prompt_att_mask"))
+    lengths = mask.sum(1)
+    if not bool((mask.bool() == left_mask(lengths, mask.size(1)).bool()).all()):
+        raise ValueError("prompt_att_mask: prompts are padded on the left; set tokenizer.padding_side = 'left'")
+    return PromptBatch(ids, lengths, list(range(rank * len(ids), (rank + 1) * len(ids))), copies=copies)
 
 
 def right_mask(lengths: Tensor, width: int) -> Tensor:

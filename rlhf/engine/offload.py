@@ -9,6 +9,9 @@ from rlhf.runtime.compat.deepspeed import local_shard, master_weights, optimizer
 from rlhf.runtime.compat.torch import storage_key
 from rlhf.runtime.device import synchronize
 
+# Host memory for copies is not split further, in bytes.
+PIECE = 2**20
+
 
 class OffloadedEngine:
     """An engine whose memory on the device can be freed while it is idle.
@@ -19,7 +22,7 @@ class OffloadedEngine:
 
     def __init__(self, engine: Any, frozen: bool) -> None:
         self.engine, self.frozen, self.away = engine, frozen, False
-        self.copies: list[tuple[torch.UntypedStorage, Tensor]] = []
+        self.copies: list[tuple[torch.UntypedStorage, list[Tensor]]] = []
         engine.module.register_forward_pre_hook(self.refuse)
 
     def refuse(self, *_: Any) -> None:
@@ -45,9 +48,10 @@ class OffloadedEngine:
         if not self.away:
             return
         self.away = False
-        for storage, copy in self.copies:
-            storage.resize_(copy.numel())
-            view_as_bytes(storage).copy_(copy, non_blocking=True)
+        for storage, pieces in self.copies:
+            storage.resize_(sum(map(len, pieces)))
+            for target, piece in zip(split_into_pieces(storage), pieces, strict=True):
+                target.copy_(piece, non_blocking=True)
         synchronize()  # DeepSpeed reads shards from a stream of its own
 
 
@@ -74,9 +78,21 @@ def view_as_bytes(storage: torch.UntypedStorage) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
-def copy_to_host(storage: torch.UntypedStorage, former: Tensor | None) -> Tensor:
-    """Return what a storage holds, in host memory that a GPU can write by itself: that of its `former` copy, if it fits."""
-    copy = former
-    if copy is None or copy.numel() != storage.nbytes():
-        copy = torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=storage.device.type == "cuda")
-    return copy.copy_(view_as_bytes(storage), non_blocking=True)
+def split_into_pieces(storage: torch.UntypedStorage) -> tuple[Tensor, ...]:
+    """Return a storage as pieces of bytes, each a power of two long, but for a last one below PIECE."""
+    left, sizes = storage.nbytes(), []
+    while left >= PIECE:
+        sizes.append(1 << (left.bit_length() - 1))
+        left -= sizes[-1]
+    pieces: tuple[Tensor, ...] = view_as_bytes(storage).split([*sizes, left] if left else sizes)
+    return pieces
+
+
+def copy_to_host(storage: torch.UntypedStorage, former: list[Tensor] | None) -> list[Tensor]:
+    """Return what a storage holds, in host memory that a GPU can write by itself: that of its `former` copy, if it fits. It
+    is in pieces, since torch takes a power of two of such memory for each tensor: 64 GiB for 33."""
+    parts, pinned = split_into_pieces(storage), storage.device.type == "cuda"
+    copies = former
+    if copies is None or list(map(len, copies)) != list(map(len, parts)):
+        copies = [torch.empty(len(part), dtype=torch.uint8, pin_memory=pinned) for part in parts]
+    return [copy.copy_(part, non_blocking=True) for copy, part in zip(copies, parts, strict=True)]

@@ -68,7 +68,7 @@ def save_model(
         path = adapter_directory(directory) if lora.save_merged else directory
         with replace_directory(path) as unfinished:
             write_adapter(engine, unfinished, read)
-            write_texts(tokenizer, card, unfinished)
+            write_texts(tokenizer, card.replace("library_name: transformers", "library_name: peft", 1), unfinished)
     if lora.rank == 0 or lora.save_merged:
         with replace_directory(directory) as unfinished:
             write_model(engine, lora, unfinished, read)

@@ -14,8 +14,14 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Lora, Training, Zero
 from rlhf.models.load import prepare_for_training
 from rlhf.models.lora import is_adapter
-from rlhf.runtime.compat.deepspeed import has_inference_kernels, restore_linear, whole_shape
-from rlhf.runtime.distributed import device
+from rlhf.runtime.compat.deepspeed import (
+    has_inference_kernels,
+    is_compiled,
+    restore_linear,
+    skip_lone_reduction,
+    whole_shape,
+)
+from rlhf.runtime.distributed import device, is_main
 from rlhf.runtime.ds_config import frozen_settings, hybrid_settings, training_settings
 
 
@@ -43,6 +49,7 @@ def training_engine(model: nn.Module, config: Config, learning: TrainingSpec) ->
     if learning.samples and config.rollout.engine == "deepspeed":
         settings |= hybrid_settings(config)
     engine = initialize(model=model, optimizer=adamw(model, config, learning), config=settings)
+    skip_lone_reduction(engine)
     if "hybrid_engine" in settings:
         check_kernels(engine)
     return engine
@@ -72,6 +79,8 @@ def adamw(model: nn.Module, config: Config, learning: TrainingSpec) -> torch.opt
     if on_gpu and learning.zero.offload_optimizer:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
+        if is_main() and not is_compiled("cpu_adam"):
+            print("DeepSpeed compiles its CPU Adam, once on a machine: about a minute", flush=True)
         on_host: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
         return on_host
     return torch.optim.AdamW(groups, fused=True, **options)

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -30,6 +30,15 @@ SCHEMA_VERSION = 5
 # The files that were hashed in this context, with what was found.
 HASHED: ContextVar[dict[Path, tuple[str, int, bytes]] | None] = ContextVar("HASHED", default=None)
 
+# The endings of what is a file and no other name, of keys that hold either.
+FILES: dict[Content, str] = {"prompts": ".jsonl", "tasks": ".yaml"}
+# How values are written that later releases may write in another way: a share was of the rows before keys said of which,
+# and passes were whole numbers before parts of a pass counted.
+WRITTEN: dict[Content | None, Callable[[Any], Any]] = {
+    "share": lambda share: f"{share} of the prompts",
+    "passes": lambda passes: int(passes) if passes == int(passes) else passes,
+}
+
 MIB = 2**20
 BLOCK = 2**14
 
@@ -45,10 +54,24 @@ def result_config(config: Config, stage: str) -> dict[str, Any]:
     """Return the dotted keys that decide the stage's result, with their values; paths by what they hold. A key at its
     neutral value is left out, and so is one that the stage does not read with the other values."""
     schema: Any = type(config)
+    known = keys_of(schema)
+    return {key: identify_value(value, key, known[key].content) for key, value in decisive_values(config, stage).items()}
+
+
+def decisive_values(config: Config, stage: str) -> dict[str, Any]:
+    """Return the dotted keys that decide the stage's result, with their values as they were given."""
+    return {key: value for key, value in read_values(config, stage).items() if not is_neutral(config, key)}
+
+
+def read_values(config: Config, stage: str) -> dict[str, Any]:
+    """Return the dotted keys that the stage reads, with their values as they were given: those that decide its result, and
+    those at a neutral value, but none that another key switches off."""
+    schema: Any = type(config)
     known, unread = keys_of(schema), kind_of(stage).unread_keys(config)
     read = [key for key in result_keys(stage, schema) if not matches_prefix(key, unread)]
-    chosen = {key: get_key(config, key) for key in read if not is_neutral(config, key)}
-    return {key: identify_value(value, key, known[key].content) for key, value in chosen.items()}
+    return {
+        key: get_key(config, key) for key in read if not any(is_neutral(config, switch) for switch in known[key].switches)
+    }
 
 
 def identify_value(value: Any, key: str, content: Content | None) -> Any:
@@ -57,12 +80,21 @@ def identify_value(value: Any, key: str, content: Content | None) -> Any:
         return identify_function(value, key)
     if content == "records":
         return hash_records(value)
-    if content == "share":  # of the rows it was, before keys said it
-        return f"{value} of the prompts"
+    if content in WRITTEN:
+        return WRITTEN[content](value)
     if content == "mixture" and isinstance(value, dict):
         return [[name, identify_keys(member, f"{key}.{name}")] for name, member in value.items()]
+    if content in FILES:
+        return identify_named(value, key, FILES[content])
     is_named = content is None or (content == "template" and not value.endswith(".jinja"))
     return value if is_named else content_id(value, key)
+
+
+def identify_named(value: str | list[str], key: str, ending: str) -> Any:
+    """Return the hash of a file with this ending, another name as it is; of a list a list."""
+    if isinstance(value, list):
+        return [identify_named(name, key, ending) for name in value]
+    return content_id(value, key) if value.endswith(ending) else value
 
 
 def identify_function(value: str | None, key: str) -> str | None:
@@ -125,10 +157,11 @@ def content_id(path: str | None, key: str = "path") -> str | None:
     if not location.exists():
         return path
     if location.is_dir():
-        for stage in (location, location.parent if location.name == "model" else location):
+        for stage in (location, location.parent if location.name in ("model", "data") else location):
             known = stated_fingerprint(stage, path, key)
             if known is not None:
                 check_unchanged(stage / "model", path, key)
+                check_unchanged(stage / "data", path, key)
                 return known
         check_unchanged(location, path, key)
     if location.is_file():

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.directories import is_finished_stage
+from rlhf.config.directories import ABOUT_DATA, is_finished_stage
 from rlhf.experiment.files import parse_json
 from rlhf.experiment.tensor_files import index_of_shards, tensor_names
 
@@ -50,8 +50,9 @@ def describe_models(stage: Path) -> dict[str, Any]:
 
 
 def is_model(path: Path) -> bool:
-    """Whether a directory holds a saved model, or adapters."""
-    return path.suffix != ".partial" and any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+    """Whether a directory holds a saved model, or adapters, or a data set that a stage made."""
+    names = ("config.json", "adapter_config.json", ABOUT_DATA)
+    return path.suffix != ".partial" and any((path / name).is_file() for name in names)
 
 
 def known_files(model: Path) -> dict[str, list[Any]] | None:

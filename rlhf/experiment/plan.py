@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlhf.catalog.stage import kind_of
 from rlhf.config.directories import is_finished_stage
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
@@ -19,20 +20,29 @@ from rlhf.experiment.stage_directory import is_stage_name
 from rlhf.experiment.sweep import Point, Task
 from rlhf.planner.auto import HOST_SHARE
 from rlhf.planner.constants import load_constants
-from rlhf.planner.cost import Step, Totals, add_up
+from rlhf.planner.cost import JudgeCalls, Step, Totals, add_up
 from rlhf.planner.memory import GIB
 from rlhf.planner.plan import HOUR, StagePlan
 from rlhf.planner.remaining import BESIDE_STEPS, Remaining
 
+# The columns of the table, those of text, and what a narrow table leaves out first, in words: of `stage` its directory.
+COLUMNS = ("", "stage", "after", "points", "steps", "GiB/GPU", "time", "cost")
+LEFT = ("stage", "after", "points")
+LEAST = {"stage": "directories", "after": "what each stage waits for", "steps": "steps"}
+# Points are folded into a column of so many characters.
+FOLDED = 24
+
 
 @dataclass(frozen=True)
 class GraphPlan:
-    """A graph of stages with the plan of each, by fingerprint; those in `waiting` are to run, the others are done."""
+    """A graph of stages with the plan of each, by fingerprint; those in `waiting` are to run, the others are done. `judge`
+    are the calls of a judge of their answers, where one is asked."""
 
     points: Sequence[Point]
     tasks: Sequence[Task]
     waiting: frozenset[str]
     plans: Mapping[str, StagePlan]
+    judge: JudgeCalls | None = None
 
     @property
     def totals(self) -> Totals:
@@ -62,8 +72,9 @@ def find_plan_problems(plan: GraphPlan) -> list[tuple[list[str], ConfigError]]:
     if limits.max_hours is not None and totals.seconds is not None and totals.seconds > limits.max_hours * HOUR:
         problem = f"the plan takes {format_seconds(totals.seconds)}"
         problems.append((names, ConfigError("plan.max_hours", limits.max_hours, problem, "raise it, or ask for less")))
-    if limits.max_dollars is not None and totals.dollars is not None and totals.dollars > limits.max_dollars:
-        problem = f"the plan costs ${totals.dollars:,.2f}"
+    judged = 0.0 if plan.judge is None or plan.judge.dollars is None else plan.judge.dollars
+    if limits.max_dollars is not None and totals.dollars is not None and totals.dollars + judged > limits.max_dollars:
+        problem = f"the plan costs ${totals.dollars + judged:,.2f}"
         problems.append((names, ConfigError("plan.max_dollars", limits.max_dollars, problem, "raise it, or ask for less")))
     return problems
 
@@ -117,6 +128,7 @@ def describe_stage(task: Task, plan: StagePlan, reused: bool) -> dict[str, Any]:
         "host_gib": plan.host / GIB,
         "disk_gib": plan.disk / GIB,
         **(dict.fromkeys(taken, 0.0) if reused else taken),
+        "uncounted": kind_of(task.node.stage).uncounted(task.config) or None,
         "layout": plan.layout,
         "phases": plan.phases,
         "memory": {
@@ -126,27 +138,63 @@ def describe_stage(task: Task, plan: StagePlan, reused: bool) -> dict[str, Any]:
 
 
 def print_plan(plan: GraphPlan, console: Console) -> None:
-    """Print what will run, in which order and for which points, whether it fits, how long it takes and what it costs."""
-    several = len(plan.points) > 1
+    """Print what will run, in which order and for which points, whether it fits, how long it takes and what it costs. Where
+    the console is narrow, columns go by importance, and a line says which."""
+    rows = [plan_row(plan, task) for task in plan.tasks]
+    judged = [] if plan.judge is None else [judge_row(plan, plan.judge)]
+    columns = [name for name in COLUMNS if name != "points" or len(plan.points) > 1]
+    left_out: list[str] = []
+    for name, told in LEAST.items():
+        if measure_width([*rows, *judged], columns) <= console.width:
+            break
+        left_out.append(told)
+        if name == "stage":
+            for row, task in zip(rows, plan.tasks, strict=True):
+                row["stage"] = task.node.stage
+        else:
+            columns.remove(name)
     table = Table(title=f"Plan: {plural(len(plan.points), 'point')}", title_justify="left")
-    for column in ("", "stage", "after", *(["points"] if several else []), "steps", "GiB/GPU", "time", "cost"):
-        left = column in ("stage", "after", "points")
-        table.add_column(column, no_wrap=column != "points", justify="left" if left else "right")
-    numbers = {task.key: str(number) for number, task in enumerate(plan.tasks, start=1)}
-    for task in plan.tasks:
-        name, own = task.node.directory.path.name, plan.plans[task.key]
-        used: list[str | Text] = []
-        if several:
-            used = [Text(task.points[0]) if len(task.points) == 1 else f"{len(task.points)} of {len(plan.points)}"]
-        if task.key not in plan.waiting:
-            table.add_row("✓", name, "", *used, "done", "", "", "", style="dim")
-            continue
-        needs = ", ".join(numbers[parent] for parent in task.parents if parent in plan.waiting)
-        style = None if own.fits else "red"
-        table.add_row(numbers[task.key], name, needs, *used, steps_text(task, own), *costs_of(own), style=style)
+    for name in columns:
+        justify: Literal["left", "right"] = "left" if name in LEFT else "right"
+        table.add_column(name, no_wrap=name != "points", overflow="fold", justify=justify)
+    for task, row in zip(plan.tasks, rows, strict=True):
+        is_waiting = task.key in plan.waiting
+        style = "dim" if not is_waiting else None if plan.plans[task.key].fits else "red"
+        table.add_row(*(Text(row[name]) for name in columns), style=style)
+    for row in judged:
+        table.add_row(*(Text(row[name]) for name in columns))
     console.print(table)
+    if left_out:
+        note = f"left out at {console.width} columns: {', '.join(left_out)}; a wider terminal and --json have them"
+        console.print(Text(note), soft_wrap=True)
     for line in sentences(plan):
         console.print(Text(line), soft_wrap=True)
+
+
+def plan_row(plan: GraphPlan, task: Task) -> dict[str, str]:
+    """Return the cells of a stage by column; of one that is done there is nothing to plan."""
+    numbers = {other.key: str(number) for number, other in enumerate(plan.tasks, start=1)}
+    name, own = task.node.directory.path.name, plan.plans[task.key]
+    if task.key not in plan.waiting:
+        return dict.fromkeys(COLUMNS, "") | {"": "✓", "stage": name, "points": task.label, "steps": "done"}
+    needs = ", ".join(numbers[parent] for parent in task.parents if parent in plan.waiting)
+    cells = numbers[task.key], name, needs, task.label, steps_text(task, own), *costs_of(own)
+    return dict(zip(COLUMNS, cells, strict=True))
+
+
+def judge_row(plan: GraphPlan, judge: JudgeCalls) -> dict[str, str]:
+    """Return the cells of the judge, which reads what all stages that are to run have answered."""
+    needs = ", ".join(str(number) for number, task in enumerate(plan.tasks, start=1) if task.key in plan.waiting)
+    calls = "?" if judge.number is None else f"{judge.number:,} calls"
+    cost = "" if judge.dollars is None else format_dollars(judge.dollars)
+    return dict.fromkeys(COLUMNS, "") | {"stage": "judge", "after": needs, "steps": calls, "cost": cost}
+
+
+def measure_width(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> int:
+    """Return the width of a table of rows in characters, with its lines; points take more than one line where they must."""
+    sizes = {name: max([len(name), *(len(row[name]) for row in rows)]) for name in columns}
+    sizes |= {"points": min(sizes["points"], FOLDED)} if "points" in sizes else {}
+    return sum(size + 3 for size in sizes.values()) + 1
 
 
 def steps_text(task: Task, plan: StagePlan) -> str:
@@ -178,13 +226,19 @@ def sentences(plan: GraphPlan) -> list[str]:
         lines.append(whole)
         if len(plan.points) > 1 and plan.unshared_dollars:
             lines.append(f"without sharing stages it would cost {format_dollars(plan.unshared_dollars)}")
-    lines += list_missing(plan)
+    lines += list_uncounted(plan) + list_missing(plan) + ([] if plan.judge is None else [plan.judge.describe()])
     told: dict[str, list[str]] = {}
     for task in plan.tasks:
         if task.key in plan.waiting and task.layout:
             text = " ".join(f"{key}={format_value(value)}" for key, value in visible(task.layout).items())
             told.setdefault(f"{task.node.stage}: {text} ({task.reason})", []).append(task.key)
     return lines + list(told)
+
+
+def list_uncounted(plan: GraphPlan) -> list[str]:
+    """Return what stages that are to run do beside what is planned, each as a sentence."""
+    told = [kind_of(task.node.stage).uncounted(task.config) for task in plan.tasks if task.key in plan.waiting]
+    return [f"{text}: their time is not counted" for text in dict.fromkeys(told) if text]
 
 
 def list_missing(plan: GraphPlan) -> list[str]:
@@ -256,6 +310,6 @@ def describe_mfu(task: Task, plan: StagePlan) -> str | None:
     stepping = sum(seconds for phase, seconds in plan.phases.items() if phase not in BESIDE_STEPS)
     if plan.flops is None or not stepping:
         return None
-    share = load_constants(task.config.plan.constants).matmul_efficiency
+    share = load_constants(task.config.plan.constants, task.config.hardware.device).matmul_efficiency
     mfu = plan.flops / (stepping * plan.devices * peak * 1e12)
     return f"steps at {mfu:.0%} MFU of {peak:g} TFLOPS in {dtype}; products of matrices at {share:.0%}"

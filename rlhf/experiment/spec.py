@@ -3,6 +3,7 @@
 import os
 import socket
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,8 +27,9 @@ from rlhf.planner.remaining import Planned
 @dataclass(frozen=True)
 class Spec:
     """All that a worker reads: the stage, its identity, its inputs, the resolved configuration, a hash of the code, the
-    fingerprints of the stages that make its inputs, the hashes of the files of data that it reads, and what was planned of
-    it. The spec's own file holds the configuration's secrets, for its owner alone."""
+    fingerprints of the stages that make its inputs, the hashes of the files of data that it reads, what was planned of it,
+    and, for trackers, the overrides by which its sweep tells it apart and the sweep's name. The spec's own file holds the
+    configuration's secrets, for its owner alone."""
 
     stage: str
     fingerprint: str
@@ -38,6 +40,14 @@ class Spec:
     parents: list[str]
     files: dict[str, str] = field(default_factory=dict)
     planned: dict[str, Any] = field(default_factory=dict)
+    swept: str = ""
+    sweep: str = ""
+
+    @property
+    def title(self) -> str:
+        """What trackers call the stage: its kind with what its sweep tells it apart by, or the first digits of its
+        fingerprint."""
+        return f"{self.stage} {self.swept or self.fingerprint[:8]}"
 
     @property
     def file(self) -> Path:
@@ -45,12 +55,12 @@ class Spec:
         return stage_directory(self).spec_file
 
 
-def build_spec(node: Node, config: Config, planned: Planned | None = None) -> Spec:
+def build_spec(node: Node, config: Config, planned: Planned | None = None, swept: str = "", sweep: str = "") -> Spec:
     """Return a stage as it is to run, with the code that is here now."""
     resolved = resolve_for_stage(config, node.stage, node.inputs)
     return Spec(
         node.stage, node.fingerprint, str(node.directory.path), node.inputs, resolved, code_hash(), list(node.parents),
-        node.files, {} if planned is None else asdict(planned),
+        node.files, {} if planned is None else asdict(planned), swept, sweep,
     )  # fmt: skip
 
 
@@ -96,9 +106,26 @@ def read_spec(file: Path) -> Spec:
     one whose keys are those of another release."""
     values = parse_json(file.read_text())
     if values["code"] != code_hash() and not values["config"]["launcher"]["allow_code_change"]:
-        problem = "the package has changed since this stage was launched"
-        raise ConfigError("launcher.allow_code_change", False, problem, "launch it again or set it true")
+        raise refuse_code("the package has changed since this stage was launched")
     return load_spec(values)
+
+
+def check_imported_code(spec: Spec) -> None:
+    """Check that a process which runs several stages still runs the code that it began with: what it has imported stays,
+    and what it imports later would be newer. Raises ConfigError, unless launcher.allow_code_change."""
+    if spec.code != first_code_hash() and not spec.config.launcher.allow_code_change:
+        raise refuse_code("the package has changed since this process began its first stage")
+
+
+@cache
+def first_code_hash() -> str:
+    """Return the hash of the package's source when this was first asked for."""
+    return code_hash()
+
+
+def refuse_code(problem: str) -> ConfigError:
+    """Return the error of code that is not what it was."""
+    return ConfigError("launcher.allow_code_change", False, problem, "launch it again or set it true")
 
 
 def load_spec(values: dict[str, Any]) -> Spec:

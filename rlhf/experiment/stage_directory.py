@@ -19,7 +19,7 @@ from rlhf.catalog.display import DISPLAY_FILE, Display, display_of, from_json, i
 from rlhf.catalog.metric import SPEED
 from rlhf.catalog.stage import stage_kinds
 from rlhf.catalog.state import WRITTEN
-from rlhf.config.directories import RESULT_FILE, is_finished_stage
+from rlhf.config.directories import PAGE, RESULT_FILE, is_finished_stage
 from rlhf.config.secrets import mask_values
 from rlhf.experiment import lock
 from rlhf.experiment.files import (
@@ -37,10 +37,11 @@ from rlhf.experiment.integrity import MANIFEST, describe_models, integrity_error
 from rlhf.experiment.store import write_json
 from rlhf.planner.remaining import Planned
 
-# What a new attempt leaves where it is: the state, the lock, the logs, and batches that were put aside to be looked at.
-KEPT = ("status.json", "lock", "logs", "nonfinite")
+# What a new attempt leaves where it is: the state, the lock, the logs, batches that were put aside to be looked at, and the
+# answers of an evaluation, which goes on after them.
+KEPT = ("status.json", "lock", "logs", "nonfinite", "answers.jsonl")
 # And what grew with its checkpoints, if there are any.
-RESUMED = ("checkpoints", "metrics.jsonl", "samples.jsonl", "wandb", "tensorboard")
+RESUMED = ("checkpoints", "answers", "metrics.jsonl", "samples.jsonl", "wandb", "tensorboard")
 # A running stage renews its heartbeat every few seconds; one that is silent for longer is dead or hangs.
 SILENT_AFTER_S = 60.0
 # How a stage of another package is shown that says nothing of it: names stand for labels.
@@ -99,6 +100,11 @@ class StageDirectory:
         return self.path / "model"
 
     @property
+    def data_set(self) -> Path:
+        """The directory of a data set that the stage makes."""
+        return self.path / "data"
+
+    @property
     def spec_file(self) -> Path:
         """What the workers read: rlhf/experiment/spec.py."""
         return self.path / "spec.json"
@@ -112,6 +118,11 @@ class StageDirectory:
     def samples_file(self) -> Path:
         """Prompts with responses, one JSON object per line."""
         return self.path / "samples.jsonl"
+
+    @property
+    def page(self) -> Path:
+        """The page of what the stage has found, of a kind that writes one."""
+        return self.path / PAGE
 
     @property
     def begun(self) -> bool:
@@ -212,8 +223,14 @@ class StageDirectory:
         return from_json(found) if found is not None else UNKNOWN
 
     def damage(self) -> str | None:
-        """Return what is wrong with a finished stage's model, as far as it can be told in a second; None if nothing is."""
-        return integrity_error(self.model)
+        """Return what is wrong with a finished stage's model, or data set, as far as it can be told in a second; None if
+        nothing is."""
+        return integrity_error(self.data_set if self.data_set.is_dir() else self.model)
+
+    @property
+    def prune_file(self) -> Path:
+        """What a search writes to have a running stage save and leave; it holds the reason. A new attempt removes it."""
+        return self.path / "prune"
 
     def check_lock(self) -> None:
         """Make sure that the stage is still this process's to write. Raises LockLost."""
@@ -321,7 +338,8 @@ def parse_planned(found: Any) -> Planned | None:
     if devices is None or price is None or memory is None:
         return None
     phases, evaluations = as_floats(known.get("phases")), as_int(known.get("evaluations")) or 0
-    return Planned(as_int(known.get("steps")), as_float(known.get("seconds")), phases, evaluations, memory, devices, price)
+    steps, seconds, answers = as_int(known.get("steps")), as_float(known.get("seconds")), as_int(known.get("answers")) or 2
+    return Planned(steps, seconds, phases, evaluations, memory, devices, price, answers)
 
 
 def result_problem(found: dict[str, Any]) -> str | None:

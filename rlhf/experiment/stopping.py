@@ -17,7 +17,15 @@ received_signals: set[int] = set()  # the signals that asked for it
 
 
 class Stopped(Exception):
-    """A stage was asked to stop. It can be resumed; the message says from where."""
+    """A stage was asked to stop. It can be resumed; the message says from where. `state` is the stage's state then."""
+
+    state = "stopped"
+
+
+class Pruned(Stopped):
+    """A search has given the stage up early (rlhf/cli/pruning.py)."""
+
+    state = "pruned"
 
 
 @contextmanager

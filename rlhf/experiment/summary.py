@@ -1,6 +1,6 @@
-"""What is printed after a run: the final figures."""
+"""What is printed after a run: its final metrics, held-out samples, and where all of it is."""
 
-from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -8,18 +8,22 @@ from rich.text import Text
 
 from rlhf.catalog.display import display_of
 from rlhf.catalog.metric import Metric
-from rlhf.catalog.stage import Side, order_stages
+from rlhf.catalog.stage import Side, kind_of
 from rlhf.config.terminal import make_printable
 from rlhf.experiment.files import as_float, as_text
 from rlhf.experiment.graph import Node
-from rlhf.experiment.sweep import Outcome, Point, Task, metrics_by_stage, read_summary_metrics
+from rlhf.experiment.stage_directory import Result
+from rlhf.experiment.sweep import Outcome, Task
+
+# So many pages are named.
+MOST_PAGES = 3
 
 
 def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Console) -> None:
-    """Print the table of final metrics, and two held-out prompts answered before and after PPO."""
+    """Print the table of final metrics, two held-out prompts answered before and after PPO, and where all of it is."""
     planned = [node for node in stages if outcomes[node.fingerprint].good]
     members = {node.name for node in stages if node.changes}  # of an ensemble, whose figures are like those of the first
-    results = {}
+    results: dict[str, Result] = {}
     for node in planned:
         try:
             results[node.name] = node.directory.result()
@@ -27,27 +31,60 @@ def print_summary(stages: list[Node], outcomes: dict[str, Outcome], console: Con
             console.print(Text(make_printable(f"damaged: {error}"), style="red"), soft_wrap=True)
     results = {name: found for name, found in results.items() if name not in members}
     if results:
-        table = Table(title="Result", title_justify="left")
-        table.add_column("figure")
-        table.add_column("value", justify="right")
-        for stage, result in results.items():
-            for metric in display_of(stage).final():
-                if metric.name in result.metrics:
-                    table.add_row(metric.with_unit(metric.label or metric.name), format_with_error(result.metrics, metric))
-        for stage, result in results.items():
-            for label, found in count_losses(stage, result.metrics).items():
-                table.add_row(label, found)
-        table.add_section()
-        for node in planned:
-            if node.stage in results:
-                told = node.directory.planned()
-                plan = "" if told is None or told.seconds is None else f" ({told.seconds:.0f} planned)"
-                table.add_row(f"seconds, {node.stage}{plan}", f"{results[node.stage].seconds:.0f}")
-        console.print(table)
+        console.print(make_table(planned, results))
     for node in planned:
         if (sides := display_of(node.stage).sides) and node.directory.samples_file.is_file():
             print_samples(node, sides, console)
-        console.print(Text(f"{node.stage}: {node.directory.path}"), soft_wrap=True)
+    for node in planned:
+        console.print(Text(f"{node.name}: {node.directory.path}"), soft_wrap=True)
+    print_pages(planned, console)
+
+
+def make_table(nodes: Sequence[Node], results: Mapping[str, Result]) -> Table:
+    """Return the table of the final metrics of stages that are done, what was lost of their data, and their times."""
+    table = Table(title="Result", title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for stage, metrics in drop_measured_twice(nodes, {name: found.metrics for name, found in results.items()}).items():
+        for metric in display_of(stage).final():
+            if metric.name in metrics:
+                table.add_row(metric.with_unit(metric.label or metric.name), format_with_error(metrics, metric))
+    for stage, result in results.items():
+        for label, found in count_losses(stage, result.metrics).items():
+            table.add_row(label, found)
+    table.add_section()
+    for node in nodes:
+        if node.stage in results:
+            told = node.directory.planned()
+            plan = "" if told is None or told.seconds is None else f" ({told.seconds:.0f} planned)"
+            table.add_row(f"seconds, {node.stage}{plan}", f"{results[node.stage].seconds:.0f}")
+    return table
+
+
+def drop_measured_twice(nodes: Sequence[Node], metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Return the final metrics of a point's stages, by stage, each quantity once: where an evaluation has measured the
+    model of another stage, what people are shown of both is the evaluation's, whose prompts are those of all points."""
+    makers = {str(node.directory.model): node.stage for node in nodes if not node.changes}
+    found = {stage: dict(own) for stage, own in metrics.items()}
+    for node in (node for node in nodes if node.stage in metrics):
+        maker = makers.get(node.inputs.get(kind_of(node.stage).evaluates, ""))
+        if maker in found:
+            shown = {
+                metric.name: metric.detail for metric in display_of(node.stage).final() if metric.name in found[node.stage]
+            }
+            for metric in display_of(maker).final():
+                if shown.get(metric.name, metric.detail + 1) <= metric.detail:
+                    found[maker].pop(metric.name, None)
+    return found
+
+
+def print_pages(nodes: Sequence[Node], console: Console) -> None:
+    """Print where the pages of stages are that have one: of many the first few."""
+    pages = [page for node in nodes if (page := node.directory.page).is_file()]
+    for page in pages[:MOST_PAGES]:
+        console.print(Text(f"page: {page}"), soft_wrap=True)
+    if len(pages) > MOST_PAGES:
+        console.print(f"and {len(pages) - MOST_PAGES} more, one in the directory of each evaluation")
 
 
 def format_with_error(metrics: dict[str, float], metric: Metric) -> str:
@@ -65,64 +102,6 @@ def count_losses(stage: str, metrics: dict[str, float]) -> dict[str, str]:
     if ties := metrics.get("data/ties", 0.0):
         rows[f"ties among the comparisons, {stage}"] = f"{ties:.0f}"
     return rows
-
-
-def print_sweep(points: list[Point], outcomes: dict[str, Outcome], console: Console) -> None:
-    """Print one row per point: its final metrics, or how it ended without."""
-    results: dict[str, dict[str, dict[str, float]]] = {}
-    states = {}
-    for point in points:
-        ended = [(node, outcomes[node.fingerprint]) for node in point.stages]
-        states[point.name] = ", ".join(
-            f"{node.stage} {state}" for node, outcome in ended if (state := state_without_result(node, outcome))
-        )
-        results[point.name] = metrics_by_stage(point, outcomes)
-    if not any(results.values()) and not any(outcome.state in ("failed", "stopped") for outcome in outcomes.values()):
-        return  # all submitted
-    columns = sweep_columns(results)
-    table = Table(title="Result", title_justify="left")
-    table.add_column("point", no_wrap=True)
-    for heading in columns.values():
-        table.add_column(heading, justify="right")
-    if any(states.values()):
-        table.add_column("")
-    for name, found in results.items():
-        values = [(metric, found.get(stage, {}).get(metric.name)) for stage, metric in columns]
-        cells = ["" if value is None else metric.write(value) for metric, value in values]
-        table.add_row(Text(name), *cells, *([states[name]] if any(states.values()) else []))
-    console.print(table)
-    nodes = {node.fingerprint: node for point in points for node in point.stages if outcomes[node.fingerprint].good}
-    losses = [count_losses(node.stage, read_summary_metrics(node)) for node in nodes.values()]
-    for line in dict.fromkeys(f"{label}: {found}" for rows in losses for label, found in rows.items()):
-        console.print(line, soft_wrap=True, highlight=False)
-    console.print(Text(f"python -m rlhf report {points[0].directory.parent}"), soft_wrap=True)
-
-
-def sweep_columns(results: dict[str, dict[str, dict[str, float]]]) -> dict[tuple[str, Metric], str]:
-    """Return the columns that any of the points has a value for, with their headings; two of one heading name their stages.
-    `results` are metrics by point and stage."""
-    stages = order_stages(stage for found in results.values() for stage in found)
-    columns = [
-        (stage, metric)
-        for stage in stages
-        for metric in display_of(stage).final(detail=0)
-        if any(metric.name in found.get(stage, {}) for found in results.values())
-    ]
-    headings = Counter(metric.heading for _, metric in columns)
-    return {
-        (stage, metric): metric.heading + (f", {stage}" if headings[metric.heading] > 1 else "")
-        for stage, metric in columns
-    }
-
-
-def state_without_result(node: Node, outcome: Outcome) -> str | None:
-    """Return the state of a stage that has no result; None if it has one."""
-    try:
-        if outcome.good:
-            node.directory.result()
-    except ValueError:
-        return "damaged"
-    return None if outcome.good else outcome.state
 
 
 def print_failures(tasks: list[Task], outcomes: dict[str, Outcome], console: Console) -> None:

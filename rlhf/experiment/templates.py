@@ -32,7 +32,7 @@ def choose_template(config: Config, stage: str, inputs: Mapping[str, str]) -> st
     start = inputs.get("actor")
     if start is not None and (known := saved_template(start)) is not None:
         return known
-    model: Model = getattr(config, kind.loads or "model")
+    model: Model = getattr(config, kind.loads or next(iter(kind.model_keys), "model"))
     if start is not None and Path(config.output_root) not in Path(start).parents:  # else a stage that is still to run
         model = replace(model, path=start, revision=None, gguf_file=None)
     return "chat" if brings_template(model, config.dry_run) else "plain"

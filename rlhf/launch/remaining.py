@@ -1,9 +1,12 @@
-"""What is said of a graph of stages each time that one of them has ended: how many have, and what is still to come."""
+"""What is said of a graph of stages each time that one of them has ended: why it failed, how many have ended, and what is
+still to come."""
 
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
+from rich.text import Text
 
+from rlhf.config.terminal import make_printable
 from rlhf.experiment.plan import describe_remaining
 from rlhf.experiment.sweep import Outcome, Task
 from rlhf.planner.remaining import Progress, add_up_remaining, seconds_left
@@ -16,6 +19,13 @@ def print_remaining(tasks: Sequence[Task], outcomes: Mapping[str, Outcome], slot
     remaining = add_up_remaining({task.key: find_progress(task, outcomes.get(task.key)) for task in tasks}, slots)
     told = describe_remaining(remaining)
     console.print(f"{len(outcomes)} of {len(tasks)} stages ended{'; ' if told else ''}{told}", soft_wrap=True)
+
+
+def print_failure(task: Task, outcome: Outcome, console: Console) -> None:
+    """Print why a stage of a sweep failed as soon as it has; the end says it again, for all of them."""
+    if task.label and outcome.state == "failed":
+        told = f" {task.node.stage}, {task.label}: {outcome.reason}"
+        console.print(Text.assemble(("failed", "bold red"), make_printable(told)), soft_wrap=True)
 
 
 def find_progress(task: Task, outcome: Outcome | None) -> Progress:

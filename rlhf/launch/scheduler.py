@@ -3,6 +3,7 @@
 import os
 import queue
 import signal
+import sys
 import traceback
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -20,8 +21,9 @@ from rlhf.experiment.spec import build_spec, start_attempt
 from rlhf.experiment.stopping import Stopped, abort_requested, listening, stop_requested
 from rlhf.experiment.store import write_atomic
 from rlhf.experiment.sweep import Outcome, Task, blocked_by
-from rlhf.launch.remaining import print_remaining
-from rlhf.launch.workers import Devices, StageFailed, log_file, run_workers
+from rlhf.launch.remaining import print_failure, print_remaining
+from rlhf.launch.warm import fork
+from rlhf.launch.workers import Devices, StageFailed, log_file, run_workers, spawn
 
 NOT_STARTED = Outcome("stopped", "not started")
 
@@ -40,9 +42,10 @@ def run_here(tasks: list[Task], console: Console) -> dict[str, Outcome]:
             if stop_requested.is_set():
                 outcomes[task.key] = NOT_STARTED
             elif blocked:
-                outcomes[task.key] = Outcome("skipped", blocked)
+                outcomes[task.key] = blocked
             else:
                 outcomes[task.key] = run_stage_here(task, console, None)
+                print_failure(task, outcomes[task.key], console)
                 print_remaining(tasks, outcomes, 1, console)
         return outcomes
 
@@ -70,7 +73,9 @@ class StageScheduler:
                         continue
                     ended, _ = wait(self.running, timeout=0.5, return_when=FIRST_COMPLETED)
                     for future in ended:
-                        self.outcomes[self.running.pop(future).key] = future.result()
+                        task = self.running.pop(future)
+                        self.outcomes[task.key] = future.result()
+                        print_failure(task, self.outcomes[task.key], self.console)
                     if ended:
                         print_remaining(self.tasks, self.outcomes, self.parallel, self.console)
             except BaseException:
@@ -83,7 +88,7 @@ class StageScheduler:
         for task in list(self.waiting):
             blocked = blocked_by(task, self.outcomes, self.by_key)
             if stopping or blocked:
-                self.outcomes[task.key] = NOT_STARTED if stopping else Outcome("skipped", blocked)
+                self.outcomes[task.key] = NOT_STARTED if stopping or blocked is None else blocked
                 self.waiting.remove(task)
             elif len(self.running) < self.parallel and all(p in self.outcomes for p in task.parents if p in self.by_key):
                 self.waiting.remove(task)
@@ -99,19 +104,31 @@ class StageScheduler:
 
 
 def share_of_devices(task: Task, number: int, parallel: int) -> Devices:
-    """Return the GPUs (or threads) of the n-th stage of `parallel` that run at once."""
+    """Return the GPUs, or the cores and threads, of the n-th stage of `parallel` that run at once."""
     count, threads = task.config.hardware.gpus_per_node, local_threads(task.config, parallel)
     if task.config.hardware.device != "cuda":
-        return Devices(None, threads)
+        return Devices(None, threads, share_of_cores(number, parallel))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(gpu) for gpu in range(parallel * count)]
     return Devices(names[number * count : (number + 1) * count], threads)
 
 
+def share_of_cores(number: int, parallel: int) -> list[int] | None:
+    """Return the n-th of `parallel` disjoint groups of this process's cores, of one size; None where they cannot be had."""
+    cores = list_cores()
+    each = len(cores) // parallel
+    return cores[number * each : (number + 1) * each] if parallel > 1 and cores and each else None
+
+
+def list_cores() -> list[int]:
+    """Return the numbers of the processor cores that this process may use; empty where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
 def local_threads(config: Config, parallel: int = 1) -> int:
-    """Return the threads of each rank, if `parallel` stages share this machine's processors."""
-    shared = max(1, (os.cpu_count() or 1) // (parallel * config.hardware.gpus_per_node))
-    return config.launcher.threads or shared
+    """Return the threads of each rank, if `parallel` stages share the processors that this process may use."""
+    cores = len(list_cores()) or os.cpu_count() or 1
+    return config.launcher.threads or max(1, cores // (parallel * config.hardware.gpus_per_node))
 
 
 def run_stage_here(task: Task, console: Console, devices: Devices | None) -> Outcome:
@@ -127,7 +144,7 @@ def run_stage_here(task: Task, console: Console, devices: Devices | None) -> Out
                 return Outcome("reused")
             return run_locked(task, console, devices)
     except Stopped as stopped:
-        return Outcome("stopped", str(stopped))
+        return Outcome(stopped.state, str(stopped))
     except LockLost as lost:
         console.print(Text.assemble(("stopped", "yellow"), f" {node.stage}: {lost}"), soft_wrap=True)
         return Outcome("stopped", str(lost))
@@ -138,23 +155,26 @@ def run_stage_here(task: Task, console: Console, devices: Devices | None) -> Out
 def run_locked(task: Task, console: Console, devices: Devices | None) -> Outcome:
     """Run a stage whose lock this process holds. Raises LockLost if it does not any more."""
     node, config = task.node, task.config
-    spec = build_spec(node, config, task.planned)
+    spec = build_spec(node, config, task.planned, task.swept, task.sweep)
     try:
         start_attempt(spec)
-        console.print(Text.assemble((node.stage, "bold"), f": {node.directory.path}"), soft_wrap=True)
+        whose = f", {task.label}" if task.label else ""
+        console.print(Text.assemble((node.stage, "bold"), f"{whose}: {node.directory.path}"), soft_wrap=True)
         workers = devices is not None or config.launcher.kind == "local" or ranks(config) > 1
         if workers:
-            run_workers(spec, console, devices or share_of_devices(task, 0, 1))
+            start = fork if sys.platform == "linux" else spawn
+            run_workers(spec, console, devices or share_of_devices(task, 0, 1), start)
         else:
             from rlhf.launch.worker import run_inline
 
             run_inline(spec)
     except Stopped as stopped:
         again = "begins anew" if kind_of(node.stage).is_benchmark else "goes on from there"
-        told = f" {node.stage}: {stopped}; the same command {again}"
-        console.print(Text.assemble(("stopped", "yellow"), told), soft_wrap=True)
-        node.directory.set_status(state="stopped", reason=str(stopped))
-        return Outcome("stopped", str(stopped))
+        command = "the point by itself" if stopped.state == "pruned" else "the same command"
+        told = f" {node.stage}: {stopped}; {command} {again}"
+        console.print(Text.assemble((stopped.state, "yellow"), told), soft_wrap=True)
+        node.directory.set_status(state=stopped.state, reason=str(stopped))
+        return Outcome(stopped.state, str(stopped))
     except KeyboardInterrupt:
         node.directory.set_status(state="stopped", reason="interrupted before it could save")
         raise

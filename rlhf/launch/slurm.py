@@ -80,7 +80,8 @@ def submit_group(group: list[Task], jobs: dict[str, str], directory: Path) -> li
     import submitit
 
     config = group[0].config
-    agents = [Agent(write_job_spec(build_spec(task.node, task.config, task.planned), directory)) for task in group]
+    specs = [build_spec(task.node, task.config, task.planned, task.swept, task.sweep) for task in group]
+    agents = [Agent(write_job_spec(spec, directory)) for spec in specs]
     needs = [jobs[parent] for parent in group[0].parents if parent in jobs]
     executor = submitit.AutoExecutor(folder=directory / "logs", cluster="slurm")
     executor.update_parameters(
@@ -235,7 +236,7 @@ def read_outcome(
     """Find out how a stage ended whose job has left the queue without a result; None if its directory does not tell yet."""
     status = task.node.directory.status()
     if blocked := blocked_by(task, outcomes, known):
-        return Outcome("skipped", blocked)
-    if status.get("state") in ("failed", "stopped"):
+        return blocked
+    if status.get("state") in ("failed", "stopped", "pruned"):
         return Outcome(str(status["state"]), str(status.get("reason")), job_log(directory, job))
     return None

@@ -14,9 +14,9 @@ from rlhf.config.directories import is_finished_stage
 from rlhf.config.terminal import Terminal
 from rlhf.experiment.lock import Held, LockLost, adopt_lock, hold
 from rlhf.experiment.spec import Spec, job_id, read_spec, stage_directory, start_attempt
-from rlhf.experiment.stopping import Stopped, listening, received_signals
+from rlhf.experiment.stopping import Pruned, Stopped, listening, received_signals
 from rlhf.launch.scheduler import local_threads
-from rlhf.launch.workers import Devices, Rendezvous, StageFailed, run_workers
+from rlhf.launch.workers import Devices, Rendezvous, StageFailed, run_workers, spawn
 
 
 class Agent:
@@ -50,6 +50,9 @@ def run_node(file: Path) -> int:
                     start_attempt(spec)
                     run_ranks(spec, file, console)
             return 0
+        except Pruned as pruned:
+            console.print(f"pruned: {pruned}", soft_wrap=True)
+            return int(first)  # stages that need this one must not start; other nodes leave as after `Stopped`
         except Stopped as stopped:
             console.print(f"stopped: {stopped}", soft_wrap=True)
             return requeue_or_leave(spec, str(stopped), first)
@@ -69,7 +72,8 @@ def run_ranks(spec: Spec, file: Path, console: Console) -> None:
     job has finished the stage."""
     directory = stage_directory(spec)
     meeting = Rendezvous(node_number(), master(), port(), file)
-    run_workers(spec, console, Devices(None, local_threads(spec.config)), meeting, lambda: directory.done)
+    devices = Devices(None, local_threads(spec.config))
+    run_workers(spec, console, devices, spawn, meeting, lambda: directory.done)
 
 
 def requeue_or_leave(spec: Spec, reason: str, first: bool) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import pkgutil
 import signal
 import socket
 import sys
@@ -11,23 +12,30 @@ import time
 import traceback
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
+from rlhf.catalog.stage import kind_of
 from rlhf.config.disk import FULL, disk_problem
 from rlhf.config.errors import ConfigError, first_line
 from rlhf.config.secrets import mask
-from rlhf.experiment.lock import Held, LockLost, adopt_lock
-from rlhf.experiment.spec import Spec, read_spec, stage_directory
+from rlhf.experiment.lock import Held, LockLost, adopt_lock, process_start_time
+from rlhf.experiment.spec import Spec, check_imported_code, read_spec, stage_directory
 from rlhf.experiment.stopping import EXIT_CHECKPOINTED, EXIT_LOCK_LOST, Stopped, listening
 from rlhf.experiment.store import write_json
 
 # The variable that tells a worker which process started it.
 PARENT = "RLHF_PARENT"
-# And the one that holds the token of the lock under which it writes.
+# The one that holds the token of the lock under which it writes.
 LOCK = "RLHF_LOCK"
+# And the one that holds the numbers of the processor cores to which it keeps, if not to all.
+CORES = "RLHF_CORES"
+# The variable that tells a process that it is the server of warm workers.
+SERVER = "RLHF_SERVER"
 
 
 def run_inline(spec: Spec) -> None:
     """Run a stage in this process, as its only rank."""
+    check_imported_code(spec)
     os.environ.update(rank_environment(0, 0, 1, free_port()))
     run_rank(spec)
 
@@ -78,6 +86,14 @@ def run_rank(spec: Spec) -> None:
 
     keep_libraries()
     run_stage(spec)
+    write_page(spec)
+
+
+def write_page(spec: Spec) -> None:
+    """Write, on the first rank, the page of what the stage has found, where its kind has one."""
+    page = kind_of(spec.stage).page
+    if page and os.environ.get("RANK", "0") == "0":
+        pkgutil.resolve_name(page)(stage_directory(spec))
 
 
 @cache
@@ -95,23 +111,32 @@ def leave_group() -> None:
 
 
 def follow_parent(period_s: float = 1.0) -> None:
-    """End this process when the process that started it has gone: nobody would know of it."""
-    parent = int(os.environ.get(PARENT, os.getppid()))
-    while os.getppid() == parent:
+    """End this process when the launching process has gone, or the process that forked it: nobody would know of it."""
+    parent = os.getppid()
+    launcher = int(os.environ.get(PARENT, parent))
+    began = process_start_time(launcher)
+    while began is not None and process_start_time(launcher) == began and os.getppid() == parent:
         time.sleep(period_s)
     os._exit(1)
 
 
-def main() -> int:
-    """Run a worker process: exit code 0 when done, EXIT_CHECKPOINTED when it was asked to stop and has saved,
-    EXIT_LOCK_LOST when another process has its stage, 2 for bad input, 1 for everything else."""
+def keep_to_cores() -> None:
+    """Keep this process, and the threads that it starts, to the cores that it was given."""
+    if numbers := os.environ.get(CORES):
+        os.sched_setaffinity(0, map(int, numbers.split(",")))
+
+
+def main(file: Path) -> int:
+    """Run a worker process for the stage of a spec's file: exit code 0 when done, EXIT_CHECKPOINTED when it was asked to
+    stop and has saved, EXIT_LOCK_LOST when another process has its stage, 2 for bad input, 1 for everything else."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
+    keep_to_cores()
     threading.Thread(target=follow_parent, daemon=True).start()
     spec: Spec | None = None
     with listening(signal.SIGTERM, signal.SIGHUP):
         try:
-            spec = read_spec(Path(sys.argv[1]))
+            spec = read_spec(file)
             adopt_stage_lock(spec)
             run_rank(spec)
             leave_group()
@@ -144,8 +169,12 @@ def report_lost_lock(lost: LockLost) -> int:
     return EXIT_LOCK_LOST
 
 
-if __name__ == "__main__":
-    code = main()
+def leave(code: int) -> NoReturn:
+    """End this process. A failed rank must not wait in an exit handler for ranks that wait for it."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # a failed rank must not wait in an exit handler for ranks that wait for it
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    leave(main(Path(sys.argv[1])))

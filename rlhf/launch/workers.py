@@ -8,10 +8,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from rich.console import Console
 from rich.text import Text
@@ -22,9 +23,11 @@ from rlhf.experiment import stopping
 from rlhf.experiment.files import Unreadable, as_float, as_text, read_object
 from rlhf.experiment.lock import find_held, is_lost
 from rlhf.experiment.spec import Spec, stage_directory
-from rlhf.experiment.stopping import EXIT_CHECKPOINTED, EXIT_LOCK_LOST, Stopped
-from rlhf.launch.worker import LOCK, PARENT, error_file, free_port, rank_environment
+from rlhf.experiment.stopping import EXIT_CHECKPOINTED, EXIT_LOCK_LOST, Pruned, Stopped
+from rlhf.launch.worker import CORES, LOCK, PARENT, error_file, free_port, rank_environment
 
+# Variables that each rank has of its own; all others are those of the launching process, or the same for all stages.
+OWN_VARIABLES = frozenset({*rank_environment(0, 0, 1, 0), PARENT, LOCK, CORES, "CUDA_VISIBLE_DEVICES"})
 # Between asking a worker whose stage has failed elsewhere to end, and ending it.
 GRACE_S = 2.0
 
@@ -39,10 +42,34 @@ class StageFailed(Exception):
 
 @dataclass(frozen=True)
 class Devices:
-    """What a stage may use here: names of GPUs (None: all that are visible), and threads per rank on the CPU."""
+    """What a stage may use here: names of GPUs (None: all that are visible), threads per rank on the CPU, and numbers of
+    the cores that its ranks share (None: all that this process may use)."""
 
     gpus: list[str] | None
     threads: int
+    cores: list[int] | None = None
+
+
+class Worker(Protocol):
+    """A rank's process, as subprocess.Popen has it."""
+
+    @property
+    def pid(self) -> int:
+        """The number of the process, which is also that of its session."""
+
+    @property
+    def stdout(self) -> IO[str] | None:
+        """What it prints."""
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Send it a signal, unless it has ended."""
+
+
+# Starts a rank by the file of its spec and its environment.
+Start = Callable[[Path, Mapping[str, str]], Worker]
 
 
 @dataclass(frozen=True)
@@ -56,9 +83,14 @@ class Rendezvous:
 
 
 def run_workers(
-    spec: Spec, console: Console, devices: Devices, meeting: Rendezvous | None = None, over: Callable[[], bool] = bool
+    spec: Spec,
+    console: Console,
+    devices: Devices,
+    start: Start,
+    meeting: Rendezvous | None = None,
+    over: Callable[[], bool] = bool,
 ) -> None:
-    """Run this node's ranks of a stage and wait for them.
+    """Run this node's ranks of a stage, each started by `start`, and wait for them.
 
     Returns when they are done, or when `over` says that the stage is. When this process is asked to stop, they are: they
     save and leave. Raises StageFailed naming the rank that failed first, after ending the others; or Stopped; or LockLost.
@@ -66,7 +98,7 @@ def run_workers(
     directory = stage_directory(spec)
     meeting = meeting or Rendezvous(port=free_port())
     relays: list[threading.Thread] = []
-    workers = start_workers(spec, console, devices, meeting, relays)
+    workers = start_workers(spec, console, devices, start, meeting, relays)
     try:
         codes = watch(workers, spec.config.launcher.grace_s, lambda: over() or is_lost(directory.path))
     finally:
@@ -90,32 +122,37 @@ def raise_on_failure(spec: Spec, codes: dict[int, int | None]) -> None:
     if bad:
         raise Stopped("asked to stop before it could save")
     if EXIT_CHECKPOINTED in codes.values():
-        raise Stopped(str(stage_directory(spec).status().get("reason")))
+        status = stage_directory(spec).status()
+        raise (Pruned if status.get("state") == Pruned.state else Stopped)(str(status.get("reason")))
 
 
 def start_workers(
-    spec: Spec, console: Console, devices: Devices, meeting: Rendezvous, relays: list[threading.Thread]
-) -> list[subprocess.Popen[str]]:
+    spec: Spec, console: Console, devices: Devices, start: Start, meeting: Rendezvous, relays: list[threading.Thread]
+) -> list[Worker]:
     """Start this node's ranks, each with its output in a log file and, for rank 0, on the console as well; `relays` gets
     the threads that copy it."""
     hardware = spec.config.hardware
     count, world = hardware.gpus_per_node, hardware.gpus_per_node * hardware.nodes
-    workers, held = [], find_held(Path(spec.directory))
+    held = find_held(Path(spec.directory))
+    workers: list[Worker] = []
     for local_rank in range(count):
         rank = meeting.node * count + local_rank
         environment = {
             **os.environ,
             **rank_environment(rank, local_rank, world, meeting.port, meeting.address),
             "OMP_NUM_THREADS": str(devices.threads),
+            "DS_ACCELERATOR": hardware.device,
             PARENT: str(os.getpid()),
             LOCK: held.token if held else "",
         }
         if devices.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices.gpus)
+        if devices.cores is not None:
+            environment[CORES] = ",".join(map(str, devices.cores))
         log = log_file(spec, rank)
         log.parent.mkdir(parents=True, exist_ok=True)
         error_file(spec, rank).unlink(missing_ok=True)
-        workers.append(spawn(meeting.spec or spec.file, environment))
+        workers.append(start(meeting.spec or spec.file, environment))
         prefix = f"[{Path(spec.directory).name} {rank}]" if spec.config.launcher.parallel > 1 else f"[{rank}]"
         shown = console if rank == 0 else None
         relays.append(threading.Thread(target=relay, args=(workers[-1].stdout, log, prefix, shown), daemon=True))
@@ -123,12 +160,13 @@ def start_workers(
     return workers
 
 
-def spawn(spec: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
-    """Start one rank. SLURM's signal goes to every process of a job: it is held back until the worker can ignore it."""
+def spawn(spec: Path, environment: Mapping[str, str]) -> Worker:
+    """Start one rank cold, as a program. SLURM's signal goes to every process of a job: it is held back until the worker
+    can ignore it."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "rlhf.launch.worker", str(spec)],
+            worker_command(spec),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -139,6 +177,11 @@ def spawn(spec: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
         )
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
+
+
+def worker_command(spec: Path) -> list[str]:
+    """Return the command of a rank."""
+    return [sys.executable, "-m", "rlhf.launch.worker", str(spec)]
 
 
 def log_file(spec: Spec, rank: int) -> Path:
@@ -157,7 +200,7 @@ def relay(stream: IO[str], log: Path, prefix: str, console: Console | None) -> N
                 console.print(Text(f"{prefix} {make_printable(strip_colours(line.rstrip()))}"), soft_wrap=True)
 
 
-def watch(workers: list[subprocess.Popen[str]], grace_s: float, over: Callable[[], bool] = bool) -> list[int | None]:
+def watch(workers: Sequence[Worker], grace_s: float, over: Callable[[], bool] = bool) -> list[int | None]:
     """Return the workers' exit codes, once all have ended, or one has failed, or the stage is over. Tells them when this
     process is asked to stop, and waits `grace_s` for them to save."""
     deadline: float | None = None
@@ -179,12 +222,13 @@ def watch(workers: list[subprocess.Popen[str]], grace_s: float, over: Callable[[
         time.sleep(0.05)
 
 
-def terminate(workers: list[subprocess.Popen[str]]) -> None:
+def terminate(workers: Sequence[Worker]) -> None:
     """End the workers that are left: ask them, then make them."""
     for order, patience in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
         left = [worker for worker in workers if worker.poll() is None]
         for worker in left:
-            os.killpg(worker.pid, order)
+            with suppress(ProcessLookupError):  # it has ended, or has not begun its session yet
+                os.killpg(worker.pid, order)
             worker.send_signal(order)
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline and any(worker.poll() is None for worker in left):

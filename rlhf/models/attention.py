@@ -8,8 +8,10 @@ between a forward pass and its recomputation. Lengths stay on the host, where at
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -25,8 +27,11 @@ from rlhf.models.cached import attend_capped, attend_folded, attend_runs, kernel
 from rlhf.models.heads import plain_model
 from rlhf.models.neo import NAME, replace_attention, within_window
 from rlhf.runtime.compat.transformers import attention_name, looks_attention_up, set_attention_name
+from rlhf.runtime.device import send_numbers
 
 Attended = tuple[Tensor, Tensor | None]
+# Whether any sequence of the pass that goes on is padded; None: nobody has said so.
+has_padding: ContextVar[bool | None] = ContextVar("has_padding", default=None)
 
 
 def takes_packed(model: Any) -> bool:
@@ -60,12 +65,32 @@ def extend_attention(model: Any) -> None:
     """Give a model this attention, if its family looks its attention up. transformers before 5.24 needs another mask for
     the other families' too, of the same values."""
     AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, padding_mask)
     if parse(transformers.__version__) < parse("5.24"):
         AttentionMaskInterface.register("eager", additive_mask)
     if goes_through_interface(model):
         set_attention_name(model, NAME)
         replace_attention(model)
+
+
+@contextmanager
+def known_padding(is_padded: bool) -> Iterator[None]:
+    """Tell masks made meanwhile whether any sequence is padded. transformers looks at the padding mask else, for which the
+    host waits for the device."""
+    token = has_padding.set(is_padded)
+    try:
+        yield
+    finally:
+        has_padding.reset(token)
+
+
+def padding_mask(**options: Any) -> Tensor | None:
+    """Return transformers' mask for `sdpa` attention [B, 1, T, S], or None where causality says it all."""
+    known: dict[bool | None, dict[str, Any]] = {
+        True: {"allow_is_causal_skip": False}, False: {"attention_mask": None}, None: {}
+    }  # fmt: skip
+    mask: Tensor | None = sdpa_mask(**options | known[has_padding.get()])
+    return mask
 
 
 def additive_mask(dtype: torch.dtype = torch.float32, **options: Any) -> Tensor | None:
@@ -82,8 +107,8 @@ def attention(
     """Call transformers' `sdpa`, [B, H, T, D] to [B, T, H, D], with `softcap` where a model has it; of rows of sequences
     if the mask holds lengths (int64), of one token over a cache if it holds runs (int32)."""
     kind, window = None if attention_mask is None else attention_mask.dtype, options.get("sliding_window")
-    if kind == torch.int64:
-        return uncompiled(module, query, key, value, attention_mask, **options), None
+    if attention_mask is not None and kind == torch.int64:
+        return packed_attention(module, query, key, value, attention_mask, **options), None
     if attention_mask is not None and kind == torch.int32:
         return attend_runs(query, key, value, attention_mask, window, options.get("scaling")), None
     if query.size(2) == 1 and kind in (None, torch.bool) and not options.get("dropout"):
@@ -144,10 +169,6 @@ def packed_attention(
     return torch.cat(found)[None]
 
 
-# One program per combination of lengths would be compiled else.
-uncompiled: Any = torch.compiler.disable(packed_attention)
-
-
 def has_kernel(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     """Whether one kernel reads sequences of many lengths: in half precision, on GPUs since Ampere, heads of usual width."""
     half = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
@@ -181,7 +202,7 @@ def flash_attention(
 @lru_cache(maxsize=8)
 def sequence_boundaries(counts: tuple[int, ...], device: torch.device) -> Tensor:
     """Return where each sequence of a row begins, and where the last one ends, in tokens; made once for all layers."""
-    return torch.tensor((0, *counts), dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+    return send_numbers((0, *accumulate(counts)), device).int()
 
 
 def causal_band(length: int, window: int | None, device: torch.device) -> Tensor:

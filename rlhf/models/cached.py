@@ -27,28 +27,37 @@ def held_tokens(lengths: Tensor, size: int) -> Tensor:
 
 
 class SlotMask:
-    """The slots that hold a token, of up to `rows` rows of a cache of `slots` slots: a mask [rows, slots]."""
+    """The slots that hold a token, of up to `rows` rows of a cache of `slots` slots: a mask [rows, slots] that is added to
+    scores, 0 where a slot holds a token and else minus infinity."""
 
-    def __init__(self, rows: int, slots: int, device: torch.device) -> None:
+    def __init__(self, rows: int, slots: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.indices = torch.arange(slots, device=device)
-        self.mask = torch.zeros(rows, slots, dtype=torch.bool, device=device)
+        self.mask = torch.zeros(rows, slots, dtype=dtype, device=device)
 
     def begin(self, lengths: Tensor, end: int, size: int) -> None:
         """Start a batch of `size` rows whose prompts, of `lengths` [B], end before slot `end`."""
         held = held_tokens(lengths, size)
-        self.mask[:size] = (self.indices >= end - held[:, None]) & (self.indices < end)
+        hidden = (self.indices < end - held[:, None]) | (self.indices >= end)
+        self.mask[:size] = torch.zeros_like(hidden, dtype=self.mask.dtype).masked_fill_(hidden, -torch.inf)
 
     def add(self, rows: int, slot: Tensor) -> None:
         """Add a token to each of the first `rows` rows, in the slot `slot` [1]."""
-        self.mask[:rows].index_fill_(1, slot, True)
+        self.mask[:rows].index_fill_(1, slot, 0.0)
 
-    def move(self, kept: Tensor) -> None:
-        """Move the rows `kept` to the front."""
-        self.mask[: len(kept)] = self.mask[kept]
+    def move(self, rows: Tensor, places: Tensor) -> None:
+        """Move rows to other places."""
+        self.mask[places] = self.mask[rows]
 
     def seen(self, rows: int, slots: int) -> Tensor:
-        """Return the mask of the first rows and slots, [rows, slots]."""
-        return self.mask[:rows, :slots]
+        """Return the mask of the first rows and slots, [rows, 1, 1, slots]."""
+        return self.mask[:rows, None, None, :slots]
+
+    def within(self, window: int | None, rows: int, slots: int, slot: Tensor) -> Tensor:
+        """Return the mask without slots that lie `window` or more before the slot `slot` [1]."""
+        mask = self.seen(rows, slots)
+        if window is None or slots <= window:
+            return mask
+        return mask.masked_fill(self.indices[:slots] <= slot - window, -torch.inf)
 
 
 class Runs:
@@ -56,7 +65,7 @@ class Runs:
     at which its run begins among the slots of all rows, the run's length, and the index of its query. The last column ends
     the line of queries."""
 
-    def __init__(self, rows: int, slots: int, device: torch.device) -> None:
+    def __init__(self, rows: int, slots: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.slots = slots
         self.runs = torch.zeros(1, 1, 3, rows + 1, dtype=torch.int32, device=device)
         self.numbers = torch.arange(rows + 1, dtype=torch.int32, device=device)
@@ -72,16 +81,19 @@ class Runs:
         """Add a token to each of the first `rows` rows, in the slot that follows its run."""
         self.runs[0, 0, LENGTHS, :rows].add_(1)
 
-    def move(self, kept: Tensor) -> None:
-        """Move the rows `kept` to the front."""
-        count = len(kept)
-        starts, lengths = self.runs[0, 0, STARTS], self.runs[0, 0, LENGTHS]
-        starts[:count] = (starts - self.numbers * self.slots)[kept] + self.numbers[:count] * self.slots
-        lengths[:count] = lengths[kept]
+    def move(self, rows: Tensor, places: Tensor) -> None:
+        """Move rows to other places."""
+        starts, lengths, numbers = self.runs[0, 0, STARTS], self.runs[0, 0, LENGTHS], self.numbers
+        starts[places] = starts[rows] + (numbers[places] - numbers[rows]) * self.slots
+        lengths[places] = lengths[rows]
 
     def seen(self, rows: int, slots: int) -> Tensor:
         """Return the runs of the first rows, [1, 1, 3, rows + 1]; they are within the first `slots` slots."""
         return self.runs[..., : rows + 1]
+
+    def within(self, window: int | None, rows: int, slots: int, slot: Tensor) -> Tensor:
+        """Return the runs of the first rows: the kernel itself looks at the window."""
+        return self.seen(rows, slots)
 
 
 def attend_runs(
@@ -104,12 +116,12 @@ def kernel_agrees(device: torch.device, dtype: torch.dtype, heads: int, shared: 
     """Try once on this device whether the kernel gives what the mask gives: torch does not document this use of it.
     `heads` have `shared` keys and values of `width` elements. Warns of a kernel that does not."""
     rows, slots, draw = 3, 24, torch.Generator().manual_seed(0)
-    mask, runs = SlotMask(rows, slots, device), Runs(rows, slots, device)
+    mask, runs = SlotMask(rows, slots, device, dtype), Runs(rows, slots, device)
     for held in (mask, runs):
         held.begin(torch.tensor([1, 7, 16], device=device), 16, rows)
     query = torch.randn(rows, heads, 1, width, generator=draw).to(device, dtype)
     key, value = (torch.randn(rows, slots, shared, width, generator=draw).to(device, dtype).transpose(1, 2) for _ in "kv")
-    wanted = attend_folded(query, key, value, mask.seen(rows, slots)[:, None, None]).float()
+    wanted = attend_folded(query, key, value, mask.seen(rows, slots)).float()
     try:
         gap = float((attend_runs(query, key, value, runs.seen(rows, slots)).float() - wanted).abs().max())
         problem = None if gap <= KERNEL_GAP else f"the kernel is off by {gap:.3g}"
@@ -132,7 +144,7 @@ def attend_folded(
 ) -> Tensor:
     """Compute attention [B, 1, H, D] of queries [B, H, 1, D] over keys and values [B, K, S, D]: the H / K heads that share
     keys are so many queries, so that no key is copied for each of them. The mask [B, 1, 1, S] is True where a key is
-    seen."""
+    seen, or is added to the scores."""
     folded = query.unflatten(1, (key.size(1), -1)).squeeze(3)
     if softcap is None:
         attended = torch.nn.functional.scaled_dot_product_attention(folded, key, value, mask, scale=scale)

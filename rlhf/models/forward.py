@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf.algo.logprobs import token_logprobs
@@ -15,40 +16,61 @@ from rlhf.models.heads import takes_positions
 
 @dataclass(frozen=True)
 class PackedInputs:
-    """Sequences as a model reads them: the `inputs` of its forward pass, and of each of the [B, T] tokens the index among
-    the outputs, flattened (`slots`; of padding nothing that counts)."""
+    """Sequences as a model reads them.
+
+    Attributes:
+        inputs: Those of its forward pass.
+        slots: Of each of the [B, T] tokens the index among the outputs, flattened; of padding nothing that counts.
+        wanted: The indices [A] of the tokens that are asked for among the last W of each sequence, [B, W] flattened.
+        first: How many tokens come before the first of them in its sequence, at least.
+    """
 
     inputs: dict[str, Tensor]
     slots: Tensor
+    wanted: Tensor
+    first: int
 
 
-def pack_inputs(model: Any, ids: Tensor, mask: Tensor, packing: str) -> PackedInputs:
-    """Arrange sequences as a model reads them: one after another in a single row (`packed`, if the model can read that);
-    prompt and response together and all padding after them (`length`); or as they are (`none`)."""
-    shape: tuple[int, ...]
+def pack_inputs(model: Any, ids: Tensor, mask: Tensor, packing: str, wanted: Tensor) -> PackedInputs:
+    """Arrange sequences [B, T] as a model reads them: one after another in a single row (`packed`, if the model can read
+    that); prompt and response together and all padding after them (`length`); or as they are (`none`). `wanted` [B, W] is 1
+    for the tokens among the last W of each that are asked for; with `none` all are. The host waits for the device once, for
+    lengths."""
     rows, order = torch.arange(len(ids), device=ids.device)[:, None], mask.cumsum(1) - 1
     in_a_row = packing == "packed" and takes_packed(model)
-    if in_a_row:
-        lengths = mask.sum(1, keepdim=True)
-        slots, shape = lengths.cumsum(0) - lengths + order, (1, int(lengths.sum()))
-    elif packing == "none":
-        slots, shape = rows * mask.size(1) + torch.arange(mask.size(1), device=ids.device), tuple(mask.shape)
+    lengths: list[int] = []
+    if packing == "none":
+        shape = mask.size(0), mask.size(1)
+        slots = rows * mask.size(1) + torch.arange(mask.size(1), device=ids.device)
+        indices, first = torch.arange(wanted.numel(), device=ids.device), mask.size(1) - wanted.size(1)
     else:
-        longest = int(mask.sum(1).max())
-        slots, shape = rows * longest + order, (len(ids), longest)
-
-    real = mask.flatten().nonzero().squeeze(1)
-    taken = slots.flatten()[real]
+        lengths, count, first = count_tokens(mask, order, wanted)
+        indices = torch.nonzero_static(wanted.flatten(), size=count).squeeze(1)
+        if in_a_row:
+            own = mask.sum(1, keepdim=True)
+            slots, shape = own.cumsum(0) - own + order, (1, sum(lengths))
+        else:
+            slots, shape = rows * max(lengths) + order, (len(ids), max(lengths))
+    size = shape[0] * shape[1]
+    taken = torch.where(mask.bool(), slots, size).flatten()  # padding goes behind the end
 
     def placed(values: Tensor) -> Tensor:
-        return values.new_zeros(shape[0] * shape[1]).index_copy(0, taken, values.flatten()[real]).view(shape)
+        return values.new_zeros(size + 1).index_copy_(0, taken, values.flatten())[:size].view(shape)
 
     inputs = {"input_ids": placed(ids), "attention_mask": placed(mask)}
     if takes_positions(model):
         inputs["position_ids"] = placed(order)
     if in_a_row:
-        inputs["attention_mask"] = lengths.cpu().view(1, 1, 1, -1)  # what models/attention.py knows a row by
-    return PackedInputs(inputs, slots)
+        inputs["attention_mask"] = torch.tensor(lengths).view(1, 1, 1, -1)  # what models/attention.py knows a row by
+    return PackedInputs(inputs, slots, indices, first)
+
+
+def count_tokens(mask: Tensor, order: Tensor, wanted: Tensor) -> tuple[list[int], int, int]:
+    """Return the lengths of sequences [B, T] by their mask, how many tokens are wanted among their last W, [B, W], and how
+    many tokens of a sequence come before the first of them, at least. `order` [B, T] numbers the tokens of a sequence."""
+    before = torch.where(wanted.bool(), order[:, -wanted.size(1) :], mask.size(1)).amin(1)
+    lengths, counts, firsts = torch.stack([mask.sum(1), wanted.sum(1), before]).tolist()
+    return lengths, sum(counts), min(firsts)
 
 
 def response_logprobs(
@@ -63,67 +85,58 @@ def response_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Return the log-probabilities of the response tokens and, if asked for, the entropies of their distributions, [B, R]
     in float32 and nats. Logits are computed for the responses only."""
-    read, indices = pack_inputs(engine, ids, mask, packing), response_positions(mask, responses, packing)
-    before = (read.slots[:, -responses:] - 1).flatten()[indices]
-    tokens = (ids * mask)[:, -responses:].flatten()[indices]
-    found = predict_tokens(engine, read.inputs, before, tokens, temperature, entropies, entropy_learns)
-    logprobs, entropy = (unpack_outputs(column, indices, mask[:, -responses:]) for column in found)
-    return logprobs, entropy
+    wanted = mask[:, -responses:]
+    return wanted_logprobs(engine, ids, mask, wanted, temperature, packing, entropies, entropy_learns)
 
 
 def target_logprobs(engine: Any, ids: Tensor, mask: Tensor, targets: Tensor, packing: str = "packed") -> Tensor:
     """Return the log-probabilities, at temperature 1, of the tokens of right-padded sequences [B, T] where `targets` [B, T]
     is 1, and 0 elsewhere: [B, T] in float32 and nats. No first token may be a target. Logits are computed for the targets
     only, or with packing `none` for all tokens."""
-    read = pack_inputs(engine, ids, mask, packing)
-    wanted = targets if packing != "none" else torch.ones_like(targets).index_fill_(1, targets.new_zeros(1), 0)
-    indices = wanted.flatten().nonzero().squeeze(1)
-    before, tokens = read.slots.flatten()[indices] - 1, (ids * mask).flatten()[indices]
-    logprobs, _ = predict_tokens(engine, read.inputs, before, tokens, 1.0, entropies=False)
-    return unpack_outputs(logprobs, indices, targets)
+    logprobs, _ = wanted_logprobs(engine, ids, mask, targets[:, 1:], 1.0, packing, entropies=False)
+    return F.pad(logprobs, (1, 0))
 
 
-def predict_tokens(
+def wanted_logprobs(
     engine: Any,
-    inputs: dict[str, Tensor],
-    before: Tensor,
-    tokens: Tensor,
+    ids: Tensor,
+    mask: Tensor,
+    wanted: Tensor,
     temperature: float,
+    packing: str,
     entropies: bool,
     entropy_learns: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return the log-probabilities of `tokens` [A] and the entropies of their distributions, [A] in float32 and nats, from
-    the outputs at `before` [A], indices among the inputs' tokens, flattened."""
+    """Return the log-probabilities of the tokens that are wanted among the last W of each sequence and the entropies of
+    their distributions, [B, W] in float32 and nats, and 0 elsewhere."""
+    read, width = pack_inputs(engine, ids, mask, packing, wanted), wanted.size(1)
+    before = (read.slots[:, -width:] - 1).flatten()[read.wanted]  # [A], among the outputs, flattened
+    tokens = (ids * mask)[:, -width:].flatten()[read.wanted]
     keep: int | Tensor = before
     kept = None
-    if inputs["attention_mask"].ndim == 2:  # the last columns of a rectangle [B, T], and the indices among them
-        width = inputs["input_ids"].size(1)
-        first = int((before % width).min())
-        keep, kept = width - first, before // width * (width - first) + before % width - first
-    logits = engine(**inputs, use_cache=False, logits_to_keep=keep).logits
-    return token_logprobs(logits, tokens, temperature, kept, entropies, entropy_learns)
+    if read.inputs["attention_mask"].ndim == 2:  # the last columns of a rectangle [B, T], and the indices among them
+        columns = read.inputs["input_ids"].size(1)
+        first = read.first - 1
+        keep, kept = columns - first, before // columns * (columns - first) + before % columns - first
+    logits = engine(**read.inputs, use_cache=False, logits_to_keep=keep).logits
+    found = token_logprobs(logits, tokens, temperature, kept, entropies, entropy_learns)
+    logprobs, entropy = (unpack_outputs(column, read.wanted, wanted) for column in found)
+    return logprobs, entropy
 
 
 def response_values(engine: Any, ids: Tensor, mask: Tensor, responses: int, packing: str = "packed") -> Tensor:
     """Return the critic's value of the state before each response token, [B, R] in float32."""
-    read, indices = pack_inputs(engine, ids, mask, packing), response_positions(mask, responses, packing)
+    read = pack_inputs(engine, ids, mask, packing, mask[:, -responses:])
     outputs: Tensor = engine(**read.inputs)
-    before = (read.slots[:, -responses:] - 1).flatten()[indices]
-    return unpack_outputs(outputs.flatten()[before], indices, mask[:, -responses:])
+    before = (read.slots[:, -responses:] - 1).flatten()[read.wanted]
+    return unpack_outputs(outputs.flatten()[before], read.wanted, mask[:, -responses:])
 
 
 def response_scores(engine: Any, ids: Tensor, mask: Tensor, packing: str = "packed") -> Tensor:
     """Return the reward model's score at each sequence's last real token, [B] in float32."""
-    read = pack_inputs(engine, ids, mask, packing)
+    read = pack_inputs(engine, ids, mask, packing, mask)
     outputs: Tensor = engine(**read.inputs)
     return outputs.flatten()[(read.slots * mask).amax(1)]
-
-
-def response_positions(mask: Tensor, responses: int, packing: str) -> Tensor:
-    """Return the indices among [B, R], flattened, of what is computed: the response tokens, or everything with packing
-    `none`."""
-    actions = mask[:, -responses:]
-    return (torch.ones_like(actions) if packing == "none" else actions).flatten().nonzero().squeeze(1)
 
 
 def unpack_outputs(values: Tensor, indices: Tensor, like: Tensor) -> Tensor:

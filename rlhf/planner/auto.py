@@ -20,7 +20,7 @@ from rlhf.config.keys import AUTO_KEYS, get_key
 from rlhf.config.metadata import AUTO
 from rlhf.config.rewards import count_reward_models
 from rlhf.config.schema import ZEROS, Config
-from rlhf.planner.batches import rollout_rows
+from rlhf.planner.batches import rollout_rows, texts_read_together
 from rlhf.planner.constants import load_constants
 from rlhf.planner.memory import GIB, Batch, host_bytes, peak_bytes, phase_bytes
 from rlhf.planner.time import step_seconds
@@ -74,10 +74,29 @@ def choose_layout(config: Config, stage: str, pinned: Mapping[str, Any] | None =
     config = with_keys(config, given)
     if not is_automatic(config):
         return Choice(config, {}, "")
+    if not kind_of(stage).trains:
+        return lay_out_reading(config, stage)
     chosen, reason = search(Subject(config, measured_stage(config, stage), layout_text(config)))
     left = {key: value for key, value in chosen.items() if get_key(config, key) in (AUTO, None)}
     own = {key: value for key, value in chosen.items() if concerns(key, config, measured_stage(config, stage))}
     return Choice(with_keys(config, left), {**given, **own}, reason)
+
+
+def lay_out_reading(config: Config, stage: str) -> Choice:
+    """Replace every `auto` for a stage that trains nothing: its models are whole on each device where they fit, else
+    sharded, and what concerns training is off."""
+    off: dict[str, Any] = {key: None if key == "rollout.micro_batch_size" else False for key in AUTO_KEYS}
+    off |= {"rollout.gather": "all", "rollout.tensor_parallel": 1}
+    found: dict[str, Any] = {}
+    for sharding in READING if config.hardware.device == "cuda" else READING[:1]:
+        names = zip(("stage", "offload_optimizer", "offload_param"), sharding, strict=True)
+        values = off | {f"{zero}.{name}": value for name, value in names for zero in ZEROS}
+        found = {key: value for key, value in values.items() if get_key(config, key) == AUTO}
+        size = texts_read_together(config, stage)
+        if missing_bytes(with_keys(config, found), stage, Batch(size, size)) <= 0:
+            break
+    own = {key: value for key, value in found.items() if concerns(key, config, stage)}
+    return Choice(with_keys(config, found), own, "the plainest layout with which its models fit")
 
 
 def with_keys(config: Config, values: Mapping[str, Any]) -> Config:
@@ -94,7 +113,7 @@ def concerns(key: str, config: Config, stage: str) -> bool:
     kind, group = kind_of(stage), key.rpartition(".")[0]
     if group in ZEROS:
         return group in groups_of(config, stage)
-    return group == kind.section or (group == "rollout" and samples_responses_in(stage))
+    return group == kind.section or (group == "rollout" and kind_of(stage).samples)
 
 
 def groups_of(config: Config, stage: str) -> dict[str, Role]:
@@ -184,7 +203,7 @@ def layouts(config: Config, stage: str) -> Iterator[tuple[Config, dict[str, int]
     """Yield the layouts of a stage but for their micro-batches, each with the operations of a step by phase."""
     groups, flops = groups_of(config, stage), dict[tuple[Any, ...], dict[str, int]]()
     section = kind_of(stage).section
-    recomputing = [f"{section}.gradient_checkpointing"]
+    recomputing = [] if kind_of(stage).only_samples else [f"{section}.gradient_checkpointing"]
     if samples_responses_in(stage):
         recomputing.append("ppo.critic_gradient_checkpointing")
     others = [key for key in AUTO_KEYS if key.endswith("gradient_checkpointing") and key not in recomputing]
@@ -204,6 +223,9 @@ def sharding_choices(config: Config, groups: dict[str, Role]) -> Iterator[dict[s
     sharded, which suffices where it is small."""
     learning = [group for group, role in groups.items() if role.lora is not None]
     reading = [group for group in groups if group not in learning]
+    if not learning:
+        yield from (dict.fromkeys(reading, third) for third in READING if all(is_open(config, g, third) for g in reading))
+        return
     for first in LEARNING:
         for second in dict.fromkeys((first, LEARNING[0], LEARNING[2])) if len(learning) > 1 else (first,):
             for third in READING if reading else (READING[0],):
@@ -226,8 +248,6 @@ def is_open(config: Config, group: str, sharding: Sharding) -> bool:
         return False
     if ranks(config) == 1 and sharding in LEARNING[1:4]:
         return sharding[0] == zero.stage or saves  # a single rank has nothing to divide
-    if config.ppo.compile and sharding[0] == 3:
-        return False
     return all(own in (AUTO, value) for own, value in zip(given, sharding, strict=True))
 
 
@@ -248,7 +268,7 @@ def with_shardings(config: Config, shardings: dict[str, Sharding], groups: dict[
 def gathering_choices(config: Config, stage: str) -> Iterator[Config]:
     """How a rollout may gather a sharded actor, the fastest first: all of it, a share of each layer, layer by layer."""
     rollout, model = config.rollout, config.model
-    sharded = samples_responses_in(stage) and config.zero.stage == 3
+    sharded = kind_of(stage).samples and config.zero.stage == 3
     given = rollout.tensor_parallel
     whole = "all" if rollout.gather == AUTO and sharded else rollout.gather
     yield with_keys(config, {"rollout.tensor_parallel": 1 if given == AUTO else given, "rollout.gather": whole})
@@ -281,11 +301,10 @@ def batch_sizes(config: Config, stage: str) -> tuple[list[int], list[int]]:
     section, world, rollout = str(kind_of(stage).section), ranks(config), config.rollout
     own, given = max(1, getattr(config, section).batch_size // world), getattr(config, section).micro_batch_size
     sizes = divisors(own) if given is None else [given]
-    if not samples_responses_in(stage):
-        return sizes, [0]
-    if rollout.micro_batch_size == AUTO:
-        return sizes, divisors(max(1, config.ppo.rollout_batch_size // world))
-    return sizes, [rollout_rows(config)]
+    kind = kind_of(stage)
+    if (kind.samples_responses or kind.only_samples) and rollout.micro_batch_size == AUTO:
+        return sizes, divisors(max(1, get_key(config, f"{section}.{kind.batch_key}") // world))
+    return sizes, [rollout_rows(config, stage)]
 
 
 def with_batches(config: Config, stage: str, batch: Batch) -> Config:
@@ -306,7 +325,8 @@ def seconds_of(config: Config, stage: str, flops: dict[str, int], micro: int) ->
     """Seconds of a step in micro-batches of this size."""
     own = max(1, getattr(config, str(kind_of(stage).section)).batch_size // ranks(config))
     plan = Batches(ranks(config), own, micro, max(1, own // micro))
-    phases = step_seconds(config, stage, flops, plan, load_constants(config.plan.constants))
+    constants = load_constants(config.plan.constants, config.hardware.device)
+    phases = step_seconds(config, stage, flops, plan, constants)
     return sum(sum(parts.values()) for parts in phases.values())
 
 

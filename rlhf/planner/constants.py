@@ -57,11 +57,17 @@ class Constants:
 ADAM_BYTES = 28
 
 
+# On the CPU a start is imports and no more. Measured on the demo (docs/planning.md).
+ON_CPU = Constants(startup_seconds=5.0)
+
+
 @cache
-def load_constants(path: str | None) -> Constants:
-    """Return the constants, those that a file of `plan --calibrate` states replaced. Raises ConfigError."""
+def load_constants(path: str | None, device: str) -> Constants:
+    """Return the constants of a device (`cpu` or `cuda`), those that a file of `plan --calibrate` states replaced. Raises
+    ConfigError."""
+    defaults = ON_CPU if device == "cpu" else Constants()
     if path is None:
-        return Constants()
+        return defaults
     key, fix = "plan.constants", "write it with python -m rlhf plan --calibrate outputs/"
     try:
         given = yaml.safe_load(Path(path).expanduser().read_text())
@@ -75,4 +81,4 @@ def load_constants(path: str | None) -> Constants:
             raise ConfigError(key, path, f"there is no constant {name}, but {', '.join(sorted(known))}", fix)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise ConfigError(key, path, f"{name} is {value!r}, and should be a number above 0", fix)
-    return replace(Constants(), **{name: float(value) for name, value in given.items()})
+    return replace(defaults, **{name: float(value) for name, value in given.items()})

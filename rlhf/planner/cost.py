@@ -1,4 +1,4 @@
-"""What a graph of stages takes as a whole: its time on so many slots, and its cost."""
+"""What a graph of stages takes as a whole: its time on so many slots, its cost, and the calls of a judge after it."""
 
 import heapq
 from collections.abc import Mapping, Sequence
@@ -65,3 +65,35 @@ def find_makespan(graph: Mapping[str, Sequence[str]], seconds: Mapping[str, floa
         ends[key] = start + seconds[key]
         heapq.heappush(free, ends[key])
     return max(ends.values(), default=0.0)
+
+
+@dataclass(frozen=True)
+class JudgeCalls:
+    """The calls of a language model that judges answers.
+
+    Attributes:
+        model: The name of the model.
+        number: How many calls there are to make; None where that depends on records that are not here.
+        answered: How many more were answered before.
+        read: The tokens that it reads, about.
+        written: The tokens that it writes at most.
+        dollars: What that costs at most, in US dollars; None where its prices are not known.
+        is_bound: Whether calls and tokens are the most that there can be, since what it reads is not there yet.
+    """
+
+    model: str
+    number: int | None
+    answered: int = 0
+    read: int = 0
+    written: int = 0
+    dollars: float | None = None
+    is_bound: bool = False
+
+    def describe(self) -> str:
+        """Say how many calls there are, and what they cost."""
+        if self.number is None:
+            return f"judge: the calls of {self.model} depend on records that are not here"
+        bound, about = (" at most", "at most") if self.is_bound else ("", "about")
+        told = f"judge: {self.number:,} calls of {self.model}{bound}, {self.answered:,} answered before"
+        told += f", {about} {self.read:,} tokens read and at most {self.written:,} written"
+        return told if self.dollars is None else f"{told}, ${self.dollars:,.2f} at most"

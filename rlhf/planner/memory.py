@@ -11,19 +11,28 @@ from rlhf.catalog.estimator import has_reference
 from rlhf.catalog.role import Role
 from rlhf.catalog.stage import kind_of
 from rlhf.config.derive import is_reference_shared, max_sequence, measured_stage, ranks, samples_responses_in
+from rlhf.config.keys import get_key
 from rlhf.config.schema import Config, Model, Zero
 from rlhf.planner.cache import cached_tokens, count_prefilled
 
 GIB = 2**30
 # Share of a GPU's memory that is left free: what the allocator cannot use between blocks of unlike sizes.
 FRAGMENTATION = 0.06
+# The same on the CPU, a share of activations and logits: the holes that freed blocks leave on glibc's heap, where the next
+# aligned block rarely fits them. Measured: 0.4 to 0.9. Returning them to the system would make steps 15 % slower.
+HEAP_HOLES = 0.65
 # A CUDA context with its kernels, NCCL's buffers and cuBLAS's workspace, on each GPU.
 CONTEXT = int(1.2 * GIB)
-# A process with torch, transformers and DeepSpeed imported; on the CPU it is part of a device's memory. Estimated: the
-# imports alone take 0.36 GiB, an engine's libraries and the allocator the rest.
-PROCESS = int(0.75 * GIB)
+# A process with torch, transformers and DeepSpeed imported, part of a device's memory on the CPU: a stage of
+# model=opt-tiny takes 0.34 GiB (torch 2.13), less its libraries' files. Beside a GPU, with CUDA's: estimated.
+PROCESS, PROCESS_OF_GPU = int(0.33 * GIB), int(1.5 * GIB)
+# Gradients that DeepSpeed copies to sum them over ranks at ZeRO stage 0 (buffered_allreduce_fallback).
+REDUCED_TOGETHER = 500_000_000
 # Tokens whose logits rlhf/algo/logprobs.py holds in float32 at once, and the copies that it makes of them.
 LOGITS_CHUNK, LOGITS_COPIES = 1024, 3
+# The same of a decode step's logits: log-probabilities, probabilities, and their sums in double precision
+# (rlhf/rollout/sampling.py).
+SAMPLING_COPIES = 4
 # What captured graphs of decode steps keep beside the cache.
 GRAPHS = GIB // 2
 
@@ -58,12 +67,12 @@ def count_trained(role: Role) -> int:
     if role.lora is None:
         return 0
     adapters = adapter_parameters(role.model, role.lora.rank)
-    return adapters if role.lora.rank > 0 and role.lora.only else role.model.num_parameters + adapters
+    return adapters if role.lora.rank > 0 and role.lora.only else role.parameters + adapters
 
 
 def count_held(role: Role) -> int:
     """Return the parameters of a role, adapters included."""
-    return role.model.num_parameters + (adapter_parameters(role.model, role.lora.rank) if role.lora else 0)
+    return role.parameters + (adapter_parameters(role.model, role.lora.rank) if role.lora else 0)
 
 
 def optimizer_bytes_per_parameter(config: Config, zero: Zero) -> int:
@@ -117,14 +126,15 @@ def activation_bytes_per_token(model: Model, dtype: str, checkpointing: bool) ->
     """
     size, hidden = bytes_per_element(dtype), model.hidden_size
     wide = model.intermediate_size * (3 if model.gated_mlp else 2)
-    layer = size * (9 * hidden + wide)
+    layer = size * (8 * hidden + wide) + 2 * hidden  # dropout's two masks have a byte an element
     return model.num_hidden_layers * size * hidden + layer if checkpointing else model.num_hidden_layers * layer
 
 
 def logits_bytes(model: Model, dtype: str, tokens: int) -> float:
     """Logits of so many tokens with their gradient, and the float32 copies of a chunk of them."""
     size, vocabulary = bytes_per_element(dtype), model.vocab_size
-    return 2 * size * vocabulary * tokens + 4 * LOGITS_COPIES * vocabulary * min(tokens, LOGITS_CHUNK)
+    copies = 1 if dtype == "fp32" else LOGITS_COPIES  # nothing is converted, and the rest is done in place
+    return 2 * size * vocabulary * tokens + 4 * copies * vocabulary * min(tokens, LOGITS_CHUNK)
 
 
 def forward_bytes_per_token(model: Model, dtype: str) -> float:
@@ -148,28 +158,35 @@ def phase_bytes(config: Config, stage: str, batch: Batch) -> dict[str, Bytes]:
     name = measured_stage(config, stage)
     roles = kind_of(name).roles(config)
     state = add_bytes(state_bytes(role, config) for role in roles)
+    is_scorer = all(card.scorer for card in kind_of(name).cards.values())
     fixed = {"context": float(CONTEXT if config.hardware.device == "cuda" else PROCESS)}
     fixed["reserve"] = FRAGMENTATION * config.hardware.memory_gib * GIB if config.hardware.device == "cuda" else 0.0
     trained = [role for role in roles if role.lora is not None]
     phases = {"load": {**state, "gradients": 0.0}}
-    if samples_responses_in(name):
-        phases |= sampling_phases(config, roles, state, batch)
+    if not (kind_of(name).trains or kind_of(name).samples):
+        phases = {"score": reading_bytes(config, roles, batch.rows)}
+    elif not kind_of(name).trains:
+        phases["sample"] = {**state, "gradients": 0.0, **sampling_bytes(config, roles[0], batch.rows)[0]}
+    elif samples_responses_in(name):
+        phases |= sampling_phases(config, name, roles, state, batch)
+    elif kind_of(name).only_samples:
+        sampling = sampling_phases(config, name, roles, state, batch)
+        phases |= {"rollout": sampling["rollout"], "score": {**sampling["score"], "logits": 0.0}}
     else:
         predicted = count_predicted_tokens(config, name)
-        per_record = kind_of(name).sequences
-        training = training_bytes(config, per_record, trained, batch.micro, record_tokens(config), predicted)
+        training = training_bytes(config, name, trained, batch.micro, record_tokens(config), predicted)
         phases["train"] = {**state, **training}
-        logits = (
-            logits_bytes(roles[0].model, config.precision.dtype, batch.micro * (predicted or record_tokens(config))) / 2
-        )
-        needs_logits = kind_of(name).sequences == 1
+        sequences = batch.micro * kind_of(name).sequences(config)
+        logits = logits_bytes(roles[0].model, config.precision.dtype, sequences * (predicted or record_tokens(config))) / 2
         phases["evaluate"] = {
             **state,
             "gradients": 0.0,
-            "activations": scoring_bytes(config, roles, batch.micro * kind_of(name).sequences * record_tokens(config)),
-            "logits": logits if needs_logits else 0.0,
+            "activations": scoring_bytes(config, roles, sequences * record_tokens(config)),
+            "logits": 0.0 if is_scorer else logits,
             "gather": max(buffer_bytes(role, config) for role in roles),
         }
+        if kind_of(name).samples:
+            phases["sample"] = evaluation_bytes(config, roles[0], state, batch.rows)
     return {phase: {**fixed, **parts} for phase, parts in phases.items()}
 
 
@@ -181,29 +198,48 @@ def record_tokens(config: Config) -> int:
 def count_predicted_tokens(config: Config, stage: str) -> int | None:
     """Return the tokens of a sequence whose logits are computed, at most: those that the loss covers; None for all."""
     section = kind_of(stage).section
-    covered = "full" if section is None else getattr(getattr(config, section), "loss_on", "full")
+    covered = "full" if section is None else getattr(getattr(config, section), "loss_on", "completion")
     return config.data.max_response_tokens if covered == "completion" else None
 
 
 def training_bytes(
-    config: Config, per_record: int, trained: list[Role], micro: int, tokens: int, logit_tokens: int | None
-) -> Bytes:
-    """Activations, logits and buffers of training on `micro` records of `per_record` sequences: those of the role that
-    takes most at a time. Scorers have no logits; of a language model `logit_tokens` of each sequence have, or all."""
-    dtype, sequences = config.precision.dtype, micro * per_record
+    config: Config, stage: str, trained: list[Role], micro: int, tokens: int, logit_tokens: int | None
+) -> Bytes:  # fmt: skip
+    """Gradients, activations, logits and buffers of training on `micro` records: those of the role that takes most at a
+    time, or of the step that ends an update. Scorers have no logits; of a language model `logit_tokens` of each sequence
+    have, or all. Roles read one after another; a gradient is there from its role's backward pass to the step."""
+    dtype, kind = config.precision.dtype, kind_of(stage)
+    sequences = micro * kind.sequences(config)
+    is_scorer = all(card.scorer for card in kind.cards.values())
+    accumulates = get_key(config, f"{kind.section}.batch_size") > micro * ranks(config)
+    gradients = [state_bytes(role, config)["gradients"] for role in trained]
     found: list[Bytes] = []
     for number, role in enumerate(trained):
-        has_logits = number == 0 and per_record == 1
+        has_logits = number == 0 and not is_scorer
         logits = sequences * (tokens if logit_tokens is None else logit_tokens) if has_logits else 0
-        per_token = activation_bytes_per_token(role.model, dtype, role.recomputed)
-        found.append(
-            {
-                "activations": sequences * tokens * per_token,
-                "logits": logits_bytes(role.model, dtype, logits) if logits else 0.0,
-                "gather": buffer_bytes(role, config),
-            }
-        )
+        kept = accumulates or dtype != "fp32" or role.zero.stage > 0
+        parts = {"gradients": sum(gradients if kept else gradients[:number]), "gather": buffer_bytes(role, config)}
+        parts["activations"] = sequences * tokens * activation_bytes_per_token(role.model, dtype, role.recomputed)
+        parts["logits"] = logits_bytes(role.model, dtype, logits) if logits else 0.0
+        if config.hardware.device == "cpu":
+            parts["reserve"] = HEAP_HOLES * (parts["activations"] + parts["logits"])
+        found.append(parts)
+    ending = max(0.0 if is_scorer else tied_bytes(trained[0], dtype), *(reduction_bytes(role, config) for role in trained))
+    found.append({"gradients": sum(gradients), "activations": 0.0, "logits": 0.0, "gather": ending})
     return max(found, key=lambda parts: sum(parts.values()))
+
+
+def tied_bytes(role: Role, dtype: str) -> float:
+    """Return what the end of a backward pass takes where the embedding is the head too: both gradients beside their sum."""
+    learns = role.model.tie_word_embeddings and count_trained(role) >= role.parameters
+    return 2.0 * bytes_per_element(dtype) * role.model.vocab_size * role.model.hidden_size * learns
+
+
+def reduction_bytes(role: Role, config: Config) -> float:
+    """Return what summing a role's gradients over ranks takes: ZeRO's buckets, or without ZeRO copies of the gradients."""
+    if ranks(config) == 1 or config.precision.dtype != "fp32" or role.zero.stage > 0:
+        return buffer_bytes(role, config)
+    return bytes_per_element("fp32") * min(REDUCED_TOGETHER, count_trained(role))
 
 
 def scoring_bytes(config: Config, roles: list[Role], tokens: int) -> float:
@@ -211,42 +247,44 @@ def scoring_bytes(config: Config, roles: list[Role], tokens: int) -> float:
     return max(forward_bytes_per_token(role.model, config.precision.dtype) * tokens for role in roles)
 
 
-def sampling_phases(config: Config, roles: list[Role], state: Bytes, batch: Batch) -> dict[str, Bytes]:
+def reading_bytes(config: Config, roles: list[Role], rows: int) -> Bytes:
+    """Return what reading so many texts at a time takes of the model that takes most: they are held one after another."""
+    dtype, tokens = config.precision.dtype, rows * record_tokens(config)
+    found = [
+        {
+            **state_bytes(role, config),
+            "gradients": 0.0,
+            "activations": scoring_bytes(config, [role], tokens),
+            "logits": logits_bytes(role.model, dtype, tokens) / 2 if role.model is config.model else 0.0,
+            "gather": buffer_bytes(role, config),
+        }
+        for role in roles
+    ]
+    return max(found, key=lambda parts: sum(parts.values()))
+
+
+def sampling_phases(config: Config, stage: str, roles: list[Role], state: Bytes, batch: Batch) -> dict[str, Bytes]:
     """Return the phases of a stage that samples: rollout, scoring and updates, and the evaluation, which samples too."""
     dtype, actor, rollout = config.precision.dtype, roles[0], config.rollout
-    size, on_gpu = bytes_per_element(dtype), config.hardware.device == "cuda"
     critics = [role for role in roles[1:] if role.lora is not None]
     idle = [role for role in roles[1:] if role.lora is None]
     prompt, new = config.data.max_prompt_tokens, rollout.max_new_tokens
-    device, per_token = config.hardware.device, cache_bytes_per_token(actor.model, dtype) / rollout.tensor_parallel
-    cache = cached_tokens(rollout, device, batch.rows, prompt + new) * per_token
-    layerwise = actor.zero.stage == 3 and rollout.gather == "layers" and rollout.tensor_parallel == 1
-    prefilled = count_prefilled(rollout, batch.rows, prompt, layerwise)
-    read = prefilled * per_token if rollout.engine == "hybrid" else 0.0  # before it is copied to the rows of the cache
-    gathered = rollout_gather_bytes(config, actor)
-    graphs = float(GRAPHS) if on_gpu and rollout.graphs and rollout.engine == "hybrid" else 0.0
+    sampling, cache = sampling_bytes(config, actor, batch.rows)
     kept = 0.0 if rollout.release_cache else 1.0
-    held = {"cache": kept * cache, "graphs": kept * graphs}
-    buffers = kept * gathered
+    held = {"cache": kept * cache, "graphs": kept * sampling["graphs"]}
+    buffers = kept * sampling["gather"]
     without = add_bytes(state_bytes(role, config) for role in (actor, *([] if config.ppo.offload_idle else roles[1:])))
     with_critic = add_bytes(state_bytes(role, config) for role in (actor, *critics))
     updating = with_critic if config.ppo.offload_idle else state
-    sampling = {
-        "activations": prefilled * forward_bytes_per_token(actor.model, dtype),
-        "logits": batch.rows * actor.model.vocab_size * (size + 4 * LOGITS_COPIES),
-        "cache": cache + read,
-        "graphs": graphs,
-        "gather": gathered,
-    }
     logits = batch.micro * new
     score = {
         "activations": scoring_bytes(config, roles, batch.micro * (prompt + new)),
         "logits": logits_bytes(actor.model, dtype, logits) / 2,
         "gather": buffers + max(buffer_bytes(role, config) for role in (actor, *critics, *idle)),
     }
-    update = training_bytes(config, 1, [actor, *critics], batch.micro, prompt + new, new)
+    update = training_bytes(config, stage, [actor, *critics], batch.micro, prompt + new, new)
     if config.ppo.ptx_coef > 0:
-        texts = training_bytes(config, 1, [actor], batch.micro, max_sequence(config), None)
+        texts = training_bytes(config, stage, [actor], batch.micro, max_sequence(config), None)
         update = max(update, texts, key=lambda parts: sum(parts.values()))
     update["gather"] += buffers
     return {
@@ -255,6 +293,39 @@ def sampling_phases(config: Config, roles: list[Role], state: Bytes, batch: Batc
         "update": {**updating, **held, **update},
         "evaluate": {**without, "weights": without["weights"] + start_bytes(config), "gradients": 0.0, **sampling},
     }
+
+
+def sampling_bytes(config: Config, actor: Role, rows: int) -> tuple[Bytes, float]:
+    """Return what sampling so many responses at a time takes beside the models, and the bytes of the cache alone that stays
+    between rollouts."""
+    rollout, prompt, device = config.rollout, config.data.max_prompt_tokens, config.hardware.device
+    dtype, size = config.precision.dtype, bytes_per_element(config.precision.dtype)
+    per_token = cache_bytes_per_token(actor.model, dtype) / rollout.tensor_parallel
+    cache = cached_tokens(rollout, device, rows, prompt + rollout.max_new_tokens) * per_token
+    layerwise = actor.zero.stage == 3 and rollout.gather == "layers" and rollout.tensor_parallel == 1
+    prefilled = count_prefilled(rollout, rows, prompt, layerwise)
+    has_graphs = device == "cuda" and rollout.graphs and rollout.engine == "hybrid"
+    return {
+        "activations": prefilled * forward_bytes_per_token(actor.model, dtype),
+        "logits": rows * actor.model.vocab_size * (size + 4 * SAMPLING_COPIES),
+        "cache": cache,
+        "graphs": float(GRAPHS) if has_graphs else 0.0,
+        "gather": rollout_gather_bytes(config, actor),
+    }, cache
+
+
+def evaluation_bytes(config: Config, policy: Role, state: Bytes, rows: int) -> Bytes:
+    """Return what the evaluation of a policy that does not learn from samples takes: it samples and reads so many responses
+    at a time, with a copy of the policy that training started from, unless that is the policy without its adapters."""
+    start = 0.0 if is_reference_shared(config) else state_bytes(Role(config.model, policy.zero, None), config)["weights"]
+    sampling, _ = sampling_bytes(config, policy, rows)
+    prompt, new, dtype = config.data.max_prompt_tokens, config.rollout.max_new_tokens, config.precision.dtype
+    read = {
+        "activations": rows * (prompt + new) * forward_bytes_per_token(policy.model, dtype),
+        "logits": logits_bytes(policy.model, dtype, rows * new) / 2,
+    }
+    larger = {name: max(sampling[name], value) for name, value in read.items()}
+    return {**state, "gradients": 0.0, "weights": state["weights"] + start, **sampling, **larger}
 
 
 def start_bytes(config: Config) -> float:
@@ -297,7 +368,7 @@ def host_bytes(config: Config, stage: str) -> float:
     if config.hardware.device == "cpu":
         return 0.0
     size, world = bytes_per_element(config.precision.dtype), ranks(config)
-    each = 2.0 * PROCESS
+    each = float(PROCESS_OF_GPU)
     for role in kind_of(measured_stage(config, stage)).roles(config):
         shares = world if role.zero.stage >= 1 else 1
         if role.zero.offload_optimizer:  # float32 gradients are summed up there
@@ -326,4 +397,4 @@ def saved_bytes(config: Config, stage: str) -> float:
     """Return the models that a stage saves."""
     size = bytes_per_element(config.precision.dtype)
     trained = [role for role in kind_of(stage).roles(config) if role.lora is not None]
-    return sum(size * role.model.num_parameters * (2 if role.average else 1) for role in trained)
+    return sum(size * role.parameters * (2 if role.average else 1) for role in trained)

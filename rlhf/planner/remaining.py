@@ -30,6 +30,7 @@ class Planned:
         gib_per_gpu: Memory on a device in the phase that takes most.
         devices: How many devices it holds while it runs.
         price: US dollars for a device and hour.
+        answers: The answers that a record of comparisons has at most.
     """
 
     steps: int | None
@@ -39,6 +40,7 @@ class Planned:
     gib_per_gpu: float
     devices: int
     price: float
+    answers: int = 2
 
     @property
     def step_seconds(self) -> float | None:
@@ -58,7 +60,14 @@ class Planned:
 def summarize_plan(plan: StagePlan) -> Planned:
     """Return what a stage keeps of its plan."""
     return Planned(
-        plan.steps, plan.total_seconds, plan.phases, plan.evaluations, plan.peak / 2**30, plan.devices, plan.price
+        plan.steps,
+        plan.total_seconds,
+        plan.phases,
+        plan.evaluations,
+        plan.peak / 2**30,
+        plan.devices,
+        plan.price,
+        plan.answers,
     )
 
 

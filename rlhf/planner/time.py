@@ -5,17 +5,18 @@ a device's data sheet that rlhf/planner/constants.py states. Pure: no torch. Sec
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlhf.catalog.estimator import has_reference
 from rlhf.catalog.role import Role
-from rlhf.catalog.stage import kind_of
+from rlhf.catalog.stage import StageKind, kind_of
 from rlhf.config.derive import Batches, is_reference_shared, is_reward_shared, ranks, samples_responses_in
 from rlhf.config.schema import Config, Model
 from rlhf.planner.batches import rollout_rows
 from rlhf.planner.cache import list_prompts_read
 from rlhf.planner.constants import ADAM_BYTES, Constants
 from rlhf.planner.decode import decoded_weight_bytes
+from rlhf.planner.flops import forward_flops, generation_flops
 from rlhf.planner.memory import bytes_per_element, cache_bytes_per_token, count_held, count_trained, record_tokens
 
 # Passes over the blocks that a step of training is worth: forward, and twice that backward.
@@ -58,14 +59,17 @@ def find_rates(config: Config, constants: Constants) -> Rates:
 
 
 def step_seconds(
-    config: Config, stage: str, flops: Mapping[str, int], plan: Batches, constants: Constants
+    config: Config, stage: str, flops: Mapping[str, int], plan: Batches, constants: Constants, answers: int = 2
 ) -> dict[str, Parts]:
-    """Seconds of a step by phase and part; `flops` are its operations by phase, over all ranks."""
+    """Seconds of a step by phase and part; `flops` are its operations by phase, over all ranks. A record of comparisons has
+    so many `answers`."""
     rates = find_rates(config, constants)
     if samples_responses_in(stage):
         return sampling_step(config, stage, flops, plan, rates, constants)
+    if kind_of(stage).only_samples:
+        return answering_step(config, stage, flops, plan, rates, constants)
     roles = kind_of(stage).roles(config)
-    sequences = plan.per_rank * kind_of(stage).sequences
+    sequences = plan.per_rank * (answers if kind_of(stage).sequences(config) > 1 else 1)
     work = sum(pass_bytes(role.model, config, sequences, record_tokens(config), constants) * passes(role) for role in roles)
     parts = compute(flops["train"] / plan.ranks, work, launches(roles, plan.accumulation), rates)
     return {"train": merge(parts, *(exchange(role, config, plan.accumulation, 1, rates) for role in roles))}
@@ -154,10 +158,27 @@ def sampling_step(
     if config.ppo.offload_idle:
         score = merge(score, {"offload": idle_bytes(config, roles, critics) / rates.host})
     return {
-        "rollout": rollout_seconds(config, actor, flops["rollout"], own, rates, constants),
+        "rollout": rollout_seconds(config, actor, flops["rollout"], own, rollout_rows(config, stage), rates, constants),
         "score": score,
         "update": update,
     }
+
+
+def answering_step(
+    config: Config, stage: str, flops: Mapping[str, int], plan: Batches, rates: Rates, constants: Constants
+) -> dict[str, Parts]:
+    """Seconds of sampling and of scoring, of a stage that trains nothing: the first of its models samples, the others
+    score."""
+    policy, *judges = kind_of(stage).roles(config)
+    length, passes = config.data.max_prompt_tokens + config.rollout.max_new_tokens, -(-plan.per_rank // plan.micro)
+    moved = sum(pass_bytes(role.model, config, plan.per_rank, length, constants) for role in judges)
+    started = passes * sum(role.model.num_hidden_layers for role in judges)
+    score = compute(flops["score"] / plan.ranks, moved, started, rates)
+    for role in judges:
+        score = merge(score, reading_exchange(role, config, passes, rates))
+    rows = rollout_rows(config, stage)
+    rollout = rollout_seconds(config, policy, flops["rollout"], plan.per_rank, rows, rates, constants)
+    return {"rollout": rollout, "score": score}
 
 
 def reading_roles(config: Config, roles: list[Role]) -> list[Role]:
@@ -188,12 +209,14 @@ def idle_bytes(config: Config, roles: list[Role], critics: list[Role]) -> float:
     return frozen + 4 * critic_state
 
 
-def rollout_seconds(config: Config, actor: Role, flops: int, own: int, rates: Rates, constants: Constants) -> Parts:
+def rollout_seconds(
+    config: Config, actor: Role, flops: int, own: int, rows: int, rates: Rates, constants: Constants
+) -> Parts:
     """Seconds of sampling: the prompts at the pace of a forward pass, then a token at a time at the pace of memory, since
-    a decode step reads all weights and the cache (rlhf/planner/decode.py)."""
+    a decode step reads all weights and the cache (rlhf/planner/decode.py). `rows` are sampled at a time, of all ranks that
+    share a layer together."""
     rollout, prompt, new = config.rollout, config.data.max_prompt_tokens, config.rollout.max_new_tokens
     together, world = rollout.tensor_parallel, ranks(config)
-    rows = rollout_rows(config)  # of all ranks that share a layer together
     parts_of_rollout = -(-own * together // rows)
     dtype = config.precision.dtype
     read = decoded_weight_bytes(actor.model, dtype) / together * new * parts_of_rollout
@@ -214,6 +237,33 @@ def rollout_seconds(config: Config, actor: Role, flops: int, own: int, rates: Ra
         again = new * parts_of_rollout if rollout.gather == "layers" and together == 1 else 1
         found["offload"] = weights / world * again / rates.host
     return found
+
+
+def answering_seconds(config: Config, kind: StageKind, prompts: int, together: int, constants: Constants) -> Parts:
+    """Seconds of sampling a response to each of so many prompts, so many `together`, and of reading it by the policy and by
+    the one that training started from."""
+    policy, own = kind.roles(config)[0], -(-prompts // ranks(config))
+    rows = together * config.rollout.tensor_parallel
+    config = replace(config, rollout=replace(config.rollout, micro_batch_size=rows))
+    prompt, new = config.data.max_prompt_tokens, config.rollout.max_new_tokens
+    sampled = generation_flops(policy.model, [prompt] * own, [new] * own, policy.lora)
+    read = forward_flops(policy.model, [prompt + new] * own, new * own, policy.lora)
+    rates = find_rates(config, constants)
+    rollout = rollout_seconds(config, policy, ranks(config) * sampled, own, rows, rates, constants)
+    return merge(rollout, {"compute": 2 * read / rates.flops})
+
+
+def reading_seconds(config: Config, kind: StageKind, records: int, together: int, constants: Constants) -> Parts:
+    """Seconds of a forward pass of each model of a stage over the texts of so many records of the longest length, so many
+    texts `together`."""
+    length, rates = record_tokens(config), find_rates(config, constants)
+    texts = -(-records * kind.sequences(config) // ranks(config))
+    passes, parts = -(-texts // together), Parts()
+    for role in kind.roles(config):
+        moved = pass_bytes(role.model, config, texts, length, constants)
+        read = compute(forward_flops(role.model, [length] * texts, 0), moved, passes * role.model.num_hidden_layers, rates)
+        parts = merge(parts, read, reading_exchange(role, config, passes, rates))
+    return parts
 
 
 def sharing_seconds(config: Config, actor: Role, rows: int, parts_of_rollout: int, rates: Rates) -> float:

@@ -1,6 +1,7 @@
 """How much work a stage is: its steps, and an upper bound of its operations, before anything is loaded."""
 
 from rlhf.catalog.stage import StageKind, Work, kind_of
+from rlhf.config.derive import count_batches
 from rlhf.config.schema import Config, Training
 
 
@@ -11,12 +12,15 @@ def estimate_work(config: Config, stage: str, records: int | None, answers: int 
     if kind.work is not None:
         return kind.work(config)
     steps = count_steps(config, kind, records)
-    return None if steps is None else Work(steps, steps * kind.step_flops(config, answers))
+    return None if steps is None else Work(steps, steps * kind.step_flops(config, answers), answers)
 
 
 def count_steps(config: Config, kind: StageKind, records: int | None) -> int | None:
     """Return the steps of a stage on so many records; None if that cannot be told."""
-    training: Training = getattr(config, str(kind.section))
-    size = getattr(training, kind.batch_key) // kind.copies(config)
-    by_records = None if records is None else training.epochs * (records // size)
-    return min((steps for steps in (by_records, training.max_steps) if steps is not None), default=None)
+    if kind.section is None:
+        return None
+    training: Training = getattr(config, kind.section)
+    size = max(1, getattr(training, kind.batch_key) // kind.copies(config))
+    if kind.only_samples:
+        return None if records is None else -(-records // size)
+    return training.max_steps if records is None else count_batches(training.epochs, records // size, training.max_steps)

@@ -1,7 +1,7 @@
 """The models of step 3: actor and critic, which learn, reference and reward model, which do not. Where the algorithm has no
 critic or no reference, there is none in memory."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -11,16 +11,11 @@ from torch import nn
 from rlhf.catalog.estimator import has_critic, has_reference
 from rlhf.config.derive import Batches, is_reference_shared, is_reward_shared, policy_stage
 from rlhf.config.errors import ConfigError
-from rlhf.config.rewards import name_models, reward_terms, stage_reward
+from rlhf.config.rewards import stage_reward
 from rlhf.config.schema import Config, Rollout
-from rlhf.data.dataset import Prompt
 from rlhf.data.encoded import Tokenizer
-from rlhf.data.templates import Template, build_saved_template, build_template
-from rlhf.data.tokens import PromptBatch, PromptRecord
-from rlhf.engine.compiled import compile_layers
 from rlhf.engine.offload import OffloadedEngine
 from rlhf.engine.zero import TrainingSpec, frozen_engine, release, training_engine
-from rlhf.experiment.graph import model_path
 from rlhf.models.heads import ScalarHeadModel
 from rlhf.models.load import load_policy, load_scorer, scorer_with_new_head
 from rlhf.models.preflight import check_source
@@ -28,12 +23,10 @@ from rlhf.models.source import Source
 from rlhf.models.tokenizer import have_same_vocabulary, load_tokenizer
 from rlhf.planner.auto import choose_layout
 from rlhf.planner.batches import batches
+from rlhf.rewards.judges import Judges
 from rlhf.rewards.model import ModelReward
-from rlhf.rewards.sample import APPLIES, Sample
-from rlhf.rewards.texts import decode_prompts, decode_responses, make_samples
-from rlhf.rewards.total import RewardTotal
 from rlhf.rollout import create_sampler
-from rlhf.rollout.base import Responses, Sampler
+from rlhf.rollout.base import Sampler
 from rlhf.runtime import distributed
 
 
@@ -72,19 +65,14 @@ class DeepSpeedRLHFEngine:
         args = choose_layout(args, policy_stage(args)).config
         distributed.start(args)
         self.args, self.tokenizer, self.num_total_iters = args, tokenizer, num_total_iters
-        self.template = build_template(args.data, tokenizer)
         policy = Source(actor_model_name_or_path, "ppo.actor", trust_remote_code=args.model.trust_remote_code)
         paths = dict(reward_model_paths or {})
         if stage_reward(args) is not None and critic_model_name_or_path is not None:
             paths["reward"] = critic_model_name_or_path
-        judges = find_judges(args, paths)
-        judge = judges.get("reward")
         check_source(policy, args, scorer=False)
-        for source in judges.values():
-            check_source(source, args, scorer=True)
-        self.known_prompts: dict[tuple[int, ...], Prompt] = {}
-        self.reward_templates = {name: self.other_template(source) for name, source in judges.items()}
-        self.reward_template = self.reward_templates.get("reward")
+        self.judges = Judges(args, paths, tokenizer, args.ppo.packing)
+        self.template, judge = self.judges.template, self.judges.sources.get("reward")
+        self.reward_template = self.judges.templates.get("reward")
         if has_critic(args):
             self.check_critic(judge)
         self.policy = policy
@@ -94,15 +82,9 @@ class DeepSpeedRLHFEngine:
         self.critic: Any = self.training_critic(policy, judge) if has_critic(args) else None
         self.ref: Any = self.load_start() if has_reference(args) else None
         self.is_refreshed = False  # whether the reference has become a later policy
-        self.reward_models: dict[str, Any] = {
-            name: AdaptersOff(self.critic)
-            if name == "reward" and is_reward_shared(args)
-            else frozen_engine(load_scorer(source, args, args.reward_zero, 0.0), args, args.reward_zero)
-            for name, source in sorted(judges.items())
-        }
+        self.judges.load(self.device, {"reward": AdaptersOff(self.critic)} if is_reward_shared(args) else None)
+        self.reward_models, self.rewards = self.judges.models, self.judges.total
         self.reward: Any = self.reward_models.get("reward")
-        scorers = {name: [self.scorer_of(model) for model in models] for name, models in name_models(args).items()}
-        self.rewards = RewardTotal(args, scorers, self.device)
         movable = {"critic": self.critic, "ref": self.ref, **self.reward_models} if args.ppo.offload_idle else {}
         self.offloaded = {
             name: OffloadedEngine(engine, frozen=name != "critic")
@@ -148,7 +130,7 @@ class DeepSpeedRLHFEngine:
         if sampler is None or settings != rollout:
             if sampler is not None:
                 sampler.release()
-            sampler = create_sampler(policy, self.tokenizer, rollout)
+            sampler = create_sampler(policy, self.tokenizer, rollout, self.args.data.max_prompt_tokens)
             self.samplers[key] = rollout, sampler
         return sampler
 
@@ -160,35 +142,7 @@ class DeepSpeedRLHFEngine:
 
     def scorer_of(self, name: str) -> ModelReward:
         """Return a reward model, by its name among `reward_models`, as a function of the actor's tokens."""
-        model, other = self.reward_models[name], self.reward_templates[name]
-        return ModelReward(model, other, self.template, self.args.ppo.packing, self.device, self.known_prompts)
-
-    def other_template(self, source: Source) -> Template | None:
-        """Return the template of a model whose tokenizer is another than the actor's, or whose template is; else None."""
-        found = load_tokenizer(source.path, source.key, None, source.trust_remote_code)
-        has_template = bool(found.chat_template)
-        template = build_saved_template(self.args.data, found)
-        same = not has_template or found.chat_template == self.tokenizer.chat_template
-        return None if same and have_same_vocabulary(self.tokenizer, found) else template
-
-    def note_prompts(self, prompts: PromptBatch, records: Sequence[PromptRecord]) -> None:
-        """Keep the records of the prompts that are scored next: a reward model with a template of its own reads those."""
-        rows = zip(prompts.ids.tolist(), prompts.lengths.tolist(), records, strict=True) if records else ()
-        self.known_prompts.clear()
-        self.known_prompts.update({tuple(ids[len(ids) - length :]): record.text for ids, length, record in rows})
-
-    def read_samples(self, prompts: PromptBatch, responses: Responses) -> list[Sample]:
-        """Return the texts of a rollout for the rewards that read them, with the prompts' records; none where only models
-        score."""
-        self.note_prompts(prompts, prompts.records)
-        if not self.rewards.reads_texts and not any(APPLIES in record.meta for record in prompts.records):
-            return []
-        records = prompts.records
-        if not records:
-            texts = decode_prompts(prompts.ids, prompts.lengths, self.tokenizer)
-            records = [PromptRecord(text, {}) for text in texts]
-        texts = decode_responses(responses.tokens, responses.lengths, self.template)
-        return make_samples(records, texts, responses.ended)
+        return self.judges.scorer_of(name)
 
     def check_critic(self, judge: Source | None) -> None:
         """Refuse a critic with another vocabulary than the actor's, whose tokens it reads, before any model is loaded; and
@@ -220,8 +174,6 @@ class DeepSpeedRLHFEngine:
             ppo, plan, args.zero, args.lora, ppo.learning_rate, ppo.weight_decay, ppo.gradient_checkpointing, samples=True
         )
         model = load_policy(policy, args, args.zero, ppo.dropout)
-        if ppo.compile:
-            compile_layers(model)
         engine = training_engine(model, args, learning)
         without_adapter_dropout(engine.module)
         return engine
@@ -240,8 +192,6 @@ class DeepSpeedRLHFEngine:
         else:
             given = judge if ppo.critic == "reward" and judge is not None else Source(ppo.critic, "ppo.critic")
             scorer = load_scorer(given, args, args.critic_zero, ppo.critic_dropout)
-        if ppo.compile:
-            compile_layers(scorer)
         engine = training_engine(scorer, args, learning)
         without_adapter_dropout(engine.module)
         return engine
@@ -273,24 +223,6 @@ class DeepSpeedRLHFEngine:
         self.rewards.close()
         held = self.actor, self.critic, self.ref, *self.reward_models.values()
         release(*(engine for engine in held if engine is not None and not is_shared(engine)))
-
-
-def find_judges(args: Config, paths: Mapping[str, str]) -> dict[str, Source]:
-    """Return the reward models by their names. Raises ConfigError for one without a path."""
-    trusted, judges = args.reward_model.trust_remote_code, dict[str, Source]()
-    for reward, names in name_models(args).items():
-        for name in names:
-            path = paths.get(name) or reward_terms(args)[reward].path
-            if path is None:
-                problem, fix = (
-                    f"rewards.{reward} reads that model",
-                    f"give its path, or leave the reward out: ~rewards.{reward}",
-                )
-                key = "critic_model_name_or_path" if name == "reward" else f"reward_model_paths[{name}]"
-                raise ConfigError(key, None, problem, fix)
-            key = "ppo.reward" if name == "reward" else f"rewards.{reward}.path"
-            judges[name] = Source(model_path(path), key, trust_remote_code=trusted)
-    return judges
 
 
 class AdaptersOff:

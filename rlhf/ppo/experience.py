@@ -1,6 +1,6 @@
 """The samples of a rollout, for the updates: B responses of at most R tokens after prompts of at most Q tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
@@ -21,8 +21,10 @@ class ScoredSamples:
     `prompts` [B, Q] and `prompt_mask`; `responses` [B, R] and `mask`, 1 on every action (token of a response), end-of-text
     included; `ended` [B], 1 where the response reached end-of-text; `logprobs` of the policy that sampled,
     `sampler_logprobs` as its sampler gave them, `reference_logprobs` and `values`, all [B, R] in float32; `scores` [B], the
-    sum of the rewards; `is_scored` [B], 1 where any applies; and `greedy_scores` [B] of the likeliest response to the same
-    prompt, after shaping. What the algorithm does without is None.
+    sum of the rewards; `is_scored` [B], 1 where any applies; `greedy_scores` [B] of the likeliest response to the same
+    prompt, after shaping; `token_scores` [B, R], the part of the scores that falls on spans, at the tokens that end them,
+    where rewards read texts; and `group_scores` [B], the sum of the rewards as each compares within its group
+    (`ppo.group_of=each`). What the algorithm does without is None.
     """
 
     prompts: Tensor
@@ -37,6 +39,8 @@ class ScoredSamples:
     reference_logprobs: Tensor | None = None
     values: Tensor | None = None
     greedy_scores: Tensor | None = None
+    token_scores: Tensor | None = None
+    group_scores: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,18 @@ class Experience:
         ids = torch.cat([self.prompts, self.responses], dim=1)
         return ids, torch.cat([self.prompt_mask, self.mask], dim=1)
 
-    def rows(self, indices: Tensor, trim: bool = True) -> "Experience":
-        """Select samples; with `trim`, columns that are padding in all of them are cut off."""
+    def lengths(self) -> list[tuple[int, int]]:
+        """Return how many tokens prompt and response of each sample have."""
+        prompts, responses = torch.stack([self.prompt_mask.sum(1), self.mask.sum(1)]).tolist()
+        return list(zip(prompts, responses, strict=True))
+
+    def rows(self, indices: Tensor, lengths: Sequence[tuple[int, int]] | None = None) -> "Experience":
+        """Select samples. With their `lengths`, columns that are padding in all of them are cut off."""
         part = {name: tensor[indices] for name, tensor in columns_of(self).items()}
-        if not trim:
+        if lengths is None:
             return Experience(**part)
-        left = part["prompts"].size(1) - int(part["prompt_mask"].sum(1).max())
-        right = max(1, int(part["mask"].sum(1).max()))
+        longest_prompt, longest_response = (max(column) for column in zip(*lengths, strict=True))
+        left, right = part["prompts"].size(1) - longest_prompt, max(1, longest_response)
         for name, tensor in part.items():
             if tensor.ndim == 2:
                 part[name] = tensor[:, left:] if name.startswith("prompt") else tensor[:, :right]

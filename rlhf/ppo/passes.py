@@ -29,6 +29,7 @@ from rlhf.ppo.engine import DeepSpeedRLHFEngine
 from rlhf.ppo.experience import Experience
 from rlhf.ppo.metrics import UpdateMetrics
 from rlhf.ppo.ptx import count_predicted_tokens
+from rlhf.runtime.device import send_numbers
 
 # Scores [B, M] by M models of sequences [B, T], their mask, the number of response columns, and whether each ended [B].
 Score = Callable[[Tensor, Tensor, int, Tensor], Tensor]
@@ -46,7 +47,7 @@ def score_rollout(
     columns = [torch.zeros(actions.shape, device=ids.device) for _ in range(3)]
     scores: list[tuple[Tensor, Tensor]] = []
     for part in scoring_parts(engine, mask, packing):
-        rows = torch.tensor(part, device=ids.device)
+        rows = send_numbers(part, ids.device)
         sequence = ids[rows], mask[rows], width  # [b, T]
         found = (
             response_logprobs(engine.actor, *sequence, temperature, packing)[0],
@@ -69,7 +70,7 @@ def score_alone(
     responses."""
     scores: list[tuple[Tensor, Tensor]] = []
     for part in scoring_parts(engine, mask, packing):
-        rows = torch.tensor(part, device=ids.device)
+        rows = send_numbers(part, ids.device)
         scores.append((rows, score(ids[rows], mask[rows], width, ended[rows])))
     return in_order(scores)
 
@@ -117,25 +118,27 @@ def policy_gradient(
     clips = ppo.clip_range, ppo.clip_range_high, ppo.dual_clip
     if ppo.policy_loss == "clipped":
         loss, clipped = policy_loss(ratio, rows.advantages, actions, *clips, weights)
-        metrics.sums["policy/clip_fraction"] += float(clipped)
+        metrics.add({"policy/clip_fraction": clipped})
         metrics.add(count_clipped(ratio.detach(), rows.advantages, actions, *clips))
     else:
         loss = likelihood_loss(logprobs, rows.advantages, actions, weights)
     if terms.kl_coef > 0:
         assert rows.reference_logprobs is not None
         kl = weighted_sum(KL_ESTIMATORS[ppo.kl_estimator](logprobs, rows.reference_logprobs), actions, weights)
-        metrics.sums["policy/kl_loss"] += float(kl.detach())
+        metrics.add({"policy/kl_loss": kl})
         loss = loss + terms.kl_coef * kl
     if terms.entropy_coef > 0:
         loss = loss - terms.entropy_coef * weighted_sum(entropy, actions, weights)
     backward(actor, loss, terms.count)
     accumulate(actor)
-    metrics.ratio_max = max(metrics.ratio_max, float((ratio.detach() * actions).max()))
-    metrics.sums["losses"] += count_losses(actions, ppo.loss_aggregation)
-    metrics.sums["policy/loss"] += float(loss.detach())
-    metrics.sums["policy/log_ratio_cut"] += float(cut)
-    metrics.sums["policy/entropy"] += float(masked_sum(entropy.detach(), actions))
-    metrics.sums["policy/approx_kl"] += float(masked_sum(k3(rows.logprobs, logprobs.detach()), actions))
+    metrics.add_largest({"ratio": (ratio * actions).max()})
+    metrics.add({
+        "losses": count_losses(actions, ppo.loss_aggregation),
+        "policy/loss": loss,
+        "policy/log_ratio_cut": cut,
+        "policy/entropy": masked_sum(entropy.detach(), actions),
+        "policy/approx_kl": masked_sum(k3(rows.logprobs, logprobs.detach()), actions),
+    })  # fmt: skip
 
 
 def text_gradient(
@@ -150,9 +153,8 @@ def text_gradient(
     loss = -masked_sum(logprobs, mask)
     backward(actor, args.ppo.ptx_coef * loss, count)
     accumulate(actor)
-    metrics.sums["policy/ptx_loss"] += float(loss.detach())
+    metrics.add({"policy/ptx_loss": loss, "text_tokens": mask.sum()})
     metrics.text_lengths += texts.lengths.tolist()
-    metrics.text_tokens += float(mask.sum())
 
 
 def value_gradient(
@@ -167,5 +169,4 @@ def value_gradient(
     loss, clipped = value_loss(values, rows.values, rows.returns, actions, ppo.value_clip_range)
     backward(critic, ppo.value_coef * loss, count)
     accumulate(critic)
-    metrics.sums["value/loss"] += float(loss.detach())
-    metrics.sums["value/clip_fraction"] += float(clipped)
+    metrics.add({"value/loss": loss, "value/clip_fraction": clipped})

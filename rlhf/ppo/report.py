@@ -89,14 +89,32 @@ def describe_groups(samples: ScoredSamples, copies: int) -> dict[str, float]:
     return metrics
 
 
-def describe_speed(config: Config, experience: Experience, clock: Clock, texts: Sequence[int] = ()) -> dict[str, float]:
-    """Return times and throughput of a rollout and its updates, per phase and together, over all ranks. `texts` are the
-    lengths of what this rank's updates read for the pre-training loss."""
-    prompts, responses = experience.prompt_mask.sum(1).tolist(), experience.mask.sum(1).tolist()
-    flops, passes = phase_flops(config, prompts, responses, texts), config.ppo.update_epochs
-    samples, sampled, tokens, rollout, score, train = total(
-        len(prompts), sum(responses), sum(prompts) + sum(responses), flops["rollout"], flops["score"], flops["update"]
-    )
+def describe_speed(
+    config: Config, experience: Experience, clock: Clock, texts: Sequence[int] = (),
+    drawn: Sequence[tuple[int, int]] = (), passes: float | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Return times and throughput of a rollout and its updates, per phase and together, over all ranks.
+
+    Args:
+        config: The configuration.
+        experience: What the updates learned from.
+        clock: The seconds of the phases.
+        texts: The lengths of what this rank's updates read for the pre-training loss.
+        drawn: The tokens of each prompt and response that this rank drew for the rollout, where not all are part of the
+            experience: they cost the same.
+        passes: Passes over the experience, where not all were made.
+    """
+    trained = experience.lengths()
+    prompts, responses = ([sizes[side] for sizes in drawn or trained] for side in (0, 1))
+    own = [sizes[0] for sizes in trained], [sizes[1] for sizes in trained]
+    flops, update = phase_flops(config, prompts, responses), phase_flops(config, *own)["update"]
+    with_texts = phase_flops(config, *own, texts)["update"] if texts else update
+    passes = config.ppo.update_epochs if passes is None else passes
+    train = with_texts - update + update * passes / config.ppo.update_epochs
+    samples, sampled, tokens, learned, learned_tokens, rollout, score, train = total(
+        len(prompts), sum(responses), sum(prompts) + sum(responses), len(trained), sum(map(sum, trained)),
+        flops["rollout"], flops["score"], train,
+    )  # fmt: skip
     seconds = {phase: maximum(clock.seconds[phase]) for phase in ("rollout", "score", "train")}
     whole = sum(seconds.values())
     return (
@@ -104,6 +122,6 @@ def describe_speed(config: Config, experience: Experience, clock: Clock, texts: 
         | {"time/step_s": whole}
         | throughput_metrics(config, "rollout", seconds["rollout"], samples, sampled, rollout)
         | throughput_metrics(config, "score", seconds["score"], samples, tokens, score)
-        | throughput_metrics(config, "train", seconds["train"], samples * passes, tokens * passes, train)
+        | throughput_metrics(config, "train", seconds["train"], learned * passes, learned_tokens * passes, train)
         | throughput_metrics(config, "", whole, samples, tokens, rollout + score + train)
     )

@@ -24,7 +24,6 @@ from rlhf.config.derive import logged_learning_rate, policy_stage
 from rlhf.config.schema import Config
 from rlhf.data.loaders import balanced_share
 from rlhf.data.tokens import PromptBatch, to_prompt_batch
-from rlhf.engine.compiled import run_uncompiled
 from rlhf.engine.save import save_model
 from rlhf.engine.step import optimizer_step
 from rlhf.engine.zero import set_rates
@@ -51,6 +50,7 @@ from rlhf.ppo.ptx import Texts
 from rlhf.ppo.reference import reference_state, refresh_reference, restore_reference
 from rlhf.ppo.report import describe_groups, describe_rollout
 from rlhf.rollout.base import Responses
+from rlhf.runtime.device import send_numbers
 from rlhf.runtime.distributed import rank, total
 from rlhf.runtime.seeds import random_stream, torch_seed, uniforms
 from rlhf.tracking.nonfinite import Nonfinite
@@ -104,7 +104,7 @@ class DeepSpeedPPOTrainer:
         further draw, when the trainer can be saved. Raises RuntimeError if the responses come from another distribution
         than the policy's (ppo.sampler_tolerance).
         """
-        prompt_batch = to_prompt_batch(prompt_batch, rank())
+        prompt_batch = to_prompt_batch(prompt_batch, rank(), self.copies)
         if self.draws.count == 0:
             self.clock = Clock()
         prompts = prompt_batch.more(self.draws.count) if self.draws.count else prompt_batch
@@ -118,9 +118,8 @@ class DeepSpeedPPOTrainer:
             experience, shaped = self.assign_credit(samples)
         responses = responses_of(samples)
         self.metrics = describe_rollout(experience, responses, shaped, self.kl.coef) | scored
-        self.metrics |= describe_groups(samples, self.copies) | (
-            {"group/draws": draws} if self.ppo.dynamic_sampling else {}
-        )
+        counted = {"group/draws": draws} if self.ppo.dynamic_sampling else {}
+        self.metrics |= describe_groups(samples, self.copies) | counted
         self.metrics["reward/raised"] = self.count_raised(experience.scores, responses.ended)
         gap, largest = self.metrics["policy/sampler_gap"], self.metrics["policy/sampler_gap_max"]
         if math.isfinite(gap) or first_nonfinite(experience) is None:  # else train_rlhf leaves the rollout out
@@ -132,7 +131,7 @@ class DeepSpeedPPOTrainer:
         """Answer prompts and score the answers; returns the metrics of the rewards too."""
         prompts, rollout = prompts.to(self.engine.device), self.args.rollout
         greedy = None
-        with self.clock.phase("rollout"), self.engine.models_on_device(), run_uncompiled(self.ppo.compile):
+        with self.clock.phase("rollout"), self.engine.models_on_device():
             # 1. Rollout: each sample draws from a random stream of its own.
             random = uniforms(self.args.seed, "rollout", self.iteration, prompts.samples, rollout.max_new_tokens)
             sampler = self.engine.sampler_of(self.engine.actor, rollout)
@@ -163,7 +162,8 @@ class DeepSpeedPPOTrainer:
         """Let all models read the responses, and all rewards score them and the `greedy` ones; returns the metrics of the
         rewards too."""
         # 2. Scoring: log-probabilities of policy and reference, values, scores. Functions score while the models read.
-        texts = self.engine.read_samples(prompts, responses) + (self.engine.read_samples(*greedy) if greedy else [])
+        read_samples = self.engine.judges.read_samples
+        texts = read_samples(prompts, responses) + (read_samples(*greedy) if greedy else [])
         self.engine.rewards.ask(texts)
         ids, whole, prompt_mask, mask = sequences_of(prompts, responses)
         read = score_rollout(self.engine, self.args, ids, whole, mask, responses.ended, self.score_responses)
@@ -172,8 +172,9 @@ class DeepSpeedPPOTrainer:
             more, seen, _, actions = sequences_of(*greedy)
             how = actions.size(1), greedy[1].ended, self.score_responses
             by_models = torch.cat([by_models, score_alone(self.engine, self.ppo.packing, more, seen, *how)])
-        scored = self.engine.rewards.combine(by_models, texts)
-        count, baseline, is_scored = len(ids), None, scored.is_scored
+        count, baseline = len(ids), None
+        scored = self.engine.rewards.combine(by_models, texts, count)
+        is_scored = scored.is_scored
         if greedy is not None:
             best = self.shape(scored.total[count:], actions, greedy[1].ended)
             baseline, counted = (column.repeat_interleave(self.copies) for column in (best, is_scored[count:]))
@@ -181,6 +182,7 @@ class DeepSpeedPPOTrainer:
         samples = ScoredSamples(
             prompts.ids, prompt_mask, responses.tokens, mask, responses.ended.long(), logprobs, responses.logprobs,
             scored.total[:count], is_scored.long(), reference, values, baseline,
+            self.engine.judges.place_spans(scored.spans[:count], responses), scored.by_group,
         )  # fmt: skip
         return samples, scored.metrics
 
@@ -202,21 +204,20 @@ class DeepSpeedPPOTrainer:
         if ppo.overlong_filter:
             loss_mask = loss_mask * samples.ended[:, None]
         shaped = self.shape(samples.scores, mask, ended)
-        # 4. Rewards: the KL penalty on every action, unless it is in the loss or nowhere, the score on the last action.
+        # 4. Rewards: the KL penalty on every action, unless in the loss or nowhere; spans; the rest of the score, last.
         kl, reference = torch.zeros_like(samples.logprobs), samples.reference_logprobs
         if ppo.kl_placement == "reward" and reference is not None:
             kl = KL_ESTIMATORS[ppo.kl_estimator](samples.logprobs, reference)
-        rewards = token_rewards(shaped, kl, mask, self.kl.coef)
+        rewards = token_rewards(shaped, kl, mask, self.kl.coef, samples.token_scores)
         if ppo.whiten_rewards:
             rewards = whiten(rewards, mask, shift_mean=False)
         # 5. Advantages, whitened over all ranks, and returns.
         log_ratio = None if reference is None else zero_padding(k1(samples.logprobs, reference), mask)
-        credit = self.estimate(
-            ScoredRollout(
-                rewards, mask, shaped, self.copies, samples.values, samples.greedy_scores, log_ratio, samples.is_scored
-            ),
-            ppo,
-        )
+        scored = ScoredRollout(
+            rewards, mask, shaped, self.copies, samples.values, samples.greedy_scores, log_ratio, samples.is_scored,
+            samples.group_scores,
+        )  # fmt: skip
+        credit = self.estimate(scored, ppo)
         if credit.trained is not None:
             loss_mask = loss_mask * credit.trained[:, None].long()
         advantages = whiten(credit.advantages, loss_mask) if ppo.whiten_advantages else credit.advantages
@@ -235,7 +236,7 @@ class DeepSpeedPPOTrainer:
         self.pending = None
         if problem := first_nonfinite(experience):
             with self.clock.phase("train"):
-                self.iteration += 1
+                self.iteration, self.update_metrics = self.iteration + 1, UpdateMetrics()
             return self.skip_rollout(experience, problem)
         with self.clock.phase("train"):
             whole = from_all_ranks(experience)
@@ -278,32 +279,33 @@ class DeepSpeedPPOTrainer:
         """
         engine, args, ppo, metrics = self.engine, self.args, self.ppo, self.update_metrics
         device, learners = experience.prompts.device, self.learners()
-        trained = experience.loss_mask[torch.tensor(order, device=device)]
+        trained = experience.loss_mask[send_numbers(order, device)]
         count = max(1.0, float(trained.sum()))
         terms = LossTerms(
-            max(1.0, count_losses(trained, ppo.loss_aggregation)),
+            max(1.0, float(count_losses(trained, ppo.loss_aggregation))),
             self.kl.coef if ppo.kl_placement == "loss" else 0.0,
             self.entropy.weight,
         )
         metrics.rates = self.set_learning_rates()
         torch.manual_seed(torch_seed(args.seed, "ppo dropout", self.updates, rank()))
+        lengths = experience.lengths()
         if ppo.packing == "none":
             own = order[rank() :: engine.batches.ranks]
         else:
-            lengths = (experience.prompt_mask.sum(1) + experience.mask.sum(1)).tolist()
-            own = balanced_share(order, [lengths[row] for row in order], rank(), engine.batches.ranks)
+            own = balanced_share(order, [sum(lengths[row]) for row in order], rank(), engine.batches.ranks)
         texts, text_count = self.texts.batches(self.updates) if self.texts and "policy" in learners else ([], 0.0)
         # Gradients of actor and critic, micro-batch by micro-batch.
         models = (model for model in (engine.actor, engine.critic) if model is not None)
         for number, part in enumerate(micro_batches(own, engine.batches.micro, ppo.packing, *models)):
-            rows = experience.rows(torch.tensor(part, device=device), trim=ppo.packing != "none")
+            own_lengths = None if ppo.packing == "none" else [lengths[row] for row in part]
+            rows = experience.rows(send_numbers(part, device), own_lengths)
             if "policy" in learners:
                 policy_gradient(engine, args, rows, terms, metrics)
             if texts:
                 text_gradient(engine, args, texts[number], text_count, metrics)
             if "value" in learners:
                 value_gradient(engine, args, rows, count, metrics)
-            metrics.sums["tokens"] += float(rows.loss_mask.sum())
+            metrics.add({"tokens": rows.loss_mask.sum()})
         if metrics.is_first and "policy" in learners:
             check_first_ratio(args, self.iteration, *metrics.first_gap())
         # The optimizer step of both models, or of neither.
@@ -355,6 +357,7 @@ class DeepSpeedPPOTrainer:
             "kl": self.kl.state_dict(),
             "entropy": self.entropy.state_dict(),
             "draws": self.draws.count,
+            "drawn": list(self.draws.lengths),
             "nonfinite": self.nonfinite.consecutive,
             "rewards": self.engine.rewards.state_dict(),
             "metrics": self.metrics,
@@ -385,7 +388,7 @@ class DeepSpeedPPOTrainer:
         if refresh is not None and self.iteration >= refresh:
             restore_reference(self.engine, tensors)
         device = self.engine.device
-        self.draws.load_state(numbers.get("draws", 0), tensors_of("draws.", tensors, device))
+        self.draws.load_state(numbers.get("draws", 0), tensors_of("draws.", tensors, device), numbers.get("drawn", []))
         kept = tensors_of("experience.", tensors, device)
         self.pending = Experience(**kept) if kept else None
 

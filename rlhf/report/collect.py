@@ -1,7 +1,8 @@
 """What lies under a directory: its points, and the stages that they share."""
 
 import re
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from rlhf.experiment.files import Unreadable, as_mapping, as_text, flatten, read
 from rlhf.experiment.stage_directory import StageDirectory
 from rlhf.report.stage import Stage, SummaryEntry, parse_entry, read_stage
 
+# Points that are named one by one where a stage is shared; more are counted.
+NAMED = 3
 # A stage directory's name.
 NAME = re.compile(r"[\w.-]{1,200}")
 
@@ -32,6 +35,11 @@ class Point:
     config: dict[str, Any]
     stages: dict[str, Stage]
     notes: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str | None:
+        """The command that makes this point again, or finds it done; None where its overrides are not known."""
+        return shlex.join(["python", "-m", "rlhf", *self.overrides]) if self.overrides else None
 
     @property
     def seed(self) -> Any:
@@ -57,6 +65,13 @@ class Collection:
         """Return the points that use a stage."""
         return [point for point in self.points if stage in point.stages.values()]
 
+    def name_users(self, stage: Stage) -> list[str]:
+        """Return the points that use a stage: all, a few by name, or the first of them and how many more."""
+        names = [point.name for point in self.users(stage)]
+        if len(names) == len(self.points) > 1:
+            return [f"all {len(names)} points"]
+        return names if len(names) <= NAMED else [*names[: NAMED - 1], f"and {len(names) - NAMED + 1} more"]
+
 
 @dataclass
 class PointFiles:
@@ -70,8 +85,9 @@ class PointFiles:
     notes: list[str] = field(default_factory=list)
 
 
-def collect(directory: Path) -> Collection:
-    """Read everything under a sweep's, a run's or a point's directory. Raises ReportError if there is no point."""
+def collect(directory: Path, more: Sequence[str] = ()) -> Collection:
+    """Read everything under a sweep's, a run's or a point's directory, with the course of `more` metrics than a report
+    shows. Raises ReportError if there is no point."""
     found = [read_point_files(path) for path in point_directories(directory)]
     # Each stage is read once, with the newest entry of its points: one that says how it ended goes before others.
     newest: dict[Path, tuple[str, SummaryEntry]] = {}
@@ -81,15 +97,15 @@ def collect(directory: Path) -> Collection:
             known = newest[path][1] if path in newest else None
             if known is None or (entry.state in ENDED, entry.time) > (known.state in ENDED, known.time):
                 newest[path] = kind, entry
-    stages = {path: read_or_damaged(path, kind, entry) for path, (kind, entry) in newest.items()}
+    stages = {path: read_or_damaged(path, kind, entry, more) for path, (kind, entry) in newest.items()}
     points = [build_point(files, {kind: stages[path] for kind, path in files.stages.items()}) for files in found]
     return Collection(directory.resolve(), points, sorted(stages.values(), key=lambda stage: pipeline_index(stage.kind)))
 
 
-def read_or_damaged(path: Path, kind: str, entry: SummaryEntry) -> Stage:
+def read_or_damaged(path: Path, kind: str, entry: SummaryEntry, more: Sequence[str]) -> Stage:
     """Read a stage; it is damaged if not even its directory can be looked into."""
     try:
-        return read_stage(path, kind, entry)
+        return read_stage(path, kind, entry, more)
     except OSError as error:
         return Stage(path, kind, "damaged", f"it cannot be read ({error.strerror})", metrics=entry.metrics)
 

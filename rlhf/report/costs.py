@@ -31,21 +31,24 @@ class StageCost:
 
 
 def find_cost(stage: Stage) -> StageCost:
-    """Return the planned and the spent cost of a stage; its devices and their price are the plan's, or else those that
-    environment.json tells."""
+    """Return the planned and the spent cost of a stage."""
     plan, spent = stage.planned, stage.seconds
-    if plan is not None:
-        devices, price = plan.devices, plan.price
-    else:
-        hardware = as_mapping(stage.environment.get("hardware"))
-        counts = [as_int(hardware.get(name)) for name in ("nodes", "gpus_per_node")]
-        devices = math.prod(1 if count is None else count for count in counts)
-        price = as_float(hardware.get("price_per_gpu_hour")) or 0.0
+    devices, price = find_price(stage)
     return StageCost(
         stage,
         None if plan is None or plan.seconds is None else make_cost(plan.seconds, devices, price),
         None if spent is None else make_cost(spent, devices, price),
     )
+
+
+def find_price(stage: Stage) -> tuple[int, float]:
+    """Return the devices of a stage and the price of a device and hour: the plan's, or else those that environment.json
+    tells."""
+    if stage.planned is not None:
+        return stage.planned.devices, stage.planned.price
+    hardware = as_mapping(stage.environment.get("hardware"))
+    counts = [as_int(hardware.get(name)) for name in ("nodes", "gpus_per_node")]
+    return math.prod(1 if count is None else count for count in counts), as_float(hardware.get("price_per_gpu_hour")) or 0.0
 
 
 def make_cost(seconds: float, devices: int, price: float) -> Cost:

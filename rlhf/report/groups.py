@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -12,13 +12,18 @@ from rlhf.config.keys import has_no_effect_but
 from rlhf.report.collect import Collection, Point, natural_key
 from rlhf.report.stage import Stage
 
+# Keys without an effect of their own that name an option, which decides other keys.
+OPTIONS = ("algorithm",)
+
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Points of one configuration under several seeds; `label` says what sets it apart from the other groups."""
+    """Points of one configuration under several seeds; `label` says what sets it apart from the other groups, `settings`
+    the same by key: each swept key with its option or value as it was typed."""
 
     label: str
     points: list[Point]
+    settings: dict[str, str] = field(default_factory=dict)
 
     @property
     def kinds(self) -> list[str]:
@@ -43,8 +48,12 @@ def group_points(collection: Collection) -> list[Group]:
         key = identity(point) if point.config else twins.get(without_seed(point), identity(point))
         members.setdefault(key, []).append(point)
     sets = list(members.values())
-    labels = label_groups(sets) if len(sets) > 1 else [sole_label(collection)]
-    found = [Group(label, points) for label, points in zip(labels, sets, strict=True)]
+    if len(sets) == 1:
+        return [Group(sole_label(collection), sets[0])]
+    settings = tell_apart(sets)
+    labels = [", ".join(f"{key}={value}" for key, value in own.items()) or "default" for own in settings]
+    labels = [label if labels.count(label) == 1 else f"{label} ({number})" for number, label in enumerate(labels, 1)]
+    found = [Group(label, points, own) for label, points, own in zip(labels, sets, settings, strict=True)]
     return sorted(found, key=lambda group: natural_key(group.label))
 
 
@@ -84,23 +93,23 @@ def sole_label(collection: Collection) -> str:
     return "all points" if len(collection.points) > 1 else collection.points[0].name
 
 
-def label_groups(sets: list[list[Point]]) -> list[str]:
-    """Return what tells each set of points from the others: as it was typed where that does, else the keys that differ."""
+def tell_apart(sets: list[list[Point]]) -> list[dict[str, str]]:
+    """Return what tells each set of points from the others, by key: as it was typed where that does, else the keys of the
+    configuration that differ."""
     typed = [set(point.overrides) for points in sets for point in points if point.overrides]
     common = set.intersection(*typed) if typed else set()
-    labels = []
+    settings = []
     for points in sets:
         first = next((point for point in points if point.overrides), points[0])
         own = [
             unquote(entry)
             for entry in first.overrides
-            if entry not in common and makes_group(key_of(entry), is_of_benchmark(first))
+            if entry not in common and (key_of(entry) in OPTIONS or makes_group(key_of(entry), is_of_benchmark(first)))
         ]
-        labels.append(", ".join(own))
-    if len(set(labels)) < len(sets) or sum(not label for label in labels) > 1:
-        labels = by_keys(sets)
-    labels = [label or "default" for label in labels]
-    return [label if labels.count(label) == 1 else f"{label} ({number})" for number, label in enumerate(labels, 1)]
+        settings.append({entry.partition("=")[0]: entry.partition("=")[2] for entry in own})
+    if len({tuple(own.items()) for own in settings}) < len(sets) or sum(not own for own in settings) > 1:
+        return by_keys(sets)
+    return settings
 
 
 def unquote(override: str) -> str:
@@ -113,12 +122,11 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def by_keys(sets: list[list[Point]], most: int = 4) -> list[str]:
-    """Label each set of points by the keys that differ; where they are many, by the first few."""
+def by_keys(sets: list[list[Point]], most: int = 4) -> list[dict[str, str]]:
+    """Tell each set of points apart by the keys that differ; where they are many, by the first few."""
     settings = [deciding(points[0]) for points in sets]
-    keys = differing_keys(settings)
-    more = ", …" if len(keys) > most else ""
-    return [", ".join(f"{key}={to_yaml_text(own.get(key))}" for key in keys[:most]) + more for own in settings]
+    keys = differing_keys(settings)[:most]
+    return [{key: to_yaml_text(own.get(key)) for key in keys} for own in settings]
 
 
 def differing_keys(settings: list[dict[str, Any]]) -> list[str]:
@@ -129,9 +137,8 @@ def differing_keys(settings: list[dict[str, Any]]) -> list[str]:
 
 def differs(key: str, settings: list[dict[str, Any]]) -> bool:
     """Whether a key does not have one and the same value everywhere."""
-    first = settings[0].get(key)
-    alike = isinstance(first, str | int | float) and all(own.get(key) == first for own in settings)
-    if alike and len({type(own[key]) for own in settings}) == 1:  # 1 equals true
+    first = repr(settings[0].get(key))
+    if all(key in own and repr(own[key]) == first for own in settings):
         return False
     return len({(key in own, to_yaml_text(own.get(key))) for own in settings}) > 1
 

@@ -1,58 +1,49 @@
 """The page: everything a template needs, and the template filled in."""
 
 import time
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rlhf.catalog.metric import Metric
 from rlhf.catalog.state import STATES
+from rlhf.config.pages import make_environment
 from rlhf.config.terminal import format_dollars, format_seconds, plural
 from rlhf.experiment.files import as_float
-from rlhf.report import plots, statistics, throughput
-from rlhf.report.collect import Collection, Point, pipeline_index
+from rlhf.report import statistics, throughput
+from rlhf.report.collect import Collection, pipeline_index
 from rlhf.report.costs import Cost, add_up, cost_lines, stage_costs
+from rlhf.report.drawing import Drawing, write_svg
 from rlhf.report.failures import failures, missing
-from rlhf.report.final_metrics import collect_metrics, compared_metrics, format_short
+from rlhf.report.final_metrics import TEST, collect_metrics, compared_metrics, format_p, format_short
 from rlhf.report.groups import Group, differing_keys, to_yaml_text
+from rlhf.report.looks import Entry
+from rlhf.report.panels.panel import Panel, View
 from rlhf.report.samples import compare_answers
-from rlhf.report.stage import Stage
 from rlhf.report.versions import versions
 
-# Points that are named one by one where a stage is shared; more are count_names.
-NAMED = 3
 # The end of the year 9999: a later Unix time, as a damaged file may have it, is none.
 LAST_TIME = 253_402_300_799.0
 
 
-@dataclass(frozen=True)
-class Legend:
-    """A group's entry: its colour, and how many of its results a plot shows, of how many points."""
-
-    label: str
-    colour: str
-    n: int
-    points: int
-
-
-def page(collection: Collection, groups: list[Group]) -> str:
-    """Return the report as one HTML document that needs nothing else."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"short": format_short, "shown": to_yaml_text, "decimal": decimal}
-    return environment.get_template("page.html").render(build_context(collection, groups))
+def page(view: View, panels: list[Panel], refresh: int = 0) -> str:
+    """Return the report as one HTML document that needs nothing else; a browser loads it anew every `refresh` seconds."""
+    environment = make_environment(Path(__file__).parent)
+    environment.filters |= {
+        "short": format_short,
+        "shown": to_yaml_text,
+        "decimal": decimal,
+        "p": format_p,
+        "cell": format_cell,
+    }
+    return environment.get_template("page.html").render(build_context(view, panels) | {"refresh": refresh})
 
 
-def build_context(collection: Collection, groups: list[Group]) -> dict[str, Any]:
+def build_context(view: View, panels: list[Panel]) -> dict[str, Any]:
     """Return what the template shows, by section."""
+    collection, groups = view.collection, view.groups
     finals = [final for final in collect_metrics(groups) if final.is_compared]
     seed, prompts = compare_answers(groups)
     by_kind, by_stage = throughput.speeds(collection)
@@ -63,18 +54,20 @@ def build_context(collection: Collection, groups: list[Group]) -> dict[str, Any]
         "place": str(collection.path),
         "now": time.strftime("%Y-%m-%d %H:%M %Z"),
         "method": statistics.METHOD,
+        "test": TEST,
         "overview": overview(collection),
         "period": format_period(collection),
-        "stages": [(cost, name_users(collection, cost.stage)) for cost in costs],
+        "stages": [(cost, collection.name_users(cost.stage)) for cost in costs],
         "total": (add_up([cost.planned for cost in costs]), add_up([cost.spent for cost in costs])),
         "priced": any(cost.dollars for each in costs for cost in (each.planned, each.spent) if cost is not None),
         "cost_cells": format_cost,
-        "legend": build_legend(groups, plots.count_under_way(groups)),
-        "finished": build_legend(groups, [len(plots.score_pairs(group, "eval/reward")) for group in groups]),
-        "curves": to_data_url(plots.curves(groups)),
-        "frontier": to_data_url(plots.frontier(groups)),
-        "lengths": to_data_url(plots.lengths(collection.stages)),
-        "places": plots.PLACES,
+        "groups": groups,
+        "looks": view.design.looks,
+        "legend": view.design.legend,
+        "counts": partial(count_shown, groups),
+        "design_key": view.design.key,
+        "panels": panels,
+        "svg": draw,
         "finals": finals,
         "rows": list(zip(groups, zip(*[compared_metrics(groups, final) for final in finals], strict=True), strict=False)),
         "speed_columns": used_columns(collection, by_stage),
@@ -93,9 +86,19 @@ def build_context(collection: Collection, groups: list[Group]) -> dict[str, Any]
     }
 
 
-def to_data_url(svg: str | None) -> Markup | None:
-    """Return a plot as markup: matplotlib has escaped the text in it."""
-    return None if svg is None else Markup(svg)
+def count_shown(groups: list[Group], entry: Entry, shown: list[int]) -> tuple[int, int]:
+    """Return how many results an entry of a legend has in a drawing, and how many points."""
+    return sum(shown[number] for number in entry.groups), sum(len(groups[number].points) for number in entry.groups)
+
+
+def draw(drawing: Drawing) -> Markup:
+    """Return a drawing as markup: matplotlib has escaped the text in it."""
+    return Markup(write_svg(drawing))
+
+
+def format_cell(value: Any) -> str:
+    """Return a cell of a panel's table: a number with three digits, anything else as text."""
+    return format_short(value) if isinstance(value, float) else "–" if value is None else str(value)
 
 
 def format_cost(cost: Cost | None, priced: bool) -> list[str]:
@@ -116,8 +119,8 @@ def is_numeric(values: list[Any]) -> bool:
 
 
 def overview(collection: Collection) -> list[str]:
-    """Describe the collection in a few lines: points and stages by state, time and cost beside those planned, and what
-    sharing saved."""
+    """Describe the collection in a few lines: points and stages by state, alarms, time and cost beside those planned, and
+    what sharing saved."""
     points = count_names([point.state for point in collection.points])
     kinds = count_names([stage.kind for stage in sorted(collection.stages, key=lambda stage: pipeline_index(stage.kind))])
     uses = sum(len(point.stages) for point in collection.points)
@@ -127,6 +130,10 @@ def overview(collection: Collection) -> list[str]:
     ]
     if uses > len(collection.stages):
         lines.append(f"{len(collection.stages)} stages instead of {uses}: one that several points use is run once")
+    alarms = [(stage, alarm.name) for stage in collection.stages for alarm in stage.alarms]
+    if alarms:
+        told = f"{plural(len(alarms), 'alarm')} on {plural(len({stage for stage, _ in alarms}), 'stage')}"
+        lines.append(f"{told}: {count_names([name for _, name in alarms])}")
     return lines + cost_lines(collection)
 
 
@@ -142,23 +149,6 @@ def format_period(collection: Collection) -> str | None:
         return None
     form = "%Y-%m-%d %H:%M"
     return f"{time.strftime(form, time.localtime(min(times)))} to {time.strftime(form, time.localtime(max(times)))}"
-
-
-def name_users(collection: Collection, stage: Stage) -> list[str]:
-    """Return the points that use a stage: all, a few by name, or the first of them and how many more."""
-    using: list[Point] = collection.users(stage)
-    if len(using) == len(collection.points) > 1:
-        return [f"all {len(using)} points"]
-    names = [point.name for point in using]
-    return names if len(names) <= NAMED else [*names[: NAMED - 1], f"and {len(names) - NAMED + 1} more"]
-
-
-def build_legend(groups: list[Group], shown: list[int]) -> list[Legend]:
-    """Return the groups with their colours; `shown` is of how many results a plot has something, per group."""
-    return [
-        Legend(group.label, colour, n, len(group.points))
-        for group, colour, n in zip(groups, plots.colours(len(groups)), shown, strict=True)
-    ]
 
 
 def used_columns(collection: Collection, speeds: list[throughput.Speed]) -> list[Metric]:

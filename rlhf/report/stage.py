@@ -1,12 +1,15 @@
 """One stage's directory as a report sees it: how far it is, what it measured, what is wrong with it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlhf.catalog.display import Display
+from rlhf.catalog.health import FOLLOWED, Alarm, find_alarms
 from rlhf.catalog.state import ALIVE, ENDED
 from rlhf.config.terminal import format_seconds
 from rlhf.experiment.files import Unreadable, as_float, as_floats, as_int, as_mapping, as_text, read_lines
@@ -51,7 +54,7 @@ class SummaryEntry:
 @dataclass(frozen=True, eq=False)
 class Stage:
     """A stage as a report shows it: `state` is one of rlhf/catalog/state.py, `seconds` is what it took so far, `planned`
-    what it was to take, and `notes` say what is wrong with its files."""
+    what it was to take, `notes` say what is wrong with its files, and `tracked_at` is the address of its run at W&B."""
 
     path: Path
     kind: str
@@ -70,6 +73,12 @@ class Stage:
     display: Display = field(default_factory=Display)
     planned: Planned | None = None
     lengths: Lengths | None = None
+    tracked_at: str | None = None
+
+    @cached_property
+    def alarms(self) -> list[Alarm]:
+        """The alarms that its metrics raise."""
+        return find_alarms(self.series.steps.astype(int).tolist(), self.series.values)
 
     @property
     def name(self) -> str:
@@ -77,8 +86,9 @@ class Stage:
         return self.path.name
 
 
-def read_stage(path: Path, kind: str, entry: SummaryEntry) -> Stage:
-    """Read a stage from its directory; where the directory does not say it, from the `entry` of a point's summary.json."""
+def read_stage(path: Path, kind: str, entry: SummaryEntry, more: Sequence[str] = ()) -> Stage:
+    """Read a stage from its directory; where the directory does not say it, from the `entry` of a point's summary.json.
+    `more` are metrics to follow beside those that every report shows."""
     directory, found = StageDirectory(path), StageDirectory(path).read_state()
     notes = list(found.notes)
     try:
@@ -101,13 +111,14 @@ def read_stage(path: Path, kind: str, entry: SummaryEntry) -> Stage:
         as_int(found.status.get("total")),
         as_int(found.status.get("attempts")),
         as_floats(found.result.get("metrics")) or entry.metrics,
-        read_series(directory, state, display, notes),
+        read_series(directory, state, followed_metrics(display, more), notes),
         read_samples(directory, state, notes),
         environment,
         tuple(notes),
         display,
         directory.planned() or (None if found.result else entry.planned),
         read_lengths(directory.data()),
+        address if (address := as_text(found.status.get("wandb"))) and address.startswith("https://") else None,
     )
 
 
@@ -142,16 +153,17 @@ def choose_state(found: StageState, entry: SummaryEntry) -> tuple[str, str | Non
     return found.name, found.reason or (entry.reason if entry.state == found.name else None)
 
 
-def followed_metrics(display: Display) -> list[str]:
-    """Return the metrics whose course a report shows or averages; a stage logs some sixty, over maybe many thousands of
-    steps."""
-    followed = [metric for metric in display.metrics.values() if metric.axis or metric.speed]
-    return ["time", *(name for metric in followed for name in (metric.name, metric.per) if name)]
+def followed_metrics(display: Display, more: Sequence[str] = ()) -> list[str]:
+    """Return the metrics whose course a report shows, averages or adds up, and `more`; a stage logs some sixty, over maybe
+    many thousands of steps."""
+    followed = [metric for metric in display.metrics.values() if metric.axis or metric.speed or metric.final]
+    names = [name for metric in followed for name in (metric.name, metric.per) if name]
+    alarming = [name for name in FOLLOWED if name in display.metrics]
+    return list(dict.fromkeys(["time", "throughput/tflops_per_gpu", *names, *alarming, *more]))
 
 
-def read_series(directory: StageDirectory, state: str, display: Display, notes: list[str]) -> Series:
+def read_series(directory: StageDirectory, state: str, followed: list[str], notes: list[str]) -> Series:
     """Read the followed metrics of all steps; of a step that was logged twice, as after a restart, the last line counts."""
-    followed = followed_metrics(display)
     rows: dict[int, dict[str, Any]] = {}
     for row in read_good_lines(directory.metrics_file, state, notes):
         step = as_int(row.get("step"))

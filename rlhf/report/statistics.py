@@ -1,19 +1,27 @@
-"""Means over seeds with their intervals."""
+"""Means over seeds with their intervals, and tests of whether two means differ.
+
+Two kinds of error are kept apart. A standard error over prompts says how far one run's mean over held-out prompts may be
+from its mean over all prompts. An interval over seeds says how far the mean of some runs may be from the mean of all runs
+of that configuration: it holds what the prompts add, and what training adds, which a single run cannot tell.
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-RESAMPLES, SEED, LEVEL = 10_000, 0, 0.95
+LEVEL = 0.95
 METHOD = (
-    f"Intervals are {LEVEL:.0%} percentile bootstrap intervals of the mean over seeds ({RESAMPLES:,} resamples). "
-    "With few seeds they are too narrow (of two seeds they are the two values): read them as spread, not as a test. "
-    "One seed has no interval."
+    f"Intervals over seeds are {LEVEL:.0%} intervals of the mean by Student's t, which take each seed as one draw of a "
+    "normal distribution; wide for two seeds, and one seed has none. SE is the standard error of one run's mean over "
+    "held-out prompts (the root mean square over the seeds): it says nothing of other seeds."
 )
 Array = NDArray[np.float64]
+# Points of the integral over Student's distribution.
+ANGLES = 4001
 
 
 @dataclass(frozen=True)
@@ -26,51 +34,86 @@ class Estimate:
     high: float | None
 
 
-def estimate(values: list[float]) -> Estimate | None:
+def estimate(values: Sequence[float]) -> Estimate | None:
     """Return the mean of the values and its interval, whatever their order; None without values."""
-    return estimate_once(tuple(values)) if values else None
+    if not values:
+        return None
+    n, mean = len(values), math.fsum(values) / len(values)
+    mean = min(max(mean, min(values)), max(values))  # rounding must not leave the range of equal values
+    if n == 1:
+        return Estimate(1, mean, None, None)
+    half = student_quantile(n - 1) * math.sqrt(variance(values) / n)
+    return Estimate(n, mean, mean - half, mean + half)
 
 
-@lru_cache(maxsize=2**14)
-def estimate_once(values: tuple[float, ...]) -> Estimate:
-    """Return the estimate of some values, which the page, the tables and the terminal all ask for."""
-    mean, low, high, n = bands(np.array(values, dtype=np.float64)[:, None])
-    bounds = (float(low[0]), float(high[0])) if n[0] > 1 else (None, None)
-    return Estimate(int(n[0]), float(mean[0]), *bounds)
+def variance(values: Sequence[float]) -> float:
+    """Return the unbiased variance of two values or more."""
+    mean = math.fsum(values) / len(values)
+    return math.fsum(sorted((value - mean) ** 2 for value in values)) / (len(values) - 1)
 
 
-def bands(values: Array) -> tuple[Array, Array, Array, NDArray[np.int64]]:
-    """Return mean, lower and upper bound and n of each column of `values` [seeds, columns]; NaN is a missing value. Bounds
-    are NaN where n < 2, and the mean is where n is 0."""
-    ordered = np.sort(values, axis=0)  # missing ones last; so the order of the seeds does not matter
-    n = np.isfinite(values).sum(axis=0)
-    mean, low, high = (np.full(values.shape[1], math.nan) for _ in range(3))
-    for count in sorted(set(n.tolist()) - {0}):
-        here = n == count
-        known = ordered[:count, here]
-        least, most = known[0], known[-1]
-        mean[here] = np.clip(known.mean(axis=0), least, most)  # rounding must not leave the range of equal values
-        if count > 1:
-            means = known.T @ shares(count)  # [columns, RESAMPLES]
-            means.sort(axis=1)
-            low[here] = np.clip(quantile(means, 0.5 - LEVEL / 2), least, mean[here])
-            high[here] = np.clip(quantile(means, 0.5 + LEVEL / 2), mean[here], most)
-    return mean, low, high, n
+@lru_cache(maxsize=1024)
+def student_integral(df: float) -> tuple[Array, Array]:
+    """Return angles from 0 to a right angle, and Student's probability of |t| <= sqrt(df) * tan(angle) for each.
+
+    With t = sqrt(df) tan(angle) the density (1 + t^2 / df)^(-(df + 1) / 2) dt becomes cos(angle)^(df - 1), which has no
+    tails to cut off.
+    """
+    angles = np.linspace(0.0, math.pi / 2, ANGLES)
+    density = np.cos(angles[:-1] + angles[1] / 2) ** (df - 1)
+    shares = np.concatenate([[0.0], np.cumsum(density)])
+    return angles, shares / shares[-1]
 
 
-def quantile(ordered: Array, share: float) -> Array:
-    """Return a quantile of each row of sorted values, between two of them by their distance. (np.quantile takes three
-    times as long as the sort.)"""
-    position = share * (ordered.shape[1] - 1)
-    below = int(position)
-    part = position - below
-    between: Array = ordered[:, below] * (1 - part) + ordered[:, below + 1] * part
-    return between
+def student_quantile(df: float, level: float = LEVEL) -> float:
+    """Return the t within whose distance from 0 so large a share of Student's distribution lies."""
+    angles, shares = student_integral(df)
+    return math.sqrt(df) * math.tan(float(np.interp(level, shares, angles)))
 
 
-@lru_cache(maxsize=64)
-def shares(count: int) -> Array:
-    """Resamples of `count` values, [count, RESAMPLES]: the share of each value in each."""
-    drawn = np.random.default_rng(SEED).integers(0, count, (RESAMPLES, count))
-    counted = np.bincount((drawn * RESAMPLES + np.arange(RESAMPLES)[:, None]).ravel(), minlength=count * RESAMPLES)
-    return counted.reshape(count, RESAMPLES) / count
+def student_p(t: float, df: float) -> float:
+    """Return the two-sided p-value of a t with so many degrees of freedom (at least 1)."""
+    angles, shares = student_integral(df)
+    return 1.0 - float(np.interp(math.atan(abs(t) / math.sqrt(df)), angles, shares))
+
+
+def welch_p(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Return the two-sided p-value of Welch's t-test that two sets of seeds have one mean; None where it says nothing: with
+    fewer than two values on a side, or without any spread."""
+    if min(len(one), len(other)) < 2:
+        return None
+    parts = [variance(values) / len(values) for values in (one, other)]
+    error = sum(parts)
+    if error == 0:
+        return None
+    # Welch and Satterthwaite's degrees of freedom.
+    df = error**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (one, other), strict=True))
+    return student_p((math.fsum(one) / len(one) - math.fsum(other) / len(other)) / math.sqrt(error), df)
+
+
+def paired_p(differences: Sequence[float]) -> float | None:
+    """Return the two-sided p-value of the t-test that differences within seeds have the mean 0; None where it says
+    nothing."""
+    if len(differences) < 2 or (spread := variance(differences)) == 0:
+        return None
+    return student_p(math.fsum(differences) / len(differences) / math.sqrt(spread / len(differences)), len(differences) - 1)
+
+
+def normal_p(difference: float, error: float) -> float | None:
+    """Return the two-sided p-value of a difference with a known standard error; None without an error."""
+    return None if error <= 0 else math.erfc(abs(difference) / error / math.sqrt(2))
+
+
+def root_mean_square(values: Sequence[float]) -> float | None:
+    """Return the root mean square; None without values."""
+    return math.sqrt(math.fsum(value**2 for value in values) / len(values)) if values else None
+
+
+def spread(values: Array) -> tuple[Array, Array, Array]:
+    """Return the mean, the least and the largest of each column of `values` [seeds, columns], NaN where a column has none;
+    NaN is a missing value."""
+    known = np.isfinite(values)
+    n = known.sum(axis=0)
+    mean = np.where(n, np.where(known, values, 0.0).sum(axis=0) / np.maximum(n, 1), np.nan)
+    low, high = np.where(known, values, np.inf).min(axis=0), np.where(known, values, -np.inf).max(axis=0)
+    return mean, np.where(n, low, np.nan), np.where(n, high, np.nan)

@@ -59,19 +59,23 @@ def point_rows(collection: Collection, groups: list[Group], finals: list[FinalMe
 
 def metric_value(point: Point, final: FinalMetric) -> float | None:
     """Return a point's final metric."""
-    stage = point.stages.get(final.kind)
-    return None if stage is None else stage.metrics.get(final.name)
+    found = (point.stages[kind].metrics.get(final.name) for kind in final.kinds if kind in point.stages)
+    return next((value for value in found if value is not None), None)
 
 
 def group_rows(groups: list[Group], finals: list[FinalMetric]) -> Rows:
-    """Return a row per group and metric: over how many seeds, the mean and its interval."""
+    """Return a row per group and metric: over how many seeds, the mean and its interval over seeds, the standard error over
+    prompts of one run, the p-value of the best group against the others, and the gain over the start with its p-value."""
     cells = {final: compared_metrics(groups, final) for final in finals}
     return [
-        {"group": group.label, "stage": final.kind, "metric": final.name, "unit": final.metric.unit}
-        | {"n": known.n, "mean": known.mean, "low": known.low, "high": known.high, "best": cells[final][number].best}
+        {"group": group.label, "stage": "/".join(kind for kind in final.kinds if kind in group.kinds)}
+        | {"metric": final.name, "unit": final.metric.unit}
+        | {"n": known.n, "mean": known.mean, "low": known.low, "high": known.high, "best": cell.best}
+        | {"se_prompts": cell.error, "p_others": cell.p}
+        | {"gain": None if cell.gain is None else cell.gain.mean, "p_gain": None if cell.gain is None else cell.gain.p}
         for number, group in enumerate(groups)
         for final in finals
-        if (known := cells[final][number].estimate) is not None
+        if (known := (cell := cells[final][number]).estimate) is not None
     ]
 
 
@@ -101,7 +105,7 @@ def format_groups(groups: list[Group], finals: list[FinalMetric]) -> Rows:
 
 
 def format_words(cell: Cell) -> str:
-    """Mean, interval and n; the best in bold."""
+    """Mean, interval and n; the best in bold, if it is distinguishable."""
     known = cell.estimate
     if known is None:
         return "–"

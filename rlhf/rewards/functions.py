@@ -116,11 +116,12 @@ def score_compression(prompts: Sequence[Any], responses: Sequence[str], records:
 
 
 def extract(response: str, pattern: str | None) -> str | None:
-    """Return the last match of a pattern in a response, or its first group; without a pattern the response."""
+    """Return the last match of a pattern in a response, or of its first group; without a pattern the response."""
     if pattern is None:
         return response.strip()
-    matches = list(re.finditer(pattern, response, re.DOTALL))
-    return None if not matches else (matches[-1][1] if matches[-1].re.groups else matches[-1][0]).strip()
+    matches = [match[1] if match.re.groups else match[0] for match in re.finditer(pattern, response, re.DOTALL)]
+    found = [text for text in matches if text is not None]  # a group may have no part in a match
+    return found[-1].strip() if found else None
 
 
 def compare_answers(

@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from http.client import HTTPException
 from typing import Any
 
 from rlhf.config.errors import ConfigError
@@ -19,7 +20,7 @@ FIRST_WAIT_S = 0.5
 
 class HttpReward:
     """Asks a service for scores: POST {"prompts": [...], "responses": [...], "records": [...], "ended": [...]} is answered
-    by {"scores": [...]}, a number or null each.
+    by {"scores": [...]}, each a number, null, or {"score": ..., "spans": [[start, end, value], ...]}.
 
     Args:
         key: The key of the configuration that holds the address, for errors.
@@ -50,21 +51,21 @@ class HttpReward:
                 time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout_s) as reply:
-                    return self.read(reply.read(), len(samples))
+                    return self.read(reply.read(), samples)
             except urllib.error.HTTPError as error:
                 problem = f"it answers {error.code}: {read_problem(error)}"
                 if error.code < 500 and error.code != 429:
                     break
-            except (OSError, ValueError) as error:  # URLError and time-outs are OSErrors
+            except (OSError, HTTPException, ValueError) as error:  # URLError and time-outs are OSErrors
                 problem = str(getattr(error, "reason", None) or error)
         tried = f"{self.retries + 1} attempts of {self.timeout_s:g} s at most"
         fix = "start it, as `python -m rlhf serve-reward DIR`, or give the address of one that runs"
         raise ConfigError(self.key, self.url, f"the service gives no scores in {tried} ({problem})", fix)
 
-    def read(self, content: bytes, count: int) -> list[float | None]:
-        """Read the scores of so many samples from a reply. Raises ValueError for one that holds none."""
+    def read(self, content: bytes, samples: Sequence[Sample]) -> list[float | None]:
+        """Read the scores of samples from a reply. Raises ValueError for one that holds none."""
         try:
-            return check_scores(json.loads(content)["scores"], count)
+            return check_scores(json.loads(content)["scores"], [sample.response for sample in samples])
         except (ScoreError, KeyError, TypeError) as error:
             raise ValueError(f"its reply holds no scores: {error}") from error
 

@@ -1,11 +1,13 @@
 """A response as functions see it. No torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 # The part of a record that says which rewards apply to it, by name; without it all do.
 APPLIES = "rewards"
+# Where a span of a response ends, in characters, and its value.
+Span = tuple[int, float]
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,18 @@ class Sample:
         """Whether the reward of this name applies, as far as the record says."""
         named = self.record.get(APPLIES)
         return named is None or name in ([named] if isinstance(named, str) else named)
+
+
+class SpannedScore(float):
+    """A score of which a part falls on spans of the response; as a number it is the whole."""
+
+    spans: tuple[Span, ...]
+
+    def __new__(cls, score: float, spans: Iterable[Span] = ()) -> "SpannedScore":
+        """Return a score of this sum, with the spans that are part of it."""
+        made = super().__new__(cls, score)
+        made.spans = tuple(spans)
+        return made
 
 
 class Reward(Protocol):

@@ -1,15 +1,19 @@
 """The texts of rollouts, for rewards that read texts."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
+from functools import cache
+from itertools import takewhile
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rlhf.data.encoded import Tokenizer
 from rlhf.data.templates import Template
 from rlhf.data.tokens import PromptRecord
-from rlhf.rewards.sample import Sample
+from rlhf.rewards.sample import Sample, Span
 
 
 def decode_responses(tokens: Tensor, lengths: Tensor, template: Template) -> list[str]:
@@ -31,6 +35,31 @@ def make_samples(records: Sequence[PromptRecord], responses: Sequence[str], ende
         Sample(to_plain(record.text), response, dict(record.meta), bool(done))
         for record, response, done in zip(records, responses, ended, strict=True)
     ]
+
+
+def place_spans(spans: Sequence[Sequence[Span]], tokens: Tensor, lengths: Tensor, template: Template) -> Tensor:
+    """Put the values of spans of responses [B, R] of these lengths [B] on the tokens that end the spans; returns their sum
+    on each token, [B, R], 0 elsewhere."""
+    placed = torch.zeros(tokens.shape, device=tokens.device)
+    for row, found in enumerate(spans):
+        ids = tokens[row, : int(lengths[row])].tolist() if found else []
+        ends = find_tokens(ids, [end for end, _ in found], template)
+        for token, (_, value) in zip(ends, found, strict=True):
+            placed[row, token] += value
+    return placed
+
+
+def find_tokens(ids: Sequence[int], ends: Sequence[int], template: Template) -> list[int]:
+    """Return, for each number of characters of a response's text, the first token with which the response is decoded to as
+    many of them; where decoding a part does not give the text's beginning, that is a later token, at most the last."""
+    text = template.decode(ids)
+
+    @cache
+    def count_characters(token: int) -> int:
+        both = zip(text, template.decode(ids[: token + 1]), strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
+
+    return [min(bisect_left(range(len(ids)), end, key=count_characters), len(ids) - 1) for end in ends]
 
 
 def to_plain(prompt: Any) -> Any:

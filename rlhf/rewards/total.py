@@ -2,19 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlhf.algo.groups import normalize_in_groups
 from rlhf.config.errors import ConfigError
 from rlhf.config.rewards import gold_term, trained_terms
 from rlhf.config.schema import Config, RewardTerm
 from rlhf.rewards.function import FunctionReward
 from rlhf.rewards.http import HttpReward
 from rlhf.rewards.model import ModelReward
-from rlhf.rewards.sample import Reward, Sample
+from rlhf.rewards.sample import Reward, Sample, Span, SpannedScore
 from rlhf.runtime.distributed import gather
 
 # Added to a standard deviation before it divides.
@@ -48,12 +49,30 @@ class Moments:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a rollout: `total` [B], the weighted sum; `is_scored` [B], whether any reward applies; and metrics over all
-    ranks."""
+    """Scores of a rollout.
+
+    Attributes:
+        total: [B], the weighted sum of the rewards.
+        is_scored: [B], whether any reward applies.
+        metrics: Metrics over all ranks.
+        spans: Of each response the spans that a part of its total falls on, B lists.
+        by_group: [B], the weighted sum of the rewards, each normalised within its group; only with `ppo.group_of=each`.
+    """
 
     total: Tensor
     is_scored: Tensor
     metrics: dict[str, float]
+    spans: list[list[Span]]
+    by_group: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A reward's raw scores [B], which samples it applies to [B], and the spans of a text reward's scores, B tuples."""
+
+    raw: Tensor
+    applies: Tensor
+    spans: list[tuple[Span, ...]] = field(default_factory=list)
 
 
 class RewardTotal:
@@ -75,6 +94,7 @@ class RewardTotal:
         if gold is not None and not self.gold_models:
             in_rewards = config.gold is not None and hasattr(config.rewards, config.gold)
             self.gold = build_text_reward(f"rewards.{config.gold}" if in_rewards else "gold", gold)
+        self.copies = config.rollout.samples_per_prompt if config.ppo.group_of == "each" else None
         self.moments = {name: Moments() for name, term in self.terms.items() if term.normalize == "running"}
 
     @property
@@ -89,43 +109,54 @@ class RewardTotal:
         return torch.stack(found, dim=1) if found else torch.zeros(len(ids), 0, device=ids.device)
 
     def ask(self, samples: Sequence[Sample]) -> None:
-        """Let the functions begin to score; they work while the models read."""
-        for reward in self.texts.values():
-            reward.ask(samples)
+        """Let the functions begin to score the samples that each applies to; they work while the models read."""
+        for name, reward in self.texts.items():
+            reward.ask([sample for sample in samples if sample.is_scored_by(name)])
 
-    def combine(self, by_models: Tensor, samples: Sequence[Sample]) -> Scores:
+    def combine(self, by_models: Tensor, samples: Sequence[Sample], count: int | None = None) -> Scores:
         """Return the scores of a rollout: of the models [B, M], and of the functions that were asked. All ranks must call
-        this: normalisation is over the samples of all of them."""
+        this: normalisation is over the samples of all of them. Metrics are of the first `count` responses; None: of all."""
         columns = self.raw_columns(by_models, samples)
-        total = torch.zeros(len(by_models), device=self.device)
+        total, by_group = (torch.zeros(len(by_models), device=self.device) for _ in range(2))
         is_scored = torch.zeros(len(by_models), dtype=torch.bool, device=self.device)
         metrics: dict[str, float] = {}
+        spans: list[list[Span]] = [[] for _ in range(len(by_models))]
         is_told = len(self.terms) > 1 or any(is_shaped(term) for term in self.terms.values())
         for name, term in self.terms.items():
-            raw, applies = columns[name]
-            own = raw[applies].double().tolist()
+            column, applies = columns[name], columns[name].applies
+            own = column.raw[applies].double().tolist()
             every = [score for part in gather(own) for score in part]
-            shaped = torch.where(applies, self.shape(name, term, raw, every), 0.0)
+            scores, scale = self.shape(name, term, column.raw, every)
+            shaped = torch.where(applies, term.weight * scores, 0.0)
             total, is_scored = total + shaped, is_scored | applies
-            if is_told and every:
-                parts = [value for part in gather(shaped[applies].tolist()) for value in part]
-                metrics[f"reward/{name}"] = math.fsum(every) / len(every)
-                metrics[f"reward/{name}_shaped"] = math.fsum(parts) / len(parts)
-        metrics |= self.measure_disagreement(by_models)
-        unscored = sum(gather(int((~is_scored).sum())))
+            for row, found in enumerate(column.spans):
+                spans[row] += [(end, term.weight * scale * value) for end, value in found if applies[row]]
+            if self.copies is not None:
+                by_group = by_group + term.weight * normalize_in_groups(scores, self.copies, applies)
+            if is_told:
+                told = {"": column.raw, "_shaped": shaped}
+                for ending, values in told.items():
+                    metrics |= mean_of_all(f"reward/{name}{ending}", values[:count][applies[:count]].double().tolist())
+        metrics |= self.measure_disagreement(by_models[:count])
+        unscored = sum(gather(int((~is_scored[:count]).sum())))
         metrics |= {"reward/unscored": float(unscored)} if self.texts or unscored else {}
-        return Scores(total, is_scored, metrics)
+        on_spans = [math.fsum(value for _, value in found) for found in spans[:count]]
+        metrics |= mean_of_all("reward/on_spans", on_spans) if any(gather(any(spans[:count]))) else {}
+        return Scores(total, is_scored, metrics, spans, None if self.copies is None else by_group)
 
-    def raw_columns(self, by_models: Tensor, samples: Sequence[Sample]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return each reward's raw scores [B] and which samples it applies to [B], by name."""
+    def raw_columns(self, by_models: Tensor, samples: Sequence[Sample]) -> dict[str, Column]:
+        """Return each reward's raw scores, by name."""
         columns = {}
         for name, members in self.split_members(by_models).items():
             named = [sample.is_scored_by(name) for sample in samples] or [True] * len(by_models)
-            columns[name] = combine_members(self.terms[name], members), torch.tensor(named, device=self.device)
-        for name, found in answers_of(self.texts).items():
-            applies = [score is not None and s.is_scored_by(name) for score, s in zip(found, samples, strict=True)]
-            raw = [0.0 if score is None else score for score in found]
-            columns[name] = torch.tensor(raw, device=self.device), torch.tensor(applies, device=self.device)
+            columns[name] = Column(combine_members(self.terms[name], members), torch.tensor(named, device=self.device))
+        for name, answers in answers_of(self.texts).items():
+            own = iter(answers)
+            found = [next(own) if sample.is_scored_by(name) else None for sample in samples]
+            applies = [score is not None for score in found]
+            raw = torch.tensor([0.0 if score is None else float(score) for score in found], device=self.device)
+            spans = [score.spans if isinstance(score, SpannedScore) else () for score in found]
+            columns[name] = Column(raw, torch.tensor(applies, device=self.device), spans)
         return columns
 
     def split_members(self, by_models: Tensor) -> dict[str, Tensor]:
@@ -136,34 +167,39 @@ class RewardTotal:
     def measure_disagreement(self, by_models: Tensor) -> dict[str, float]:
         """Return how far the members of ensembles are from each other: their standard deviation, mean over the responses of
         all ranks."""
-        metrics = {}
+        metrics: dict[str, float] = {}
         for name, members in self.split_members(by_models).items():
             if members.size(1) > 1:
-                spread = [value for part in gather(members.std(dim=1, correction=0).tolist()) for value in part]
-                metrics[f"reward/{name}_disagreement"] = math.fsum(spread) / len(spread)
+                metrics |= mean_of_all(f"reward/{name}_disagreement", members.std(dim=1, correction=0).tolist())
         return metrics
 
-    def shape(self, name: str, term: RewardTerm, raw: Tensor, every: list[float]) -> Tensor:
-        """Normalise, cut and weigh a reward's scores [B]; `every` are those of all ranks."""
+    def shape(self, name: str, term: RewardTerm, raw: Tensor, every: list[float]) -> tuple[Tensor, float]:
+        """Normalise and cut a reward's scores [B]; `every` are those of all ranks. Returns what a part of a score is
+        multiplied by, too."""
+        scale = 1.0
         if term.normalize != "none":
             moments = self.moments.get(name) or Moments()
             if all(map(math.isfinite, every)):
                 moments.update(every)
             raw = (raw - moments.mean) / (moments.deviation + EPSILON)
+            scale = 1.0 / (moments.deviation + EPSILON)
         if term.clip is not None:
             raw = raw.clamp(-term.clip, term.clip)
-        return term.weight * raw
+        return raw, scale
 
-    def evaluate(self, by_models: Tensor, samples: Sequence[Sample]) -> list[float]:
-        """Return the weighted sum of raw scores, neither normalised nor cut, of each sample of this rank."""
+    def evaluate(self, by_models: Tensor, samples: Sequence[Sample]) -> tuple[list[float], dict[str, list[float | None]]]:
+        """Return the weighted sum of raw scores, neither normalised nor cut, of each sample of this rank; and raw scores
+        by the names of the rewards, None where one does not apply."""
         self.ask(samples)
         columns = self.raw_columns(by_models, samples)
         total = torch.zeros(len(by_models), device=self.device)
         for name, term in self.terms.items():
-            raw, applies = columns[name]
-            total = total + torch.where(applies, term.weight * raw, 0.0)
-        scores: list[float] = total.tolist()
-        return scores
+            total = total + torch.where(columns[name].applies, term.weight * columns[name].raw, 0.0)
+        scores = {
+            name: [s if applies else None for s, applies in zip(c.raw.tolist(), c.applies.tolist(), strict=True)]
+            for name, c in columns.items()
+        }
+        return total.tolist(), scores
 
     def judge(self, sequences: tuple[Tensor, Tensor, int, Tensor], samples: Sequence[Sample]) -> list[float | None] | None:
         """Return the gold reward of each sample of this rank; None where `gold` names none. `sequences` are what
@@ -189,6 +225,12 @@ class RewardTotal:
         """End the processes of functions."""
         for reward in (*self.texts.values(), *([self.gold] if self.gold is not None else [])):
             reward.close()
+
+
+def mean_of_all(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Return the metric `name`, the mean of the values of all ranks; nothing where there is none."""
+    every = [value for part in gather(list(values)) for value in part]
+    return {name: math.fsum(every) / len(every)} if every else {}
 
 
 def combine_members(term: RewardTerm, members: Tensor) -> Tensor:

@@ -11,19 +11,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from rlhf.rewards.functions import FUNCTIONS
+from rlhf.rewards.sample import Span, SpannedScore
 
 
 class ScoreError(Exception):
     """A score that cannot be had: why, and of which sample of the batch, if it is known."""
 
-    def __init__(self, problem: str, place: int | None = None) -> None:
+    def __init__(self, problem: str, index: int | None = None) -> None:
         super().__init__(problem)
-        self.problem, self.place = problem, place
+        self.problem, self.index = problem, index
 
 
 def load_function(path: str) -> Callable[..., Any]:
@@ -34,7 +36,7 @@ def load_function(path: str) -> Callable[..., Any]:
     if not origin.endswith(".py"):
         found = getattr(importlib.import_module(origin), name)
     else:
-        spec = importlib.util.spec_from_file_location("rlhf_reward", origin)
+        spec = importlib.util.spec_from_file_location("rlhf_reward", Path(origin).expanduser())
         assert spec is not None and spec.loader is not None  # of a name that ends with .py
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
@@ -55,13 +57,13 @@ def score_batch(
     try:
         return call(function, prompts, responses, records, options)
     except Exception as error:
-        if isinstance(error, ScoreError) and error.place is not None:
+        if isinstance(error, ScoreError) and error.index is not None:
             raise
-        for place, (prompt, response, record) in enumerate(zip(prompts, responses, records, strict=True)):
+        for index, (prompt, response, record) in enumerate(zip(prompts, responses, records, strict=True)):
             try:
                 call(function, [prompt], [response], [record], options)
             except Exception as alone:
-                raise ScoreError(describe(alone), place) from error
+                raise ScoreError(describe(alone), index) from error
         raise ScoreError(describe(error)) from error
 
 
@@ -73,18 +75,42 @@ def call(
     found = function(list(prompts), list(responses), list(records), **options)
     if inspect.isawaitable(found):
         found = asyncio.run(wait_for(found))
-    return check_scores(found, len(responses))
+    return check_scores(found, responses)
 
 
-def check_scores(found: Any, count: int) -> list[float | None]:
-    """Return the scores of so many responses. Raises ScoreError for what is no list of so many numbers or None."""
+def check_scores(found: Any, responses: Sequence[Any]) -> list[float | None]:
+    """Return the scores of responses. Raises ScoreError for what is no list of as many numbers, scores with spans or
+    None."""
+    count = len(responses)
     try:
         scores = list(found)
     except TypeError as error:
         raise ScoreError(f"it returns {type(found).__name__}, not a list of scores") from error
     if len(scores) != count:
         raise ScoreError(f"it returns {len(scores)} scores for {count} responses")
-    return [None if score is None else to_number(score, place) for place, score in enumerate(scores)]
+    return [
+        None if score is None else read_score(score, response, index)
+        for index, (score, response) in enumerate(zip(scores, responses, strict=True))
+    ]
+
+
+def read_score(score: Any, response: str, index: int) -> float:
+    """Return a number, or {"score": number, "spans": [(start, end, value), ...]} as a score whose sum they are. Raises
+    ScoreError for anything else, as for a span that does not lie in the response."""
+    if not isinstance(score, Mapping):
+        return to_number(score, index)
+    if unknown := set(score) - {"score", "spans"}:
+        raise ScoreError(f"its score has {', '.join(sorted(map(str, unknown)))} beside score and spans", index)
+    rest, spans = to_number(score.get("score", 0.0), index), list[Span]()
+    for span in score.get("spans") or ():
+        try:
+            start, end, value = span
+        except (TypeError, ValueError) as error:
+            raise ScoreError(f"its span is {span!r}, not (start, end, value)", index) from error
+        if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= len(response)):
+            raise ScoreError(f"its span {start!r} to {end!r} is no part of {len(response)} characters", index)
+        spans.append((end, to_number(value, index)))
+    return SpannedScore(rest + math.fsum(value for _, value in spans), spans)
 
 
 async def wait_for(found: Any) -> Any:
@@ -92,14 +118,14 @@ async def wait_for(found: Any) -> Any:
     return await found
 
 
-def to_number(score: Any, place: int) -> float:
+def to_number(score: Any, index: int) -> float:
     """Return a score as a float. Raises ScoreError for what is no finite number."""
     try:
         number = float(score)
     except (TypeError, ValueError) as error:
-        raise ScoreError(f"its score is {score!r}, no number", place) from error
+        raise ScoreError(f"its score is {score!r}, no number", index) from error
     if isinstance(score, str) or not math.isfinite(number):
-        raise ScoreError(f"its score is {score!r}, no finite number", place)
+        raise ScoreError(f"its score is {score!r}, no finite number", index)
     return number
 
 
@@ -118,7 +144,7 @@ def end_with(parent: int) -> None:
 
 def serve(connection: Connection) -> None:
     """Load the function that is named first, then score batches until the other side closes. Every answer is a pair:
-    "ready" or "scores" with what was found, or "error" with the problem and the sample's place."""
+    "ready" or "scores" with what was found, or "error" with the problem and the sample's index."""
     path, options = connection.recv()
     try:
         function = load_function(path)
@@ -132,7 +158,7 @@ def serve(connection: Connection) -> None:
         try:
             connection.send(("scores", score_batch(function, batch, options)))
         except ScoreError as error:
-            connection.send(("error", (error.problem, error.place)))
+            connection.send(("error", (error.problem, error.index)))
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config, Rollout
 from rlhf.data.encoded import Tokenizer
 from rlhf.data.tokens import PromptBatch, right_mask
-from rlhf.runtime.device import free_bytes
+from rlhf.runtime.device import free_bytes, send_numbers
 
 GIB = 2**30
 
@@ -71,6 +71,24 @@ class Sampler(Protocol):
 Part = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
+@runtime_checkable
+class KeepsMemory(Protocol):
+    """A sampler that keeps memory, of a size that follows the longest prompt, for later rollouts."""
+
+    longest_prompt: int
+
+
+@dataclass(frozen=True)
+class PromptPart:
+    """Prompts that are answered together, the longest first, with their `draws` [B, R]. The host has their numbers among
+    all prompts, `rows`, and their lengths in tokens, so that it need not ask the device."""
+
+    prompts: PromptBatch
+    draws: Tensor
+    rows: list[int]
+    lengths: list[int]
+
+
 @contextmanager
 def evaluation_mode(engine: Any) -> Iterator[None]:
     """Prepare an engine for sampling meanwhile: no gradients, no dropout, and no adapters if the engine is a model without
@@ -81,16 +99,21 @@ def evaluation_mode(engine: Any) -> Iterator[None]:
 
 
 def generate_in_parts(
-    prompts: PromptBatch, draws: Tensor, rollout: Rollout, sample: Callable[[Tensor, Tensor], Part]
+    prompts: PromptBatch, draws: Tensor, rollout: Rollout, sample: Callable[[PromptPart], Part]
 ) -> Responses:
-    """Put together the responses that `sample` gives to rows, by their indices [b] and draws [b, R]: the longest prompts
-    first, `rollout.micro_batch_size` at a time."""
+    """Put together the responses that `sample` gives to parts of the prompts: the longest first,
+    `rollout.micro_batch_size` at a time. The host waits for the device at the begin, for the prompts' lengths, and at the
+    end, for the longest response."""
     count, width, device = len(prompts.samples), rollout.max_new_tokens, prompts.ids.device
     tokens, logprobs = prompts.ids.new_zeros(count, width), torch.zeros(count, width, device=device)
     lengths, ended = prompts.ids.new_zeros(count), torch.zeros(count, dtype=torch.bool, device=device)
-    order = torch.argsort(prompts.lengths, descending=True, stable=True)
-    for rows in order.split(rollout.micro_batch_size or count):
-        tokens[rows], logprobs[rows], lengths[rows], ended[rows] = sample(rows, draws[rows])
+    own: list[int] = prompts.lengths.tolist()
+    order = sorted(range(count), key=lambda row: -own[row])
+    parts = send_numbers(order, device).split(rollout.micro_batch_size or count)
+    for rows in parts:
+        numbers, order = order[: len(rows)], order[len(rows) :]
+        part = PromptPart(prompts.rows(rows, numbers), draws[rows], numbers, [own[row] for row in numbers])
+        tokens[rows], logprobs[rows], lengths[rows], ended[rows] = sample(part)
     longest = int(lengths.max())
     mask = right_mask(lengths, longest)
     return Responses(tokens[:, :longest] * mask, lengths, ended, logprobs[:, :longest] * mask)  # [B, longest]

@@ -15,7 +15,7 @@ from rlhf.models.attention import attention
 from rlhf.models.families import shape_of
 from rlhf.models.lora import base_model
 from rlhf.planner.cache import PAGE
-from rlhf.rollout.base import Part, Responses, check_room, evaluation_mode, generate_in_parts
+from rlhf.rollout.base import Part, PromptPart, Responses, check_room, evaluation_mode, generate_in_parts
 from rlhf.rollout.sampling import StopTexts, end_tokens, have_ended, next_tokens, seen_tokens
 from rlhf.rollout.weights import RolloutWeights
 from rlhf.runtime.compat.continuous_batching import (
@@ -52,10 +52,10 @@ class PagedSampler:
         model = base_model(self.engine.module)
         with evaluation_mode(self.engine), self.weights.in_place(), managed_attention(model, attention):
 
-            def sample(rows: Tensor, draws: Tensor) -> Part:
-                chooser = PresampledLogitsProcessor(prompts.rows(rows), draws, self.tokenizer, self.rollout)
+            def sample(part: PromptPart) -> Part:
+                chooser = PresampledLogitsProcessor(part.prompts, part.draws, self.tokenizer, self.rollout)
                 answer(model, chooser, self.rollout)
-                count = len(rows)
+                count = len(part.rows)
                 return chooser.tokens[:count], chooser.logprobs[:count], chooser.lengths[:count], chooser.ended[:count]
 
             return generate_in_parts(prompts, draws, self.rollout, sample)

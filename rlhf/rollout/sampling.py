@@ -29,12 +29,17 @@ def next_tokens(
     `uniforms` [B]. `forbid` [E] are tokens that may not be chosen, in the rows that are true in `where` [B] (None: in all);
     `forced` [B] holds tokens that rows take whatever is drawn, and -1 for rows that take what is drawn.
     """
-    logits = logits.float()
-    logprobs = torch.log_softmax(logits / rollout.temperature, dim=-1)
-    allowed = logprobs.clone()
+    # [B, V] in float32 is large beside a step's other tensors: none is made that is not needed, nor kept for longer.
+    scaled = logits if rollout.temperature == 1.0 else logits.float() / rollout.temperature
+    logprobs = torch.log_softmax(scaled, dim=-1, dtype=torch.float32)
+    del scaled
+    allowed = logprobs
     if seen is not None:
-        allowed = penalize_seen(logits, seen, rollout.repetition_penalty) / rollout.temperature
-    if forbid is not None:
+        allowed = penalize_seen(logits.float(), seen, rollout.repetition_penalty) / rollout.temperature
+    del logits
+    if forbid is not None and where is None and forced is None:
+        allowed = allowed.index_fill_(1, forbid, -torch.inf)  # in place: no row takes a token that is forbidden
+    elif forbid is not None:
         without = allowed.index_fill(1, forbid, -torch.inf)
         allowed = without if where is None else torch.where(where[:, None], without, allowed)
     if rollout.do_sample:
@@ -78,7 +83,7 @@ def invert_cdf(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     The numbers are stretched to the row's total, so that rounding of the sum cannot run past the last token, and a token
     of probability 0 is never chosen.
     """
-    cumulated = torch.softmax(logprobs, dim=-1).double().cumsum(-1)
+    cumulated = torch.softmax(logprobs, dim=-1).double().cumsum_(-1)
     target = uniforms.double()[:, None] * cumulated[:, -1:]
     return torch.searchsorted(cumulated, target, right=True).squeeze(-1).clamp(max=logprobs.size(-1) - 1)
 
@@ -91,6 +96,11 @@ def end_tokens(tokenizer: Tokenizer, device: torch.device) -> Tensor:
 def have_ended(tokens: Tensor, ends: Tensor) -> Tensor:
     """Tell which of the tokens [B] end a response, [B]; `ends` [E] are the tokens that do."""
     return (tokens[:, None] == ends).any(1)
+
+
+def go_on(tokens: Tensor, ends: Tensor) -> Tensor:
+    """Tell which of the tokens [B] end no response, [B]: by one operator where one token alone ends it."""
+    return tokens != ends if len(ends) == 1 else ~have_ended(tokens, ends)
 
 
 class StopTexts:

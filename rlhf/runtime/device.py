@@ -5,16 +5,18 @@ import os
 import resource
 import statistics
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import psutil
 import torch
+from torch import Tensor
 
 from rlhf.runtime.distributed import world
 
 COPIES = 10
-CLEAR_REFS = Path("/proc/self/clear_refs")
+CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def on_gpu() -> bool:
@@ -71,16 +73,36 @@ def free() -> None:
 
 def peak_memory_gib() -> float:
     """Return the largest memory in use so far, in GiB: the GPU's allocated bytes, or on the CPU the process's resident
-    set."""
+    set less its libraries' files."""
     if on_gpu():
         return torch.cuda.max_memory_allocated() / 2**30
+    if STATUS.exists():  # of this program alone: getrusage counts what the process held before it was started, too
+        found = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return (int(found.split()[1]) * 2**10 - library_bytes()) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+@cache
+def library_bytes() -> int:
+    """Return the resident bytes of the files of this process's shared libraries when it was first asked. All processes
+    share them, the kernel can drop them, and the same libraries take 0.08 or 0.14 GiB by how the page cache holds them."""
+    maps = psutil.Process().memory_maps()
+    return sum(part.rss - part.anonymous for part in maps if ".so" in Path(part.path).suffixes)
+
+
+def send_numbers(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Return whole numbers as a tensor on a device. The host does not wait for a GPU, as it does where torch.tensor makes
+    one there: for all that was launched before."""
+    on_host = torch.tensor(numbers)
+    return on_host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else on_host.to(device)
+
+
 def free_bytes(device: torch.device) -> int:
-    """Return the bytes of memory at hand on this rank's device, with the memory that torch holds unused; on the CPU its
-    share of the machine's."""
+    """Return the bytes of memory at hand on this rank's device, with the memory that torch holds unused, unless it is a
+    captured graph's; on the CPU its share of the machine's."""
     if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + unused
+        segments = [part for part in torch.cuda.memory_snapshot() if part["device"] == device.index]
+        own = (part for part in segments if tuple(part["segment_pool_id"]) == (0, 0))  # graphs' pools have other numbers
+        unused = sum(part["total_size"] - part["active_size"] for part in own)
+        return int(torch.cuda.mem_get_info(device)[0] + unused)
     return int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE", world()))

@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def join(config: Config) -> None:
         ("MASTER_PORT", "0"),
     ):
         os.environ.setdefault(name, value)
-    silence_libraries()
+    import_libraries()
     import deepspeed
 
     if config.hardware.device == "cuda":
@@ -56,10 +57,17 @@ def join(config: Config) -> None:
 
     if config.precision.dtype == "fp16" and not get_accelerator().is_fp16_supported():
         raise ConfigError("precision.dtype", "fp16", "this device does not train in fp16", "try precision=fp32")
-    share_partition_groups()
-    import_muon()
     backend = "nccl" if config.hardware.device == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(minutes=30), verbose=False)
+
+
+@cache
+def import_libraries() -> None:
+    """Import what every stage needs, for the device that DS_ACCELERATOR names. This touches no device, so that a process
+    can be forked afterwards."""
+    silence_libraries()
+    share_partition_groups()
+    import_muon()
 
 
 def leave() -> None:
@@ -70,12 +78,14 @@ def leave() -> None:
 
 def silence_libraries() -> None:
     """Silence what libraries say of themselves; warnings about the user's input stay."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    verbosity = os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    if verbosity == "error":  # transformers reads the variable at its first import, which may lie behind
+        transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*|deepspeed\..*|transformers\..*")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.distributed.*")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -1,10 +1,12 @@
 """Comparing the models that a stage starts from with what the stages that made them noted, before any weight is used."""
 
 from pathlib import Path
+from typing import Any
 
 from rlhf.catalog.stage import kind_of
 from rlhf.config.directories import is_finished_stage
 from rlhf.config.errors import ConfigError
+from rlhf.experiment.fingerprint import content_id
 from rlhf.experiment.integrity import differing_files, known_files
 from rlhf.experiment.spec import Spec
 from rlhf.models.adapters import adapter_base
@@ -49,3 +51,10 @@ def verify_inputs(spec: Spec) -> None:
         if problem is not None:
             fix = "copy it again from where it was trained, or remove the stage's directory to train it again"
             raise ConfigError(key, path, problem, fix)
+
+
+def identify_model(model: str, key: str) -> list[Any]:
+    """Return what tells a model, a directory or hub id given by a key, from any other: what it counts as in a fingerprint,
+    and, of a stage that may have been trained anew since, the checksums of its files."""
+    path = Path(model).expanduser()
+    return [content_id(model, key), known_files(path) if path.is_dir() else None]

@@ -14,7 +14,7 @@ from rlhf.config.terminal import plural
 from rlhf.data.check import find_lacks
 from rlhf.data.encoded import Encoded, Tokenizer
 from rlhf.data.records import name_part
-from rlhf.data.tokenized import Comparisons, DataSource, Tokenized, open_data
+from rlhf.data.tokenized import Comparisons, DataSource, LabelledResponses, Tokenized, open_data
 from rlhf.models.tokenizer import build_tokenizer, load_tokenizer
 from rlhf.planner.work import count_steps
 from rlhf.runtime.distributed import silence_libraries
@@ -39,7 +39,8 @@ class StageData:
 
 @dataclass(frozen=True)
 class Sample:
-    """A record as a model reads it. `side` says which response it has: `response`, `chosen` or `rejected`; None: none.
+    """A record as a model reads it. `side` says which response it has: `response`, `chosen`, `rejected`, `desirable` or
+    `undesirable`; None: none.
     `loss` is 1 for each token that the loss of the stage covers: for a scorer the last one, where the score is read."""
 
     stage: str
@@ -60,12 +61,14 @@ def read_stage(config: Config, stage: str, source: DataSource) -> StageData:
     """Open what a stage reads, after making it where nobody has. Raises ConfigError where it cannot be read."""
     silence_libraries()
     kind = kind_of(stage)
-    tokenizer = find_tokenizer(config, kind, source)
-    section = get_key(config, str(kind.section))
+    tokenizer = find_tokenizer(config, kind, source if source.path is None else DataSource(config))
+    section = None if kind.section is None else get_key(config, kind.section)
     grouped, turns = getattr(section, "grouped", False), getattr(section, "loss_on", "") == "assistant"
-    train = open_data(source, tokenizer, str(kind.reads), "train", grouped and kind.reads == "comparisons", turns=turns)
-    heldout = open_data(source, tokenizer, str(kind.reads), "heldout", turns=turns)
-    return StageData(stage, config, tokenizer, train, heldout, count_steps(config, kind, len(train)) or 0)
+    assert kind.reads is not None
+    reads = kind.reads(config)
+    train = open_data(source, tokenizer, reads, "train", grouped and reads == "comparisons", turns=turns)
+    heldout = open_data(source, tokenizer, reads, "heldout", turns=turns)
+    return StageData(stage, source.config, tokenizer, train, heldout, count_steps(config, kind, len(train)) or 0)
 
 
 def find_tokenizer(config: Config, kind: StageKind, source: DataSource) -> Tokenizer:
@@ -109,6 +112,27 @@ def reading_warnings(stages: Sequence[StageData]) -> Iterator[str]:
         if ties:
             what = "have the same response twice once they are cut: they teach and measure nothing"
             yield f"{found.stage}: {plural(ties, 'pair', ',')} {what}"
+        if isinstance(found.train, LabelledResponses):
+            yield from weigh_labels(found, found.train)
+
+
+def weigh_labels(found: StageData, train: LabelledResponses) -> Iterator[str]:
+    """Tell that desirable and undesirable responses do not weigh alike, as arXiv 2402.01306, section 4, asks."""
+    dpo, desirable = found.config.dpo, int(train.desirable.sum())
+    numbers = {"desirable_weight": desirable, "undesirable_weight": len(train) - desirable}
+    if 0 in numbers.values():
+        label = "desirable" if desirable else "undesirable"
+        yield f"{found.stage}: all {plural(len(train), 'response', ',')} are {label}: nothing tells them from others"
+        return
+    weights = [getattr(dpo, name) * number for name, number in numbers.items()]
+    if 0 in weights or 1 <= weights[0] / weights[1] <= 4 / 3:
+        return
+    name, own, other = ("desirable_weight", *weights) if weights[0] < weights[1] else ("undesirable_weight", *weights[::-1])
+    told = " and ".join(
+        f"{plural(number, key.removesuffix('_weight') + ' response', ',')}" for key, number in numbers.items()
+    )
+    fix = f"dpo.{name}={getattr(dpo, name) * other / own:.3g} makes them weigh alike"
+    yield f"{found.stage}: {told}; together the desirable ones should weigh 1 to 4/3 times the others: {fix}"
 
 
 def describe_data(stages: Sequence[StageData], warnings: Sequence[str], samples: int) -> dict[str, Any]:
@@ -132,7 +156,7 @@ def first_samples(found: StageData, number: int) -> Iterator[Sample]:
     """Yield the first training records of a stage as the model reads them, in the order of the file; of a comparison both
     responses."""
     kind, train = kind_of(found.stage), found.train
-    training = get_key(found.config, str(kind.section))
+    training = None if kind.section is None else get_key(found.config, kind.section)
     is_scorer = all(card.scorer for card in kind.cards.values())
     for row in range(min(number, len(train.rows))):
         if isinstance(train, Comparisons):
@@ -141,6 +165,10 @@ def first_samples(found: StageData, number: int) -> Iterator[Sample]:
                 yield make_sample(found, side, answer, row, [0] * (answer.length - covered) + [1] * covered)
             continue
         item = train[row]
+        if isinstance(train, LabelledResponses):
+            side = "desirable" if train.desirable[row] else "undesirable"
+            yield make_sample(found, side, item, row, mark_loss(item, "completion"))
+            continue
         if not isinstance(item, Encoded):
             yield make_sample(found, None, Encoded(item, []), row, [0] * len(item))
             continue

@@ -31,7 +31,7 @@ def run_stage(spec: Spec) -> None:
     if is_main():
         directory.set_status(state="running", reason=None)
     tracker = Tracker(spec, is_main())
-    code = 1
+    code, final = 1, None
     try:
         check_data_files(spec.config, spec.files)
         verify_inputs(spec)
@@ -39,13 +39,13 @@ def run_stage(spec: Spec) -> None:
         with expect_hashes(spec.files):
             metrics: dict[str, float] = run(spec.config, spec.inputs, Context(directory, tracker, spec))
         require_finite(metrics)
-        code = 0
+        code, final = 0, metrics
     except Stopped as stopped:
         if is_main():
-            directory.set_status(state="stopped", reason=str(stopped))
+            directory.set_status(state=stopped.state, reason=str(stopped))
         raise
     finally:
-        tracker.close(code)
+        tracker.close(code, final)
         free_memory()
     if is_main():
         directory.finish(Result(spec.stage, spec.fingerprint, tracker.seconds, metrics))

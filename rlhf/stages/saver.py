@@ -26,7 +26,7 @@ from rlhf.experiment.checkpoints import (
     remove_partial,
 )
 from rlhf.experiment.integrity import file_digest
-from rlhf.experiment.stopping import Stopped
+from rlhf.experiment.stopping import Pruned, Stopped
 from rlhf.experiment.tensor_files import open_tensors
 from rlhf.runtime.distributed import barrier, gather, is_main, rank, total, world
 from rlhf.stages.context import Context
@@ -113,19 +113,25 @@ class Saver:
         self, step: int, phase: str | None, numbers: Callable[[], dict[str, Any]], tensors: Callable[[], Tensors] = dict
     ) -> None:
         """Save if it is time to, after `step` steps (and a phase of the next one). Raises Stopped if the stage was asked to
-        stop on any rank."""
+        stop on any rank, or by an alarm (`health.stop`); Pruned if the search that launched it has given it up."""
         every, minutes = self.settings.every_steps, self.settings.every_minutes
         due = is_main() and (
             (phase is None and every is not None and step % every == 0)
             or (minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes)
         )
-        stop, save = total(stopping.stop_requested.is_set(), due)
-        if not stop and not save:
+        pruning = (
+            is_main() and self.context.spec.config.sweep.pruner != "none" and self.context.directory.prune_file.is_file()
+        )
+        alarm = self.context.tracker.stop_reason
+        stop, prune, save = total(stopping.stop_requested.is_set() or alarm is not None, pruning, due)
+        if not stop and not prune and not save:
             return
         name = checkpoint_name(step, phase)
         problem = None if name == self.newest else self.save(name, step, numbers(), tensors())
-        if stop:
-            raise Stopped(f"saved as {name}" if problem is None else problem)
+        if stop or prune:
+            told = f"saved as {name}" if problem is None else problem
+            told += f"; {alarm} (health.stop)" if stop and alarm is not None else ""
+            raise (Stopped if stop else Pruned)(told)
 
     def save(self, name: str, step: int, numbers: dict[str, Any], tensors: Tensors) -> str | None:
         """Write a checkpoint; returns what went wrong, if anything did. Then the one before is kept. Raises LockLost."""

@@ -19,6 +19,7 @@ from rlhf.data.tokens import SequenceBatch
 from rlhf.engine.zero import set_rates
 from rlhf.runtime.distributed import is_main, rank
 from rlhf.runtime.seeds import torch_seed
+from rlhf.stages.answers import HeldoutAnswers
 from rlhf.stages.context import Context, should_evaluate
 from rlhf.stages.saver import Saver
 from rlhf.tracking.nonfinite import Nonfinite, keep_finite
@@ -44,6 +45,7 @@ class Learner:
         sizes: The tokens of each record.
         batch: Joins the records of a step that is not finite, to be kept.
         evaluate: Measures the model on held-out records.
+        answers: Answers held-out prompts before training and at each evaluation; None where nothing is sampled.
         judged_by: The metric that is noted of the model that training starts from.
         shown: The metrics of a step that the bar shows, beside its speed.
     """
@@ -61,6 +63,7 @@ class Learner:
     evaluate: Callable[[], Metrics]
     judged_by: str
     shown: tuple[str, ...]
+    answers: HeldoutAnswers | None = None
 
 
 def train(config: Config, context: Context, learner: Learner) -> Metrics:
@@ -83,6 +86,8 @@ def train(config: Config, context: Context, learner: Learner) -> Metrics:
         if not initial:
             bar.say("evaluating the model it starts from")
             initial = initial_metrics(learner.evaluate(), learner.judged_by)
+        if learner.answers is not None:
+            learner.answers.begin(start.numbers.get("before", []), bar.say)
         for number, chosen in islice(every_batch, start.step, None):
             factor = learning_rate(number, steps, 1.0, training.warmup_steps, training.schedule)
             set_rates(engine, factor)
@@ -100,12 +105,20 @@ def train(config: Config, context: Context, learner: Learner) -> Metrics:
             if should_evaluate(number + 1, steps, training.eval_every):
                 bar.say("evaluating")
                 final = learner.evaluate() | initial
+                if learner.answers is not None:
+                    final |= learner.answers.measure(number + 1, number + 1 == steps, bar.say)
                 metrics |= final
             context.tracker.log(number + 1, metrics)
             context.tracker.status(number + 1, steps)
             bar.update(number + 1, describe_progress(metrics | measured, shown, known))
-            saver.boundary(number + 1, None, partial(dict, final=final, nonfinite=nonfinite.consecutive, initial=initial))
+            numbers = {"final": final, "nonfinite": nonfinite.consecutive, "initial": initial}
+            saver.boundary(number + 1, None, partial(complete_numbers, learner, numbers))
     return final
+
+
+def complete_numbers(learner: Learner, numbers: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a checkpoint, with the answers from before the first step where there are any."""
+    return numbers | ({} if learner.answers is None else {"before": learner.answers.numbers()})
 
 
 def initial_metrics(metrics: Metrics, name: str) -> Metrics:

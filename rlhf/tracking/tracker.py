@@ -6,9 +6,11 @@ import math
 import shutil
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf.catalog.health import Alarm, HealthWatch
 from rlhf.catalog.stage import check_metrics
 from rlhf.experiment.lock import LockLost
 from rlhf.experiment.spec import Spec, stage_directory
@@ -33,6 +35,8 @@ class Tracker:
         self.wandb: WandbRun | None = None
         self.tensorboard: TensorboardRun | None = None
         self.progress: dict[str, int] = {}
+        self.health, self.alarms = HealthWatch(), dict[str, int]()
+        self.stop_reason: str | None = None
         self.closing = threading.Event()
         if not main:
             return
@@ -67,6 +71,10 @@ class Tracker:
                 write_atomic(file, (saved / file.name).read_text())
             else:
                 file.unlink(missing_ok=True)
+        self.health, self.alarms, self.stop_reason = HealthWatch(), {}, None
+        for row in filter(None, self.directory.metrics()):
+            self.alarms |= {alarm.name: alarm.step for alarm in self.health.add(row["step"], row)}
+        self.directory.set_status(alarms=describe_alarms(self.alarms))
         self.start_copies(step)
 
     def start_copies(self, step: int) -> None:
@@ -74,15 +82,16 @@ class Tracker:
         tracking = self.spec.config.tracking
         if tracking.wandb.enabled:
             self.wandb = WandbRun(self.spec, resumed=step > 0)
+            self.directory.set_status(wandb=self.wandb.address)
         if tracking.tensorboard:
-            self.tensorboard = TensorboardRun(self.directory.path / "tensorboard")
+            self.tensorboard = TensorboardRun(self.spec)
         if self.wandb is None and self.tensorboard is None:
             return
         samples: dict[int, list[dict[str, Any]]] = {}
         for row in filter(None, self.directory.samples()):
             samples.setdefault(row["step"], []).append(row)
         for row in filter(None, self.directory.metrics()):
-            self.copy_samples(row["step"], samples.get(row["step"], []))
+            self.copy_samples(row["step"], row["time"], samples.get(row["step"], []))
             self.copy_metrics(row)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -96,6 +105,20 @@ class Tracker:
         row = {"step": step, "time": time.time(), **finite}
         append(self.directory.metrics_file, row)
         self.copy_metrics(row)
+        for alarm in self.health.add(step, metrics):
+            self.sound(alarm)
+
+    def sound(self, alarm: Alarm) -> None:
+        """Tell of an alarm that begins: on the terminal, in status.json, and to W&B; note whether it is to stop the stage
+        (`health.stop`)."""
+        told = f"alarm {alarm.name} at step {alarm.step}: {alarm.text}"
+        print(told, flush=True)
+        self.alarms[alarm.name] = alarm.step
+        self.directory.set_status(alarms=describe_alarms(self.alarms))
+        if self.wandb is not None:
+            self.wandb.alert(f"{self.directory.path.name}: {alarm.name}", told)
+        if alarm.name in self.spec.config.health.stop and alarm.step != self.progress.get("total"):
+            self.stop_reason = told
 
     def copy_metrics(self, row: dict[str, Any]) -> None:
         """Give W&B and TensorBoard a line of metrics.jsonl."""
@@ -106,10 +129,12 @@ class Tracker:
         if self.tensorboard is not None:
             self.tensorboard.log(step, at, metrics)
 
-    def copy_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
-        """Give W&B the lines of samples.jsonl of a step, before the step's metrics."""
+    def copy_samples(self, step: int, at: float, rows: list[dict[str, Any]]) -> None:
+        """Give W&B and TensorBoard the lines of samples.jsonl of a step, before the step's metrics."""
         if self.wandb is not None and rows:
             self.wandb.table(step, rows)
+        if self.tensorboard is not None and rows:
+            self.tensorboard.text(step, at, rows)
 
     def status(self, step: int, total: int) -> None:
         """Note for the heartbeat how far the stage is."""
@@ -132,19 +157,25 @@ class Tracker:
         rows = [{"step": step, **row} for row in rows]
         for row in rows:
             append(self.directory.samples_file, row)
-        self.copy_samples(step, rows)
+        self.copy_samples(step, time.time(), rows)
 
-    def close(self, exit_code: int) -> None:
-        """Flush everything; trackers show a stage whose exit code is not 0 as failed."""
+    def close(self, exit_code: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Flush everything; trackers show a stage whose exit code is not 0 as failed. `metrics` are the final ones of a
+        stage that is done."""
         if self.main:
             self.closing.set()
             self.heart.join()
             with contextlib.suppress(OSError, LockLost):  # nor may it hide why the stage ends
                 self.directory.set_status(seconds=self.seconds, **self.progress)
         if self.wandb is not None:
-            self.wandb.finish(exit_code)
+            self.wandb.finish(exit_code, metrics)
         if self.tensorboard is not None:
-            self.tensorboard.finish()
+            self.tensorboard.finish(metrics)
+
+
+def describe_alarms(alarms: Mapping[str, int]) -> str | None:
+    """Return alarms with the steps at which each began last, in one text; None without alarms."""
+    return ", ".join(f"{name} at step {step}" for name, step in alarms.items()) or None
 
 
 def append(file: Path, value: dict[str, Any]) -> None:

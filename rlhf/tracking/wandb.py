@@ -1,27 +1,32 @@
-"""Weights & Biases: a sweep is a group, a stage a run in it whose id is its fingerprint, and the sweep itself one more run,
-which tells what stages its points share. Imported only when used."""
+"""Weights & Biases: a stage is a run whose id is its fingerprint, in the group of its sweep; it reads and makes artifacts
+(rlhf/tracking/wandb_artifacts.py). Imported only when used."""
 
 import contextlib
-import hashlib
 import netrc
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from rlhf.catalog.stage import stage_kinds
+from rlhf.catalog.stage import is_stage, kind_of
 from rlhf.config.schema import Config
 from rlhf.config.secrets import mask, mask_values
+from rlhf.experiment.fingerprint import read_values
+from rlhf.experiment.lineage import make_maker
 from rlhf.experiment.spec import Spec
-from rlhf.experiment.sweep import Outcome, Point, Task, final_metrics
+from rlhf.runtime.compat.wandb import use_artifact
+from rlhf.tracking.wandb_artifacts import describe_output, list_inputs
+
+# The characters of a run's name at most.
+LONGEST_NAME = 128
 
 
 class WandbRun:
-    """One stage's run. W&B's step is the stage's.
+    """One stage's run: its configuration holds the keys that the stage reads. W&B's step is the stage's.
 
     A stage that begins writes the run anew. A resumed stage (`resumed`) goes on with the run that W&B's server knows, and
     steps that the server has are not sent again: what a resumed stage logs is the same.
@@ -31,10 +36,14 @@ class WandbRun:
         import wandb
 
         self.wandb = wandb
-        directory, name = Path(spec.directory), f"{spec.config.name}-{Path(spec.directory).name}"
-        values = mask_values(asdict(spec.config)) | {"inputs": [run_id(parent) for parent in spec.parents]}
-        self.run = start_run(spec.config, spec.stage, name, run_id(spec.fingerprint), directory, values, resumed)
+        self.maker, self.upload = make_maker(asdict(spec)), spec.config.tracking.wandb.log_model
+        values = nest(read_values(spec.config, spec.stage))
+        values |= {"fingerprint": spec.fingerprint, "inputs": [run_id(parent) for parent in spec.parents]}
+        identity, group = run_id(spec.fingerprint), spec.sweep
+        self.run = start_run(spec.config, spec.stage, spec.title, identity, Path(spec.directory), values, group, resumed)
         self.first = self.run.step if resumed else 0
+        for artifact, version in () if self.run.disabled else list_inputs(self.maker, self.upload):
+            use_artifact(self.run, artifact, version)
 
     def log(self, step: int, at: float, metrics: dict[str, float]) -> None:
         """Log the metrics of a step, under the names of metrics.jsonl, with the Unix time of the step."""
@@ -48,9 +57,26 @@ class WandbRun:
             table = self.wandb.Table(columns=columns, data=[[row.get(c) for c in columns] for row in rows])
             self.run.log({"samples": table}, step=step, commit=False)
 
-    def finish(self, exit_code: int) -> None:
-        """End the run, as failed if the code is not 0."""
-        end_run(self.run, exit_code)
+    @property
+    def address(self) -> str | None:
+        """The run's page; None offline."""
+        found: str | None = None if self.run.offline else self.run.url
+        return found
+
+    def alert(self, title: str, text: str) -> None:
+        """Send an alert, as the user's settings at W&B have it: by mail or to Slack."""
+        self.run.alert(title=title, text=text, level="WARN")
+
+    def finish(self, exit_code: int, metrics: Mapping[str, float] | None = None) -> None:
+        """End the run, as failed if the code is not 0. Of a stage that is done the final `metrics` are the run's summary,
+        and what the stage made is its artifact."""
+        if metrics is not None and not self.run.disabled:
+            self.run.summary.update(dict(metrics))
+            artifact = describe_output(self.maker, self.upload, metrics)
+            if artifact is not None:
+                self.run.log_artifact(artifact, aliases=[self.maker.fingerprint])
+        self.run.finish(exit_code=exit_code)
+        teardown()
 
 
 def run_id(fingerprint: str) -> str:
@@ -58,11 +84,26 @@ def run_id(fingerprint: str) -> str:
     return fingerprint[:32]
 
 
+def nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of dotted keys as nested mappings, without secrets."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *groups, name = key.split(".")
+        inner = nested
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        is_mix = isinstance(value, dict) and any(map(is_dataclass, value.values()))
+        inner[name] = {member: asdict(own) for member, own in value.items()} if is_mix else value
+    masked: dict[str, Any] = mask_values(nested)
+    return masked
+
+
 def start_run(
-    config: Config, kind: str, name: str, identity: str, directory: Path, values: dict[str, Any], resumed: bool = False
-) -> Any:
+    config: Config, kind: str, name: str, identity: str, directory: Path, values: dict[str, Any], group: str = "",
+    resumed: bool = False,
+) -> Any:  # fmt: skip
     """Start a run that shows `values` as its configuration, with its files in `directory`: the run that the server has of
-    this id continued if `resumed`, else anew.
+    this id continued if `resumed`, else anew. Its group is `tracking.wandb.group`, else the `group`, else `name`.
 
     Offline there is no server to ask. The run is then written whole, and offline files of it that are there already are
     removed: they hold what is written again, and would be synced as the same run.
@@ -77,14 +118,14 @@ def start_run(
         return wandb.init(
             project=settings.project,
             entity=settings.entity,
-            group=settings.group or config.name,
+            group=settings.group or group or config.name,
             job_type=kind,
-            name=name,
+            name=name[:LONGEST_NAME],
             id=identity,
             config=values,
             allow_val_change=True,
             resume="allow" if resumed and mode == "online" else None,
-            tags=[kind, *settings.tags],
+            tags=list(dict.fromkeys([kind, *name_algorithm(config, kind), *settings.tags])),
             dir=str(directory),
             mode=mode,
             settings=wandb.Settings(console="off", silent=True),
@@ -102,39 +143,15 @@ def masked_command() -> Iterator[None]:
         sys.argv[:] = words
 
 
-def log_sweep(points: list[Point], tasks: list[Task], outcomes: dict[str, Outcome]) -> None:
-    """Log the run of a sweep as a whole: its plan (a row per stage, with the points that share it) and its points (a row
-    each, with the runs of their stages and their final metrics)."""
+def name_algorithm(config: Config, kind: str) -> list[str]:
+    """Return the algorithm of a stage that has one."""
+    return [config.algorithm] if is_stage(kind) and kind_of(kind).samples_responses else []
+
+
+def teardown() -> None:
+    """Wait until W&B's own process has written all of the runs that have ended: `finish` may return before."""
     import wandb
 
-    config, directory = points[0].config, points[0].directory.parent
-    identity = hashlib.sha256(f"{config.tracking.wandb.project}/{config.name}".encode()).hexdigest()[:32]
-    run = start_run(config, "sweep", config.name, identity, directory, {})
-    plan = [
-        [task.node.directory.path.name, run_id(task.key), outcomes[task.key].state, ", ".join(task.points)]
-        for task in tasks
-    ]
-    metrics = {name: value for point in points for name, value in final_metrics(point, outcomes).items()}
-    rows = []
-    for point in points:
-        runs = {node.stage: run_id(node.fingerprint) for node in point.stages}
-        found = final_metrics(point, outcomes)
-        rows.append([point.name, *(runs.get(stage) for stage in stage_kinds()), *(found.get(name) for name in metrics)])
-    columns: list[Any] = ["point", *(f"{stage} run" for stage in stage_kinds()), *metrics]
-    run.log(
-        {
-            "plan": wandb.Table(columns=["stage", "run", "state", "points"], data=plan),
-            "points": wandb.Table(columns=columns, data=rows),
-        }
-    )
-    end_run(run, 0)
-
-
-def end_run(run: Any, exit_code: int) -> None:
-    """End a run, and wait until W&B's own process has written all of it: `finish` may return before."""
-    import wandb
-
-    run.finish(exit_code=exit_code)
     wandb.teardown()
 
 

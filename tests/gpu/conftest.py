@@ -34,7 +34,7 @@ def plain_calls_for_graphs(monkeypatch):
     if not torch.cuda.is_available():
         monkeypatch.setattr(Decoder, "captures", property(lambda self: self.rollout.graphs and not self.together))
         monkeypatch.setattr(Decoder, "warm_up", Decoder.step)
-        monkeypatch.setattr(Decoder, "captured", lambda self, kind: lambda: self.step(kind))
+        monkeypatch.setattr(Decoder, "capture", lambda self, kind: lambda: self.step(kind))
 
 
 @pytest.fixture

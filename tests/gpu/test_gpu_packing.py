@@ -1,4 +1,4 @@
-"""Rows without padding, by the kernel that reads them in half precision; idle models in host memory; compiled layers."""
+"""Rows without padding, by the kernel that reads them in half precision; idle models in host memory."""
 
 import pytest
 import torch
@@ -50,14 +50,13 @@ def test_rows_without_padding_are_read_as_padded_ones(gpu_config, tokenizer, fam
         assert has_kernel(device, torch.bfloat16, 16)
 
 
-@pytest.mark.parametrize("option", ["offload_idle", "compile"])
-def test_a_step_is_the_same_with_idle_models_put_aside_and_with_compiled_layers(gpu_config, tokenizer, tmp_path, option):
-    if option == "offload_idle" and not torch.cuda.is_available():
+def test_a_step_is_the_same_with_idle_models_put_aside(gpu_config, tokenizer, tmp_path):
+    if not torch.cuda.is_available():
         pytest.skip("the host's memory is all there is; tests/unit/ppo/test_idle.py tries it there")
     usual = "precision=fp32", "rollout.max_new_tokens=24", "ppo.rollout_batch_size=16", "ppo.batch_size=16"
     models, found = None, []
     for value in ("false", "true"):
-        config = gpu_config(*usual, f"ppo.{option}={value}")
+        config = gpu_config(*usual, f"ppo.offload_idle={value}")
         models = models or save_models(config, tokenizer, tmp_path)
         loader, engine, trainer = built(config, models, tokenizer)
         batch = next(iter(loader))

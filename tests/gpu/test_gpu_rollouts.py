@@ -12,6 +12,7 @@ from rlhf.catalog.families import gemma2, gpt_neo
 from rlhf.data.tokens import left_mask, prompt_batch, right_mask
 from rlhf.models.forward import response_logprobs
 from rlhf.rollout import create_sampler
+from rlhf.runtime.device import free
 
 FAMILIES = (
     "opt", "bloom", "gpt-neox", "gptj", "gpt-neo", "gpt2", "codegen", "llama", "qwen2", "qwen3", "mistral", "gemma2",
@@ -52,12 +53,13 @@ def test_graphs_give_the_tokens_of_plain_calls_and_of_transformers(gpu_config, t
                 assert disagreements(engine, batch, numbers, found, plain, rollout, tokenizer.eos_token_id) == []
 
 
-@pytest.mark.parametrize("family", ["gpt-neo", "gemma2"])
-def test_graphs_go_on_beyond_a_window(gpu_config, tokenizer, family, monkeypatch):
+@pytest.mark.parametrize(("family", "tokens"), [("gpt-neo", 100), ("gemma2", 100), ("opt", 230)])
+def test_graphs_go_on_beyond_windows_and_buckets(gpu_config, tokenizer, family, tokens, monkeypatch):
     """From one end of the cache that is read to the next."""
     monkeypatch.setattr(gpt_neo, "WINDOW", 32)
     monkeypatch.setattr(gemma2, "WINDOW", 32)
-    config = gpu_config(f"model={family}-tiny", "precision=fp32", "rollout.max_new_tokens=100")
+    size = f"rollout.max_new_tokens={tokens}", "model.max_position_embeddings=512"
+    config = gpu_config(f"model={family}-tiny", "precision=fp32", *size)
     engine = sharpened(policy_engine(config, tokenizer), 3.0)
     batch, numbers = ragged(engine, config, 12)
     sampler = create_sampler(engine, tokenizer, config.rollout)
@@ -65,6 +67,40 @@ def test_graphs_go_on_beyond_a_window(gpu_config, tokenizer, family, monkeypatch
         graphs = sample(sampler, batch, numbers)
         plain = generate(engine, batch, numbers, tokenizer, replace(config.rollout, engine="hf"))
         assert disagreements(engine, batch, numbers, graphs, plain, config.rollout, tokenizer.eos_token_id) == []
+    assert batch.ids.device.type == "cpu" or len({key.slots for key in sampler.decoder.graphs}) > 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", ["opt", "llama"])
+def test_continuous_batching_gives_the_tokens_of_generate(gpu_config, tokenizer, family, precision):
+    config = gpu_config(f"model={family}-tiny", f"precision={precision}", "rollout.max_new_tokens=24")
+    engine = sharpened(policy_engine(config, tokenizer), 3.0)
+    batch, numbers = ragged(engine, config, 12)
+    for changes in ({}, {"micro_batch_size": 5, "min_new_tokens": 4}):
+        rollout = replace(config.rollout, engine="paged", **changes)
+        found = generate(engine, batch, numbers, tokenizer, rollout)
+        assert int(found.lengths.min()) >= rollout.min_new_tokens and bool(torch.isfinite(found.logprobs).all())
+        if precision == "fp32":
+            plain = generate(engine, batch, numbers, tokenizer, replace(rollout, engine="hf"))
+            assert disagreements(engine, batch, numbers, found, plain, rollout, tokenizer.eos_token_id) == []
+
+
+def test_graphs_outlive_those_of_another_sampler(gpu_config, tokenizer):
+    """torch 2.12 and 2.13 free what products on a stream need with any graph that was captured on it."""
+    config = gpu_config("precision=bf16", "rollout.max_new_tokens=40")
+    engine = sharpened(policy_engine(config, tokenizer), 3.0)
+    batch, numbers = ragged(engine, config, 32)
+    kept, found = create_sampler(engine, tokenizer, config.rollout), []
+    for _ in range(3):
+        found.append(sample(kept, batch, numbers))
+        other = create_sampler(engine, tokenizer, replace(config.rollout, do_sample=False))
+        for _ in range(2):
+            sample(other, batch, numbers)
+        other.release()
+        free()
+        taken = torch.zeros(2**24, device=batch.ids.device)  # where workspaces were, perhaps
+        assert float(taken.sum()) == 0
+    assert all(torch.equal(one.tokens, found[1].tokens) for one in found[1:])
 
 
 def test_graphs_serve_later_rollouts_of_other_sizes_and_see_new_weights(gpu_config, tokenizer):

@@ -15,9 +15,10 @@ from rlhf.cli.report import main as report
 from rlhf.config.terminal import Terminal, make_printable, strip_colours
 from rlhf.experiment.graph import Node
 from rlhf.experiment.stage_directory import StageDirectory
-from rlhf.experiment.summary import print_summary, print_sweep
+from rlhf.experiment.summary import print_summary
 from rlhf.experiment.sweep import Outcome, Point
-from rlhf.report import plots
+from rlhf.experiment.sweep_table import print_sweep
+from rlhf.report import page
 
 NAMES = ("result.json", "status.json", "metrics.jsonl", "samples.jsonl", "environment.json", "summary.json", "config.yaml")
 KEYS = (
@@ -114,7 +115,7 @@ def check(point):
 )
 def test_damaged_files_end_in_no_traceback(pristine, tmp_path_factory, files):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "draw_page", lambda *arguments: None)  # which takes most of the time
+        patch.setattr(page, "write_svg", lambda drawing: "")  # which takes most of the time
         check(damage(pristine, tmp_path_factory.getbasetemp() / "damaged", files))
 
 

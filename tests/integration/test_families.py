@@ -76,8 +76,8 @@ def test_the_comment_on_a_model_of_ones_own_names_each_family():
     assert [family for family in FAMILIES if not re.search(rf"#.*\b{family}\b", comment)] == []
 
 
-# A family for each kind of attention, of positions and of heads.
-APART = ("bloom", "gpt_neo", "codegen", "llama", "gemma2")
+# A family for each kind of positions and of heads; of attention test_hybrid.py and test_unpadded.py have each.
+APART = ("bloom", "codegen", "gemma2")
 
 
 @pytest.mark.parametrize("family", mark_slow(FAMILIES, APART))
@@ -158,7 +158,7 @@ def test_a_family_runs_all_stages_with_adapters_on_two_ranks(with_adapters, fami
 
 
 @pytest.mark.parametrize("zero", ["2", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("0", "3"))])
-@pytest.mark.parametrize("precision", ["bf16", fp16_case("fp16")])
+@pytest.mark.parametrize("precision", ["bf16", fp16_case("fp16", marks=[pytest.mark.slow])])
 def test_half_precision_runs_all_stages(make_config, tmp_path, precision, zero):
     from transformers import AutoModelForCausalLM
 

@@ -2,15 +2,13 @@
 resumed, shown and reported without a change to this package, with keys and metrics of its own."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from support.command import ROOT
+from support.ranks import run_forked
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 SHOWN = PAGE[PAGE.index("## A stage\n") : PAGE.index("## A metric or a key")]
@@ -47,11 +45,8 @@ def place(tmp_path_factory):
 def command(place):
     def call(*arguments, **environment):
         """What the command line says, and its exit code."""
-        known = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-        known |= {"HOME": str(place), "PYTHONPATH": f"{place}:{ROOT}", "COLUMNS": "200", **environment}
-        words = [sys.executable, "-m", "rlhf", *arguments]
-        done = subprocess.run(words, cwd=place, env=known, capture_output=True, text=True, timeout=200, check=False)
-        return done.returncode, done.stdout + done.stderr
+        known = {"HOME": str(place), "PYTHONPATH": str(place), "COLUMNS": "200", **environment}
+        return run_forked(*arguments, cwd=place, **known)
 
     return call
 
@@ -79,7 +74,7 @@ def test_its_keys_are_checked_before_anything_starts(command, place):
     wrong = {
         "relearn.dropout=0.7": "relearn.dropout=0.7: out of range; give a number at least 0 and at most 0.5",
         "relearn.order=random": "relearn.order=random: there is no such choice; choose one of same, reversed",
-        "relearn.epochs=many": "relearn.epochs=many: wrong type; give a whole number",
+        "relearn.epochs=many": "relearn.epochs=many: wrong type; give a number",
         "relearn.gradient_checkpointing=auto": "relearn.gradient_checkpointing=auto: there is no such choice",
         "+relearn.passes=2": "relearn.passes=2: there is no such key",
         "relearn.batch_size=15": "relearn.micro_batch_size",

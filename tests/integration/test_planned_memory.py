@@ -1,4 +1,4 @@
-"""What is planned against what a stage takes on the CPU: peak resident memory of each rank."""
+"""What is planned against what a stage takes on the CPU: peak memory of each rank, without libraries' files."""
 
 import pytest
 from support.planned_memory import PPO, REWARD, SFT, make_inputs, plan_and_run
@@ -18,6 +18,12 @@ STAGES = {
 @pytest.mark.parametrize("words", STAGES.values(), ids=STAGES)
 def test_planned_memory_is_what_a_stage_takes(model, words, tmp_path):
     planned, peak = plan_and_run(tmp_path, f"model={model}", f"reward_model={model}", *words)
+    assert planned["gib_per_gpu"] == pytest.approx(peak, rel=0.15)
+
+
+@pytest.mark.parametrize("words", [SFT, REWARD], ids=["sft", "reward"])
+def test_planned_memory_of_a_tiny_model_is_its_process(words, tmp_path):
+    planned, peak = plan_and_run(tmp_path, "model=opt-tiny", "reward_model=opt-tiny", *words)
     assert planned["gib_per_gpu"] == pytest.approx(peak, rel=0.15)
 
 

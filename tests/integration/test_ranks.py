@@ -4,6 +4,7 @@ import json
 
 import pytest
 from safetensors.torch import load_file
+from support.command import ROOT
 from support.ranks import run_specs, specs
 from support.rollout_compare import distances
 
@@ -15,10 +16,10 @@ from rlhf.launch.worker import run_rank
 pytestmark = pytest.mark.rounding
 
 SMALL = (
-    "seed=1",  # of the numbers drawn none lies within 1e-6 of a boundary between tokens, for none of the models
-    "sft.max_steps=4",
-    "reward.max_steps=3",
-    "ppo.max_steps=3",
+    "seed=2",  # of the numbers drawn none lies within 1e-6 of a boundary between tokens, for none of the models
+    "sft.max_steps=3",
+    "reward.max_steps=2",
+    "ppo.max_steps=2",
     "ppo.rollout_batch_size=16",
     "ppo.batch_size=8",
     "ppo.update_epochs=2",
@@ -31,8 +32,8 @@ SMALL = (
     "data.demo.heldout_prompts=7",  # ranks cannot share them evenly
     "zero.stage3_param_persistence_threshold=0",  # shard even this small model
 )
-PAIRS = [("opt-tiny", "3")]
-MORE = [("opt-tiny", zero) for zero in ("1", "2", "2-offload", "3-offload", "plusplus")]
+QUICK = ("opt-tiny", "3")
+MORE = [("opt-tiny", zero) for zero in ("0", "1", "2", "2-offload", "3-offload", "plusplus")]
 MORE += [(model, zero) for model in ("gpt2-tiny", "llama-tiny") for zero in ("1", "2", "3")]
 # Policy losses (of whitened advantages) and the biases of keys are near zero by construction, so compared absolutely.
 ABSOLUTE = 1e-4
@@ -89,7 +90,7 @@ def run_pairs(make_config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_ranks(run_pairs):
-    return run_pairs([("opt-tiny", "0"), *PAIRS])
+    return run_pairs([QUICK])
 
 
 @pytest.fixture(scope="module")
@@ -111,19 +112,19 @@ def compare(expected, found) -> None:
                 assert error <= ABSOLUTE + 1e-2 * (tensor - before[key]).norm(), (name, key)
 
 
-def test_two_ranks_give_the_losses_and_rewards_of_one(one_rank, two_ranks):
-    assert {stage: len(lines) for stage, lines in history(one_rank).items()} == {"sft": 4, "reward": 3, "ppo": 3}
-    compare(one_rank, two_ranks["opt-tiny", "0"])
-
-
-@pytest.mark.parametrize(("model", "zero"), PAIRS)
-def test_a_zero_stage_gives_the_losses_and_weights_of_stage_0(two_ranks, model, zero):
-    compare(two_ranks[model, "0"], two_ranks[model, zero])
+def test_two_ranks_give_the_losses_rewards_and_weights_of_one(one_rank, two_ranks):
+    assert {stage: len(lines) for stage, lines in history(one_rank).items()} == {"sft": 3, "reward": 2, "ppo": 2}
+    compare(one_rank, two_ranks[QUICK])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "zero"), MORE)
-def test_other_zero_stages_and_models_too(two_ranks, more, model, zero):
+def test_two_ranks_without_sharding_do_too(one_rank, more):
+    compare(one_rank, more["opt-tiny", "0"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "zero"), [QUICK, *(pair for pair in MORE if pair[1] != "0")])
+def test_a_zero_stage_gives_the_losses_and_weights_of_stage_0(two_ranks, more, model, zero):
     both = two_ranks | more
     compare(both[model, "0"], both[model, zero])
 
@@ -145,8 +146,8 @@ def assert_ratios_begin_at_one(configs):
 @pytest.mark.slow
 def test_rewards_are_normalised_over_the_samples_of_all_ranks(make_config, tmp_path):
     rewards = (
-        "rewards.mine.kind=function", "rewards.mine.function=length", "rewards.mine.normalize=running",
-        "rewards.model.normalize=batch", "rewards.model.clip=1.5",
+        "rewards.mine.kind=function", f"rewards.mine.function={ROOT}/tests/support/coarse_reward.py:score",
+        "rewards.mine.normalize=running", "rewards.model.normalize=batch", "rewards.model.clip=1.5",
     )  # fmt: skip
     one = make_config(*SMALL, *rewards, f"output_root={tmp_path / 'one'}")
     two = make_config(*SMALL, *rewards, f"output_root={tmp_path / 'two'}", "hardware.gpus_per_node=2")
@@ -154,18 +155,21 @@ def test_rewards_are_normalised_over_the_samples_of_all_ranks(make_config, tmp_p
         run_rank(read_spec(file))
     run_specs(specs(two), world=2)
     compare(one, two)
-    assert all({"reward/mine", "reward/mine_shaped", "reward/model"} <= set(line) for line in history(two)["ppo"])
+    assert all(
+        {"reward/mine", "reward/mine_shaped", "reward/model", "reward/on_spans"} <= set(line)
+        for line in history(two)["ppo"]
+    )
 
 
 # Groups lie on one rank, whatever their number: 16 responses, 2 ranks.
 ALGORITHMS = {
-    "grpo": ("algorithm=grpo", "rollout.samples_per_prompt=4"),
+    "gdpo": ("algorithm=gdpo", "rollout.samples_per_prompt=4", "rewards.a.kind=function", "rewards.a.function=length"),
     "rloo": ("algorithm=rloo", "zero='2'"),
     "dapo": ("algorithm=dapo", "rollout.samples_per_prompt=2", "zero='3'", "ppo.overlong_filter=false"),
     "raft": ("algorithm=raft", "ppo.best_share=0.25"),
     "remax": ("algorithm=remax", "zero='3'"),
     "reinforce_pp_baseline": ("algorithm=reinforce_pp_baseline", "lora=r8"),
-    "refreshed reference": ("ppo.reference_refresh=2", "zero='3'"),
+    "refreshed reference": ("ppo.reference_refresh=1", "zero='3'"),
     "entropy, dual clip, early stop": (
         "ppo.entropy_coef=0.01",
         "ppo.dual_clip=3",

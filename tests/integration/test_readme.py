@@ -91,13 +91,16 @@ def test_commands_were_found():
 
 
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
-def test_commands_compose(words):
+def test_commands_compose(words, make_config):
     module, *arguments = words
+    asks_for_one = not any(word.startswith("-") for word in arguments)
     if module != "rlhf":
         assert importlib.util.find_spec(module) is not None
     elif arguments and arguments[0] in VERBS:
         if arguments[0] == "bench":
             compose_benchmark([word for word in arguments[1:] if word != "--table"])
+    elif asks_for_one:
+        make_config(*arguments)
     else:
         with Composer(read_command(arguments)) as composer:
             if wants_search(composer):

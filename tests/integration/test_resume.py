@@ -21,6 +21,7 @@ import pytest
 from support.command import ROOT
 from support.crash_server import CrashServer, FaultPoint
 from support.precision_marks import fp16_case
+from support.quick import mark_slow
 
 from rlhf.catalog.metric import MACHINE_GROUPS
 from rlhf.config.errors import ConfigError
@@ -59,7 +60,14 @@ SMALL = (
 )
 EVERY = "checkpoint.every_steps=1"
 STAGES = ("sft", "reward", "ppo")
-PREFERENCES = ("stages=[sft,dpo]", "dpo.max_steps=4", "dpo.batch_size=16", "dpo.dropout=0.1", "dpo.eval_every=2")
+PREFERENCES = (
+    "stages=[sft,dpo]",
+    "dpo.loss=kto",
+    "dpo.max_steps=4",
+    "dpo.batch_size=16",
+    "dpo.dropout=0.1",
+    "dpo.eval_every=2",
+)
 PPO, TRAINER = "rlhf.stages.ppo.train", "rlhf.ppo.trainer:DeepSpeedPPOTrainer"
 SAVER, KEEPER = "rlhf.stages.saver", "rlhf.experiment.checkpoints"
 
@@ -114,9 +122,11 @@ FAULTS = {
         DONE["reward"],
     ),
     "dpo": (
-        FaultPoint("rlhf.stages.dpo.train:reference_logprobs", when="after"),
-        FaultPoint("rlhf.stages.dpo.reference:ReferenceFile.write", when="after"),
+        FaultPoint("rlhf.stages.dpo.train:read_all", when="after"),
+        FaultPoint("rlhf.stages.dpo.reference:make_once", when="after"),
+        FaultPoint("rlhf.stages.answers:HeldoutAnswers.begin", when="after"),
         FaultPoint("rlhf.stages.dpo.train:train_step", when="after", nth=2),
+        FaultPoint("rlhf.stages.answers:compare"),
         FaultPoint("rlhf.stages.dpo.train:save_model", when="after"),
     ),
     "ppo": (
@@ -146,6 +156,8 @@ FEWER = {
     "reward": (
         FaultPoint("rlhf.stages.reward.train:train_step", nth=2),
         FaultPoint("rlhf.stages.reward.train:train_step", nth=3, when="after"),
+        FaultPoint("rlhf.stages.reward.train:evaluate"),
+        FaultPoint("rlhf.stages.reward.train:score_moments"),
     ),
     "ppo": (
         FaultPoint(f"{TRAINER}.train_minibatch", nth=6),
@@ -295,7 +307,7 @@ def lab(make_config, tmp_path_factory):
 # Killed.
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", mark_slow(STAGES, ("ppo",)))  # of the others the boundaries of their loop are in FEWER
 def test_killed_at_every_boundary(lab, stage):
     lab.broken(stage, FAULTS[stage], EVERY)
 
@@ -345,7 +357,7 @@ SPOILED = {
 }
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", mark_slow(STAGES, ("sft", "ppo")))
 def test_steps_in_a_row_that_are_not_finite_are_counted_over_attempts(lab, stage):
     node, config = lab.fresh(stage, EVERY)
     getattr(config, stage).max_nonfinite = 2
@@ -606,6 +618,7 @@ def test_asked_to_stop_after_the_last_step_a_stage_ends(lab):
     assert ended.codes == [0] and node.directory.done
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_asked_to_stop_exits_with_85(lab, tmp_path):
     node, config = lab.node("sft", ("sft.max_steps=100000", "sft.epochs=100000"), tmp_path)
     spec = write_spec(node, config).file
@@ -667,7 +680,7 @@ def copied(lab, directory):
     return node, config
 
 
-@pytest.mark.parametrize("kind", list(DAMAGES))
+@pytest.mark.parametrize("kind", mark_slow(DAMAGES, ("a bit", "gone", "cut-off manifest")))
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(lab, two_checkpoints, kind):
     node, config = copied(lab, two_checkpoints)
     newest, before = checkpoint_dirs(node.directory.path)
@@ -690,7 +703,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("kind", list(LOSSES))
+@pytest.mark.parametrize("kind", mark_slow(LOSSES, ("gone", "shortened")))
 def test_what_became_of_the_metrics_of_a_killed_stage_does_not_matter(lab, two_checkpoints, kind):
     """They are in the checkpoint too."""
     node, config = copied(lab, two_checkpoints)
@@ -831,6 +844,7 @@ def make_saver(make_config, tmp_path):
         config.checkpoint = replace(config.checkpoint, **{"every_minutes": None, **settings})
         node = build_graph(config)[0]
         tracker = SimpleNamespace(
+            stop_reason=None,
             save=lambda directory: [],
             seconds=1.5,
             resume=lambda directory, step, *more: resumed.append((directory, step)),
@@ -854,6 +868,16 @@ def test_the_last_few_are_kept(make_saver, keep):
         saver.boundary(step, None, dict)
     assert saved(saver) == ["step-000005", "step-000004", "step-000003"][:keep]
     assert len(list((saver.directory / "checkpoints").iterdir())) == keep
+
+
+def test_an_alarm_stops_a_stage_once_it_is_saved(make_saver):
+    from rlhf.experiment.stopping import Stopped
+
+    saver = make_saver()
+    saver.context.tracker.stop_reason = "alarm unended at step 3"
+    with pytest.raises(Stopped, match=r"saved as step-000003; alarm unended at step 3 \(health.stop\)"):
+        saver.boundary(3, None, dict)
+    assert saved(saver) == ["step-000003"]
 
 
 def test_what_was_saved_is_resumed(make_saver):

@@ -137,7 +137,7 @@ class Runs:
     def __init__(self, root, value):
         self.root, self.value, self.points, self.configs = root, value, [], []
 
-    def __call__(self, job):
+    def __call__(self, job, during):
         found = dict(override.split("=", 1) for override in job.overrides)
         self.points.append({key: found[key] for key in found if key not in ("output_root", "sweep.trials")})
         self.configs.append(job.config)

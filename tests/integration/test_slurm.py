@@ -12,6 +12,10 @@ import pytest
 from support import slurm_cluster as slurm
 from support.command import ROOT, run_rlhf
 
+from rlhf.cli.search import check_search, open_study, split_sweep
+from rlhf.config.command import read_command
+from rlhf.config.points import Composer
+
 SMALL = (
     "sft.max_steps=6",
     "reward.max_steps=4",
@@ -30,7 +34,11 @@ SMALL = (
 # Half a minute of training on one rank.
 LONG = (*(option for option in SMALL if not option.startswith("sft.max_steps")), "sft.epochs=120", "stage=sft")
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(slurm.missing() is not None, reason=str(slurm.missing()))]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.alone,
+    pytest.mark.skipif(slurm.missing() is not None, reason=str(slurm.missing())),
+]
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +220,27 @@ def test_preemption_by_another_job(cluster, place, unbroken):
     slurm.wait_for("its end", (directory / "result.json").exists, 240, every_s=1)
     assert cluster.job(blocker).get("JobState") in ("COMPLETED", None)
     assert history(directory) == history(unbroken) and weights(directory) == weights(unbroken)
+
+
+def test_a_search_gives_up_a_point_whose_job_runs_on_the_cluster(cluster, place, monkeypatch):
+    """Five trials are in the study before, each better than any model can be, so that the median prunes the sixth."""
+    optuna = pytest.importorskip("optuna")
+    monkeypatch.chdir(place)
+    words = ["-m", *LONG, "sft.eval_every=10", "sft.learning_rate=interval(1e-4,1e-3)", "name=search", "sweep.trials=6"]
+    words += ["sweep.pruner=median", "sweep.objective=eval/perplexity", "sweep.direction=minimize", "launcher=slurm"]
+    words += ["launcher.wait=true"]
+    with Composer(read_command(words)) as composer:
+        fixed, space = split_sweep(composer)
+        composer.sweep_directory.mkdir(parents=True)
+        study = open_study(check_search(composer, fixed, space), space, composer.sweep_directory)
+        for _ in range(5):
+            study.add_trial(optuna.trial.create_trial(value=0.5, intermediate_values={10 * n: 0.5 for n in range(1, 1000)}))
+    told = rlhf(*words, cwd=place)
+    (directory,), (point,) = stages(place), (place / "outputs" / "sweeps" / "search").glob("*/summary.json")
+    assert status(directory)["state"] == json.loads(point.read_text())["state"] == "pruned"
+    assert f"outputs/stages/{directory.name}: pruned saved as step-" in told and not (directory / "result.json").exists()
+    assert list((directory / "checkpoints").glob("step-*"))
+    assert cluster.wait_job(job_of(directory), "FAILED")  # so that no job starts that needs the stage
 
 
 def test_what_slurm_refuses_is_one_line(cluster, place):

@@ -1,7 +1,7 @@
 """Typed on a machine without GPUs, network and weights: looking works, and running tells all that is missing."""
 
 import pytest
-from support.command import run_rlhf
+from support.command import run_here, run_rlhf
 
 HEADLINE = "model=opt-13b", "hardware=dgx8"
 
@@ -17,20 +17,20 @@ HEADLINE = "model=opt-13b", "hardware=dgx8"
     ],
 )  # fmt: skip
 def test_looking_needs_nothing(words, told, tmp_path):
-    done = run_rlhf(*words, cwd=tmp_path)
+    done = run_here(*words, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert told in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_not_looked_at_is_said(tmp_path):
-    shown = run_rlhf(*HEADLINE, "dry_run=true", cwd=tmp_path).stdout
+    shown = run_here(*HEADLINE, "dry_run=true", cwd=tmp_path).stdout
     assert "not looked at, since it is on the hub: facebook/opt-13b, facebook/opt-350m, Dahoas/rm-static" in shown
 
 
 def test_running_tells_all_that_is_missing_at_once_with_what_helps(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    done = run_rlhf(*HEADLINE, cwd=tmp_path)
+    done = run_here(*HEADLINE, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     lines = done.stderr.splitlines()
     assert [line.split("=")[0].removeprefix("error: ") for line in lines] == [
@@ -49,6 +49,6 @@ def test_versions_are_told(tmp_path):
 
 
 def test_a_model_of_unknown_size_is_shown_with_no_hyperparameters(tmp_path):
-    done = run_rlhf("model=./nowhere", "--cfg", "job", cwd=tmp_path)
+    done = run_here("model=./nowhere", "--cfg", "job", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: model.path=./nowhere: its size")

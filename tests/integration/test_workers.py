@@ -7,7 +7,7 @@ import time
 import pytest
 
 from rlhf.experiment.graph import build_graph
-from rlhf.experiment.spec import read_spec, write_spec
+from rlhf.experiment.spec import check_imported_code, read_spec, write_spec
 from rlhf.experiment.sweep import Task
 from rlhf.launch.scheduler import run_stage_here
 from rlhf.launch.workers import last_error, terminate, watch
@@ -61,6 +61,7 @@ def test_the_line_that_says_what_went_wrong(tmp_path, log, line):
     assert last_error(tmp_path / "log") == line
 
 
+@pytest.mark.slow
 def test_a_failing_stage_names_rank_reason_and_log(make_config, tmp_path):
     from rich.console import Console
 
@@ -93,6 +94,19 @@ def test_a_spec_survives_freezing_and_refuses_other_code(make_config, tmp_path, 
     monkeypatch.setattr("rlhf.experiment.spec.code_hash", lambda: "other")
     with pytest.raises(ConfigError, match="allow_code_change"):
         read_spec(spec.file)
+
+
+def test_a_process_whose_code_has_changed_since_its_first_stage_runs_no_other(make_config, tmp_path, monkeypatch):
+    from rlhf.config.errors import ConfigError
+
+    config = make_config("stage=sft", f"output_root={tmp_path}")
+    (node,) = build_graph(config)
+    check_imported_code(write_spec(node, config))
+    monkeypatch.setattr("rlhf.experiment.spec.code_hash", lambda: "other")
+    with pytest.raises(ConfigError, match="since this process began its first stage"):
+        check_imported_code(write_spec(node, config))
+    config.launcher.allow_code_change = True
+    check_imported_code(write_spec(node, config))
 
 
 @pytest.mark.parametrize("allowed", [False, True])

@@ -1,8 +1,11 @@
-"""Running the program as its users do: `python -m rlhf …` in a process of its own."""
+"""Running the program as its users do: `python -m rlhf …` in a process of its own, or in this one."""
 
+import io
 import os
+import resource
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -20,3 +23,28 @@ def run_rlhf(*arguments: str, cwd: Path, package: Path = ROOT) -> subprocess.Com
     command = [sys.executable, "-m", "rlhf", *arguments]
     environment = clean_environment(cwd, package)
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def run_here(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the program as `run_rlhf` does, but in this process, which has imported what training needs."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    from rlhf.cli import main
+
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    GlobalHydra.instance().clear()
+    sys.argv = ["rlhf", *arguments]
+    try:
+        with chdir(cwd), redirect_stdout(out), redirect_stderr(err):
+            code = main()
+    finally:
+        sys.argv = before
+        GlobalHydra.instance().clear()
+    return subprocess.CompletedProcess(sys.argv, code, out.getvalue(), err.getvalue())
+
+
+def children_seconds() -> float:
+    """CPU seconds of the processes that this one has started and waited for: unlike wall time, other work on the machine
+    hardly changes them."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -5,7 +5,6 @@ import importlib
 import math
 import os
 import signal
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,8 +48,7 @@ def be_rank(spec: str, rank: int, world: int, port: int, fault: dict[str, Any] |
     os.environ.update(worker.rank_environment(rank, rank, world, port))
     if fault is not None and fault["at"] and fault["rank"] == rank:
         arm(FaultPoint(**fault))
-    sys.argv = ["worker", spec]
-    return worker.main()
+    return worker.main(Path(spec))
 
 
 def arm(fault: FaultPoint) -> None:

@@ -92,7 +92,7 @@ def step(number, reward, gold=None, **more):
     line = {"step": number, "time": 1000.0 + number, "reward/mean": reward, "kl/sequence": 0.5 * number}
     line |= {"length/response": 20.0 + number, "time/step_s": seconds, "throughput/samples_per_s": 8.0 / seconds}
     line |= {"throughput/tokens_per_s": 100.0, "throughput/mfu": 0.25, "memory/peak_gib": 1.0 + number}
-    return line | ({} if gold is None else {"eval/gold": gold}) | more
+    return line | ({} if gold is None else {"eval/gold": gold, "eval/kl_sequence": 0.5 * number}) | more
 
 
 def answer(prompt, number=4, ppo="an answer", sft="a start"):

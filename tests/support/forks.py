@@ -100,14 +100,13 @@ def warm() -> None:
     import deepspeed
     import deepspeed.module_inject.auto_ep_layer
     import torch._inductor.compile_fx  # noqa: F401
-    from omegaconf import OmegaConf
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-    from rlhf.config.schema import Config
+    from rlhf.config.points import compose_config
 
     get_checkpoint_conversion_mapping("opt")
     assert deepspeed.ops.__compatible_ops__
-    OmegaConf.merge(OmegaConf.structured(Config), {})
+    compose_config()
 
 
 def attempt(function: str, calls: list[list[Any]], kill: Kill | None) -> Ended:

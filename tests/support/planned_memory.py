@@ -35,7 +35,7 @@ def with_defaults(words, defaults):
 
 def plan_and_run(root, *words):
     """The plan of the last stage that the words name, and the peak memory of its process in GiB as it logs it: resident on
-    the CPU, allocated on a GPU."""
+    the CPU, without libraries' files; allocated on a GPU."""
     command = [*with_defaults(words, [*SETTINGS, *PLAIN]), f"output_root={root}"]
     planned = json.loads(rlhf("plan", *command, "--json"))["stages"][-1]
     rlhf(*command)

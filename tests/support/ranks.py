@@ -59,6 +59,23 @@ def run_new_processes(script: str, world: int, *arguments: str) -> list[str]:
     return outputs
 
 
+def run_forked(*arguments: str, cwd: Path, **environment: str) -> tuple[int, str]:
+    """Run `python -m rlhf` in a process that is forked with all imports done; its exit code, and what it printed."""
+    ended = fork_server().fork("support.ranks:be_program", [[list(arguments), str(cwd), environment]])
+    return ended.codes[0], ended.said
+
+
+def be_program(arguments: list[str], directory: str, environment: dict[str, str]) -> int:
+    """Run the program as its own process would."""
+    from rlhf.cli import main
+
+    os.environ.update(environment)
+    os.chdir(directory)
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.argv = ["rlhf", *arguments]
+    return main()
+
+
 def be_script(script: str, arguments: list[str], environment: dict[str, str]) -> int:
     """Run a script as its own process would."""
     os.environ.update(environment)

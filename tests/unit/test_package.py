@@ -12,7 +12,9 @@ import rlhf
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # What a package is called where it is installed, if not as it is imported.
-DISTRIBUTIONS = {"hydra": "hydra-core", "math_verify": "math-verify", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "hydra": "hydra-core", "starlette": "fastapi", "math_verify": "math-verify", "yaml": "pyyaml", "lm_eval": "lm-eval",
+}  # fmt: skip
 
 
 def imported(directory):
@@ -34,7 +36,7 @@ def declared(*extras):
 
 
 def test_every_import_is_declared():
-    assert imported(ROOT / "rlhf") - declared("gguf", "rewards", "search") == set()
+    assert imported(ROOT / "rlhf") - declared("gguf", "lm-eval", "rewards", "search", "web") == set()
 
 
 def test_every_dependency_is_imported():

@@ -1,6 +1,7 @@
 """A stage is named in its package and in conf/ alone: all other files read the kinds, so that a new one changes none."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ HOLDERS = {"stage", "stages", "kind", "kinds"}
 AMBIGUOUS = {entry.name for kind in KINDS.values() for entry in kind.inputs} | set(VERBS) | set(LOSSES)
 
 
+@cache
 def outside_stages():
     """The modules of the package but those of a kind of stage, by path."""
     files = sorted(ROOT.rglob("*.py"))
@@ -26,10 +28,11 @@ def outside_stages():
     return {str(f.relative_to(ROOT)): ast.parse(f.read_text()) for f in files if not any(d in f.parents for d in owned)}
 
 
-def takes_stage(trees):
+@cache
+def takes_stage():
     """Where each function of the package takes a stage's name: function, position."""
     found = set()
-    for tree in trees:
+    for tree in outside_stages().values():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 names = [argument.arg for argument in node.args.args if argument.arg not in ("self", "cls")]
@@ -79,7 +82,7 @@ def named_stages(trees, takes):
 def test_no_other_file_names_a_stage():
     trees = outside_stages()
     assert len(trees) > 150 and len(set(KINDS) - AMBIGUOUS) > 1
-    assert named_stages(trees, takes_stage(trees.values())) == []
+    assert named_stages(trees, takes_stage()) == []
 
 
 @pytest.mark.parametrize(
@@ -90,13 +93,12 @@ def test_no_other_file_names_a_stage():
     ],
 )  # fmt: skip
 def test_a_line_that_names_one_is_found(line):
-    takes = takes_stage(outside_stages().values())
-    assert named_stages({"a.py": ast.parse(line)}, takes)
+    assert named_stages({"a.py": ast.parse(line)}, takes_stage())
 
 
 @pytest.mark.parametrize("line", ['if ppo.critic == "reward": pass', 'x = "bench"', 'engine.models_on_device("reward")'])
 def test_other_meanings_of_the_words_pass(line):
-    assert named_stages({"a.py": ast.parse(line)}, takes_stage(outside_stages().values())) == []
+    assert named_stages({"a.py": ast.parse(line)}, takes_stage()) == []
 
 
 def test_what_reads_data_says_which_records():

@@ -22,6 +22,8 @@ class ScoredRollout:
             estimator that needs `greedy`.
         kl: [B, R], the log-probability of each action less the reference's, in nats, 0 on padding; only with a reference.
         is_scored: [B], 1 where any reward applies: a response without one counts in no statistic of its group; None: all.
+        group_scores: [B], the weighted sum of the rewards, each normalised within its group; only with
+            `ppo.group_of=each`.
     """
 
     rewards: Tensor
@@ -32,6 +34,7 @@ class ScoredRollout:
     greedy_scores: Tensor | None = None
     kl: Tensor | None = None
     is_scored: Tensor | None = None
+    group_scores: Tensor | None = None
 
 
 @dataclass(frozen=True)

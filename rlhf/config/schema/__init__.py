@@ -8,16 +8,18 @@ lengths are in tokens, times in seconds, KL in nats.
 from dataclasses import dataclass
 
 from rlhf.config.metadata import WHOLE, key
-from rlhf.config.schema.command import Bench, Checkpoint, Launcher, Plan, Search, Tracking, Wandb
+from rlhf.config.schema.command import Bench, Checkpoint, Health, Launcher, Plan, Publish, Search, Tracking, Wandb
 from rlhf.config.schema.data import Columns, Data, DemoData, Files, Hub, Member, Text
+from rlhf.config.schema.evaluation import Evaluate, EvaluateReward, Judge
 from rlhf.config.schema.models import Hardware, Lora, Model, PeakTflops, Precision, Zero
 from rlhf.config.schema.rewards import Rewards, RewardTerm
-from rlhf.config.schema.training import Dpo, Ppo, Reward, Rollout, Sft, Training
+from rlhf.config.schema.training import BestOfN, Dpo, Ppo, Reward, Rollout, Sft, Training
 
 __all__ = [
-    "LORAS", "ZEROS", "Bench", "Checkpoint", "Columns", "Config", "Data", "DemoData", "Dpo", "Files", "Hardware", "Hub",
-    "Launcher", "Lora", "Member", "Model", "PeakTflops", "Plan", "Ppo", "Precision", "Reward", "RewardTerm", "Rewards",
-    "Rollout", "Search", "Sft", "Text", "Tracking", "Training", "Wandb", "Zero",
+    "LORAS", "ZEROS", "Bench", "BestOfN", "Checkpoint", "Columns", "Config", "Data", "DemoData", "Dpo", "Evaluate",
+    "EvaluateReward", "Files", "Hardware", "Health", "Hub", "Judge", "Launcher", "Lora", "Member", "Model", "PeakTflops",
+    "Plan", "Ppo", "Precision", "Publish", "Reward", "RewardTerm", "Rewards", "Rollout", "Search", "Sft", "Text",
+    "Tracking", "Training", "Wandb", "Zero",
 ]  # fmt: skip
 
 
@@ -32,6 +34,8 @@ class Config:
     output_root: str = key(effect="name", once=True)
     dry_run: bool = key(effect="name", once=True)
     checkpoint: Checkpoint = key(effect="name")
+    health: Health = key(effect="name")
+    hub: Publish = key(effect="name", once=True)
     sweep: Search = key(effect="name", once=True)
     bench: Bench = key(effect="speed")
     plan: Plan = key(effect="name", once=True)
@@ -51,6 +55,9 @@ class Config:
     reward: Reward = key(effect="result")
     ppo: Ppo = key(effect="result")
     dpo: Dpo = key(effect="result")
+    evaluate: Evaluate = key(effect="result")
+    evaluate_reward: EvaluateReward = key(effect="result")
+    best_of_n: BestOfN = key(effect="result")
     rewards: Rewards = key(effect="result")
     gold: str | None = key(effect="result", neutral=None, content="function")
     rollout: Rollout = key(effect="result")

@@ -16,6 +16,7 @@ class Wandb:
     group: str | None = key()
     tags: list[str] = key()
     mode: str | None = key(choices=("online", "offline", "disabled"))
+    log_model: bool = key()
 
 
 @dataclass
@@ -24,6 +25,28 @@ class Tracking:
 
     tensorboard: bool = key()
     wandb: Wandb = key(once=True)
+
+
+@dataclass
+class Publish:
+    """The Hugging Face hub, to which models are pushed when a command ends."""
+
+    push: str | None = key()
+    private: bool = key()
+    revision: str | None = key()
+
+
+# The alarms; their rules are in rlhf/catalog/health.py, in this order.
+ALARMS = (
+    "kl_acceleration", "entropy_collapse", "length_drift", "reward_gold_gap", "clip_fraction", "unended", "sampler_gap",
+)  # fmt: skip
+
+
+@dataclass
+class Health:
+    """What is done when a policy's metrics show that its training goes wrong."""
+
+    stop: list[str] = key(choices=ALARMS)
 
 
 @dataclass
@@ -44,6 +67,7 @@ class Search:
     objective: str | None = key()
     direction: str = key(choices=("maximize", "minimize"))
     sampler: str = key(choices=("tpe", "random"))
+    pruner: str = key(choices=("none", "median", "hyperband"))
     trials: int = key(COUNT)
 
 

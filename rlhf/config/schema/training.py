@@ -14,7 +14,7 @@ ESTIMATORS = ("gae", "rloo", "grpo", "reinforce", "remax", "raft", "online_dpo")
 class Training:
     """What the three stages share. Batches are global, in sequences (reward: comparisons)."""
 
-    epochs: int = key(Range(1, 1e6), unit="passes")
+    epochs: float = key(above_zero(1e6), content="passes", unit="passes")
     max_steps: int | None = key(COUNT, unit="steps")
     batch_size: int = key(BATCH, unit="sequences")
     micro_batch_size: int | None = key(BATCH, effect="speed", unit="sequences")
@@ -35,6 +35,7 @@ class Training:
 class Sft(Training):
     """Supervised fine-tuning."""
 
+    data: str | None = key(effect="input", neutral=None)
     micro_batch_tokens: int | None = key(COUNT, effect="speed", neutral=None, unit="tokens")
     dropout: float = key(SHARE)
     loss_on: str = key(choices=("completion", "assistant", "full"))
@@ -44,6 +45,7 @@ class Sft(Training):
 class Reward(Training):
     """Reward modelling."""
 
+    data: str | None = key(effect="input", neutral=None)
     batch_size: int = key(BATCH, unit="comparisons")
     micro_batch_size: int | None = key(BATCH, effect="speed", unit="comparisons")
     micro_batch_tokens: int | None = key(COUNT, effect="speed", neutral=None, unit="tokens")
@@ -61,16 +63,34 @@ class Reward(Training):
 class Dpo(Training):
     """Direct preference optimisation and its kin."""
 
-    batch_size: int = key(BATCH, unit="pairs")
-    micro_batch_size: int | None = key(BATCH, effect="speed", unit="pairs")
+    data: str | None = key(effect="input", neutral=None)
+    batch_size: int = key(BATCH, unit="pairs or responses")
+    micro_batch_size: int | None = key(BATCH, effect="speed", unit="pairs or responses")
     policy: str | None = key(effect="input")
     dropout: float = key(SHARE)
-    loss: str = key(choices=("dpo", "cdpo", "robust", "ipo", "hinge", "dpo_norm", "simpo", "orpo", "cpo"))
+    unpaired: bool = key(neutral=False)
+    loss: str = key(choices=("dpo", "cdpo", "robust", "ipo", "hinge", "dpo_norm", "kto", "simpo", "orpo", "cpo"))
     beta: float = key(above_zero(1e6))
     label_smoothing: float = key(Range(0, 0.5, open_high=True))
     ipo_sums: bool = key(neutral=False)
     simpo_gamma: float = key(FINITE)
     nll_coef: float = key(COEFFICIENT, neutral=0.0)
+    desirable_weight: float = key(COEFFICIENT, neutral=1.0)
+    undesirable_weight: float = key(COEFFICIENT, neutral=1.0)
+    mix: dict[str, Any] | None = key(neutral=None)
+
+
+@dataclass
+class BestOfN:
+    """A data set made of a policy's own responses."""
+
+    policy: str | None = key(effect="input", neutral=None)
+    judge: str = key(choices=("rewards", "gold"), neutral="rewards")
+    format: str = key(choices=("pairs", "responses"), neutral="pairs")
+    rival: str = key(choices=("worst", "random"), neutral="worst")
+    max_prompts: int | None = key(COUNT, neutral=None, unit="prompts")
+    batch_size: int = key(BATCH, effect="speed", neutral=256, unit="sequences")
+    micro_batch_size: int | None = key(BATCH, effect="speed", neutral=None, unit="sequences")
 
 
 @dataclass
@@ -83,7 +103,6 @@ class Ppo(Training):
     rollout_batch_size: int = key(BATCH, unit="sequences")
     update_epochs: int = key(Range(1, 1e6), unit="passes")
     offload_idle: Any = key(choices=(False, True), auto=True, effect="speed")
-    compile: bool = key(effect="speed")
     critic_learning_rate: float = key(RATE)
     critic_weight_decay: float = key(Range(0, 1e3))
     critic_gradient_checkpointing: Any = key(choices=(False, True), auto=True, effect="speed")
@@ -92,6 +111,7 @@ class Ppo(Training):
     estimator: str = key(choices=ESTIMATORS, neutral="gae", content="function")
     baseline_of: str = key(choices=("rewards", "score"), neutral="rewards")
     group_std: bool = key(neutral=False)
+    group_of: str = key(choices=("total", "each"), neutral="total")
     best_share: float | None = key(above_zero(1), neutral=None)
     kl_placement: str = key(choices=("reward", "loss", "none"), neutral="reward")
     kl_estimator: str = key(choices=("k1", "k2", "k3"), neutral="k1")

@@ -35,7 +35,14 @@ class Template(ABC):
 
     The text of a prompt ends where the response begins, so that a rollout goes on from the same ids as a response that is
     trained on. The response ends with the token that ends a turn, unless it is cut.
+
+    Attributes:
+        lead: The text that `decode` takes off the beginning of a response.
+        tail: The text that it takes off the end, before the token that ends the turn.
     """
+
+    lead: str = ""
+    tail: str = ""
 
     def __init__(self, data: Data, tokenizer: Tokenizer, end: str = "") -> None:
         self.data, self.tokenizer, self.encoder = data, tokenizer, TextEncoder(tokenizer, end)

@@ -2,9 +2,11 @@
 
 import importlib
 import math
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,6 +49,16 @@ def skip_shared_memory_kernel() -> None:
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def is_compiled(operator: str) -> bool:
+    """Whether DeepSpeed finds one of its operators (`cpu_adam`) compiled: with the package, or by an earlier process."""
+    from deepspeed.git_version_info import installed_ops
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    files = (path for pattern in ("", "*/") for path in root.glob(f"{pattern}{operator}/*.so"))
+    return bool(installed_ops.get(operator)) or next(files, None) is not None
 
 
 def restore_linear() -> None:
@@ -153,6 +165,22 @@ class Gradient:
 
     norm: float
     raw: Any
+
+
+def skip_lone_reduction(engine: Any) -> None:
+    """Let an engine of one rank at ZeRO stage 0 leave its gradients where they are. DeepSpeed would copy all of them into a
+    buffer, sum the buffer over that rank, and copy them back."""
+    if engine.dp_world_size == 1 and int(engine.zero_optimization_stage()) == 0:
+        engine.enable_backward_allreduce = False
+
+
+def fill_gradients(engine: Any) -> None:
+    """Give zeros as a gradient to parameters that no loss has reached, where no reduction has done so: AdamW decays them
+    too, on one rank as on several."""
+    if not engine.enable_backward_allreduce:
+        for parameter in engine.module.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
 
 def measure_gradient(engine: Any) -> Gradient:

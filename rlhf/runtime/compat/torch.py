@@ -5,10 +5,9 @@ from typing import Any
 import torch
 
 
-def allow_programs(count: int) -> None:
-    """Let torch.compile keep up to `count` compiled programs for one piece of code; torch gives up after 8."""
-    settings = torch._dynamo.config
-    settings.recompile_limit = max(count, settings.recompile_limit)
+def is_forked_from_cuda() -> bool:
+    """Whether this process was forked after its parent had begun to use CUDA, and so cannot use it."""
+    return bool(torch.cuda._is_in_bad_fork())
 
 
 def storage_key(storage: torch.UntypedStorage) -> int:

@@ -31,7 +31,7 @@ KIND = StageKind(
     run="rlhf.stages.bench.run:run",
     result_keys=(
         "seed", "bench", "model", "reward_model", "hardware", "precision", *ZEROS, *LORAS, "data", "sft", "reward", "ppo",
-        "dpo", "rollout", "rewards", "gold", "launcher.threads",
+        "dpo", "best_of_n", "rollout", "rewards", "gold", "launcher.threads",
     ),
     schema=Bench,
     metrics=METRICS,
@@ -39,6 +39,7 @@ KIND = StageKind(
     compared=(("throughput/samples_per_s", "throughput/mfu"), (*RATES, "throughput/decode_share")),
     step="round",
     work=work,
+    samples_responses=True,
     simplify=benchmark_config,
     measures=measured_stages,
     is_benchmark=True,

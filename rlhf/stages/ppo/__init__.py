@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from rlhf.catalog.estimator import has_critic, has_reference
 from rlhf.catalog.role import Role
-from rlhf.catalog.stage import Card, Counts, Input, Records, Side, StageKind
+from rlhf.catalog.stage import Card, Counts, Input, Records, Side, StageKind, is_stage, kind_of
 from rlhf.config.derive import is_reference_shared, is_reward_shared
 from rlhf.config.keys import get_key
 from rlhf.config.rewards import count_reward_models, name_models, reward_terms, stage_reward, trained_terms
@@ -24,11 +24,11 @@ def roles(config: Config) -> list[Role]:
     held = [Role(config.model, config.zero, config.lora, ppo.ema, ppo.gradient_checkpointing)]
     if has_critic(config):
         recomputed = ppo.critic_gradient_checkpointing
-        held.append(Role(critic_of(config), config.critic_zero, config.critic_lora, recomputed=recomputed))
+        held.append(Role(critic_of(config), config.critic_zero, config.critic_lora, recomputed=recomputed, scorer=True))
     if has_reference(config) and not is_reference_shared(config):
         held.append(Role(config.model, config.reference_zero, None))
     copies = count_reward_models(config) - is_reward_shared(config)
-    return held + [Role(config.reward_model, config.reward_zero, None) for _ in range(copies)]
+    return held + [Role(config.reward_model, config.reward_zero, None, scorer=True) for _ in range(copies)]
 
 
 def simplify(config: Config) -> Config:
@@ -36,9 +36,17 @@ def simplify(config: Config) -> Config:
     model starts from the actor."""
     if stage_reward(config) is not None:
         return config
-    stages = [stage for stage in config.stages if stage != "reward"]
     critic = "actor" if config.ppo.critic == "reward" else config.ppo.critic
-    return replace(config, stages=stages, ppo=replace(config.ppo, critic=critic))
+    return without_idle_reward(replace(config, ppo=replace(config.ppo, critic=critic)))
+
+
+def without_idle_reward(config: Config) -> Config:
+    """Return a configuration without the reward stage, unless another stage starts from the model that it makes."""
+    kinds = [kind_of(stage) for stage in config.stages if is_stage(stage)]
+    started = [given for kind in kinds for given in kind.find_inputs(config) if given.stage == "reward"]
+    if any(given.is_made(get_key(config, given.key)) for given in started):
+        return config
+    return replace(config, stages=[stage for stage in config.stages if stage != "reward"])
 
 
 def more_models(config: Config) -> tuple[Input, ...]:
@@ -121,8 +129,8 @@ KIND = StageKind(
     more_metrics=more_metrics,
     headline=("reward/mean", "throughput/samples_per_s"),
     compared=(("eval/gold", "eval/reward", "eval/kl_sequence", "eval/length"),),
-    sides=(Side("sft", "SFT"), Side("ppo", "PPO")),
-    step="PPO step",
+    sides=(Side("sft", "SFT"), Side("ppo", "policy")),
+    step="policy step",
     inputs=(
         Input("actor", "ppo.actor", "sft"),
         Input("reward", "ppo.reward", "reward", is_used=lambda config: stage_reward(config) is not None),
@@ -136,15 +144,16 @@ KIND = StageKind(
     copies=lambda config: config.rollout.samples_per_prompt,
     updates=lambda config: config.ppo.update_epochs * (config.ppo.rollout_batch_size // config.ppo.batch_size),
     records=count_records,
-    reads="prompts",
+    samples_responses=True,
+    reads=lambda config: "prompts",
     phase_flops=lambda config, answers: longest_step(config),
     resolve=resolve,
     simplify=simplify,
     problems=problems,
     check=check,
     cards={
-        "ppo": Card("a language model trained by PPO against a reward model"),
-        "critic": Card("the critic of a PPO run", scorer=True),
-        "ema": Card("a moving average of the policy of a PPO run"),
+        "ppo": Card("a language model trained on its own responses, against rewards"),
+        "critic": Card("the critic of a policy", scorer=True, starts=("critic", "reward"), lora="critic_lora"),
+        "ema": Card("a moving average of a policy during training"),
     },
 )  # fmt: skip

@@ -21,6 +21,7 @@ def algorithm_problems(config: Config) -> Iterator[ConfigError]:
     yield from critic_problems(config)
     yield from loss_problems(config)
     yield from length_problems(config)
+    yield from token_problems(config)
     if config.ppo.estimator == "online_dpo":
         yield from online_dpo_problems(config)
 
@@ -41,12 +42,20 @@ def group_problems(config: Config) -> Iterator[ConfigError]:
             yield ConfigError("rollout.do_sample", False, f"{switch} compares responses, and all would be the same", fix)
         elif rollout.samples_per_prompt == 1:
             yield ConfigError("rollout.samples_per_prompt", 1, problem, "set it to 4, or choose algorithm=reinforce_pp")
+    if "greedy" in needs_of(ppo.estimator) and not rollout.do_sample:
+        problem = f"ppo.estimator={ppo.estimator} compares responses with the likeliest one, which all would be"
+        yield ConfigError("rollout.do_sample", False, problem, "set it true")
     if ppo.group_std and ppo.estimator != "grpo":
         problem = f"ppo.estimator={ppo.estimator} does not divide by the group's deviation"
         yield refuse("group_std", True, problem, "set it false, or ppo.estimator=grpo")
     if ppo.group_std and ppo.whiten_advantages:
         problem = "with ppo.group_std=true advantages are scaled within the group already"
         yield refuse("whiten_advantages", True, problem, "choose one of the two")
+    if ppo.estimator == "raft" and ppo.whiten_advantages:
+        problem = "ppo.estimator=raft gives the best responses an advantage of 1, of which their mean would leave 0"
+        yield refuse("whiten_advantages", True, problem, "set it false")
+    if ppo.group_of == "each":
+        yield from each_problems(config)
     if ppo.best_share is not None and ppo.estimator != "raft":
         problem = f"ppo.estimator={ppo.estimator} learns from all responses"
         yield refuse("best_share", ppo.best_share, problem, "set it null, or algorithm=raft")
@@ -56,6 +65,23 @@ def group_problems(config: Config) -> Iterator[ConfigError]:
     if ppo.baseline_of == "score" and (ppo.group_std or ppo.whiten_rewards):
         other = "group_std" if ppo.group_std else "whiten_rewards"
         yield refuse(other, True, "with ppo.baseline_of=score it would scale the KL penalties too", "choose one of the two")
+
+
+def each_problems(config: Config) -> Iterator[ConfigError]:
+    """Find what is no reward that could be normalised within its group, and groups that nothing is normalised in."""
+    ppo = config.ppo
+    if not (ppo.group_std and ppo.estimator == "grpo"):
+        told = "ppo.group_std=false" if ppo.estimator == "grpo" else f"ppo.estimator={ppo.estimator}"
+        problem = f"{told} normalises no reward within its group"
+        yield refuse("group_of", "each", problem, "set ppo.group_of=total, or algorithm=gdpo")
+    for key, off in (("reward_clip", None), ("eos_penalty", None), ("length_penalty", 0.0), ("overlong_buffer", 0.0)):
+        if getattr(ppo, key) != off:
+            problem = "it acts on the sum of the rewards, and with ppo.group_of=each that is of normalised ones"
+            fix = f"set it {'null' if off is None else '0'}, and add a reward of its own if need be"
+            yield refuse(key, getattr(ppo, key), problem, fix)
+    if ppo.kl_placement == "reward":
+        problem = "with ppo.group_of=each rewards are those of whole responses"
+        yield refuse("kl_placement", "reward", problem, "set ppo.kl_placement=loss or none")
 
 
 def kl_problems(config: Config) -> Iterator[ConfigError]:
@@ -129,6 +155,17 @@ def length_problems(config: Config) -> Iterator[ConfigError]:
         yield refuse("overlong_buffer", ppo.overlong_buffer, problem, "set it 0")
 
 
+def token_problems(config: Config) -> Iterator[ConfigError]:
+    """Find what is done to the rewards of tokens where those of whole responses are read."""
+    ppo, known = config.ppo, ESTIMATORS.get(config.ppo.estimator)
+    if known is not None and known.is_even and ppo.baseline_of == "rewards" and ppo.gamma != 1:
+        problem = f"ppo.estimator={ppo.estimator} sums the rewards of a response without a discount"
+        yield refuse("gamma", ppo.gamma, problem, "set it 1, or choose algorithm=ppo, reinforce_pp or remax")
+    if ppo.whiten_rewards and (ppo.group_of == "each" or ppo.estimator == "online_dpo"):
+        told = "ppo.group_of=each" if ppo.group_of == "each" else "ppo.estimator=online_dpo"
+        yield refuse("whiten_rewards", True, f"{told} reads scores, not the rewards of tokens", "set it false")
+
+
 def online_dpo_problems(config: Config) -> Iterator[ConfigError]:
     """Find settings with which the updates would not follow the DPO loss."""
     ppo, copies = config.ppo, config.rollout.samples_per_prompt
@@ -137,6 +174,7 @@ def online_dpo_problems(config: Config) -> Iterator[ConfigError]:
         yield ConfigError("rollout.samples_per_prompt", copies, "ppo.estimator=online_dpo compares two responses", fix)
     needed = {"policy_loss": "likelihood", "loss_aggregation": "sequence_sum", "kl_placement": "none", "update_epochs": 1}
     needed |= {"batch_size": ppo.rollout_batch_size, "whiten_advantages": False}
+    needed |= {"train_on_eos": True, "overlong_filter": False}  # both responses of a pair count, with all their tokens
     for key, value in needed.items():
         if getattr(ppo, key) != value:
             problem = "ppo.estimator=online_dpo is the gradient of the DPO loss in one update of a whole rollout"

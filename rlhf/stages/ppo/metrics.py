@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from rlhf.catalog.metric import TRAINING, Metric, rates_of
+from rlhf.catalog.metric import POLICY_EVALUATION, TRAINING, Metric, rates_of
 from rlhf.config.rewards import trained_terms
 from rlhf.config.schema import Config
 
@@ -35,23 +35,7 @@ METRICS = (
     Metric("lr/critic", "", "the critic's learning rate at the last update"),
     Metric("data/texts", "texts", "texts of ppo.ptx"),
     Metric("data/texts_cut", "texts", "texts cut at the longest sequence, and so without an end"),
-    Metric("eval/gold_sft", "gold", "mean gold reward, on held-out prompts, of the model that PPO started from",
-        "gold reward of SFT", "gold, SFT", format="{:.2f}", final=True, error=True),
-    Metric("eval/gold", "gold", "mean gold reward of the policy on held-out prompts",
-        "gold reward of PPO", "gold, PPO", format="{:.2f}",
-        final=True, better=1, axis="mean gold reward", error=True),
-    Metric("eval/gold_sft_std", "gold", "standard deviation of eval/gold_sft over prompts",
-        "gold reward of SFT, standard deviation", "gold, SFT, std", format="{:.2f}", final=True, detail=2),
-    Metric("eval/reward_sft", "reward", "mean score, on held-out prompts, of the model that PPO started from",
-        "mean score of SFT", "score, SFT", format="{:.2f}", final=True, detail=1, error=True),
-    Metric("eval/reward", "reward", "mean score of the policy's responses to held-out prompts",
-        "mean score of PPO", "score, PPO", format="{:.2f}", final=True, error=True),
-    Metric("eval/kl_sequence", "nats", "KL to the reference on held-out prompts, per response",
-        "KL to the reference per response", "KL", format="{:.2f}", final=True, error=True),
-    Metric("eval/length_sft", "tokens", "mean response length, on held-out prompts, of the model that PPO started from",
-        "mean length of SFT", "length, SFT", format="{:.1f}", final=True, detail=1, error=True),
-    Metric("eval/length", "tokens", "mean response length on held-out prompts",
-        "mean length of PPO", "length, PPO", format="{:.1f}", final=True, error=True),
+    *POLICY_EVALUATION,
     Metric("reward/mean", "reward", "mean score of the rollout, before clipping and penalties",
         "mean score of rollouts", "score", format="{:.2f}", axis="mean score"),
     Metric("reward/std", "reward", "standard deviation of reward/mean over responses"),
@@ -59,6 +43,7 @@ METRICS = (
     Metric("reward/shaped", "reward", "mean score after clipping and penalties"),
     *metrics_of_reward("model"),
     Metric("reward/unscored", "responses", "responses that no reward applies to, which train nothing"),
+    Metric("reward/on_spans", "reward", "mean part of a response's score that falls on spans of it, as weighed"),
     Metric("reward/return", "reward", "mean undiscounted sum of token rewards, KL penalty included"),
     Metric("kl/sequence", "nats", "KL to the reference per response (k1), what the adaptive controller steers",
         "KL to the reference in rollouts", "KL", format="{:.1f}", axis="nats per response"),
@@ -71,10 +56,12 @@ METRICS = (
     Metric("group/draws", "", "draws of prompts that the rollout took (ppo.dynamic_sampling)"),
     Metric("reward/greedy", "reward", "mean score of the likeliest responses, after shaping: ReMax's baseline"),
     Metric("policy/ptx_loss", "nats", "language-modelling loss per token on ppo.ptx, before its coefficient"),
-    Metric("policy/entropy", "nats", "entropy of the token distributions, mean over the rollout's updates"),
+    Metric("policy/entropy", "nats", "entropy of the token distributions, mean over the rollout's updates",
+        "entropy of the policy", axis="nats per token"),
     Metric("policy/ratio_first", "", "largest deviation of the ratio from 1 in the first mini-batch"),
     Metric("policy/ratio_max", "", "largest ratio in the rollout's updates"),
-    Metric("policy/clip_fraction", "share", "tokens whose ratio was clipped to the worse side"),
+    Metric("policy/clip_fraction", "share", "tokens whose ratio was clipped to the worse side",
+        "policy's clipped tokens", axis="share of tokens"),
     Metric("policy/clip_fraction_low", "share", "tokens of negative advantage whose ratio was below the lower bound"),
     Metric("policy/clip_fraction_high", "share", "tokens of positive advantage whose ratio was above the upper bound"),
     Metric("policy/dual_clip_fraction", "share", "tokens of negative advantage whose loss ppo.dual_clip bounded"),
@@ -88,15 +75,18 @@ METRICS = (
     Metric("value/overflows", "updates", "updates that both models left out because of the critic's gradient"),
     Metric("policy/sampler_gap", "nats", "mean |sampler's - trainer's log-probability| per token"),
     Metric("policy/sampler_gap_max", "nats", "largest |sampler's - trainer's log-probability| of a token"),
-    Metric("value/loss", "", "half squared value error per token, mean over the rollout's updates"),
+    Metric("value/loss", "", "half squared value error per token, mean over the rollout's updates",
+        "value loss", axis="half squared error"),
     Metric("value/mean", "reward", "mean value of the rollout's states"),
-    Metric("value/clip_fraction", "share", "tokens whose value was clipped to the worse side"),
+    Metric("value/clip_fraction", "share", "tokens whose value was clipped to the worse side",
+        "critic's clipped tokens", axis="share of tokens"),
     Metric("value/explained_variance", "share", "1 - variance of (return - value) / variance of return"),
     Metric("value/grad_norm", "", "the critic's gradient norm before clipping, mean over the rollout's updates"),
     Metric("length/response", "tokens", "mean response length, end-of-text included",
         "response length in rollouts", "length", format="{:.0f}", axis="tokens"),
     Metric("length/prompt", "tokens", "mean prompt length"),
-    Metric("length/ended", "share", "responses that reached end-of-text or a stop text"),
+    Metric("length/ended", "share", "responses that reached end-of-text or a stop text",
+        "responses that ended", axis="share of responses"),
 )  # fmt: skip
 # How long the phases of a step take, and how fast they are.
 PHASE_SPEED = (

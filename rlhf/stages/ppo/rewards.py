@@ -10,10 +10,10 @@ from rlhf.config.rewards import DEFAULTS, gold_term, is_stage_model, reward_term
 from rlhf.config.schema import Config, RewardTerm
 from rlhf.rewards.functions import FUNCTIONS, NEEDED
 
-# The keys of a reward that one kind alone reads.
+# The keys of a reward that some kinds alone read, with these kinds.
 READ_BY = {
-    "path": "model", "function": "function", "options": "function", "url": "http", "combine": "ensemble",
-    "std_coef": "ensemble",
+    "path": ("model",), "function": ("function",), "options": ("function",), "url": ("http",), "retries": ("http",),
+    "timeout_s": ("function", "http"), "members": ("ensemble",), "combine": ("ensemble",), "std_coef": ("ensemble",),
 }  # fmt: skip
 
 
@@ -24,15 +24,25 @@ def reward_problems(config: Config) -> Iterator[ConfigError]:
     if not trained_terms(config) and not (gold is not None and is_stage_model(gold)):
         fix = "add one, as rewards.length.kind=function rewards.length.function=length"
         yield ConfigError("rewards", ",".join(terms) or "{}", "there is no reward that a policy could be trained on", fix)
+    yield from term_problems(config)
+
+
+def term_problems(config: Config) -> Iterator[ConfigError]:
+    """Find rewards that cannot score or judge, and keys of theirs that would not be read."""
+    terms = reward_terms(config)
     stage_models = [name for name, term in terms.items() if term.kind == "model" and term.path is None]
     for name in stage_models[:-1] if stage_models[-1:] == ["model"] else stage_models[1:]:
         problem, fix = "the reward stage's model is a reward already", f"give a path, or another rewards.{name}.kind"
         yield ConfigError(f"rewards.{name}.path", "null", problem, fix)
     for name, term in terms.items():
-        for key, kind in READ_BY.items():
-            if term.kind != kind and getattr(term, key) != DEFAULTS[key]:
-                problem, fix = f"a reward of kind {term.kind} does not read it", f"leave it out, or set its kind={kind}"
+        for key, kinds in READ_BY.items():
+            if term.kind not in kinds and getattr(term, key) != DEFAULTS[key]:
+                fix = f"leave it out, or set its kind={' or '.join(kinds)}"
+                problem = f"a reward of kind {term.kind} does not read it"
                 yield ConfigError(f"rewards.{name}.{key}", getattr(term, key), problem, fix)
+        if term.kind == "ensemble" and term.combine != "mean_minus_std" and term.std_coef != DEFAULTS["std_coef"]:
+            problem, fix = f"combine={term.combine} does not read it", f"set rewards.{name}.combine=mean_minus_std"
+            yield ConfigError(f"rewards.{name}.std_coef", term.std_coef, problem, fix)
         if term.kind == "http" and not str(term.url).startswith(("http://", "https://")):
             fix = f"give one, as rewards.{name}.url=http://127.0.0.1:8900"
             yield ConfigError(f"rewards.{name}.url", term.url, "it is no address of a service", fix)

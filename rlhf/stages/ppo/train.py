@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from rlhf import DeepSpeedPPOTrainer, DeepSpeedRLHFEngine
-from rlhf.catalog.stage import metrics_of
+from rlhf.catalog.stage import kind_of, metrics_of
 from rlhf.config.schema import Config, Lora
 from rlhf.data.loaders import create_prompt_dataloader
 from rlhf.data.records import find_gold
 from rlhf.data.tokenized import DataSource, open_data
 from rlhf.engine.save import save_model
+from rlhf.evaluation.heldout import Answer, align, compare, heldout_prompts
 from rlhf.models.tokenizer import load_tokenizer
-from rlhf.ppo.evaluate import Answer, Evaluation, compare, heldout_prompts
+from rlhf.ppo.evaluate import Evaluation
 from rlhf.ppo.report import describe_speed
 from rlhf.runtime.device import peak_memory_gib
 from rlhf.runtime.distributed import is_main, maximum, world
 from rlhf.stages.card import write_model_card
 from rlhf.stages.context import Context, note_data, should_evaluate
 from rlhf.stages.saver import Saver
+from rlhf.stages.start_answers import give_once
 from rlhf.tracking.progress import Bar, describe_progress
 
 # What the progress bar shows.
@@ -54,7 +56,8 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
         trainer.load_state_dict(start.numbers["trainer"], start.tensors)
         start.tensors.clear()
     context.tracker.status(start.step, len(loader))
-    before = [Answer(**kept) for kept in start.numbers.get("before", [])] or answer_with_start(evaluation)
+    before = [Answer(**kept) for kept in start.numbers.get("before", [])]
+    before = before or give_once(context.spec, heldout.path.name, lambda: answer_with_start(evaluation))
     if engine.ref is not None:
         engine.release_samplers(engine.ref)  # which answers no more prompts
     final: dict[str, float] = start.numbers.get("final", {})
@@ -62,20 +65,21 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     def numbers() -> dict[str, Any]:
         return {"trainer": trainer.numbers(), "before": [asdict(answer) for answer in before], "final": final}
 
-    known = metrics_of(context.spec.stage)
+    known, sides = metrics_of(context.spec.stage), kind_of(context.spec.stage).sides
     with Bar("ppo", len(loader), is_main(), start.step, context.planned) as bar:
         for number, prompt_batch in islice(enumerate(loader, start=1), start.step, None):
             save_draw = partial(save_draws, saver, trainer, number - 1, numbers)
             out = trainer.pending or trainer.generate_experience(prompt_batch, save_draw)
             saver.boundary(number - 1, "rollout", numbers, trainer.tensors)
             trainer.train_rlhf(out)
-            metrics = trainer.metrics | describe_speed(config, out, trainer.clock, trainer.update_metrics.text_lengths)
+            worked = trainer.update_metrics.text_lengths, trainer.draws.lengths, trainer.update_metrics.passes(ppo)
+            metrics = trainer.metrics | describe_speed(config, out, trainer.clock, *worked)
             metrics["memory/peak_gib"] = maximum(peak_memory_gib())
             if should_evaluate(number, len(loader), ppo.eval_every):
                 after = evaluation.answers(engine.actor, lambda done, of: bar.say(f"evaluating {done}/{of}"))
                 final = compare(before, after)
                 metrics |= final
-                context.tracker.samples(number, evaluation.samples(before, after, number == len(loader)))
+                context.tracker.samples(number, align(before, after, sides, number == len(loader)))
             context.tracker.log(number, metrics)
             context.tracker.status(number, len(loader))
             bar.update(number, describe_progress(final | metrics, SHOWN, known))
@@ -107,10 +111,10 @@ def save(trainer: DeepSpeedPPOTrainer, context: Context, final: dict[str, float]
     if engine.critic is not None:
         models.insert(0, ("critic", engine.critic, config.critic_lora, path / "critic"))
     for kind, model, lora, directory in models:
-        text = write_model_card(context.spec, kind, model, final)
+        text = write_model_card(context, kind, model, engine.tokenizer, final)
         context.directory.check_lock()
         save_model(model, engine.tokenizer, lora, directory, text)
     if average is not None:
-        text = write_model_card(context.spec, "ema", engine.actor, {})
+        text = write_model_card(context, "ema", engine.actor, engine.tokenizer, {})
         context.directory.check_lock()
         save_model(engine.actor, engine.tokenizer, config.lora, path / "ema", text, average.read)

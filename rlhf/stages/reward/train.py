@@ -22,6 +22,7 @@ from rlhf.data.tokens import SequenceBatch, comparison_batch, sequence_batch
 from rlhf.engine.save import save_model
 from rlhf.engine.step import optimizer_step
 from rlhf.engine.zero import TrainingSpec, release, training_engine
+from rlhf.evaluation.reward.statistics import calibration_error
 from rlhf.models.heads import BIAS, SCALE
 from rlhf.models.load import new_scorer
 from rlhf.models.tokenizer import build_tokenizer
@@ -50,8 +51,8 @@ BIAS_DEMONSTRATIONS, MIN_SCALE = 512, 1e-6
 def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, float]:
     """Train a reward model on comparisons and save it; returns held-out figures."""
     reward = config.reward
-    source = DataSource(config)
-    tokenizer = build_tokenizer(config.reward_model, "reward_model", source)
+    source = DataSource(config, inputs.get("data"))
+    tokenizer = build_tokenizer(config.reward_model, "reward_model", DataSource(config))
     pad = tokenizer.pad_token_id
     train = open_data(source, tokenizer, "comparisons", "train", reward.grouped)
     heldout = open_data(source, tokenizer, "comparisons", "heldout")
@@ -85,7 +86,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     )  # fmt: skip
     final = supervised.train(config, context, learner)
     final |= counts | ({} if shown is None else normalize_scores(engine, shown, plan, config, pad))
-    text = write_model_card(context.spec, "reward", engine, final)
+    text = write_model_card(context, "reward", engine, tokenizer, final)
     context.directory.check_lock()
     save_model(engine, tokenizer, config.reward_lora, context.directory.model, text)
     release(engine)
@@ -151,21 +152,29 @@ def describe_objective(train: Comparisons, reward: Reward) -> dict[str, float]:
 def evaluate(
     engine: Any, pairs: Comparisons, ceiling: float | None, plan: Batches, pad: int, packing: str = "packed"
 ) -> dict[str, float]:
-    """Loss, accuracy and margin on held-out pairs, against the labels, and against the gold reward where there is one; with
-    standard errors over prompts."""
+    """Loss, accuracy and margin on held-out pairs, against the labels, and against the gold reward where there is one, with
+    standard errors over prompts; accuracy by which answer is longer; and the calibration error."""
     engine.eval()
-    own: list[tuple[float, float]] = []  # loss and margin of each pair
+    own: list[tuple[float, float, float]] = []  # of each pair: loss, margin, and the preferred answer's tokens more
     for part, _ in evenly(pairs, plan, rank()):
         batch = comparison_batch(part, pad, engine.device)
         margins = pair_margins(read_scores(engine, batch.rows, packing), batch)
         losses = [float(pair_loss(m, torch.zeros_like(m), w)) for m, w in zip(margins, batch.weights, strict=True)]
-        own += zip(losses, margins.tolist(), strict=True)
+        more = batch.rows.lengths[batch.chosen] - batch.rows.lengths[batch.rejected]
+        own += zip(losses, margins.tolist(), more.tolist(), strict=True)
     every = from_shares(own, len(pairs))
-    margins, gaps = torch.tensor([margin for _, margin in every]), torch.tensor(pairs.gaps().tolist())
+    margins, gaps = torch.tensor([margin for _, margin, _ in every]), torch.tensor(pairs.gaps().tolist())
+    more = torch.tensor([tokens for _, _, tokens in every])
     prompts, ones = pairs.groups.tolist(), [1.0] * len(pairs)
-    figures = ratio_with_error("eval/loss", prompts, [loss for loss, _ in every], ones)
+    figures = ratio_with_error("eval/loss", prompts, [loss for loss, _, _ in every], ones)
     figures |= ratio_with_error("eval/accuracy", prompts, fraction_correct(margins).tolist(), ones)
     figures |= ratio_with_error("eval/margin", prompts, margins.tolist(), ones)
+    figures |= {"eval/calibration_error": calibration_error(margins.double().numpy())}
+    by_length = {"eval/accuracy_longer": (more > 0).float(), "eval/accuracy_shorter": (more < 0).float()}
+    for name, asked in by_length.items():
+        if asked.any():
+            right = fraction_correct(margins) * asked
+            figures |= ratio_with_error(name, prompts, right.tolist(), asked.tolist())
     if ceiling is not None:
         judged = (gaps != 0).float()
         agreed = fraction_correct(margins * gaps.sign()) * judged

@@ -2,7 +2,7 @@
 
 from rlhf.catalog.metric import TRAINING, Metric
 from rlhf.catalog.role import Role
-from rlhf.catalog.stage import Card, Counts, Records, StageKind
+from rlhf.catalog.stage import Card, Counts, Input, Records, StageKind
 from rlhf.config.schema import Config, Sft
 from rlhf.planner.flops import training_flops
 
@@ -29,6 +29,12 @@ def phase_flops(config: Config, answers: int) -> dict[str, int]:
     return {"train": config.sft.batch_size * work(config, [longest])}
 
 
+def more_inputs(config: Config) -> tuple[Input, ...]:
+    """Return the data set that another stage makes, where it reads one. It is no lasting need: that stage may start from
+    this one's model, in another run."""
+    return () if config.sft.data is None else (Input("data", "sft.data", "best_of_n", holds="data"),)
+
+
 METRICS = (
     Metric("train/loss", "nats", "training loss of the step: per token",
         "training loss", "loss", format="{:.3f}", axis="nats per token"),
@@ -49,12 +55,13 @@ KIND = StageKind(
     section="sft",
     metrics=METRICS,
     headline=("eval/perplexity", "train/loss", "throughput/samples_per_s"),
+    more_inputs=more_inputs,
     model_keys=("model",),
     loads="model",
     trained=("zero",),
     roles=roles,
     records=count_records,
-    reads="demonstrations",
+    reads=lambda config: "demonstrations",
     share=0,
     phase_flops=phase_flops,
     cards={"sft": Card("a language model fine-tuned on demonstrations")},

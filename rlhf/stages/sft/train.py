@@ -35,8 +35,8 @@ from rlhf.stages.supervised import Learner
 def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, float]:
     """Train a policy on demonstrations and save it; returns held-out figures."""
     sft = config.sft
-    source = DataSource(config)
-    tokenizer = build_tokenizer(config.model, "model", source)
+    source = DataSource(config, inputs.get("data"))
+    tokenizer = build_tokenizer(config.model, "model", DataSource(config))
     turns = sft.loss_on == "assistant"
     train, heldout = (open_data(source, tokenizer, "demonstrations", part, turns=turns) for part in ("train", "heldout"))
     require_records(heldout, "demonstrations", config)
@@ -60,7 +60,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
     )  # fmt: skip
     final = supervised.train(config, context, learner)
     final |= train.count_responses(heldout)
-    text = write_model_card(context.spec, "sft", engine, final)
+    text = write_model_card(context, "sft", engine, tokenizer, final)
     context.directory.check_lock()
     save_model(engine, tokenizer, config.lora, context.directory.model, text)
     release(engine)

@@ -40,6 +40,13 @@ def test_an_empty_response_gets_no_reward():
     assert token_rewards(torch.tensor([5.0]), torch.ones(1, 3), torch.zeros(1, 3), 0.1).abs().sum() == 0.0
 
 
+def test_a_part_of_the_score_may_fall_on_other_tokens():
+    """The sum stays the score: what was clipped from it or added is on the last action."""
+    mask, parts = torch.tensor([[1, 1, 1], [1, 1, 0]]), torch.tensor([[0.5, 0.0, 1.0], [4.0, 0.0, 9.0]])
+    found = token_rewards(torch.tensor([2.0, 1.0]), torch.zeros(2, 3), mask, 0.1, parts)
+    assert found.tolist() == [[0.5, 0.0, 1.5], [4.0, -3.0, 0.0]]
+
+
 @given(seeds, rows, widths, st.floats(0.0, 2.0))
 def test_rewards_sum_to_the_score_less_the_kl_penalty(ragged, seed, rows, width, coef):
     mask, kl, scores = ragged(seed, rows, width, 2)

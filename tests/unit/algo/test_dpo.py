@@ -8,14 +8,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.algo.dpo import LOSSES, Logprobs, implicit_rewards, log_odds, pair_losses
+from rlhf.algo.dpo import LOSSES, Logprobs, implicit_rewards, label_losses, log_odds, pair_losses
+from rlhf.catalog.preferences import COMPARED
 from rlhf.config.keys import keys_of
 from rlhf.config.schema import Config, Dpo
 
 # A pair whose log-ratios to the reference are 1 (chosen, 5 tokens) and -3 (rejected, 7 tokens).
 PAIR = Logprobs(*(torch.tensor([value]) for value in (-10.0, -21.0, -11.0, -18.0, 5.0, 7.0)))
 WITHOUT = replace(PAIR, reference_chosen=torch.zeros(1), reference_rejected=torch.zeros(1))
-SETTINGS = {"beta": 0.1, "label_smoothing": 0.1, "ipo_sums": False, "simpo_gamma": 0.5, "nll_coef": 0.0}
+SETTINGS = {
+    "beta": 0.1, "label_smoothing": 0.1, "ipo_sums": False, "simpo_gamma": 0.5, "nll_coef": 0.0, "desirable_weight": 1.0,
+    "undesirable_weight": 1.0, "mix": None,
+}  # fmt: skip
 finite = st.floats(-30, 30)
 
 
@@ -39,10 +43,22 @@ def config(loss, **changes):
         ("simpo", {"beta": 2.0, "simpo_gamma": 1.0}, WITHOUT, 0.313262),
         ("simpo", {"beta": 2.5, "simpo_gamma": 1.375}, WITHOUT, 0.281150),
         ("cpo", {"nll_coef": 1.0}, WITHOUT, 0.287335 + 2.0),
+        ("kto", {}, replace(PAIR, kl=0.5), 0.450443),
+        ("kto", {"undesirable_weight": 0.0}, replace(PAIR, kl=0.5), 0.487503 / 2),
+        ("kto", {"desirable_weight": 0.0}, replace(PAIR, kl=0.5), 0.413382 / 2),
+        ("dpo", {"mix": {"hinge": 0.5, "kto": 2.0}}, replace(PAIR, kl=0.5), 0.513015 + 0.3 + 2 * 0.450443),
     ],
 )
 def test_cases_computed_by_hand(loss, changes, pair, expected):
     assert pair_losses(pair, config(loss, **changes)).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_single_responses_computed_by_hand():
+    """A desirable response with the log-ratio 1 to the reference, and an undesirable one with -3; the KL is 0.5."""
+    ratios, good = torch.tensor([1.0, -3.0]), torch.tensor([True, False])
+    assert label_losses(ratios, good, 0.5, config("kto")).tolist() == pytest.approx([0.487503, 0.413382], abs=1e-5)
+    weighted = label_losses(ratios, good, 0.5, config("kto", desirable_weight=2.0, undesirable_weight=0.5))
+    assert weighted.tolist() == pytest.approx([2 * 0.487503, 0.413382 / 2], abs=1e-5)
 
 
 def test_the_odds_ratio():
@@ -54,7 +70,7 @@ def test_the_odds_ratio():
 
 
 def test_the_configuration_offers_each_loss():
-    assert keys_of(Config)["dpo.loss"].choices == tuple(LOSSES)
+    assert keys_of(Config)["dpo.loss"].choices == tuple(LOSSES) == tuple(COMPARED)
 
 
 @pytest.mark.parametrize("loss", ["dpo", "cdpo"])
@@ -86,7 +102,7 @@ def test_the_sides_of_the_implicit_reward_order_a_pair_as_its_loss_does(chosen, 
     """Where the loss rewards a larger difference without end: the better pair has the larger margin."""
     columns = [torch.tensor([value], dtype=torch.float64) for value in (chosen, rejected, first, second, 4.0, 7.0)]
     better = Logprobs(columns[0] + 1, *columns[1:])
-    for loss in ("dpo", "cdpo", "hinge", "dpo_norm", "simpo", "cpo"):
+    for loss in ("dpo", "cdpo", "hinge", "dpo_norm", "kto", "simpo", "cpo"):
         margins = []
         for pair in (Logprobs(*columns), better):
             above, below = implicit_rewards(pair, config(loss, label_smoothing=0.0))

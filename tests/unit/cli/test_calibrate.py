@@ -113,7 +113,7 @@ def test_a_bad_file_is_refused_by_key_value_and_fix(content, problem, tmp_path):
     if content is not None:
         file.write_text(content)
     with pytest.raises(ConfigError) as refused:
-        load_constants(str(file))
+        load_constants(str(file), "cpu")
     assert (refused.value.key, refused.value.value) == ("plan.constants", str(file))
     assert problem in refused.value.problem
     assert refused.value.fix == "write it with python -m rlhf plan --calibrate outputs/"

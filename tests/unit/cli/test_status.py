@@ -149,7 +149,7 @@ def test_a_sweep_says_what_is_left_and_what_it_costs(root, stage, point, capsys)
     file.write_text(json.dumps(json.loads(file.read_text()) | {"at_once": 1}))
     assert stages(root)[PPO].left_s == pytest.approx(3600)
     out = shown(capsys, root, "--once")
-    assert "sweep kl: 1 point, 1 planned; about 1 h 00 m left, $0.15 spent, $7.20 to come" in out
+    assert "sweep kl: 0 of 1 point done, 1 planned; about 1 h 00 m left, $0.15 spent, $7.20 to come" in out
 
 
 def test_the_best_figure_that_there_is(root, stage):
@@ -323,7 +323,7 @@ def test_a_sweep_lists_each_stage_once_and_counts_points(root, stage, point, cap
         assert [len(seen[name].points) for name in (SFT, REWARD, PPO, PPO_2)] == [3, 3, 1, 1]
         assert seen[PPO].points == ["ppo.kl_coef=0.1"]
     table = shown(capsys, root / "sweeps" / "kl")
-    assert table.splitlines()[0] == "sweep kl: 3 points, 1 done, 1 failed, 1 planned"
+    assert table.splitlines()[0] == "sweep kl: 1 of 3 points done, 1 failed, 1 planned"
     assert table.count(SFT) == 1
     assert "out of memory" in table
 
@@ -340,7 +340,7 @@ def test_a_stage_that_was_skipped_says_why_until_it_starts(root, stage, point):
 def test_a_damaged_summary_leaves_the_links(root, stage, point, capsys):
     stage(SFT, state="running")
     (point("seed=1", SFT, PPO) / "summary.json").write_text('{"point": "se')
-    assert shown(capsys, root).startswith("sweep kl: 1 point, 1 running\n")
+    assert shown(capsys, root).startswith("sweep kl: 0 of 1 point done, 1 running\n")
     assert set(stages(root)) == {SFT, PPO}
 
 
@@ -397,14 +397,23 @@ def test_the_table_in_words(root, stage, capsys):
     assert heads == [["stage", "state", "step", "rate", "left", "figure", "node", "try", "heard"]]
 
 
-@pytest.mark.parametrize(("width", "gone"), [(240, set()), (92, {"try"}), (80, {"try", "points", "job"})])
+def test_a_stage_of_one_point_says_what_sets_that_point_apart(root, stage, point, capsys):
+    point("ppo.kl_coef=0.1,seed=1", SFT, PPO)
+    point("ppo.kl_coef=0.3,seed=1", SFT, PPO_2)
+    lines = {line.split()[0]: line.split() for line in shown(capsys, root).splitlines()[2:]}
+    assert lines[SFT] == [SFT, "planned", "2", "of", "2"]
+    assert (lines[PPO], lines[PPO_2]) == ([PPO, "planned", "kl_coef=0.1"], [PPO_2, "planned", "kl_coef=0.3"])
+
+
+@pytest.mark.parametrize(("width", "gone"), [(240, set()), (92, {"try"}), (80, {"try", "job", "heard"})])
 def test_a_narrow_terminal_shows_fewer_columns_not_less_of_each(root, stage, point, width, gone):
     stage(PPO, state="running", step=100, total=477, host="n1", job="103_0", metrics=rows(range(90, 101)))
     point("seed=1", PPO)
+    point("seed=2", PPO)
     console = Console(width=width, file=io.StringIO())
     console.print(render(Watch(root).look(), width))
     _, heads, row = console.file.getvalue().splitlines()
-    everything = {"stage", "points", "state", "step", "rate", "left", "node", "job", "try", "heard"}
+    everything = {"stage", "point", "state", "step", "rate", "left", "node", "job", "try", "heard"}
     assert set(heads.split()) == everything - gone
     assert "…" not in heads + row
 

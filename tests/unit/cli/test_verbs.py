@@ -1,5 +1,6 @@
 """The first word of a command: a verb, or the first override of a run."""
 
+import importlib
 import sys
 
 import pytest
@@ -48,5 +49,26 @@ def test_an_unknown_verb_is_refused_and_the_nearest_is_named(called, capsys):
     assert (
         said.startswith("error: verb=statsu")
         and "did you mean status?" in said
-        and "run, plan, data, status, report, bench" in said
+        and "run, plan, data, status, report, chat" in said
     )
+
+
+@pytest.mark.parametrize("verb", ["plan", "data", "evaluate", "evaluate-reward", "chat"])
+def test_verbs_answer_help_unknown_flags_and_ctrl_c_alike(verb, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()  # without a model
+    module = importlib.import_module(cli.VERBS[verb])
+    assert module.main(["--help"]) == 0 and f"python -m rlhf {verb}" in capsys.readouterr().out
+    assert module.main(["outputs", "--bogus"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"error: argument=--bogus: there is no such flag; `python -m rlhf {verb} --help` lists the flags"
+    )
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    for name in ("read_overrides", "read_arguments"):
+        monkeypatch.setattr(module, name, interrupt, raising=False)
+    assert module.main(["outputs"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

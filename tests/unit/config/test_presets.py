@@ -5,8 +5,8 @@ from functools import cache
 
 import pytest
 from support.command import ROOT
+from support.quick import mark_slow
 
-from rlhf import load_config
 from rlhf.cli.prepare import resolve_config
 from rlhf.config.command import read_command
 from rlhf.config.derive import ranks, roles, trains_adapters_only
@@ -21,12 +21,19 @@ STAGES = ("sft", "reward", "ppo")
 # Points, and distinct stages by kind.
 SWEEPS = {
     "algorithms": (33, {"sft": 3, "reward": 3, "ppo": 33}),
+    "best-of-n": (3, {"sft": 1, "reward": 1, "ppo": 0}),
+    "details": (24, {"sft": 2, "reward": 2, "ppo": 24}),
+    "ensembles": (8, {"sft": 2, "reward": 8, "ppo": 8}),
     "kl": (8, {"sft": 2, "reward": 2, "ppo": 8}),
+    "kl-placement": (10, {"sft": 2, "reward": 2, "ppo": 10}),
     "lr": (8, {"sft": 2, "reward": 2, "ppo": 8}),
     "model-size": (6, {"sft": 6, "reward": 6, "ppo": 6}),
     "overoptimisation": (12, {"sft": 1, "reward": 3, "ppo": 12}),
+    "overoptimisation-data": (8, {"sft": 2, "reward": 8, "ppo": 8}),
     "ppo-vs-deepspeed-chat": (6, {"sft": 3, "reward": 3, "ppo": 6}),
 }
+# The few points of these are composed whenever tests run; of each other preset test_schema.py composes the first.
+QUICK = ("kl", "overoptimisation", "best-of-n")
 # Of benchmarks: points.
 BENCHMARKS = {"systems": 20}
 # The preset's scale: ranks, and the global batches of the three stages.
@@ -70,7 +77,7 @@ def test_the_tables_name_every_preset():
     assert sorted(SCALES) == EXPERIMENTS
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize("name", mark_slow(SWEEPS, QUICK))
 def test_a_sweep_has_as_many_points_and_stages_as_it_says(name):
     count, stages = SWEEPS[name]
     assert len(points(name)) == count
@@ -83,7 +90,7 @@ def test_a_sweep_has_as_many_points_and_stages_as_it_says(name):
     assert {config.name for config in points(name).values()} == {name}
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize("name", mark_slow(SWEEPS, QUICK))
 def test_a_sweep_runs_on_the_demo(name):
     for config in points(name).values():
         assert (config.data.source, config.hardware.device, config.model.path) == ("demo", "cpu", None)
@@ -98,6 +105,7 @@ def test_a_sweep_runs_on_the_demo(name):
             assert model.num_parameters == model.num_hidden_layers * block + tables + 2 * model.hidden_size  # an OPT's
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_sweep_of_benchmarks_has_as_many_points_as_it_says(name):
     assert len(points(name)) == BENCHMARKS[name] == len(set(fingerprints(name, "bench")))
@@ -111,6 +119,7 @@ def test_a_sweep_of_benchmarks_has_as_many_points_as_it_says(name):
         assert (config.rollout.max_new_tokens, config.rollout.fixed_length) == (256, True)  # the recipe's
 
 
+@pytest.mark.slow
 def test_systems_goes_over_zero_adapters_offload_and_engines():
     found = {(c.zero.stage, c.zero.offload_optimizer, c.lora.rank, c.rollout.engine) for c in points("systems").values()}
     assert len(found) == 20
@@ -119,7 +128,7 @@ def test_systems_goes_over_zero_adapters_offload_and_engines():
         assert (large.model.path, large.model.num_hidden_layers, large.precision.dtype) == (None, 24, "bf16")
 
 
-def test_the_recipe_of_benchmarks_is_the_published_one():
+def test_the_recipe_of_benchmarks_is_the_published_one(load_config):
     config = load_config("+experiments=bench")
     assert (config.data.max_prompt_tokens, config.rollout.max_new_tokens, config.rollout.fixed_length) == (256, 256, True)
     assert (config.ppo.update_epochs, config.ppo.batch_size) == (1, config.ppo.rollout_batch_size)
@@ -139,7 +148,7 @@ def test_over_optimisation_changes_the_reward_model_alone():
     assert {config.reward_model.num_hidden_layers for config in points("overoptimisation").values()} == {1, 2, 4}
 
 
-def test_both_ppos_get_the_same_models_prompts_and_learning_rates():
+def test_both_ppos_get_the_same_models_prompts_and_learning_rates(load_config):
     by_seed = {}
     for config in points("ppo-vs-deepspeed-chat").values():
         sft, reward, ppo = (node.fingerprint for node in build_graph(config))
@@ -157,13 +166,13 @@ def test_both_ppos_get_the_same_models_prompts_and_learning_rates():
     assert sorted(by_seed) == [1, 2, 3]
 
 
-@cache
-def experiment(name, *overrides):
-    return load_config(f"+experiments={name}", *overrides)
+@pytest.fixture(scope="module")
+def experiment(load_config):
+    return cache(lambda name, *overrides: load_config(f"+experiments={name}", *overrides))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_has_the_scale_of_its_source_and_names_it(name):
+def test_an_experiment_has_the_scale_of_its_source_and_names_it(name, experiment):
     config = experiment(name)
     batches = (config.sft.batch_size, config.reward.batch_size, config.ppo.batch_size)
     assert (ranks(config), *batches) == SCALES[name]
@@ -175,15 +184,15 @@ def test_an_experiment_has_the_scale_of_its_source_and_names_it(name):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiments_state_leaves_room_on_its_devices(name):
+def test_an_experiments_state_leaves_room_on_its_devices(name, experiment):
     config = experiment(name)
     for stage in STAGES:
         state = sum(sum(state_bytes(role, config).values()) for role in roles(config, stage)) / GIB
         assert state < 0.5 * config.hardware.memory_gib, stage
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_on_other_hardware_is_the_same_experiment(name):
+@pytest.mark.parametrize("name", mark_slow(EXPERIMENTS, ("opt-13b-dgx8", "tldr-pythia")))
+def test_an_experiment_on_other_hardware_is_the_same_experiment(name, experiment, load_config):
     config = experiment(name)
     precision = f"precision={config.precision.dtype}"
     other = load_config(f"+experiments={name}", "hardware=h100", "hardware.nodes=1", "hardware.gpus_per_node=8", precision)
@@ -192,7 +201,7 @@ def test_an_experiment_on_other_hardware_is_the_same_experiment(name):
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("opt")])
-def test_deepspeed_chats_adapters_are_the_policys_alone(name):
+def test_deepspeed_chats_adapters_are_the_policys_alone(name, experiment):
     config = experiment(name)
     assert not trains_adapters_only(config.critic_lora)
     assert not trains_adapters_only(config.reward_lora)
@@ -202,7 +211,7 @@ def test_deepspeed_chats_adapters_are_the_policys_alone(name):
 
 
 @pytest.mark.parametrize("overrides", [("model=pythia-2.8b",), ("model=pythia-6.9b", "zero=3")])
-def test_the_other_sizes_of_tldr(overrides):
+def test_the_other_sizes_of_tldr(overrides, experiment):
     config = experiment("tldr-pythia", *overrides)
     assert config.model.name == config.reward_model.name == overrides[0].split("=")[1]
     assert (
@@ -211,8 +220,8 @@ def test_the_other_sizes_of_tldr(overrides):
     )
 
 
-@pytest.mark.parametrize("model", ["opt-1.3b", "opt-6.7b", "opt-13b", "opt-66b"])
-@pytest.mark.parametrize("hardware", ["a100-80g", "dgx8-80g", "dgx8-80gx8"])
+@pytest.mark.parametrize("model", mark_slow(["opt-1.3b", "opt-6.7b", "opt-13b", "opt-66b"], ["opt-1.3b", "opt-66b"]))
+@pytest.mark.parametrize("hardware", mark_slow(["a100-80g", "dgx8-80g", "dgx8-80gx8"], ["dgx8-80gx8"]))
 def test_the_published_benchmark_is_step_3_of_any_model_on_any_hardware(model, hardware, make_config):
     config = make_config("+experiments=deepspeed-chat-benchmark", f"model={model}", f"hardware={hardware}")
     assert (config.stages, config.model.name, config.reward_model.name) == (["ppo"], model, "opt-350m")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.cli.prepare import resolve_config
 from rlhf.config.derive import roles, used_models
 from rlhf.config.errors import ConfigError
 from rlhf.config.rewards import reward_seed, reward_terms
@@ -16,12 +15,6 @@ from rlhf.experiment.spec import build_spec, load_spec, write_json
 from rlhf.experiment.sweep import Point, build_task_graph
 
 MINE = "rewards.mine.kind=function", "rewards.mine.function=length"
-
-
-@pytest.fixture
-def load_config(make_config):
-    """Composes and checks a configuration."""
-    return lambda *words: resolve_config(make_config(*words))
 
 
 @pytest.fixture
@@ -113,6 +106,9 @@ def test_a_spec_holds_the_rewards(tmp_path, load_config):
         (("rewards.mine.kind=function",), "rewards.mine.function=null: it names no function; name a built-in one, length"),
         ((*MINE, "rewards.mine.wieght=1"), "rewards.mine.wieght=1: there is no such key"),
         ((*MINE, "rewards.mine.path=x"), "rewards.mine.path=x: a reward of kind function does not read it; leave it out"),
+        (("rewards.model.members=3",), "rewards.model.members=3: a reward of kind model does not read it; leave"),
+        (("rewards.model.timeout_s=9",), "timeout_s=9.0: a reward of kind model does not .*kind=function or http"),
+        (("rewards=ensemble-min", "rewards.model.std_coef=2"), "std_coef=2.0: combine=min does not read it; set rewards"),
         ((MINE[0], "rewards.mine.function=lenght"), "function=lenght: there is no such function; name a built-in one"),
         ((MINE[0], "rewards.mine.function=no.py:score"), "function=no.py:score: there is no such file; give its path"),
         ((MINE[0], "rewards.mine.function=no.such:score"), "function=no.such:score: it cannot be imported"),

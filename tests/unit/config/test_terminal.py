@@ -13,7 +13,7 @@ from rich.text import Text
 
 import rlhf
 from rlhf.config.errors import ConfigError
-from rlhf.config.terminal import Terminal, make_printable, one_line, strip_colours
+from rlhf.config.terminal import Terminal, make_printable, one_line, strip_colours, tell_apart
 
 HOSTILE = "a\x1b[2J\x1b]0;title\x07\x00\x9b31m\r\u202eb\x7f"
 SHOWN = "a␛[2J␛]0;title␇␀�31m␍�b␡"
@@ -74,3 +74,19 @@ def test_everything_is_printed_through_a_terminal():
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Console"
     ]
     assert made == []
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["ppo.kl_coef=0.1,seed=1", "ppo.kl_coef=0.3,seed=1"], ["kl_coef=0.1", "kl_coef=0.3"]),
+        (["zero.stage=1,critic_zero.stage=0", "zero.stage=0,critic_zero.stage=1"],
+         ["zero.stage=1,critic_zero.stage=0", "zero.stage=0,critic_zero.stage=1"]),
+        (["m={a:1,b:2},seed=1", "m={a:3,b:2},seed=1"], ["m={a:1,b:2}", "m={a:3,b:2}"]),
+        (["seed=1", "seed=1,ppo.lr=2"], ["seed=1", "lr=2"]),
+        (["only"], ["only"]),
+        ([], []),
+    ],
+)  # fmt: skip
+def test_points_are_told_apart_by_what_differs(names, labels):
+    assert tell_apart(names) == dict(zip(names, labels, strict=True))

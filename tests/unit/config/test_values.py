@@ -9,7 +9,6 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from rlhf.catalog.families import FAMILIES
-from rlhf.cli.prepare import load_config
 from rlhf.cli.run import Invalid
 from rlhf.config.checks import check
 from rlhf.config.compose import config_root, register, to_config
@@ -118,7 +117,7 @@ def test_no_text_is_empty_or_holds_what_cannot_be_written(default, value):
         ("zero=plusplus", "zero.zero_hpz_partition_size=1: a second copy of the weights"),
     ],
 )
-def test_nonsense_is_refused_with_key_value_and_fix(override, line):
+def test_nonsense_is_refused_with_key_value_and_fix(load_config, override, line):
     with pytest.raises(ConfigError) as error:
         load_config(override)
     assert any(found.startswith(line) for found in str(error.value).splitlines()), str(error.value)
@@ -138,7 +137,7 @@ def test_nonsense_is_refused_with_key_value_and_fix(override, line):
         (("ppo.ptx.hub=org/texts",), "ppo.ptx.hub=org/texts: ppo.ptx.source=demonstrations does not read it"),
     ],
 )  # fmt: skip
-def test_values_that_cannot_work_together_are_refused(overrides, line):
+def test_values_that_cannot_work_together_are_refused(load_config, overrides, line):
     with pytest.raises(ConfigError) as error:
         load_config(*overrides)
     assert any(found.startswith(line) for found in str(error.value).splitlines()), str(error.value)
@@ -168,7 +167,7 @@ def test_the_prompts_format_holds_the_prompt_and_no_other_single_braces(make_con
         check(config)
 
 
-def test_everything_that_is_wrong_is_said_at_once():
+def test_everything_that_is_wrong_is_said_at_once(load_config):
     started = time.process_time()
     with pytest.raises(ConfigErrors) as error:
         load_config(
@@ -186,7 +185,7 @@ def test_everything_that_is_wrong_is_said_at_once():
 
 
 @pytest.mark.parametrize("size", ["9999991", "10000000"])
-def test_a_very_large_batch_is_planned_or_refused_within_seconds(size):
+def test_a_very_large_batch_is_planned_or_refused_within_seconds(load_config, size):
     """9999991 is prime."""
     started = time.process_time()
     words = [f"{key}={size}" for key in ("sft.batch_size", "ppo.batch_size", "ppo.rollout_batch_size")]
@@ -205,6 +204,12 @@ def test_a_sweep_names_the_point_in_every_line():
     assert lines == [
         f"seed={seed}: {key}={value}: wrong; mend it" for seed in (1, 2) for key, value in (("a", 1), ("b", 2))
     ]
+
+
+def test_a_point_counts_once_however_many_of_its_stages_have_a_problem():
+    problem = ConfigError("a", 1, "wrong", "mend it")
+    found = [(f"seed={seed}", problem) for seed in range(7) for _ in ("ppo", "evaluate")]
+    assert str(Invalid(found, 7)) == "seed=0 and 6 more points: a=1: wrong; mend it"
 
 
 def test_a_value_is_shown_on_one_line():

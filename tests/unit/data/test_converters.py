@@ -6,7 +6,7 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Columns, Data, Files
 from rlhf.config.sources import Source
 from rlhf.data.cells import CellError, Dropped
-from rlhf.data.dataset import Message, Record
+from rlhf.data.dataset import Labelled, Message, Record
 from rlhf.data.files import Origin
 from rlhf.data.records import build_part, build_split
 from rlhf.data.shapes import SHAPES, find_shape
@@ -90,6 +90,7 @@ ROWS = {
     "completion": [
         ({"prompt": "q", "completion": "a"}, Record("q", "a")),
         ({"prompt": "q", "completion": "a", "label": False}, Record("q", labelled=(("a", False),))),
+        ({"prompt": "q", "completion": "a", "label": "True"}, Record("q", labelled=(("a", True),))),  # as in CSV
         ({"prompt": [user("q")], "completion": [assistant("a")], "label": True}, Record(Q, labelled=(("a", True),))),
     ],
     "alpaca": [
@@ -227,7 +228,8 @@ def test_a_ranking_is_all_its_pairs_and_its_best_is_imitated():
 def test_only_desirable_responses_are_imitated():
     found = split([{"prompt": "q", "completion": name, "label": name == "a"} for name in "ab"])
     assert [made.response for made in found.demonstrations] == ["a"] and found.prompts == ["q"]
-    assert found.left_out == {"undesirable responses, which no stage reads,": 1}
+    assert list(found.labelled) == [Labelled("q", "a", True), Labelled("q", "b", False)]
+    assert found.left_out == {} and found.unread["demonstrations"] == 1
 
 
 @pytest.mark.parametrize(

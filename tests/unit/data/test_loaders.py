@@ -67,9 +67,13 @@ def test_held_out_items_all_count_once_and_ranks_take_equally_many(items, world,
     assert all(1 <= size <= micro for size in shapes[0])
 
 
-@pytest.mark.parametrize(("max_steps", "steps"), [(None, 9), (4, 4), (100, 9)])
-def test_training_ends_by_passes_or_by_steps(max_steps, steps):
-    assert total_steps(31, 10, 3, max_steps, "sft.batch_size") == steps
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "steps"),
+    [(3, None, 9), (3, 4, 4), (3, 100, 9), (1.5, None, 5), (0.01, None, 1), (1e-9, None, 1), (0.7, None, 3)],
+)
+def test_training_ends_by_passes_or_by_steps(epochs, max_steps, steps):
+    """Parts of a pass are rounded up to whole batches."""
+    assert total_steps(31, 10, epochs, max_steps, "sft.batch_size") == steps
 
 
 def test_too_few_records_name_the_key_and_a_value_that_works():
@@ -145,7 +149,7 @@ def test_each_prompt_stands_once_for_each_of_its_responses(make_config, world):
     )
     prompts = [[number] * (1 + number % 3) for number in range(1, 11)]
     loaders = [PromptLoader(config, prompts, 0, rank) for rank in range(world)]
-    assert len(loaders[0]) == config.ppo.epochs * (10 * 3 // 12)
+    assert len(loaders[0]) == 7  # 10 / 3 passes of 10 * 3 // 12 rollouts, rounded up: as many responses as in ten passes
     for batches in zip(*loaders, strict=True):
         assert [sample for batch in batches for sample in batch.samples] == list(range(12))
         rows = [ids[-length:] for batch in batches for ids, length in zip(batch.ids.tolist(), batch.lengths, strict=True)]

@@ -62,6 +62,7 @@ def test_a_mixture_has_the_records_that_weights_and_numbers_say(compose, a, b, s
     train, heldout = (load_part(config, part) for part in ("train", "heldout"))
     for records in (train.demonstrations, train.comparisons):
         assert names(record.prompt for record in records) == taken
+    assert names(record.prompt for record in train.labelled) == {name: 2 * number for name, number in taken.items()}
     assert names(train.prompts) == taken and names(heldout.prompts) == {"a": 4, "b": 4}
     often = Counter(train.prompts)
     for name, size in (("a", 40), ("b", 20)):

@@ -1,6 +1,7 @@
 """Every data set that conf/data names is read as its authors publish it, into the texts and tokens that a model reads."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from support.hub_rows import HH, SETS, SHP
@@ -18,7 +19,7 @@ from rlhf.data.records import load_dataset, load_part
 from rlhf.data.templates import build_template
 from rlhf.data.templates.plain import render_prompt, render_response
 from rlhf.data.tokenized import DataSource
-from rlhf.ppo.evaluate import heldout_prompts
+from rlhf.evaluation.heldout import heldout_prompts
 
 OWN = {"demo", "files", "hub", "mixture", "deepspeed-chat-jsonfile"}
 OPTIONS = sorted(path.stem for path in (config_root() / "conf" / "data").glob("*.yaml"))
@@ -26,10 +27,10 @@ ASKED = ("name", "config", "split", "revision", "key", "data_dir")
 
 
 @pytest.fixture
-def read(make_config, monkeypatch):
+def read(make_config, data_option, monkeypatch):
     """Read a set of these rows instead of the hub's: its configuration, its training split, and what the hub was asked."""
 
-    def run(option, rows, *overrides):
+    def run(option, rows, **changes):
         asked = []
 
         def load_split(*arguments):
@@ -37,8 +38,8 @@ def read(make_config, monkeypatch):
             return rows
 
         monkeypatch.setattr(records, "load_split", load_split)
-        config = make_config(f"data={option}", *overrides)
-        config.data.heldout_fraction = None  # a row cannot be cut
+        config = make_config()
+        config.data = replace(data_option(option), **changes, heldout_fraction=None)  # a row cannot be cut
         return config, load_part(config, "train"), asked[0]
 
     return run
@@ -63,7 +64,7 @@ def test_a_set_gives_the_texts_that_a_model_reads(read, option):
 @pytest.mark.parametrize("option", ["deepspeed-chat-rm-static", "hh-rlhf", "ultrafeedback", "oasst1", "dolly", "math"])
 def test_tokens_of_a_set_are_its_text_and_its_end(read, tokenizer, option):
     rows, (prompt, response, rejected) = SETS[option]
-    config, found, _ = read(option, rows, "data.max_prompt_tokens=400", "data.max_response_tokens=400")
+    config, found, _ = read(option, rows, max_prompt_tokens=400, max_response_tokens=400)
     template = build_template(config.data, tokenizer)
     (item,) = encode_demonstrations(found.demonstrations, template)
     assert tokenizer.decode(item.prompt) == prompt and item.prompt == tokenizer(prompt)["input_ids"]

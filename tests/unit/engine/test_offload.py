@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from rlhf.config.derive import Batches
-from rlhf.engine.offload import OffloadedEngine, storages
+from rlhf.engine.offload import PIECE, OffloadedEngine, split_into_pieces, storages
 from rlhf.engine.state import engine_state
 from rlhf.engine.step import accumulate, optimizer_step
 from rlhf.engine.zero import TrainingSpec, backward, frozen_engine, release, set_rates, training_engine
@@ -104,3 +104,13 @@ def test_a_frozen_engine_is_copied_once(make_engine, zero, precision, monkeypatc
             assert torch.equal(engine(inputs(engine, 0)), expected)
     assert all(torch.equal(old, local_shard(new)) for old, new in zip(before, engine.module.parameters(), strict=True))
     assert 0 < sum(copied) <= 2 * sum(p.numel() * p.element_size() for p in before)
+
+
+@pytest.mark.parametrize("size", [1, PIECE - 1, PIECE, 13 * PIECE + 5])
+def test_copies_are_of_sizes_that_pinned_memory_has(size):
+    whole = torch.zeros(size, dtype=torch.uint8)
+    *pieces, last = split_into_pieces(whole.untyped_storage())
+    assert sum(map(len, pieces)) + len(last) == size
+    assert all(len(piece).bit_count() == 1 for piece in pieces) and (len(last) < PIECE or len(last).bit_count() == 1)
+    last[-1] = 7
+    assert whole[-1] == 7

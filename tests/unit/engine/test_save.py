@@ -22,14 +22,12 @@ from rlhf.data.templates import build_template
 from rlhf.engine import save
 from rlhf.engine.save import save_model, whole_weight
 from rlhf.engine.zero import TrainingSpec, training_engine
-from rlhf.experiment.spec import Spec
 from rlhf.models.heads import classifier_class, model_inputs
 from rlhf.models.load import load_policy, load_scorer, new_policy, new_scorer
 from rlhf.models.lora import is_adapter
 from rlhf.models.source import Source
 from rlhf.models.tokenizer import have_same_vocabulary
 from rlhf.runtime.distributed import start
-from rlhf.stages.card import write_model_card
 
 PLAN = Batches(ranks=1, per_rank=1, micro=1, accumulation=1)
 IDS = torch.arange(2, 26).view(2, 12)
@@ -169,9 +167,7 @@ def test_a_scorer_of_a_family_without_a_classifier(make_config, tokenizer, tmp_p
     engine = scorer_engine(config, tokenizer)
     randomise(engine.module)
     engine.module.config.reward_bias = 0.5
-    spec = Spec("reward", "0" * 64, str(tmp_path), {}, config, "", [])
-    text = write_model_card(spec, "reward", engine, {})
-    save_model(engine, tokenizer, config.lora, tmp_path / "model", text)
+    save_model(engine, tokenizer, config.lora, tmp_path / "model", "")
     place = tmp_path / "model"
 
     again = classifier_class(AutoConfig.from_pretrained(place)).from_pretrained(place)
@@ -186,24 +182,6 @@ def test_a_scorer_of_a_family_without_a_classifier(make_config, tokenizer, tmp_p
     assert torch.allclose(by_hand, scores(again), atol=1e-5)
     ours = load_scorer(Source(str(place), "ppo.reward"), config, config.zero, 0.0)
     assert torch.allclose(outputs(ours)[:, -1], by_hand - 0.5, atol=1e-5)
-
-    written = (place / "README.md").read_text()
-    assert "transformers has no sequence classifier for this family" in written
-    assert "classifier_class(AutoConfig.from_pretrained(DIR)).from_pretrained(DIR)" in written
-    assert "`score.weight`" in written and "AutoModelForSequenceClassification, AutoTokenizer" not in written
-    assert "(output - 0.5) / 1, `reward_bias` and `reward_scale`" in written
-
-
-def test_a_card_names_the_class_that_loads(make_config, tokenizer, tmp_path):
-    config = make_config()
-    spec = Spec("ppo", "0" * 64, str(tmp_path), {"actor": "somewhere"}, config, "", [])
-    texts = (
-        write_model_card(spec, "critic", scorer_engine(config, tokenizer), {}),
-        write_model_card(spec, "ppo", policy_engine(config, tokenizer), {}),
-    )
-    assert "AutoModelForSequenceClassification" in texts[0] and "classifier_class" not in texts[0]
-    assert "AutoModelForCausalLM" in texts[1] and "end-of-text token" not in texts[1]
-    assert all("- actor: `somewhere`" in text for text in texts)
 
 
 @pytest.mark.parametrize("where", ("in the weights", "at the end"))

@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf import load_config
+from rlhf.config.terminal import Terminal
 from rlhf.experiment.graph import Node, build_graph
 from rlhf.experiment.stage_directory import StageDirectory
 from rlhf.experiment.sweep import Outcome, Point, Task, blocked_by, build_task_graph
+from rlhf.launch.remaining import print_failure
 
 NUMBERS = st.integers(0, 2)
 # (sft, reward, ppo) of a point, as numbers: points that share a number share the stage.
@@ -32,6 +34,15 @@ def sweep(shapes):
         ppo = stage("ppo", f"ppo-{s}{r}{p}", sft.fingerprint, reward.fingerprint)
         points.append(Point(CONFIG, [], Path("sweeps") / "x" / f"point-{number}", True, [sft, reward, ppo]))
     return points
+
+
+def test_a_failed_stage_says_at_once_why_and_of_which_point_it_is(capsys):
+    tasks = build_task_graph(sweep([(0, 0, 0), (0, 0, 1)]))
+    assert [task.label for task in tasks] == ["2 of 2", "2 of 2", "point-0", "point-1"]
+    for task, outcome in ((tasks[2], Outcome("failed", "out of memory")), (tasks[3], Outcome("done"))):
+        print_failure(task, outcome, Terminal())
+    assert capsys.readouterr().out == "failed ppo, point-0: out of memory\n"
+    assert {task.label for task in build_task_graph(sweep([(0, 0, 0)]))} == {""}
 
 
 @given(POINTS)
@@ -63,7 +74,7 @@ def test_what_fails_stops_what_needs_it_and_nothing_else(shapes, failing):
 def test_a_need_that_ended_badly_is_named(state):
     sft, ppo = Task(stage("sft", "sft-a"), None), Task(stage("ppo", "ppo-b", "sft-a"), None)
     why = blocked_by(ppo, {sft.key: Outcome(state)}, {sft.key: sft, ppo.key: ppo})
-    assert why == (None if state in GOOD else f"sft-a {state}")
+    assert why == (None if state in GOOD else Outcome("pruned" if state == "pruned" else "skipped", f"sft-a {state}"))
 
 
 def test_a_need_that_has_not_ended_or_was_done_before_blocks_nothing():

@@ -52,20 +52,20 @@ def test_the_kernel_sees_what_the_mask_shows(drawn, window, lengths, steps, data
         held.begin(torch.tensor(lengths), 9, size)
     for step in range(steps):
         if step == 1 and size > 1:
-            kept = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=size - 1, unique=True))
+            smaller = data.draw(st.integers(1, size - 1))
+            moved = data.draw(st.lists(st.integers(smaller, size - 1), max_size=smaller, unique=True))
             for held in (shown, runs):
-                held.move(torch.tensor(kept))
-            size = len(kept)
+                held.move(torch.tensor(moved, dtype=torch.long), torch.arange(len(moved)))
+            size = smaller
         for held in (shown, runs):
             held.add(size, place)
         place += 1
         slots = int(place)
         seen = [part[:size, :, :slots] for part in (keys, values)]
-        mask = shown.seen(size, slots)
-        assert runs.seen(size, slots)[0, 0, cached.LENGTHS, :-1].tolist() == mask.sum(1).tolist()
-        if window is not None:
-            mask = mask & (torch.arange(slots) > slots - 1 - window)
-        wanted = written_out(query[:size], *seen, mask[:, None, None], 0.3)
+        all_held = shown.seen(size, slots) == 0
+        assert runs.seen(size, slots)[0, 0, cached.LENGTHS, :-1].tolist() == all_held.sum((1, 2, 3)).tolist()
+        mask = shown.within(window, size, slots, place - 1) == 0
+        wanted = written_out(query[:size], *seen, mask, 0.3)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cached, "kernel", stand_in)
             found = attend_runs(query[:size], *seen, runs.seen(size, slots), window, 0.3)

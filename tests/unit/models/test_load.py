@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from support.quick import mark_slow
 from torch import nn
 
 from rlhf.catalog import families
@@ -83,7 +84,7 @@ def test_random_weights_are_spread_as_transformers_spreads_them(make_config, tok
     assert torch.isfinite(outputs(ours.eval())).all()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mark_slow(FAMILIES, ("opt", "gpt-neo", "llama", "bloom")))
 def test_a_sharded_model_has_the_weights_and_the_outputs_of_a_whole_one(make_config, tokenizer, family):
     """Random ones at ZeRO stages 0 and 3: buffers (rotary frequencies, masks) are what they should be too."""
     plain, sharded = (make_config(f"model={family}-tiny", f"zero='{stage}'") for stage in (0, 3))

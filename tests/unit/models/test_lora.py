@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from support.quick import mark_slow
 from support.small import SMALL_PPO
 from support.tiny_models import built, prompts
 from torch import nn
@@ -58,7 +59,7 @@ def expected_layers(family):
 HEAD = "classifier.base_model.model.score.modules_to_save.default.weight"
 
 
-@pytest.mark.parametrize("family", LAYERS)
+@pytest.mark.parametrize("family", mark_slow(LAYERS, ("opt", "gpt2", "codegen", "llama")))
 def test_auto_means_the_linear_layers_of_the_blocks(make_config, tokenizer, family):
     config = make_config(f"model={family}-tiny", "lora=r8")
     start(config)

@@ -14,6 +14,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from support.gguf_files import write_gguf
+from support.quick import mark_slow
 from support.tiny_models import save_models
 
 from rlhf.catalog.families import FAMILIES
@@ -311,7 +312,7 @@ def test_adapters_that_name_no_model_are_refused(make_config, tmp_path):
 # --- reading shapes
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mark_slow(FAMILIES, ("opt", "gpt2", "qwen3", "gemma2")))
 def test_a_model_of_your_own_gets_the_shape_of_its_configuration(make_config, tmp_path, family):
     tiny = make_config(f"model={family.replace('_', '-')}-tiny").model
     build_hf_config(tiny).save_pretrained(tmp_path)

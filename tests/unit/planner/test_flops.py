@@ -45,6 +45,12 @@ MODES = {
 }
 
 
+# Counted whenever tests run: each part of a mode once.
+OFTEN = ("all weights, checkpointing and dropout", "adapters", "adapters and weights, checkpointing")
+# Counted whenever tests run, where each case takes long: layers of different names, projections, grouped heads.
+FEW = ("opt, narrow embedding and norm last", "gpt2", "gptj", "llama")
+
+
 def tiny(name="opt", **changes):
     """2 layers, 64 wide, 4 heads, 768 rows of embedding; 256 in the feed-forward or, gated, 176."""
     family = name.split(",")[0]
@@ -224,7 +230,7 @@ def test_forward_pass_is_what_pytorch_counts(name):
     assert adapted > 1.01 * plain
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", mark_slow(MODES, OFTEN))
 @pytest.mark.parametrize("name", SHAPES)
 def test_training_is_what_pytorch_counts(name, mode):
     measured = counted(build(tiny(name), *MODES[mode]), train=True)
@@ -232,7 +238,7 @@ def test_training_is_what_pytorch_counts(name, mode):
 
 
 @pytest.mark.parametrize("checkpointing", mark_slow([False, True], [True]))
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", mark_slow(SHAPES, FEW))
 def test_adapters_on_some_layers_are_what_pytorch_counts(name, checkpointing):
     shape = tiny(name)
     leaves = {matrix.name.rsplit(".", 1)[-1] for matrix in matrices(shape)}
@@ -259,7 +265,7 @@ def test_modes_of_training_differ_so_that_a_wrong_one_would_be_seen(name):
     assert alike == [("all weights, checkpointing", "all weights, checkpointing and dropout")] * without
 
 
-@pytest.mark.parametrize("size", mark_slow(LARGE, ["opt-66b", "gpt-neox-20b", "llama-3.1-70b", "gemma-2-9b"]))
+@pytest.mark.parametrize("size", mark_slow(LARGE, ["opt-66b", "gemma-2-9b"]))
 def test_forward_pass_of_large_models_is_what_pytorch_counts(make_config, size):
     """The model that transformers builds of the configuration's shape, without memory for its weights."""
     import torch

@@ -10,6 +10,8 @@ from rlhf.cli import plan as verb
 from rlhf.cli import tables
 from rlhf.cli.prepare import load_config, resolve_config
 from rlhf.config.points import compose_config
+from rlhf.config.terminal import open_table_console
+from rlhf.experiment.plan import print_plan
 from rlhf.planner.auto import choose_layout
 from rlhf.planner.cost import Step, add_up
 from rlhf.planner.memory import GIB, Batch, host_bytes, peak_bytes, phase_bytes
@@ -158,3 +160,19 @@ def test_a_stage_is_planned_though_nothing_it_starts_from_is_done(capsys, tmp_pa
     shown = capsys.readouterr().out
     assert "ppo starts from sft-" in shown and "ppo starts from reward-" in shown
     assert " MFU of " in shown
+
+
+def test_a_narrow_table_leaves_out_columns_by_importance_and_says_so(capsys, tmp_path, monkeypatch):
+    plan = verb.make_plan(["-m", f"output_root={tmp_path}", "ppo.kl_coef=0.02,0.05", "seed=1,2"])
+    shown = {}
+    for width in (160, 80, 64, 40):
+        monkeypatch.setenv("COLUMNS", str(width))
+        print_plan(plan, open_table_console())
+        shown[width] = capsys.readouterr().out.splitlines()
+        table = shown[width][1 : next(at for at, line in enumerate(shown[width]) if line.startswith("└"))]
+        assert max(map(len, table)) <= width
+    assert "sft-" in shown[160][4] and "after" in shown[160][2] and not any("left out" in line for line in shown[160])
+    assert "sft-" not in shown[80][4] and "after" in shown[80][2]
+    assert "left out at 80 columns: directories;" in "".join(shown[80])
+    assert "after" not in shown[64][2] and "kl_coef=0.02,seed=1" in "".join(shown[64])
+    assert all(word in shown[40][2] + shown[40][1] for word in ("time", "cost"))

@@ -66,6 +66,7 @@ def test_rollouts_are_what_pytorch_counts(make_config, tokenizer, copies, words)
     engine = policy_engine(config, tokenizer)
     batch = replace(prompts(config, tokenizer, [text for text in texts for _ in range(copies)]), copies=copies)
     numbers = np.random.default_rng(0).random((len(batch.samples), 6), dtype=np.float32)
+    generate(engine, batch, numbers, tokenizer, rollout)  # the first step of a process is compared with transformers'
     counted = count_products(lambda: generate(engine, batch, numbers, tokenizer, rollout))
     lengths, model = batch.lengths.tolist(), config.model
     widest = [max(lengths)] * len(lengths) if rollout.engine == "hf" else lengths  # which pads prompts to one width

@@ -10,6 +10,7 @@ from rlhf.data.records import load_dataset
 from rlhf.experiment.graph import build_graph
 from rlhf.experiment.sweep import Task
 from rlhf.planner.flops import forward_flops, generation_flops, training_flops
+from rlhf.planner.plan import plan_stage
 from rlhf.planner.work import estimate_work
 
 STAGES = ("sft", "reward", "ppo")
@@ -62,6 +63,13 @@ def test_a_step_of_sft(small):
 def test_a_step_of_the_reward_model_reads_both_answers_of_a_pair(small):
     small.reward.grouped = False
     assert estimate_work(small, "reward", None) == Work(1, training_flops(small.reward_model, [9] * 4, 0))
+
+
+def test_a_prompt_is_planned_with_all_its_answers(small):
+    pair, twelve = (plan_stage(small, "reward", estimate_work(small, "reward", None, answers)) for answers in (2, 12))
+    assert twelve.flops == 6 * pair.flops and twelve.answers == 12
+    for part in ("compute", "memory"):
+        assert twelve.seconds["train"][part] == pytest.approx(6 * pair.seconds["train"][part])
 
 
 @pytest.mark.parametrize("critic", ["reward", "actor"])

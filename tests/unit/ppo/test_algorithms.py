@@ -12,10 +12,13 @@ from support.small import SMALL_PPO
 from support.tiny_models import built
 from transformers import AutoModelForCausalLM
 
+import rlhf
 from rlhf import DeepSpeedPPOTrainer
 from rlhf.catalog.stage import check_metrics
 from rlhf.data.loaders import create_prompt_dataloader
-from rlhf.ppo.evaluate import Evaluation, Prompt, compare
+from rlhf.data.tokens import to_prompt_batch
+from rlhf.evaluation.heldout import Prompt, compare
+from rlhf.ppo.evaluate import Evaluation
 from rlhf.ppo.report import describe_speed
 
 pytestmark = pytest.mark.rounding
@@ -93,6 +96,14 @@ def test_overlong_responses_are_left_out_of_the_loss(make_config, models, tokeni
     assert punished[0] == 0 and punished[1:5] == pytest.approx([-1, -1, -1, -0.375], abs=1e-5)
 
 
+def test_rewards_see_the_records_of_greedy_answers_too(make_config, models, tokenizer):
+    loader, engine, trainer = built(make_config(*SMALL_PPO, "algorithm=remax"), models, tokenizer)
+    asked = []
+    engine.judges.note_prompts = lambda prompts, records: asked.append([record.text for record in records])
+    trainer.generate_experience(batch := next(iter(loader)))
+    assert asked == [[record.text for record in batch.records]] * 2 and asked[0]
+
+
 @pytest.mark.slow
 def test_raft_trains_one_response_to_a_prompt(trained):
     _, out, _ = trained("algorithm=raft")
@@ -115,7 +126,7 @@ def test_the_critic_alone_learns_in_its_warm_up(make_config, models, tokenizer):
 def test_updates_end_when_the_policy_has_moved_enough(trained):
     many = "ppo.update_epochs=4", "ppo.learning_rate=1e-2"
     trainer, *_ = trained(*many, "ppo.early_stop_kl=1e-3")
-    assert 1 < trainer.metrics["policy/updates"] < 8
+    assert 1 < trainer.metrics["policy/updates"] < 8 and trainer.update_metrics.passes(trainer.ppo) < 4
     assert trainer.updates == 8  # of the schedule
     trainer, *_ = trained(*many, "ppo.early_stop_kl=1e3")
     assert trainer.metrics["policy/updates"] == 8
@@ -181,6 +192,11 @@ def test_dynamic_sampling_fills_a_rollout_with_groups_that_differ(make_config, m
     assert trainer.metrics["group/draws"] == len(seen) + 1 > 1 and trainer.metrics["group/equal"] == 0
     trainer.train_rlhf(out)
     assert trainer.metrics["policy/ratio_first"] < 1e-4
+    speed = describe_speed(trainer.args, out, trainer.clock, drawn=trainer.draws.lengths)
+    assert speed["throughput/samples_per_s"] * speed["time/step_s"] == pytest.approx(
+        8 * (len(seen) + 1)
+    )  # all that it cost
+    assert speed["throughput/train_samples_per_s"] * speed["time/train_s"] == pytest.approx(8 * trainer.ppo.update_epochs)
 
 
 def test_a_rollout_that_is_not_full_goes_on_where_it_was(make_config, models, tokenizer):
@@ -195,6 +211,7 @@ def test_a_rollout_that_is_not_full_goes_on_where_it_was(make_config, models, to
     other.load_state_dict(numbers, tensors)
     resumed = other.generate_experience(batch)
     assert torch.equal(resumed.responses, whole.responses) and torch.equal(resumed.advantages, whole.advantages)
+    assert other.draws.lengths == trainer.draws.lengths
 
 
 def test_a_rollout_that_cannot_be_filled_ends_the_run(make_config, models, tokenizer):
@@ -232,6 +249,31 @@ def test_prompts_as_deepspeed_chat_gives_them_and_saving(make_config, models, to
     trainer.save(tmp_path / "saved")
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").state_dict()
     assert all(torch.equal(p, saved[name]) for name, p in engine.actor.module.named_parameters())
+
+
+def test_prompts_of_ones_own_are_repeated_for_their_group_and_padded_on_the_left():
+    prompts = {"prompt": torch.tensor([[0, 5], [6, 7]]), "prompt_att_mask": torch.tensor([[0, 1], [1, 1]])}
+    found = to_prompt_batch(prompts, rank=1, copies=2)
+    assert found.ids.tolist() == [[0, 5], [0, 5], [6, 7], [6, 7]] and found.lengths.tolist() == [1, 1, 2, 2]
+    assert (found.samples, found.copies) == ([4, 5, 6, 7], 2)
+    with pytest.raises(ValueError, match="padded on the left"):
+        to_prompt_batch(prompts | {"prompt_att_mask": torch.tensor([[1, 0], [1, 1]])}, rank=0)
+
+
+@pytest.mark.slow
+def test_prompts_and_a_reward_of_ones_own_are_trained_on_as_the_docs_show(
+    make_config, models, tokenizer, tmp_path, monkeypatch
+):
+    code = (ROOT / "docs" / "python.md").read_text().split("Prompts and a reward of your own", 1)[1]
+    code = code.split("```python\n", 1)[1].split("```")[0].replace("] * 32", "] * 4")
+    (tmp_path / "mine.py").write_text("def score(prompts, responses, records):\n    return [len(p) / 9 for p in prompts]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rlhf, "load_config", lambda *words: make_config(*SMALL_PPO, *words))
+    known = {"rlhf": rlhf, "actor": models[0], "tokenizer": tokenizer}
+    known |= {name: getattr(rlhf, name) for name in ("DeepSpeedRLHFEngine", "DeepSpeedPPOTrainer")}
+    exec(code, known)
+    assert known["out"].scores.unique().numel() == 2 and AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    known["engine"].release()
 
 
 def test_the_algorithm_of_the_docs_is_whole(make_config, models, tokenizer, tmp_path, monkeypatch):

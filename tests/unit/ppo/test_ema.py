@@ -4,6 +4,7 @@ import deepspeed
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.quick import mark_slow
 from support.small import SMALL_PPO
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -95,7 +96,7 @@ def test_the_average_of_half_precision_weights_is_kept_in_float32(make_config):
 
 
 @pytest.mark.parametrize("dtype", ("fp32", "bf16"))
-@pytest.mark.parametrize("stage", ("0", "1", "3", "3-offload"))
+@pytest.mark.parametrize("stage", mark_slow(("0", "1", "3", "3-offload"), ("0", "3")))
 def test_sharded_or_whole_the_same_average_is_saved(make_config, tokenizer, tmp_path, models, stage, dtype):
     config = make_config("ppo.ema=true", "ppo.ema_decay=0.9", f"precision={dtype}", *zero_of(stage))
     start(config)

@@ -7,10 +7,12 @@ from support.tiny_models import built
 
 from rlhf.data.tokenized import DataSource
 from rlhf.engine.offload import storages
+from rlhf.evaluation.heldout import heldout_prompts
 from rlhf.ppo import engine as engine_module
 from rlhf.ppo import trainer as trainer_module
 from rlhf.ppo.engine import is_shared
-from rlhf.ppo.evaluate import Evaluation, heldout_prompts
+from rlhf.ppo.evaluate import Evaluation
+from rlhf.rewards import judges as judges_module
 from rlhf.rollout.hybrid.sampler import HybridSampler
 
 SMALL = (*SMALL_PPO, "ppo.micro_batch_size=2", "rollout.max_new_tokens=6", "data.demo.heldout_prompts=4")
@@ -30,8 +32,8 @@ def owned(monkeypatch):
 
         return loaded
 
-    for name in ("load_policy", "load_scorer"):
-        monkeypatch.setattr(engine_module, name, owning(getattr(engine_module, name)))
+    for module, name in ((engine_module, "load_policy"), (engine_module, "load_scorer"), (judges_module, "load_scorer")):
+        monkeypatch.setattr(module, name, owning(getattr(module, name)))
 
 
 def at_hand(engine):
@@ -61,7 +63,7 @@ def run(config, models, tokenizer, monkeypatch):
     noting(trainer_module, "score_rollout", "score")
     noting(trainer_module, "policy_gradient", "update")
     evaluation = Evaluation(engine, config, None, heldout_prompts(DataSource(config), tokenizer))
-    noting(evaluation, "part", "evaluation")
+    noting(evaluation, "answer_some", "evaluation")
     metrics = []
     for batch in loader:
         experience = trainer.generate_experience(batch)

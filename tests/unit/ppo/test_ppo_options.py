@@ -139,7 +139,7 @@ def demonstrations(config, tokenizer):
 
 
 @torch.no_grad()
-def test_a_normalised_reward_model_scores_demonstrations_around_zero(trained):
+def test_a_normalised_reward_model_scores_demonstrations_around_zero(trained):  # row 10
     config = trained.config
     tokenizer = load_tokenizer(trained.place, "ppo.reward")
     batch = demonstrations(config, tokenizer)
@@ -210,7 +210,10 @@ def attentions(engine):
 
 
 @pytest.mark.parametrize("adapters", ((), ("lora=r8",)))
-@pytest.mark.parametrize(("actor_on", "critic_on"), ((True, True), (True, False), (False, True), (False, False)))
+@pytest.mark.parametrize(
+    ("actor_on", "critic_on"),
+    ((True, False), (False, True), *(pytest.param(both, both, marks=pytest.mark.slow) for both in (True, False))),
+)
 def test_checkpointing_is_on_in_the_update_alone(make_config, tokenizer, models, actor_on, critic_on, adapters):
     config = make_config(
         *SMALL_PPO, *adapters, "ppo.micro_batch_size=4", f"ppo.gradient_checkpointing={str(actor_on).lower()}",
@@ -223,11 +226,13 @@ def test_checkpointing_is_on_in_the_update_alone(make_config, tokenizer, models,
         width = batch.ids.size(1)
         with watched(actor, rollout):
             generate(engine.actor, batch, random_numbers(config, 8), tokenizer, config.rollout)
-        # Prompts of about one length together, then one token at a time from the cache; nothing is recomputed.
-        assert rollout[-7:] == [(1, False)] * 7
-        assert all(1 < read <= width and not in_training for read, in_training in rollout[:-7])
+        # Prompts of about one length together; steps from the cache read weights without this code, but for the first of a
+        # process, which is compared with it. Nothing is recomputed.
+        rollout = [call for call in rollout if call != (1, False)]
+        assert rollout and all(1 < read <= width and not in_training for read, in_training in rollout)
         with watched(actor, scoring):
             out = trainer.generate_experience(batch)
+        scoring = [call for call in scoring if call != (1, False)]
         reads = 2 if adapters else 1  # with adapters the reference is this model too
         assert scoring[: len(rollout)] == rollout and len(scoring) == len(rollout) + 2 * reads  # two micro-batches
         tokens = int(out.prompt_mask.sum() + out.mask.sum())

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from support.command import ROOT
 from support.fake_sweep import FakeSweep, answer, config, grid, step, write
+from support.quick import mark_slow
 
 from rlhf.cli.report import main
 from rlhf.cli.status import main as status
@@ -58,10 +59,8 @@ def test_a_failed_stage_with_its_reason_and_log(tmp_path):
     (failed / "logs" / "rank-0.log").write_text("Traceback\n")
     sweep.point([failed], state="failed", settings=config(0.9), told={"ppo": {"state": "failed"}})
     log = str(failed / "logs" / "rank-0.log")
-    assert found(sweep) == {
-        failed.name: ("failed", "reward/mean is not finite at step 2", log),
-        "ppo.kl_coef=0.9,seed=0": ("failed", f"{failed.name} is failed", log),
-    }
+    assert found(sweep) == {failed.name: ("failed", "reward/mean is not finite at step 2", log)}
+    assert failures(collect(sweep.place))[0].points == ("ppo.kl_coef=0.9,seed=0",)
     assert main([str(sweep.place)]) == 0
     rows = json.loads((sweep.place / "report" / "points.json").read_text())
     assert [row["state"] for row in rows] == ["done"] * 4 + ["failed"]
@@ -81,6 +80,20 @@ def test_stages_that_never_began(tmp_path):
     assert main([str(sweep.place)]) == 0
 
 
+def test_a_failure_is_listed_once_however_many_points_lack_its_result(tmp_path):
+    sweep = FakeSweep(tmp_path)
+    failed = sweep.stage("sft", 1, state="failed", reason="out of memory")
+    skipped = [tmp_path / "stages" / f"ppo-{number:012x}" for number in range(3)]
+    for number, stage in enumerate(skipped):
+        reason = {"ppo": {"state": "skipped", "reason": "sft failed"}}
+        sweep.point([failed, stage], state="skipped", settings=config(number), told=reason)
+    assert found(sweep) == {
+        failed.name: ("failed", "out of memory", None),
+        f"{skipped[0].name} and 2 more": ("skipped", "sft failed", None),
+    }
+    assert failures(collect(sweep.place))[0].points == ("all 3 points",)
+
+
 def test_running_and_dead_processes(tmp_path):
     sweep = FakeSweep(tmp_path)
     alive = sweep.stage("ppo", 1, state="running", lines=[step(1, 0.0)])
@@ -91,7 +104,7 @@ def test_running_and_dead_processes(tmp_path):
     with (alive / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 2, "rew')
     assert [point.state for point in collect(sweep.place).points] == ["running", "silent", "queued"]
-    assert set(found(sweep)) == {silent.name, "ppo.kl_coef=0.05,seed=1"}
+    assert set(found(sweep)) == {silent.name}
     assert found(sweep)[silent.name][1] == "no heartbeat for 10 min: its process is dead or hangs"
     assert f"{alive.name}: running at step 1 of 4" in missing(collect(sweep.place))
     assert main([str(sweep.place)]) == 0
@@ -143,7 +156,11 @@ def test_damaged_lines_and_values_cost_themselves_only(tmp_path):
     assert main([str(sweep.place)]) == 0
 
 
-@pytest.mark.parametrize("content", [b'{"point": "x", "sta', b"", b"[]", b"null", b"\xff\xfe\x00", b"[" * 100_000])
+OF_A_POINT = [b'{"point": "x", "sta', b"", b"[]", b"null", b"\xff\xfe\x00", b"[" * 100_000]
+OF_A_STAGE = [b'{"stage": "ppo", "fing', b"", b"[]", b"\xff\xfe", b'{"metrics": 3}', b"[" * 100_000]
+
+
+@pytest.mark.parametrize("content", mark_slow(OF_A_POINT, [OF_A_POINT[0], b"[]"]))
 @pytest.mark.parametrize("name", ["summary.json", "config.yaml"])
 def test_a_damaged_file_of_a_point_loses_nothing_else(tmp_path, name, content):
     sweep = grid(tmp_path)
@@ -157,7 +174,7 @@ def test_a_damaged_file_of_a_point_loses_nothing_else(tmp_path, name, content):
     assert gold == [("ppo.kl_coef=0.05", 2, 1.5), ("ppo.kl_coef=0.3", 2, 3.25)]
 
 
-@pytest.mark.parametrize("content", [b'{"stage": "ppo", "fing', b"", b"[]", b"\xff\xfe", b'{"metrics": 3}', b"[" * 100_000])
+@pytest.mark.parametrize("content", mark_slow(OF_A_STAGE, [OF_A_STAGE[0], b"\xff\xfe"]))
 @pytest.mark.parametrize("name", ["status.json", "result.json", "environment.json", "metrics.jsonl", "samples.jsonl"])
 def test_a_damaged_file_of_a_stage_loses_nothing_else(tmp_path, name, content):
     sweep = grid(tmp_path)

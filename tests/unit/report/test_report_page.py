@@ -12,10 +12,14 @@ from support.fake_sweep import FakeSweep, answer, config, environment, grid, ste
 from rlhf.cli.report import main
 from rlhf.report.collect import collect
 from rlhf.report.groups import group_points
-from rlhf.report.plots import PALETTE, PLACES, bin_series, colours, series
+from rlhf.report.looks import PALETTE, choose_design, colours
 from rlhf.report.samples import compare_answers
+from rlhf.report.series import PLACES, bin_series, trace
 
-SECTIONS = ("overview", "curves", "frontier", "figures", "throughput", "samples", "configuration", "failures", "versions")
+SECTIONS = (
+    "overview", "curves", "frontier", "gains", "figures", "throughput", "samples",
+    "configuration", "failures", "lineage", "alarms", "versions",
+)  # fmt: skip
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>&amp;\"'"
 
 
@@ -59,7 +63,7 @@ def test_the_page_is_whole(page):
     assert set(SECTIONS) <= set(tags.ids)
     links = {attributes["href"][1:] for tag, attributes in tags.tags if tag == "a"}
     assert links <= set(tags.ids)
-    assert page.count("<svg") == 2
+    assert page.count("<figure") == 4  # curves, frontier, gains, lineage
 
 
 def test_the_page_needs_nothing_else(page):
@@ -74,18 +78,21 @@ def test_every_section_says_what_it_should(page):
         "4 points: 4 done",
         "8 stages: 2 sft, 2 reward, 4 ppo",
         "ppo.kl_coef=0.3 n=2",
-        "percentile bootstrap",
-        "[3.00, 3.50]",
+        "t-test over seeds",
+        "[0.0734, 6.43]",
+        "to SFT: +2.75, p=0.058",
         "What now?",
         "policy 0.3 0",
         "score 1.25 · gold 0.75",
         "2 × a100",
         "Failures None.",
+        "python -m rlhf ppo.kl_coef=0.3 ppo.max_steps=4 seed=1",
+        "no alarm on 4 stages",
         "nats per response",
     ):
         assert said in text, said
     assert "early" not in text  # an earlier evaluation
-    assert '<strong class="best">3.25</strong>' in page
+    assert '<strong class="best">3.25</strong>' not in page  # two seeds each, p = 0.13
 
 
 def test_only_differences_of_the_configuration_are_shown(page):
@@ -134,10 +141,10 @@ def test_samples_of_one_seed_last_evaluation_and_the_prompts_that_all_have(tmp_p
 
 def test_curves_over_seeds_begin_with_the_gold_reward_of_sft(tmp_path):
     group = group_points(collect(grid(tmp_path).place))[0]
-    steps, values = series(group.stages("ppo"), "eval/gold")
+    steps, values = trace(group.stages("ppo"), "eval/gold")
     assert steps.tolist() == [0, 2, 4]
     assert values.tolist() == [[0.5, 0.5, 1.0], [0.5, 1.5, 2.0]]
-    steps, values = series(group.stages("ppo"), "reward/mean")
+    steps, values = trace(group.stages("ppo"), "reward/mean")
     assert (steps.tolist(), values[0].tolist()) == ([1, 2, 3, 4], [0.1, 0.2, 0.3, 0.4])
 
 
@@ -148,6 +155,60 @@ def test_long_curves_are_averaged():
     assert short.shape == (2, PLACES)
     assert (short_steps[0], short[0, 0], short[1, 0]) == (3.0, 3.0, 6.0)
     assert np.isnan(short[1, -1])
+
+
+def test_a_curve_over_a_cost_stands_where_its_steps_have_brought_it(tmp_path):
+    """Steps of 2 s and 1 s in turn, each of 8 samples; on two devices at 36 dollars an hour."""
+    sweep = grid(tmp_path)
+    stages = group_points(collect(sweep.place))[0].stages("ppo")
+    assert [trace(stages, "reward/mean", cost)[0].tolist() for cost in ("samples", "seconds", "tokens")] == [
+        [8, 16, 24, 32], [2, 3, 5, 6], [200, 300, 500, 600],
+    ]  # fmt: skip
+    assert trace(stages, "eval/gold", "samples")[0].tolist() == [0, 16, 32]
+    assert trace(stages, "eval/gold", "kl/sequence")[0].tolist() == [0, 1, 2]
+    assert trace(stages, "eval/gold", "dollars")[0].tolist() == []  # the machine has no price
+
+
+def sweep_of(tmp_path, *swept):
+    """A sweep with these overrides, a point each."""
+    sweep = FakeSweep(tmp_path)
+    for number, overrides in enumerate(swept):
+        place = sweep.point([sweep.stage("ppo", number)], settings=config(number), name=str(number))
+        summary = json.loads((place / "summary.json").read_text())
+        (place / "summary.json").write_text(json.dumps(summary | {"overrides": list(overrides)}))
+    return group_points(collect(sweep.place))
+
+
+def test_of_two_swept_keys_colour_tells_one_and_shape_the_other_and_lines_follow_one_number(tmp_path):
+    pairs = [(f"kl={kl}", f"size={size}") for size in ("small", "large") for kl in (0.5, 0.05, 0.1)]
+    groups = sweep_of(tmp_path, *pairs)
+    design = choose_design(groups)
+    assert len(set(design.looks)) == 6
+    assert (len({look.colour for look in design.looks}), len({look.marker for look in design.looks})) == (3, 2)
+    assert design.key == "Colour tells kl, line style and marker tell size."
+    joined = [[groups[number].label for number in line] for line in design.lines]
+    assert joined == [[f"kl={kl}, size={size}" for kl in (0.05, 0.1, 0.5)] for size in ("large", "small")]
+
+
+def test_of_more_values_than_a_plot_can_show_each_value_of_a_key_has_a_plot_of_its_own(tmp_path):
+    pairs = [(f"kl={kl}", f"size={size}") for size in ("small", "large") for kl in range(1, 8)]
+    groups = sweep_of(tmp_path, *pairs)
+    design = choose_design(groups)
+    assert design.key == "Colour tells kl, panels tell size."
+    assert [(title, len(numbers)) for title, numbers in design.plots] == [("size=large", 7), ("size=small", 7)]
+    for _, numbers in design.plots:
+        assert len({design.looks[number].colour for number in numbers}) == 7
+        assert numbers in design.lines
+    assert [entry.label for entry in design.legend] == [f"kl={kl}" for kl in range(1, 8)]
+    small, large = (
+        next(n for n, group in enumerate(groups) if group.label == f"kl=3, size={size}") for size in ("small", "large")
+    )
+    assert design.looks[small] == design.looks[large] and set(design.legend[2].groups) == {small, large}
+
+
+def test_no_line_joins_groups_that_no_number_orders(tmp_path):
+    design = choose_design(sweep_of(tmp_path, ["algorithm=ppo"], ["algorithm=grpo"], ["algorithm=rloo"]))
+    assert (design.order, design.lines) == (None, ())
 
 
 def test_colours_are_distinct_however_many_groups_there_are():
@@ -213,10 +274,10 @@ def test_a_browser_shows_the_page(browser, tmp_path):
     browser(f"--screenshot={shot}")
     picture = matplotlib.image.imread(shot)[:, :, :3]
     assert picture.shape[1] == 1200
-    shown = {tuple(colour) for colour in np.unique(np.round(picture.reshape(-1, 3) * 255).astype(int), axis=0)}
+    shown = set(np.unique(np.round(picture * 255).astype(int) @ (65536, 256, 1)).tolist())
     assert len(shown) > 200
     for colour in PALETTE[:2]:  # the curves and dots of the first two groups
-        assert tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) in shown
+        assert int(colour.removeprefix("#"), 16) in shown
 
 
 def test_a_browser_finds_every_section(browser):

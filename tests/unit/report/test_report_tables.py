@@ -6,6 +6,7 @@ from support.fake_sweep import GOLD, FakeSweep, config, grid
 
 from rlhf.cli.report import main
 from rlhf.report.collect import collect
+from rlhf.report.final_metrics import collect_metrics, compared_metrics
 from rlhf.report.groups import group_points
 from rlhf.report.throughput import speeds
 
@@ -38,25 +39,52 @@ def test_a_row_per_point_with_its_figures_in_full(report):
 def test_a_row_per_group_and_figure_with_mean_interval_and_n(report):
     found = {(row["group"], row["stage"], row["metric"]): row for row in json.loads((report / "table.json").read_text())}
     low = found["ppo.kl_coef=0.05", "ppo", "eval/gold"]
-    assert (low["n"], low["mean"], low["low"], low["high"], low["best"]) == (2, 1.5, 1.0, 2.0, False)
+    assert (low["n"], low["mean"], low["best"]) == (2, 1.5, False)
+    assert (low["low"], low["high"]) == pytest.approx((1.5 - 12.7062 / 2, 1.5 + 12.7062 / 2), rel=1e-4)
     high = found["ppo.kl_coef=0.3", "ppo", "eval/gold"]
-    assert (high["n"], high["mean"], high["low"], high["high"], high["best"]) == (2, 3.25, 3.0, 3.5, True)
-    assert high["unit"] == "gold"
-    assert not any(row["best"] for row in found.values() if row["metric"] != "eval/gold")
+    assert (high["n"], high["mean"], high["gain"], high["unit"]) == (2, 3.25, 2.75, "gold")
+    assert high["p_others"] == pytest.approx(0.13, abs=0.01)
+    assert high["p_gain"] == pytest.approx(0.0577, abs=1e-3)
     same = found["ppo.kl_coef=0.05", "reward", "eval/accuracy"]
     assert (same["mean"], same["low"], same["high"]) == (0.7, 0.7, 0.7)
     text = [row for row in rows(report / "table.csv") if row["metric"] == "eval/gold"]
-    assert [(row["n"], row["mean"], row["low"], row["high"]) for row in text] == [
-        ("2", "1.5", "1.0", "2.0"),
-        ("2", "3.25", "3.0", "3.5"),
-    ]
+    assert [(row["n"], row["mean"], row["best"]) for row in text] == [("2", "1.5", "false"), ("2", "3.25", "false")]
+
+
+def best_groups(tmp_path, gold, start=0.5, errors=0.0):
+    """The groups whose gold reward is marked, of a sweep with these gold rewards by KL coefficient and seed."""
+    sweep = FakeSweep(tmp_path)
+    for kl, values in gold.items():
+        for seed, value in enumerate(values):
+            metrics = {"eval/gold": value, "eval/gold_sft": start, "eval/gold_se": errors, "eval/gold_sft_se": errors}
+            sweep.point([sweep.stage("ppo", int(100 * kl) + 1000 * seed, metrics)], settings=config(kl, seed))
+    groups = group_points(collect(sweep.place))
+    (final,) = (final for final in collect_metrics(groups) if final.name == "eval/gold")
+    cells = compared_metrics(groups, final)
+    return [group.label for group, cell in zip(groups, cells, strict=True) if cell.best], cells
+
+
+def test_only_a_distinguishable_mean_is_the_best(tmp_path):
+    apart = {0.1: (1.0, 1.1, 0.9), 0.2: (3.0, 3.1, 3.2), 0.3: (1.5, 1.4, 1.6)}
+    assert best_groups(tmp_path / "apart", apart)[0] == ["ppo.kl_coef=0.2"]
+    assert best_groups(tmp_path / "close", apart | {0.3: (2.9, 3.1, 3.0)})[0] == []
+    assert best_groups(tmp_path / "single", apart | {0.3: (1.5,)})[0] == []  # one seed, which nothing can be tested against
+    assert best_groups(tmp_path / "start", apart, start=3.1)[0] == []  # not better than what training started from
+
+
+def test_one_seed_is_compared_with_its_start_over_prompts_and_the_test_is_named(tmp_path):
+    _, cells = best_groups(tmp_path, {0.1: (1.0,), 0.2: (0.6,)}, errors=0.1)
+    assert [cell.error for cell in cells] == [0.1, 0.1]
+    assert [(cell.gain.test, cell.gain.is_better(1), cell.best) for cell in cells] == [
+        ("prompts of one run", True, False), ("prompts of one run", False, False),
+    ]  # fmt: skip
 
 
 def test_markdown_is_for_reading(report):
     lines = (report / "table.md").read_text().splitlines()
     assert lines[0].startswith("| group | points | perplexity |")
-    assert "| 1.50 [1.00, 2.00], n=2 |" in lines[2]
-    assert "| **3.25** [3.00, 3.50], n=2 |" in lines[3]
+    assert "| 1.50 [-4.85, 7.85], n=2 |" in lines[2]
+    assert "| 3.25 [0.0734, 6.43], n=2 |" in lines[3]
     assert len({line.count("|") for line in lines}) == 1
 
 
@@ -135,3 +163,41 @@ def test_rates_are_totals_over_totals(tmp_path):
     assert each[0].metrics["throughput/mfu"] == 0.25
     assert each[0].metrics["memory/peak_gib"] == 5.0
     assert each[0].device == "2 × a100"
+
+
+def test_export_writes_each_drawing_and_table_for_a_paper(tmp_path):
+    sweep = grid(tmp_path)
+    assert main([str(sweep.place), "--export", str(tmp_path / "paper")]) == 0
+    files = {file.name: file.read_bytes() for file in (tmp_path / "paper").iterdir()}
+    assert {f"{name}.{kind}" for name in ("curves-ppo", "frontier", "lineage") for kind in ("svg", "pdf")} <= set(files)
+    assert all(content.startswith(b"%PDF") for name, content in files.items() if name.endswith(".pdf"))
+    assert b"ppo.kl_coef=0.3" in files["frontier.svg"]  # the legend
+    lines = files["table.tex"].decode().splitlines()
+    assert lines[:2] == [r"\begin{tabular}{lrllllll}", r"\toprule"]
+    assert lines[5].startswith(r"ppo.kl\_coef=0.3 & 2 & ") and lines[5].endswith(r"\\")
+    assert files["points.csv"] == (sweep.place / "report" / "points.csv").read_bytes()
+
+
+def test_a_plot_of_what_no_stage_has_logged_is_refused(tmp_path, capsys):
+    sweep = grid(tmp_path)
+    assert main([str(sweep.place), "--plot", "eval/gold:tokens", "--plot", "reward/mean:kl/sequence"]) == 0
+    assert "asked" in (sweep.place / "report" / "report.html").read_text()
+    capsys.readouterr()
+    assert main([str(sweep.place), "--plot", "eval/goold"]) == 2
+    assert "no stage here has logged the metric eval/goold" in capsys.readouterr().err
+
+
+def test_a_live_page_ends_with_the_last_stage(tmp_path, monkeypatch):
+    sweep = FakeSweep(tmp_path)
+    running = sweep.stage("ppo", 1, state="running")
+    sweep.point([running])
+    file, seen = sweep.place / "report" / "report.html", []
+
+    def finish(seconds):
+        seen.append(('http-equiv="refresh" content="7"' in file.read_text(), seconds))
+        sweep.stage("ppo", 1, {"eval/gold": 1.0})
+
+    monkeypatch.setattr("time.sleep", finish)
+    assert main([str(sweep.place), "--live", "7"]) == 0
+    assert seen == [(True, 7)]
+    assert "http-equiv" not in file.read_text()

@@ -13,6 +13,7 @@ from rlhf.config.schema import RewardTerm
 from rlhf.rewards.function import FunctionReward
 from rlhf.rewards.functions import FUNCTIONS
 from rlhf.rewards.sample import Sample
+from rlhf.rewards.worker import ScoreError, check_scores
 
 TEXT = "the cat sat on the mat and the cat sat on the rug"
 
@@ -28,6 +29,7 @@ TEXT = "the cat sat on the mat and the cat sat on the rug"
         ("format", {"pattern": r"\d+", "whole": True}, "42 apples", {}, 0.0),
         ("exact_match", {}, " Paris ", {"answer": "paris"}, 1.0),
         ("exact_match", {"pattern": r"#### (\S+)"}, "#### 3 no, #### 42", {"answer": 42}, 1.0),
+        ("exact_match", {"pattern": r"#### (\d+)|none"}, "#### 42, or none", {"answer": 42}, 1.0),
         ("exact_match", {}, "Paris", {}, None),
         ("multiple_choice", {}, "A is wrong. It's (C).", {"answer": "C"}, 1.0),
         ("multiple_choice", {}, "no letter", {"answer": "C"}, 0.0),
@@ -77,7 +79,7 @@ def test_functions_that_need_a_package_use_it(monkeypatch, tmp_path):
 
 
 SOURCE = """
-import asyncio, os, time
+import asyncio, os, re, time
 
 def score(prompts, responses, records, factor=1.0):
     return [None if r.get("skip") else factor * len(p + t) for p, t, r in zip(prompts, responses, records)]
@@ -91,6 +93,13 @@ def divide(prompts, responses, records):
 
 def wrong(prompts, responses, records):
     return [float(t) for t in responses]
+
+def parts(prompts, responses, records):
+    words = [re.finditer(r"\\w+", response) for response in responses]
+    return [
+        {"score": 0.5, "spans": [(*w.span(), 1.0) for w in found]} if text != "one" else {"spans": [[0, 3, 1]]}
+        for text, found in zip(responses, words)
+    ]
 
 def short(prompts, responses, records):
     return []
@@ -136,6 +145,11 @@ def test_a_function_in_a_file_scores_batch_after_batch_with_its_options(reward):
     assert ask(reward("later"), "a", "b") == [1.0, 1.0]
 
 
+def test_a_file_may_lie_in_the_home_directory(reward, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ask(reward("later", function="~/mine.py:later"), "a") == [1.0]
+
+
 @pytest.mark.parametrize(
     ("name", "texts", "told"),
     [
@@ -154,6 +168,27 @@ def test_a_function_that_fails_is_told_in_one_line_with_its_sample(reward, name,
     with pytest.raises(ConfigError, match=told) as raised:
         ask(reward(name), *texts)
     assert str(raised.value).startswith("rewards.mine.function=") and "\n" not in str(raised.value)
+
+
+def test_a_score_may_fall_on_spans(reward):
+    found = ask(reward("parts"), "one two", "one", "")
+    assert found == [2.5, 1.0, 0.5] and [s.spans for s in found] == [((3, 1.0), (7, 1.0)), ((3, 1.0),), ()]
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ({"spans": [(0, 4, 1.0)]}, "its span 0 to 4 is no part of 3 characters"),
+        ({"spans": [(2, 2, 1.0)]}, "its span 2 to 2 is no part"),
+        ({"spans": [(0, 1)]}, r"its span is \(0, 1\), not \(start, end, value\)"),
+        ({"spans": [(0, 1, float("nan"))]}, "no finite number"),
+        ({"score": 1.0, "span": []}, "its score has span beside score and spans"),
+    ],
+)
+def test_a_span_that_is_none_is_refused_with_its_sample(answer, problem):
+    with pytest.raises(ScoreError, match=problem) as raised:
+        check_scores([1.0, answer], ["abc", "abc"])
+    assert raised.value.index == 1
 
 
 def test_a_function_that_takes_too_long_is_stopped(reward):

@@ -1,5 +1,6 @@
 """A reward behind HTTP, asked on a real socket."""
 
+import socket
 import threading
 from contextlib import contextmanager
 
@@ -68,6 +69,27 @@ def test_a_request_is_tried_again_where_the_service_breaks():
         calls.clear()
         with pytest.raises(ConfigError, match=r"no scores in 2 attempts .*it answers 500: out of memory"):
             ask(url, [Sample("?", "a")], retries=1)
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [(b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{", "IncompleteRead"), (b"hello\r\n", "hello")],
+)
+def test_a_reply_that_breaks_off_or_is_no_http_is_told(reply, told):
+    """As of a proxy that goes down, or of another service on that port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            for _ in range(2):
+                with server.accept()[0] as asked:
+                    asked.recv(10_000)
+                    asked.sendall(reply)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        with pytest.raises(ConfigError, match=rf"no scores in 2 attempts .*{told}"):
+            ask(f"http://127.0.0.1:{server.getsockname()[1]}", [Sample("?", "a")], retries=1)
+        thread.join()
 
 
 def test_what_is_refused_or_is_no_score_is_told():

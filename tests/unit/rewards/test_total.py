@@ -9,7 +9,7 @@ from rlhf.config.rewards import DEFAULTS
 from rlhf.config.schema import RewardTerm
 from rlhf.config.sections import with_rewards
 from rlhf.rewards import total as total_module
-from rlhf.rewards.sample import Sample
+from rlhf.rewards.sample import Sample, SpannedScore
 from rlhf.rewards.total import Moments, RewardTotal
 
 CPU = torch.device("cpu")
@@ -25,10 +25,18 @@ class Known:
         self.samples = samples
 
     def answer(self):
-        return [None if s.response == "none" else float(s.response) for s in self.samples]
+        return [read(s.response) for s in self.samples]
 
     def close(self):
         pass
+
+
+def read(text):
+    """`none`, a score, or `score end:value ...` with spans, whose values are part of the score."""
+    if text == "none":
+        return None
+    score, *spans = text.split()
+    return SpannedScore(float(score), [(int(end), float(value)) for end, value in (span.split(":") for span in spans)])
 
 
 @pytest.fixture
@@ -36,9 +44,9 @@ def build(make_config, monkeypatch):
     """Makes the sum of rewards, of which `model` reads the token that is the sequence; `gold` names one."""
     monkeypatch.setattr(total_module, "build_text_reward", Known)
 
-    def make(gold=None, **terms):
+    def make(gold=None, algorithm="ppo", **terms):
         made = {name: RewardTerm(**(DEFAULTS | keys)) for name, keys in terms.items()}
-        config = with_rewards(make_config(), made)
+        config = with_rewards(make_config(f"algorithm={algorithm}", "rollout.samples_per_prompt=2"), made)
         config.gold = gold
         models = {name: [lambda ids, *_: ids[:, 0].float()] for name, term in made.items() if term.kind == "model"}
         return RewardTotal(config, models, CPU)
@@ -75,6 +83,17 @@ def test_a_reward_applies_where_it_and_the_record_say_so(build):
     assert found.total.tolist() == [6, 1, 5, 1, 0]
     assert found.is_scored.tolist() == [True, True, True, True, False]
     assert found.metrics["reward/unscored"] == 1 and found.metrics["reward/mine"] == 5
+    asked = [sample.response for sample in rewards.texts["mine"].samples]
+    assert asked == ["5", "none", "5", "none"]  # a function need not know records of others
+
+
+def test_metrics_may_be_of_the_first_responses_alone(build):
+    """As of a rollout whose greedy answers, the baselines, come last."""
+    rewards = build(model={}, mine={"kind": "function", "normalize": "batch"})
+    rewards.ask(samples := [Sample("?", text, {}) for text in ("1", "none", "5", "none")])
+    found = rewards.combine(torch.tensor([[1.0], [3.0], [9.0], [9.0]]), samples, count=2)
+    assert found.total.tolist() == pytest.approx([0, 3, 10, 9])
+    assert (found.metrics["reward/model"], found.metrics["reward/mine"], found.metrics["reward/mine_shaped"]) == (2, 1, -1)
 
 
 def test_scores_are_normalised_over_a_batch_or_over_all_so_far(build):
@@ -86,6 +105,27 @@ def test_scores_are_normalised_over_a_batch_or_over_all_so_far(build):
     third = score(running, [0, 0], ["3", "11"]).total.tolist()
     mean, deviation = 5.0, math.sqrt((16 + 0 + 4 + 36) / 4)
     assert third == pytest.approx([(3 - mean) / deviation, (11 - mean) / deviation])
+
+
+def test_spans_are_weighed_and_normalised_with_the_score_that_they_are_part_of(build):
+    rewards = build(model={}, a={"kind": "function", "weight": -2.0, "normalize": "batch"}, b={"kind": "function"})
+    records = [{}, {"rewards": ["model", "b"]}, {}]
+    found = score(rewards, [0, 0, 0], ["1 3:0.5", "9 2:9", "5 4:-1 6:2"], records)
+    (first, second), by_b = (-2 * 0.5 / 2, 0.5), (9.0, 2)  # 1 and 5: mean 3, deviation 2
+    assert [[end for end, _ in spans] for spans in found.spans] == [[3, 3], [2], [4, 6, 4, 6]]
+    assert [value for _, value in found.spans[0]] == pytest.approx([first, second])
+    assert found.spans[1] == [(2, by_b[0])] and [v for _, v in found.spans[2]] == pytest.approx([1, -2, -1, 2])
+    assert found.metrics["reward/on_spans"] == pytest.approx((first + second + 9 + 0) / 3)
+    assert found.total.tolist() == pytest.approx([2 + 1, 9, -2 + 5])
+
+
+def test_each_reward_is_normalised_within_its_group_before_it_is_weighed(build):
+    """Scores 0, 1 and 10, 0 of one group, 0, 1 and 0, none of the other: distances are in deviations (n - 1)."""
+    rewards = build(algorithm="gdpo", model={"weight": 2.0}, mine={"kind": "function", "weight": -1.0})
+    found = score(rewards, [0, 1, 0, 1], ["10", "0", "0", "none"]).by_group
+    half = math.sqrt(0.5)
+    assert found.tolist() == pytest.approx([-3 * half, 3 * half, -2 * half, 2 * half], rel=1e-4)
+    assert score(build(model={}), [0, 1], ["", ""]).by_group is None
 
 
 def test_running_statistics_resume_bit_by_bit(build):
@@ -125,7 +165,7 @@ def test_gold_judges_and_is_not_trained_on(build):
 
 def test_an_evaluation_sums_raw_scores(build):
     rewards = build(model={"normalize": "batch"}, mine={"kind": "function", "weight": 2.0, "clip": 1.0})
-    assert rewards.evaluate(torch.tensor([[3.0]]), [Sample("?", "5")]) == [13.0]
+    assert rewards.evaluate(torch.tensor([[3.0]]), [Sample("?", "5")])[0] == [13.0]
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,8 @@ SHAREABLE = [name for name, family in FAMILIES.items() if family.shareable]
 ALL_TRUE = {"greedy": True, "sampled": True, "gap": True, "weights": True, "half": True}
 
 
-@pytest.mark.parametrize("families", [("opt",), pytest.param(("gpt2", "gpt_neo"), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("families", [("opt",), ("gpt2", "gpt_neo")])
 def test_two_ranks_sample_what_one_does_with_adapters(families):
     for told in run_script(__file__, 2, "r8", *families):
         assert json.loads(told.splitlines()[-1]) == dict.fromkeys(families, ALL_TRUE)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.quick import mark_slow
 from support.rollout_compare import disagreements
 from support.tiny_models import generate
 from transformers import AutoModelForCausalLM
@@ -98,7 +99,7 @@ def test_the_window_matters(family, config, pair):
 
 
 @pytest.mark.parametrize("slots", [SLOTS["cpu"], SLOTS["cuda"]])
-@pytest.mark.parametrize("sampled", [True, False])
+@pytest.mark.parametrize("sampled", mark_slow([True, False], [True]))
 def test_rollouts_beyond_the_window(config, pair, tokenizer, monkeypatch, slots, sampled):
     """Rows end at different steps, so that those left move to the front, and the cache is read up to several ends."""
     plain, engine = pair
@@ -130,7 +131,7 @@ def test_continuous_batching_beyond_the_window(config, family, pair, tokenizer):
     torch.testing.assert_close(found.logprobs, right, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("packing", ["packed", "length", "none"])
+@pytest.mark.parametrize("packing", mark_slow(["packed", "length", "none"], ["packed"]))
 def test_scoring_and_training_beyond_the_window(family, config, pair, tokenizer, packing):
     plain, engine = pair
     batch, numbers = batch_of(LENGTHS, LIMITS)

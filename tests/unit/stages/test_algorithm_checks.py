@@ -35,6 +35,7 @@ def refused(make_config):
         ),
         (("algorithm=gspo", "ppo.loss_aggregation=token_mean"), "ppo.loss_aggregation", "sequence_mean"),
         (("algorithm=rloo", "ppo.baseline_of=score"), "ppo.ratio_level", "set ppo.ratio_level=token"),
+        (("ppo.estimator=raft", "rollout.samples_per_prompt=4"), "ppo.whiten_advantages", "set it false"),
         (("algorithm=raft", "ppo.dual_clip=3"), "ppo.dual_clip", "set it null"),
         (("algorithm=rloo", "ppo.critic_warmup=2"), "ppo.critic_warmup", "set it 0"),
         (("algorithm=rloo", "ppo.critic_gae_lambda=1"), "ppo.critic_gae_lambda", "set it null"),
@@ -43,7 +44,16 @@ def refused(make_config):
         (("ppo.reference_refresh=3", "lora=r8"), "ppo.reference_refresh", "lora=none"),
         (("algorithm=dapo", "rollout.fixed_length=true"), "ppo.overlong_filter", "set it false"),
         (("algorithm=online_dpo", "ppo.update_epochs=2"), "ppo.update_epochs", "set it 1"),
+        (("algorithm=online_dpo", "ppo.overlong_filter=true"), "ppo.overlong_filter", "set it false"),
+        (("algorithm=online_dpo", "ppo.train_on_eos=false"), "ppo.train_on_eos", "set it true"),
+        (("algorithm=online_dpo", "ppo.whiten_rewards=true"), "ppo.whiten_rewards", "set it false"),
+        (("algorithm=gdpo", "ppo.whiten_rewards=true"), "ppo.whiten_rewards", "set it false"),
+        (("algorithm=grpo", "ppo.gamma=0.9"), "ppo.gamma", "set it 1"),
+        (("algorithm=remax", "rollout.do_sample=false"), "rollout.do_sample", "set it true"),
         (("algorithm=online_dpo", "rollout.samples_per_prompt=4"), "rollout.samples_per_prompt", "set it to 2"),
+        (("algorithm=rloo", "ppo.group_of=each", "ppo.kl_placement=none"), "ppo.group_of", "algorithm=gdpo"),
+        (("algorithm=gdpo", "ppo.eos_penalty=-1"), "ppo.eos_penalty", "set it null"),
+        (("algorithm=gdpo", "ppo.kl_placement=reward"), "ppo.kl_placement", "loss or none"),
         (("ppo.estimator=no.such:thing",), "ppo.estimator", "choose one of gae"),
     ],
 )
@@ -59,6 +69,7 @@ def test_every_algorithm_is_sound(refused):
         "dr_grpo",
         "dapo",
         "gspo",
+        "gdpo",
         "reinforce_pp",
         "reinforce_pp_baseline",
         "remax",
@@ -66,7 +77,8 @@ def test_every_algorithm_is_sound(refused):
     ):
         assert refused(f"algorithm={name}") == {}
     assert refused("algorithm=online_dpo", "ppo.rollout_batch_size=128") == {}
-    assert refused("algorithm=rloo", "ppo.baseline_of=score", "ppo.ratio_level=token") == {}
+    assert refused("ppo=deepspeed-chat", "algorithm=online_dpo") == {}  # whose PPO does not train the end
+    assert refused("algorithm=rloo", "ppo.baseline_of=score", "ppo.ratio_level=token", "ppo.gamma=0.9") == {}
 
 
 def test_kl_cannot_be_in_the_reward_and_in_the_loss(make_config):

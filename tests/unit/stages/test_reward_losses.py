@@ -138,6 +138,10 @@ def test_margins_reach_the_loss(make_config, tokenizer, tmp_path):
             ("reward.loss=token_wise", "reward.grouped=false", "reward.margin_coef=1"),
             "margin_coef=1.0: reward.loss=token_wise does",
         ),
+        (
+            ("reward.loss=plackett_luce", "reward.grouped=true", "reward.label_smoothing=0.1"),
+            "label_smoothing=0.1: reward.loss=plackett_luce does not read it",
+        ),
     ],
 )
 def test_losses_that_cannot_work_are_refused(make_config, words, told):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.quick import mark_slow
 from support.rounding import assert_close, assert_same_gradients
 from support.tiny_models import learning_engine, learning_scorer, smooth_opt
 
@@ -19,6 +20,8 @@ pytestmark = pytest.mark.rounding
 FAMILIES = (
     "opt", "bloom", "gpt-neox", "gptj", "gpt-neo", "gpt2", "codegen", "llama", "qwen2", "qwen3", "mistral", "gemma2",
 )  # fmt: skip
+# A family for each kind of positions and of attention.
+QUICK = ("opt", "bloom", "gpt-neo", "gemma2")
 LENGTHS = ((3, 9), (1, 1), (14, 2), (5, 5), (2, 12), (7, 3))
 WAYS = ("none", "length", "packed")
 
@@ -35,7 +38,7 @@ def gradient(engine):
     return [local_shard(parameter.grad).clone() for parameter in engine.module.parameters() if parameter.grad is not None]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mark_slow(FAMILIES, QUICK))
 @pytest.mark.parametrize("loss_on", ["completion", "full"])
 def test_fine_tuning(make_config, tokenizer, family, loss_on):
     found = {}
@@ -58,7 +61,7 @@ def test_fine_tuning(make_config, tokenizer, family, loss_on):
         assert_same_gradients(found[packing][1], found["none"][1])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mark_slow(FAMILIES, QUICK))
 def test_reward_modelling(make_config, tokenizer, family):
     items = records()
     prompt = items[0].prompt

@@ -56,8 +56,24 @@ def run_attempt(spec, start, end, checkpoint, kill):
             tracker.save(stage_directory(spec).path / f"saved-{step}")
     if kill:
         os.kill(os.getpid(), signal.SIGKILL)
-    tracker.close(0)
+    tracker.close(0, {"eval/gold": 1.5})
     os._exit(0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "total", "stops"), [("unended", 40, True), ("kl_acceleration", 40, False), ("unended", 5, False)]
+)
+def test_an_alarm_is_told_when_it_begins_and_stops_a_stage_that_asks_for_it(spec, capsys, asked, total, stops):
+    tracker = Tracker(spec(f"health.stop=[{asked}]"), True)
+    tracker.status(0, total)
+    for step in range(1, 8):
+        tracker.log(step, {"length/ended": 0.5})
+    assert capsys.readouterr().out.count("alarm unended at step 5: responses that did not end") == 1
+    assert tracker.directory.status()["alarms"] == "unended at step 5"
+    assert (tracker.stop_reason is not None) == stops
+    tracker.resume(None, 0, 0.0)
+    assert (tracker.directory.status()["alarms"], tracker.stop_reason) == (None, None)
+    tracker.close(0)
 
 
 LIVES = ((0, 16, 10), (10, 18, None), (10, 30, None))
@@ -102,6 +118,29 @@ def test_a_stage_killed_and_resumed_has_each_step_once_in_tensorboard(spec, live
     assert [event.step for event in events.Scalars("reward/mean")] == list(range(1, 31))
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [e.wall_time for e in events.Scalars("kl/sequence")] == pytest.approx([row["time"] for row in rows])
+    told = [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors("samples/text_summary")]
+    assert [step for step, _ in told] == [5, 10, 15, 20, 25, 30]
+    assert told[-1][1] == "**prompt**\n\n    p\n\n**sft**\n\n    a\n\n**ppo**\n\n    answer 30"
+
+
+def test_tensorboard_compares_stages_by_their_keys_and_final_metrics(spec):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
+
+    stage = replace(spec("tracking=tensorboard", "ppo.kl_coef=0.3"), swept="kl_coef=0.3")
+    attempt(stage, 0, 2, kill=False)
+    events = EventAccumulator(str(stage_directory(stage).path / "tensorboard"))
+    events.Reload()
+    found = parse_session_start_info_plugin_data(events.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content)
+    keys = {name: getattr(value, value.WhichOneof("kind")) for name, value in found.hparams.items()}
+    assert (keys["ppo.kl_coef"], keys["stage"], keys["sweep"], keys["ppo.betas"]) == (
+        0.3,
+        "ppo",
+        "kl_coef=0.3",
+        "[0.9, 0.95]",
+    )
+    assert "sft.learning_rate" not in keys and "tracking.tensorboard" not in keys
+    assert [event.value for event in events.Scalars("final/eval/gold")] == [1.5]
 
 
 def test_a_tracker_that_is_asked_for_later_holds_the_steps_before(spec):
@@ -116,8 +155,10 @@ def test_a_tracker_that_is_asked_for_later_holds_the_steps_before(spec):
 class Server:
     """W&B's client, online: a run of `known` steps on the server."""
 
+    disabled = offline = False
+
     def __init__(self, known):
-        self.known, self.rows, self.settings = known, [], {}
+        self.known, self.rows, self.settings, self.url, self.artifacts, self.alerts = known, [], {}, None, [], []
 
     def init(self, **settings):
         self.settings = settings
@@ -130,6 +171,15 @@ class Server:
     def log(self, row, step, commit):
         assert step >= self.step  # else W&B drops it with a warning
         self.rows.append((step, commit))
+
+    def use_artifact(self, name, type):
+        raise ValueError(f"no {type} {name}")
+
+    def _log_artifact(self, artifact, aliases, is_user_created, use_after_commit):
+        self.artifacts.append(artifact.name)
+
+    def alert(self, title, text, level):
+        self.alerts.append((title, text, level))
 
     def finish(self, exit_code):
         assert exit_code == 0
@@ -172,6 +222,20 @@ def test_online_a_stage_that_begins_writes_its_run_anew(spec, monkeypatch):
     tracker.close(0)
     assert server.settings["resume"] is None
     assert server.rows == [(1, True)]
+
+
+def test_an_alarm_is_an_alert_of_the_run(spec, monkeypatch):
+    import wandb
+
+    server = Server(0)
+    monkeypatch.setattr(wandb, "init", server.init)
+    tracker = Tracker(spec("tracking=wandb"), True)
+    tracker.resume(None, 0, 0.0)
+    for step in range(1, 8):
+        tracker.log(step, {"length/ended": 0.5})
+    tracker.close(0)
+    ((title, text, level),) = server.alerts
+    assert (title, level) == ("ppo-ffffffffffff: unended", "WARN") and text.startswith("alarm unended at step 5: ")
 
 
 def test_a_disabled_tracker_can_be_resumed(spec):
