@@ -7,7 +7,7 @@ from rlhf.runtime.distributed import silence_libraries
 
 
 @pytest.mark.parametrize(("chosen", "silenced"), [(None, True), ("error", True), ("info", False)])
-def test_transformers_is_silent_though_it_was_imported_before_unless_the_user_wants_to_hear_it(monkeypatch, chosen, silenced):
+def test_transformers_is_silent_though_imported_before_unless_the_user_wants_it(monkeypatch, chosen, silenced):
     former = logging.get_verbosity()
     if chosen is None:
         monkeypatch.delenv("TRANSFORMERS_VERBOSITY", raising=False)
