@@ -36,7 +36,7 @@ class ModelFacts:
     parameters: int
 
 
-def adapted(source: str, size: str, reward: str, critic: str = "none") -> Recipe:
+def adapt_recipe(source: str, size: str, reward: str, critic: str = "none") -> Recipe:
     """Return a recipe of DSC that trains adapters of the policy."""
     name = f"deepspeed-chat-{size}"
     return Recipe(source, name, f"deepspeed-chat-{reward}", name, lora=name, critic_lora=critic, reward_lora=critic)
@@ -48,17 +48,17 @@ LLAMA = "deepspeed-chat-llama-2-7b"
 # The recipes of OPT and of all other families, each with the most weights that a model may have to take it. OPT's are those
 # that DSC's e2e_rlhf.py runs for a size: 1.3b on one GPU, 6.7b and 13b on a node, 66b on several; 30b has its own script.
 OPT_RECIPES: tuple[tuple[float, Recipe], ...] = (
-    (3e9, adapted("DSC, opt/single_gpu, 1.3b", "1.3b", "1.3b")),
+    (3e9, adapt_recipe("DSC, opt/single_gpu, 1.3b", "1.3b", "1.3b")),
     (8e9, Recipe("DSC, opt/single_node, 6.7b", "deepspeed-chat-6.7b", "deepspeed-chat-13b", "deepspeed-chat-6.7b")),
-    (20e9, adapted("DSC, opt/single_node, 13b", "13b", "13b")),
-    (50e9, adapted("DSC, opt/single_node, 30b", "30b", "13b")),
-    (float("inf"), adapted("DSC, opt/multi_node, 66b", "66b", "66b")),
+    (20e9, adapt_recipe("DSC, opt/single_node, 13b", "13b", "13b")),
+    (50e9, adapt_recipe("DSC, opt/single_node, 30b", "30b", "13b")),
+    (float("inf"), adapt_recipe("DSC, opt/multi_node, 66b", "66b", "66b")),
 )
 OTHER_RECIPES: tuple[tuple[float, Recipe], ...] = (
     (3.5e9, Recipe("DSC, opt/single_node, 1.3b (16 GPUs)", "deepspeed-chat", "deepspeed-chat", "deepspeed-chat")),
     (15e9, Recipe("DSC, llama2, 7b", LLAMA, LLAMA, LLAMA)),
-    (50e9, adapted("DSC, opt/single_node, 30b", "30b", "llama-2-7b")),
-    (float("inf"), adapted("DSC, opt/multi_node, 66b", "66b", "llama-2-7b")),
+    (50e9, adapt_recipe("DSC, opt/single_node, 30b", "30b", "llama-2-7b")),
+    (float("inf"), adapt_recipe("DSC, opt/multi_node, 66b", "66b", "llama-2-7b")),
 )
 
 # The reward model beside the options of `model` whose names begin so: the smallest that the literature uses with this

@@ -80,13 +80,13 @@ def compose_all(words: list[str]) -> list[Config]:
 def find_downloads(configs: Iterable[Config]) -> list[Download]:
     """Find what the stages of some configurations read from the hub, each once."""
     found: dict[tuple[str | tuple[str, ...] | None, ...], Download] = {}
-    for download in (download for config in configs for download in needed(config)):
+    for download in (download for config in configs for download in list_downloads(config)):
         read = download.config, download.data_dir, download.splits, download.file
         found.setdefault((download.kind, download.name, download.revision, *read), download)
     return list(found.values())
 
 
-def needed(config: Config) -> Iterator[Download]:
+def list_downloads(config: Config) -> Iterator[Download]:
     """Yield what the stages of a configuration read from the hub, in their order."""
     kinds = [kind_of(stage) for stage in config.stages if is_stage(stage)]
     for kind in kinds:

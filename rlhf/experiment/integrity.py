@@ -108,14 +108,14 @@ def differing_files(
     if foreign:
         return f"{min(foreign)} was not saved by the stage"
 
-    def changed(name: str) -> bool:
+    def is_changed(name: str) -> bool:
         state = (model / name).stat()
         found = cached_digest(model / name, state.st_size, state.st_mtime_ns) if remember else sha256(model / name)
         return bool(found != known[name][1])
 
     names = sorted(read)
     with ThreadPoolExecutor(THREADS) as pool:
-        found = [name for name, differs in zip(names, pool.map(changed, names), strict=True) if differs]
+        found = [name for name, differs in zip(names, pool.map(is_changed, names), strict=True) if differs]
     return f"{model / found[0]} has changed since the stage was done" if found else None
 
 

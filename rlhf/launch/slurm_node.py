@@ -89,7 +89,7 @@ def requeue_or_leave(spec: Spec, reason: str, first: bool) -> int:
     elif signal.SIGUSR2 in received_signals:
         directory.set_status(state="stopped", reason=f"{reason}; launcher.max_requeues={limit} is reached")
         return 1
-    elif preempted():
+    elif is_preempted():
         directory.set_status(state="queued", reason=f"{reason}; another job took its place")
     else:
         directory.set_status(state="stopped", reason=reason)
@@ -98,7 +98,7 @@ def requeue_or_leave(spec: Spec, reason: str, first: bool) -> int:
     return 0
 
 
-def preempted() -> bool:
+def is_preempted() -> bool:
     """Whether SLURM has told this job to give way, and still lets it run for its grace time. A job that is cancelled or
     queued again by others does not run any more; then nothing is to be done."""
     command = ["scontrol", "-o", "show", "job", job_id() or ""]

@@ -54,12 +54,12 @@ def pack_inputs(model: Any, ids: Tensor, mask: Tensor, packing: str, wanted: Ten
     size = shape[0] * shape[1]
     taken = torch.where(mask.bool(), slots, size).flatten()  # padding goes behind the end
 
-    def placed(values: Tensor) -> Tensor:
+    def place(values: Tensor) -> Tensor:
         return values.new_zeros(size + 1).index_copy_(0, taken, values.flatten())[:size].view(shape)
 
-    inputs = {"input_ids": placed(ids), "attention_mask": placed(mask)}
+    inputs = {"input_ids": place(ids), "attention_mask": place(mask)}
     if takes_positions(model):
-        inputs["position_ids"] = placed(order)
+        inputs["position_ids"] = place(order)
     if in_a_row:
         inputs["attention_mask"] = torch.tensor(lengths).view(1, 1, 1, -1)  # what models/attention.py knows a row by
     return PackedInputs(inputs, slots, indices, first)
