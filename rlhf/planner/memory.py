@@ -1,4 +1,4 @@
-"""How much memory a stage takes, by formula: per role and phase on a device, on a node's host, and on the disk.
+"""How much memory a stage takes, by formula: per role and phase on a device, and on a node's host.
 
 Micro-batches (rlhf/planner/batches.py), the plan and the choice of a layout (rlhf/planner/auto.py) read these formulas.
 Pure: no torch, no GPU, no weights. All sizes are in bytes unless a name says GiB.
@@ -244,7 +244,7 @@ def reduction_bytes(role: Role, config: Config) -> float:
 
 def scoring_bytes(config: Config, roles: list[Role], tokens: int) -> float:
     """Activations of a forward pass over so many tokens of the role that takes most."""
-    return max(forward_bytes_per_token(role.model, config.precision.dtype) * tokens for role in roles)
+    return max((forward_bytes_per_token(role.model, config.precision.dtype) * tokens for role in roles), default=0.0)
 
 
 def reading_bytes(config: Config, roles: list[Role], rows: int) -> Bytes:
@@ -276,10 +276,12 @@ def sampling_phases(config: Config, stage: str, roles: list[Role], state: Bytes,
     without = add_bytes(state_bytes(role, config) for role in (actor, *([] if config.ppo.offload_idle else roles[1:])))
     with_critic = add_bytes(state_bytes(role, config) for role in (actor, *critics))
     updating = with_critic if config.ppo.offload_idle else state
-    logits = batch.micro * new
+    reads_actor = config.ppo.old_logprobs == "actor" or (has_reference(config) and is_reference_shared(config))
+    readers = [role for role in roles if role is not actor or reads_actor]
+    logits = logits_bytes(actor.model, dtype, batch.micro * new) / 2
     score = {
-        "activations": scoring_bytes(config, roles, batch.micro * (prompt + new)),
-        "logits": logits_bytes(actor.model, dtype, logits) / 2,
+        "activations": scoring_bytes(config, readers, batch.micro * (prompt + new)),
+        "logits": 0.0 if all(role.scorer for role in readers) else logits,
         "gather": buffers + max(buffer_bytes(role, config) for role in (actor, *critics, *idle)),
     }
     update = training_bytes(config, stage, [actor, *critics], batch.micro, prompt + new, new)
@@ -379,22 +381,3 @@ def host_bytes(config: Config, stage: str) -> float:
         roles = kind_of(stage).roles(config)
         each += sum(sum(state_bytes(role, config).values()) for role in roles[1:])
     return each
-
-
-def disk_bytes(config: Config, stage: str) -> float:
-    """Return what a stage writes at most: the checkpoints that are kept, one that is being written, and its models."""
-    return (config.checkpoint.keep + 1) * state_on_disk(config, stage) + saved_bytes(config, stage)
-
-
-def state_on_disk(config: Config, stage: str) -> float:
-    """Return a checkpoint: weights, master weights and moments of what is trained, of all ranks together."""
-    size = bytes_per_element(config.precision.dtype)
-    trained = [role for role in kind_of(stage).roles(config) if role.lora is not None]
-    return sum(count_trained(role) * (size + optimizer_bytes_per_parameter(config, role.zero)) for role in trained)
-
-
-def saved_bytes(config: Config, stage: str) -> float:
-    """Return the models that a stage saves."""
-    size = bytes_per_element(config.precision.dtype)
-    trained = [role for role in kind_of(stage).roles(config) if role.lora is not None]
-    return sum(size * role.parameters * (2 if role.average else 1) for role in trained)

@@ -58,7 +58,9 @@ def phase_flops(
     merging, sampled = (merge_flops(model, config.lora), None) if merged else (0, config.lora)
     rollout = generation_flops(model, prompts, responses, sampled, read)
     judging = count_reward_models(config) * forward_flops(config.reward_model, lengths, 0)
-    scoring = forward_flops(model, lengths, actions, config.lora) + judging
+    scoring = judging
+    if ppo.old_logprobs == "actor":
+        scoring += forward_flops(model, lengths, actions, config.lora)
     if has_reference(config):
         scoring += forward_flops(model, lengths, actions)
     how = config.lora, ppo.gradient_checkpointing, ppo.dropout

@@ -30,7 +30,7 @@
 30  token means over the global batch of an update
 31  log-ratios cut before exp, and counted                                         ppo.log_ratio_clip
 32  log-probabilities in float32, chunk by chunk
-33  the sampler's log-probabilities are the trainer's, or the run says so, or stops  ppo.sampler_tolerance
+33  the sampler's log-probabilities are the trainer's, or the run says so, or stops  ppo.sampler_tolerance, old_logprobs
 34  a moving average of the actor, saved as its own model                          ppo.ema
 35  a pre-training loss beside the policy's                                        ppo.ptx_coef
 """

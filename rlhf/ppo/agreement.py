@@ -4,10 +4,16 @@ Two pairs of them: the sampler's log-probabilities of what it drew against the t
 the first mini-batch of an update, when no weight has changed. Both are of the whole distribution with the sampling
 temperature: penalties, top-k, top-p or a forbidden end-of-text decide which token is drawn, and are no part of what is
 compared. Differences are in nats per token. A temperature below 1 multiplies the rounding of logits, and so the bounds.
+With `ppo.old_logprobs=sampler` the two pairs are one: the rollout's log-probabilities are the sampler's, and the first
+mini-batch compares them with the trainer's.
 """
 
+import math
+
 from rlhf.config.schema import Config
-from rlhf.runtime.distributed import is_main
+from rlhf.ppo.experience import Experience, first_nonfinite
+from rlhf.rollout.base import Responses
+from rlhf.runtime.distributed import is_main, maximum, total
 
 # How far the sampler's log-probabilities may be from the trainer's, mean over a rollout's tokens. Rounding leaves 1e-6 in
 # float32 and up to 6e-4 in bf16 (tiny models, measured), more in deep ones: NeMo-RL's recipes take exp of it up to 1.1. A
@@ -18,6 +24,33 @@ FATAL = 10.0
 # How far the first mini-batch's may be from the rollout's: a single token, and the mean over the mini-batch's tokens. In
 # bf16 logits near 32 have steps of 0.125, so that a single token tells little.
 RATIO_TOLERANCE = {"fp32": (1e-3, 1e-3), "bf16": (0.5, 0.02), "fp16": (0.5, 0.02)}
+
+
+def compare_sampler(config: Config, rollout: int, experience: Experience, responses: Responses) -> dict[str, float]:
+    """Check the sampler's log-probabilities of a rollout against the actor's; returns their gap over all ranks, as
+    metrics. A rollout that is not finite is left out of training anyway, and judged only by a gap that is."""
+    gaps = (responses.logprobs - experience.logprobs).abs() * experience.mask
+    gap, tokens = total(float(gaps.sum()), float(experience.mask.sum()))
+    mean, largest = gap / tokens, maximum(float(gaps.max()))
+    if math.isfinite(mean) or first_nonfinite(experience) is None:
+        check_sampler(config, rollout, mean, largest)
+    return gap_metrics(mean, largest)
+
+
+def compare_first_minibatch(config: Config, rollout: int, mean: float, largest: float) -> dict[str, float]:
+    """Check the first mini-batch's log-probabilities against the rollout's, from which they are so far apart over all
+    ranks; returns what that says of the sampler, as metrics. What is not finite is not judged: its update is left out."""
+    if config.ppo.old_logprobs == "actor":
+        check_first_ratio(config, rollout, mean, largest)
+        return {}
+    if math.isfinite(mean):
+        check_sampler(config, rollout, mean, largest)
+    return gap_metrics(mean, largest)
+
+
+def gap_metrics(mean: float, largest: float) -> dict[str, float]:
+    """Return the metrics of how far sampler and trainer are apart."""
+    return {"policy/sampler_gap": mean, "policy/sampler_gap_max": largest}
 
 
 def check_sampler(config: Config, rollout: int, mean: float, largest: float) -> None:

@@ -37,30 +37,31 @@ Score = Callable[[Tensor, Tensor, int, Tensor], Tensor]
 
 def score_rollout(
     engine: DeepSpeedRLHFEngine, args: Config, ids: Tensor, mask: Tensor, actions: Tensor, ended: Tensor, score: Score
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
     """Compute log-probabilities of policy and reference and values, [B, R] and 0 on padding, and the scores of reward
-    models [B, M], in micro-batches; None for a model that the algorithm does without. `ids` and `mask` are [B, T],
-    `actions` [B, R]."""
+    models [B, M], in micro-batches; None for a model that the algorithm does without, and for the policy where its
+    sampler's are taken. `ids` and `mask` are [B, T], `actions` [B, R]."""
     width, packing, temperature = actions.size(1), args.ppo.packing, args.rollout.temperature
     if engine.critic is not None:
         engine.critic.eval()
-    columns = [torch.zeros(actions.shape, device=ids.device) for _ in range(3)]
+    actor = engine.actor if args.ppo.old_logprobs == "actor" else None
+    models = actor, engine.ref, engine.critic
+    columns = [None if model is None else torch.zeros(actions.shape, device=ids.device) for model in models]
     scores: list[tuple[Tensor, Tensor]] = []
     for part in scoring_parts(engine, mask, packing):
         rows = send_numbers(part, ids.device)
         sequence = ids[rows], mask[rows], width  # [b, T]
         found = (
-            response_logprobs(engine.actor, *sequence, temperature, packing)[0],
+            None if actor is None else response_logprobs(actor, *sequence, temperature, packing)[0],
             None if engine.ref is None else response_logprobs(engine.ref, *sequence, temperature, packing)[0],
             None if engine.critic is None else response_values(engine.critic, *sequence, packing),
         )
         for column, values in zip(columns, found, strict=True):
-            if values is not None:
+            if column is not None and values is not None:
                 column[rows] = torch.where(actions[rows].bool(), values, 0.0)
         scores.append((rows, score(*sequence, ended[rows])))
     logprobs, reference, values = columns
-    by_models = in_order(scores)
-    return logprobs, None if engine.ref is None else reference, None if engine.critic is None else values, by_models
+    return logprobs, reference, values, in_order(scores)
 
 
 def score_alone(

@@ -19,7 +19,6 @@ from rlhf.tracking.throughput import Clock, throughput_metrics
 def describe_rollout(experience: Experience, responses: Responses, shaped: Tensor, kl_coef: float) -> dict[str, float]:
     """Metrics of a rollout over all ranks; `shaped` [B] are the scores after clipping and penalties."""
     mask, ones = experience.mask, torch.ones_like(experience.scores)
-    gaps = (responses.logprobs - experience.logprobs).abs() * mask
     sums = total(
         float(ones.sum()),
         float(mask.sum()),
@@ -28,9 +27,8 @@ def describe_rollout(experience: Experience, responses: Responses, shaped: Tenso
         float(experience.rewards.sum()),
         float(experience.prompt_mask.sum()),
         float(responses.ended.sum()),
-        float(gaps.sum()),
     )
-    samples, tokens, scores, shaped_sum, rewards, prompts, ended, gap = sums
+    samples, tokens, scores, shaped_sum, rewards, prompts, ended = sums
     return {
         "reward/mean": scores / samples,
         "reward/std": float(global_moments(experience.scores, ones)[1]),
@@ -41,8 +39,6 @@ def describe_rollout(experience: Experience, responses: Responses, shaped: Tenso
         "length/response": tokens / samples,
         "length/prompt": prompts / samples,
         "length/ended": ended / samples,
-        "policy/sampler_gap": gap / tokens,
-        "policy/sampler_gap_max": maximum(float(gaps.max())),
     }
 
 

@@ -30,7 +30,7 @@ from rlhf.engine.zero import set_rates
 from rlhf.experiment.resolve import default_eos_penalty_mode
 from rlhf.models.forward import micro_batches
 from rlhf.planner.auto import choose_layout
-from rlhf.ppo.agreement import check_first_ratio, check_sampler
+from rlhf.ppo.agreement import compare_first_minibatch, compare_sampler
 from rlhf.ppo.draws import Draws
 from rlhf.ppo.ema import build_average
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
@@ -121,9 +121,8 @@ class DeepSpeedPPOTrainer:
         counted = {"group/draws": draws} if self.ppo.dynamic_sampling else {}
         self.metrics |= describe_groups(samples, self.copies) | counted
         self.metrics["reward/raised"] = self.count_raised(experience.scores, responses.ended)
-        gap, largest = self.metrics["policy/sampler_gap"], self.metrics["policy/sampler_gap_max"]
-        if math.isfinite(gap) or first_nonfinite(experience) is None:  # else train_rlhf leaves the rollout out
-            check_sampler(self.args, self.iteration, gap, largest)
+        if self.ppo.old_logprobs == "actor":
+            self.metrics |= compare_sampler(self.args, self.iteration, experience, responses)
         self.pending = experience
         return experience
 
@@ -168,6 +167,7 @@ class DeepSpeedPPOTrainer:
         ids, whole, prompt_mask, mask = sequences_of(prompts, responses)
         read = score_rollout(self.engine, self.args, ids, whole, mask, responses.ended, self.score_responses)
         logprobs, reference, values, by_models = read
+        logprobs = zero_padding(responses.logprobs, mask) if logprobs is None else logprobs
         if greedy is not None:
             more, seen, _, actions = sequences_of(*greedy)
             how = actions.size(1), greedy[1].ended, self.score_responses
@@ -307,7 +307,7 @@ class DeepSpeedPPOTrainer:
                 value_gradient(engine, args, rows, count, metrics)
             metrics.add({"tokens": rows.loss_mask.sum()})
         if metrics.is_first and "policy" in learners:
-            check_first_ratio(args, self.iteration, *metrics.first_gap())
+            self.metrics |= compare_first_minibatch(args, self.iteration, *metrics.first_gap())
         # The optimizer step of both models, or of neither.
         metrics.add_norms(dict(zip(learners, optimizer_step(*learners.values()), strict=True)))
         self.updates += 1

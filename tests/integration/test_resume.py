@@ -317,6 +317,13 @@ def test_killed_with_a_checkpoint_at_every_other_step(lab, stage):
     lab.broken(stage, FEWER[stage], "checkpoint.every_steps=2")
 
 
+@pytest.mark.slow
+def test_the_samplers_logprobs_are_the_same_after_a_death(lab):
+    """A resumed run's sampler has not answered the held-out prompts, of which there are more than of a rollout."""
+    options = "ppo.old_logprobs=sampler", "ppo.dropout=0", "ppo.ratio_tolerance=null", "data.demo.heldout_prompts=24"
+    lab.broken("ppo", FEWER["ppo"], "checkpoint.every_steps=2", *options, "ppo.eval_every=1")
+
+
 def test_preference_optimisation_killed_at_every_boundary(lab):
     lab.broken("dpo", FAULTS["dpo"], EVERY, *PREFERENCES)
 

@@ -72,7 +72,7 @@ class Decoder:
         self.clock = torch.zeros(rows + 2, dtype=torch.long, device=device)
         self.step_number, self.place, self.position = self.clock[:1], self.clock[1:2], self.clock[2:]
         self.cache, self.weights = SlotCache(model, rows, slots, self.place), weight_addresses(model)
-        self.rows, self.slots = rows, slots
+        self.rows, self.slots, self.count = rows, slots, rows
         dtype = next(model.parameters()).dtype
         self.held: Runs | SlotMask = (Runs if self.reads_runs else SlotMask)(rows, slots, device, dtype)
         self.token, self.limits, self.lengths = (torch.zeros(rows, dtype=torch.long, device=device) for _ in range(3))
@@ -107,6 +107,7 @@ class Decoder:
         have one prompt. What follows a row's end is not to be used."""
         count, fresh = len(owners), part.prompts.lengths.new_zeros
         found = fresh(count, self.width), torch.zeros_like(part.draws), fresh(count), fresh(count, dtype=torch.bool)
+        self.count = count
         rows, size = torch.arange(count, device=self.device), self.rows_for(count)
         self.begin(part, size)
         self.choose(self.prefill(part, owners, size), self.kind(0, size))
@@ -148,9 +149,10 @@ class Decoder:
 
     def rows_for(self, rows: int) -> int:
         """Return the rows of the batch that is decoded for so many: on a GPU one of few sizes, since each has graphs of its
-        own; on a CPU one of sixteen."""
-        size = next_size(rows) if self.device.type == "cuda" else round_up(max(1, rows), max(1, self.rows // CPU_SIZES))
-        return min(self.rows, size)
+        own; on a CPU one of sixteen up to the batch's own, whatever batches there were before, so that it rounds alike."""
+        if self.device.type == "cuda":
+            return min(self.rows, next_size(rows))
+        return min(self.count, round_up(max(1, rows), max(1, self.count // CPU_SIZES)))
 
     def slots_for(self, step: int) -> int:
         """Return the number of slots of the cache that a step reads."""

@@ -6,7 +6,7 @@ from rlhf.catalog.estimator import has_critic
 from rlhf.config.errors import ConfigError
 from rlhf.config.rewards import stage_reward
 from rlhf.config.schema import LORAS, ZEROS, Config, Lora
-from rlhf.stages.ppo.algorithms import algorithm_problems
+from rlhf.stages.ppo.algorithms import algorithm_problems, refuse
 from rlhf.stages.ppo.rewards import reward_problems
 
 
@@ -14,6 +14,7 @@ def problems(config: Config) -> Iterator[ConfigError]:
     """Find switches that contradict each other, an actor and a critic that cannot share a tokenizer, and adapters that PPO
     cannot merge."""
     yield from algorithm_problems(config)
+    yield from sampler_problems(config)
     given = config.ppo.actor is not None or config.ppo.reward is not None or stage_reward(config) is None
     other = (config.model.path is None) != (config.reward_model.path is None)
     if has_critic(config) and config.ppo.critic == "reward" and not given and other:
@@ -29,6 +30,22 @@ def problems(config: Config) -> Iterator[ConfigError]:
         lora: Lora = getattr(config, key)
         if lora.rank > 0 and not lora.save_merged:
             yield from unmerged_problems(config, key)
+
+
+def sampler_problems(config: Config) -> Iterator[ConfigError]:
+    """Find settings with which the sampler's log-probabilities cannot take the place of the actor's."""
+    ppo = config.ppo
+    if ppo.old_logprobs != "sampler":
+        return
+    if ppo.dropout > 0:
+        problem = f"with ppo.dropout={ppo.dropout} no pass could tell how far the sampler is from the trainer"
+        yield refuse("old_logprobs", "sampler", problem, "set it actor, or ppo.dropout=0")
+    if ppo.ratio_tolerance is not None:
+        problem = "with ppo.old_logprobs=sampler the first mini-batch is compared with the sampler"
+        yield refuse("ratio_tolerance", ppo.ratio_tolerance, problem, "set it null, and ppo.sampler_tolerance instead")
+    if config.rollout.engine == "paged":
+        problem = "which responses share a pass of rollout=paged depends on time, so the same run would round otherwise"
+        yield refuse("old_logprobs", "sampler", problem, "set it actor, or try rollout=hybrid")
 
 
 def unmerged_problems(config: Config, key: str) -> Iterator[ConfigError]:

@@ -73,8 +73,9 @@ METRICS = (
     Metric("policy/grad_norm", "", "the actor's gradient norm before clipping, mean over the rollout's updates"),
     Metric("policy/overflows", "updates", "updates that both models left out because of the actor's gradient"),
     Metric("value/overflows", "updates", "updates that both models left out because of the critic's gradient"),
-    Metric("policy/sampler_gap", "nats", "mean |sampler's - trainer's log-probability| per token"),
-    Metric("policy/sampler_gap_max", "nats", "largest |sampler's - trainer's log-probability| of a token"),
+    Metric("policy/sampler_gap", "nats", "mean |sampler's - trainer's log-probability| per token, of the rollout or, with "
+        "ppo.old_logprobs=sampler, of its first mini-batch"),
+    Metric("policy/sampler_gap_max", "nats", "largest |sampler's - trainer's log-probability| of a token, of the same"),
     Metric("value/loss", "", "half squared value error per token, mean over the rollout's updates",
         "value loss", axis="half squared error"),
     Metric("value/mean", "reward", "mean value of the rollout's states"),

@@ -14,7 +14,7 @@ from support.quick import mark_slow
 from support.ranks import run_script
 from support.rollout_compare import disagreements, distances
 from support.texts import encode_prompt
-from support.tiny_models import generate, learning_engine, policy_engine, prompts, sample
+from support.tiny_models import generate, learning_engine, policy_engine, prompts, random_numbers, sample
 
 from rlhf.config.errors import ConfigError
 from rlhf.data.tokens import prompt_batch, right_mask
@@ -85,6 +85,19 @@ def test_rows_that_end_are_left_out_and_disturb_no_other(make_config, tokenizer,
     assert len(sizes) == max(ends)  # and nothing after the last one has ended
     plain = generate(engine, batch, numbers, tokenizer, replace(config.rollout, engine="hf"))
     assert disagreements(engine, batch, numbers, found, plain, config.rollout, tokenizer.eos_token_id) == []
+
+
+def test_a_rollout_rounds_alike_whatever_came_before(make_config, tokenizer, monkeypatch):
+    """A resumed run has no decoder of an earlier, larger batch, and must go on as the run that was left alone."""
+    config = make_config("rollout.max_new_tokens=16", "rollout.temperature=1000.0")
+    engine, sizes, step = policy_engine(config, tokenizer), [], Decoder.step
+    numbers, batch = ending_at(tokenizer, 10, 16, [0, 15, 3, 3, 9, 1, 14, 2, 0, 5]), prompts(config, tokenizer, TEXTS)
+    used, fresh = (create_sampler(engine, tokenizer, config.rollout) for _ in range(2))
+    sample(used, prompts(config, tokenizer, TEXTS * 7), random_numbers(config, 70))
+    monkeypatch.setattr(Decoder, "step", lambda self, kind: (sizes.append(kind.rows), step(self, kind))[1])
+    again, expected = sample(used, batch, numbers), sample(fresh, batch, numbers)
+    assert used.decoder.rows == 70 and sizes[: len(sizes) // 2] == sizes[len(sizes) // 2 :]
+    assert torch.equal(again.logprobs, expected.logprobs)
 
 
 def test_batches_shrink_to_few_sizes_that_are_large_enough():

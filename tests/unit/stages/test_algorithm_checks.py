@@ -6,8 +6,9 @@ from rlhf.catalog.estimator import has_critic, has_reference, needs_of
 from rlhf.catalog.stage import kind_of
 from rlhf.config.errors import ConfigError
 from rlhf.experiment.fingerprint import fingerprint
-from rlhf.planner.memory import Batch, phase_bytes, saved_bytes, state_on_disk
+from rlhf.planner.memory import Batch, phase_bytes
 from rlhf.planner.ppo import phase_flops
+from rlhf.planner.storage import saved_bytes, state_on_disk
 from rlhf.stages.ppo.algorithms import algorithm_problems
 
 
