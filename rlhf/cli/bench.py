@@ -5,11 +5,14 @@
     python -m rlhf bench bench.what=train bench.lengths=real    # one phase alone (or score); answers of many lengths
     python -m rlhf bench bench.what=sft bench.lengths=real      # a step of fine-tuning (or reward), beside a padded one
     python -m rlhf bench bench.what=stages hardware=a100-80g    # a training step of each of the three stages
+    python -m rlhf bench bench.peer=trl bench.lengths=real      # a step of RLOO and of GRPO, each beside TRL's
     python -m rlhf bench --table                                # the stored results as the table of docs/performance.md
 
 Every key and group of `python -m rlhf --help` can be given; they join the recipe, DeepSpeed-Chat's benchmark, which is in
-experiments/bench.yaml. Models have random weights of the shapes in conf/model: nothing is downloaded. The baseline samples
-with transformers' generate, pads every batch to its longest sequence and reads it in separate passes; all else is the same.
+experiments/bench.yaml. Models have random weights of the shapes in conf/model: nothing is downloaded. The baseline is
+DeepSpeed-Chat's step 3 (rlhf/stages/bench/deepspeed_chat.py): transformers' generate, prompts padded to the longest that
+may be, logits of all positions, a pass of its own for each model. TRL's trainers (bench.peer=trl; pip install 'rlhf[trl]')
+read our tokens and ask our reward model (rlhf/stages/bench/trl.py). A step of sft or reward is beside one that is padded.
 Variants take turns, after a round of each that warms up; medians are told, and the result is stored in outputs/bench, with
 the machine's load at the end (the mean number of waiting processes in the last 1, 5 and 15 minutes).
 
@@ -22,8 +25,11 @@ import shlex
 import sys
 import tempfile
 import zlib
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import date
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +37,7 @@ from rich.console import Console
 
 from rlhf.catalog.stage import kind_of
 from rlhf.cli.prepare import load_config
-from rlhf.config.checks import check, check_devices
+from rlhf.config.checks import check, check_devices, join_or
 from rlhf.config.compose import config_root
 from rlhf.config.derive import policy_stage, ranks
 from rlhf.config.errors import ConfigError
@@ -49,6 +55,7 @@ if TYPE_CHECKING:
 
 RESULTS = "experiments/results"
 FLAGS = ("-h", "--help", "--table")
+TRL_ALGORITHMS = ("rloo", "grpo")
 
 
 def main(arguments: list[str]) -> int:
@@ -60,7 +67,8 @@ def main(arguments: list[str]) -> int:
         elif {"-h", "--help"} & set(arguments):
             console.print(__doc__, soft_wrap=True)
         else:
-            measure(read_configuration(arguments), console)
+            config = read_configuration(arguments)
+            measure(config, list_groups(config, arguments), console)
     except ConfigError as error:
         Terminal(stderr=True, soft_wrap=True).print(f"error: {error}")
         return 2
@@ -98,9 +106,37 @@ def compose_benchmark(arguments: list[str]) -> Config:
     return load_config(f"+experiments=[{','.join(dict.fromkeys(presets))}]", *overrides)
 
 
-def measure(config: Config, console: Console) -> None:
+def list_groups(config: Config, arguments: list[str]) -> list[Config]:
+    """Return the configurations whose variants take turns, group by group: what was typed, or beside TRL's trainers the
+    algorithm that was typed, or RLOO and GRPO. Raises ConfigError for what those do not do."""
+    if config.bench.peer != "trl":
+        return [config]
+    typed = [word for word in arguments if word.startswith("algorithm=")]
+    found = [read_configuration([*arguments, f"algorithm={name}"]) for name in TRL_ALGORITHMS] if not typed else [config]
+    for own in found:
+        check_trl(own)
+    return found
+
+
+def check_trl(config: Config) -> None:
+    """Raise ConfigError where TRL is not installed, or its trainers do not do what the configuration asks for."""
+    if find_spec("trl") is None:
+        raise ConfigError("bench.peer", "trl", "it needs the package trl", "pip install 'rlhf[trl]'")
+    if config.bench.what != "step3":
+        raise ConfigError("bench.what", config.bench.what, "TRL's trainers are measured by whole steps", "leave it out")
+    if config.algorithm not in TRL_ALGORITHMS:
+        fix = f"try {join_or([f'algorithm={name}' for name in TRL_ALGORITHMS])}"
+        raise ConfigError("algorithm", config.algorithm, "no trainer of TRL's is measured beside it", fix)
+    if config.lora.rank or config.zero.stage:
+        key, value = ("lora.rank", config.lora.rank) if config.lora.rank else ("zero.stage", config.zero.stage)
+        raise ConfigError(key, value, "TRL's trainers are measured with all weights on one device", "leave it out")
+
+
+def measure(config: Config, groups: list[Config], console: Console) -> None:
     """Measure, print, and store."""
-    configs, left_out = list_variants(config)
+    listed = [list_variants(group) for group in groups]
+    configs = {name: own for variants, _ in listed for name, own in variants.items()}
+    left_out = {name: reason for _, reasons in listed for name, reason in reasons.items()}
     from rlhf.runtime.distributed import leave, start
 
     start(config)  # before anything imports deepspeed: it looks for its device then
@@ -108,7 +144,9 @@ def measure(config: Config, console: Console) -> None:
 
     from rlhf.tracking.environment import environment
 
-    measured = measure_stages(config) if config.bench.what == "stages" else compare_variants(config, configs)
+    measured: dict[str, Measured] = {}
+    for group, (variants, _) in zip(groups, listed, strict=True):
+        measured |= compare_variants(group, variants) if group.bench.what != "stages" else measure_stages(group)
     leave()
     left_out |= {name: str(result.problem) for name, result in measured.items() if result.refused}
     for engine, reason in left_out.items():
@@ -118,7 +156,7 @@ def measure(config: Config, console: Console) -> None:
         "recipe": describe_recipe(config) | {"threads": torch.get_num_threads()},
         "memory": describe_memory(config), "left_out": left_out, "load": os.getloadavg(),
         "variants": {
-            name: variant_entry(name, configs.get(name, config), result)
+            name: variant_entry(name, configs.get(name, with_peer(config, None)), result, set(measured))
             for name, result in measured.items() if not result.refused
         },
     }  # fmt: skip
@@ -129,26 +167,30 @@ def measure(config: Config, console: Console) -> None:
 
 
 def list_variants(config: Config) -> tuple[dict[str, Config], dict[str, str]]:
-    """Return what is measured, by name, the baseline first; and the engines that cannot serve the configuration, with the
-    reason: those that the user names are refused instead. Raises ConfigError."""
-    rollout = config.bench.what == "rollout"
-    base = with_engine_and_packing(
-        config, "hf" if rollout or config.bench.what == "step3" else config.rollout.engine, "none"
-    )
+    """Return what is measured, by name, the peer first, which has `bench.peer`; and the engines that cannot serve the
+    configuration, with the reason: those that the user names are refused instead. Raises ConfigError."""
+    own, rollout = with_peer(config, None), config.bench.what == "rollout"
+    if config.bench.peer == "trl":
+        return {f"trl {config.algorithm}": config, config.algorithm: own}, {}
+    base = {} if config.bench.peer is None else {BASELINE: with_engine_and_packing(config, "hf", "none")}
     if not rollout:
-        return {BASELINE: base, "ours": config}, {}
-    asked, left_out = config.bench.engines, {}
-    found = {BASELINE: base}
+        return base | {"ours": own}, {}
+    asked, found, left_out = config.bench.engines, dict[str, Config](), {}
     for engine in dict.fromkeys(asked or (config.rollout.engine, "hybrid", "paged")):
         try:
-            found[engine] = with_engine_and_packing(config, engine, config.ppo.packing)
+            found[engine] = with_engine_and_packing(own, engine, config.ppo.packing)
             check(found[engine])
         except ConfigError as error:
             if asked:
                 raise
             found.pop(engine)
             left_out[engine] = str(error)
-    return {name: found[name] for name in found if name != "hf"}, left_out
+    return base | {name: found[name] for name in found if name != "hf"}, left_out
+
+
+def with_peer(config: Config, peer: str | None) -> Config:
+    """Return the configuration of a step of a peer's, or of our own."""
+    return replace(config, bench=replace(config.bench, peer=peer))
 
 
 def with_engine_and_packing(config: Config, engine: str, packing: str) -> Config:
@@ -164,7 +206,8 @@ def compare_variants(config: Config, configs: dict[str, Config]) -> "dict[str, M
     from rlhf.stages.bench.compare import compare
     from rlhf.stages.bench.run import benchmarked_stages
 
-    optional = [] if config.bench.engines else [name for name in configs if name not in (BASELINE, "ours")]
+    optional = [name for name in configs if name != BASELINE] if config.bench.what == "rollout" else []
+    optional = [] if config.bench.engines else optional
     with tempfile.TemporaryDirectory() as directory:
         (rounds,) = benchmarked_stages(config).values()
         return compare(configs, lambda: rounds(config, Path(directory) / "random"), config.bench.repeats, optional)
@@ -177,7 +220,7 @@ def measure_stages(config: Config) -> "dict[str, Measured]":
     from rlhf.stages.bench.compare import Failed, Measured, interleave
     from rlhf.stages.bench.run import benchmarked_stages
 
-    found: dict[str, Measured] = {}
+    config, found = with_peer(config, None), dict[str, Measured]()
     with tempfile.TemporaryDirectory() as directory:
         for name, rounds in benchmarked_stages(config).items():
             try:
@@ -189,16 +232,31 @@ def measure_stages(config: Config) -> "dict[str, Measured]":
     return found
 
 
-def variant_entry(name: str, own: Config, measured: "Measured") -> dict[str, Any]:
-    """Return a variant as it is stored: how it works, its medians, and its main figure in every round."""
+def variant_entry(name: str, own: Config, measured: "Measured", names: Collection[str]) -> dict[str, Any]:
+    """Return a variant as it is stored: how it works, its medians, its main figure in every round, and whose it is measured
+    beside, of these names."""
+    rounds = [figures[TIME_OF[own.bench.what]] for figures in measured.rounds]
+    beside = next((other for other in (f"trl {name}", BASELINE) if other in names and other != name), None)
+    return {
+        "how": describe_way(name, own), "problem": measured.problem, "median": measured.median, "rounds": rounds,
+        "beside": beside if own.bench.peer is None else None,
+    }  # fmt: skip
+
+
+def describe_way(name: str, own: Config) -> str:
+    """Tell in a few words how a variant works."""
+    copies = f", {own.rollout.samples_per_prompt} responses a prompt"
+    if own.bench.peer == "trl":
+        return f"TRL {version('trl')}{copies}"
     engine = f"{own.rollout.engine} rollouts"
     stage = name if own.bench.what == "stages" else measured_stages(own)[0]
     samples = kind_of(stage).samples_responses
+    if own.bench.peer is not None and samples:
+        return "transformers' generate" if own.bench.what == "rollout" else "DeepSpeed-Chat's"
     padding = {"none": "padded", "length": "by length", "packed": "packed"}[getattr(own, stage).packing]
     how = f"{engine}, {padding}" if samples and own.bench.what not in ("score", "train") else padding
     how = engine if own.bench.what == "rollout" else how
-    rounds = [figures[TIME_OF[own.bench.what]] for figures in measured.rounds]
-    return {"how": how, "problem": measured.problem, "median": measured.median, "rounds": rounds}
+    return how + copies * (name == own.algorithm)
 
 
 def describe_recipe(config: Config) -> dict[str, Any]:
@@ -214,7 +272,7 @@ def describe_recipe(config: Config) -> dict[str, Any]:
         "zero": config.zero.stage, "offload": config.zero.offload_optimizer or config.zero.offload_param,
         "lora": config.lora.rank, "batch": batch, "micro_batch": batches(config, stage).micro,
         "prompt_tokens": config.data.max_prompt_tokens, "response_tokens": longest,
-        "update_epochs": config.ppo.update_epochs, "seed": config.seed,
+        "update_epochs": config.ppo.update_epochs, "seed": config.seed, "peer": config.bench.peer,
     }  # fmt: skip
 
 
@@ -229,5 +287,6 @@ def describe_memory(config: Config) -> str:
 def file_name(config: Config, found: dict[str, Any]) -> str:
     """Return a name that tells what was measured, where and when; other settings on one day get another checksum."""
     told = f"{found['recipe']} {[variant['how'] for variant in found['variants'].values()]}"
-    words = f"bench-{config.bench.what}-{config.bench.lengths}-{config.model.name}-{config.hardware.gpu}"
+    what = "trl" if config.bench.peer == "trl" else config.bench.what
+    words = f"bench-{what}-{config.bench.lengths}-{config.model.name}-{config.hardware.gpu}"
     return f"{words}-{date.today()}-{zlib.crc32(told.encode()):08x}.json".lower().replace(" ", "-")

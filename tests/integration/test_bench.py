@@ -11,7 +11,7 @@ import torch
 from support.command import ROOT, run_here
 from support.quick import mark_slow
 
-from rlhf.cli.bench import describe_recipe, file_name, list_variants, measure_stages, read_configuration
+from rlhf.cli.bench import describe_recipe, file_name, list_groups, list_variants, measure_stages, read_configuration
 from rlhf.config.errors import ConfigError
 from rlhf.stages.bench.metrics import TIME_OF
 from rlhf.stages.bench.table import table
@@ -52,6 +52,22 @@ def test_a_result_holds_figures_recipe_versions_and_device(tmp_path, monkeypatch
     rows = table(file.parent).splitlines()
     assert len(rows) == 2 + len(VARIANTS[what] - {"baseline"})
     assert "opt-tiny with opt-tiny" in rows[2] and rows[0].count("|") == rows[2].count("|")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lengths", ["real", "fixed"])
+def test_trls_trainers_take_turns_with_ours_on_responses_of_the_same_lengths(tmp_path, lengths):
+    pytest.importorskip("trl")
+    done = bench(*SMALL, "bench.peer=trl", f"bench.lengths={lengths}", "ppo.rollout_batch_size=16", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr  # other lengths than ours would be an error
+    (file,) = (tmp_path / "outputs" / "bench").glob(f"bench-trl-{lengths}-opt-tiny-cpu-*.json")
+    variants = json.loads(file.read_text())["variants"]
+    assert list(variants) == ["trl rloo", "rloo", "trl grpo", "grpo"]
+    for name, variant in variants.items():
+        times = {part: variant["median"][f"time/{part}_s"] for part in ("rollout", "score", "train", "step")}
+        assert times.pop("step") == pytest.approx(sum(times.values())) and min(times.values()) > 0
+        assert ("throughput/train_mfu" in variant["median"]) == (not name.startswith("trl"))
+        assert variant["beside"] == (None if name.startswith("trl") else f"trl {name}")
 
 
 def test_stored_results_are_a_table(tmp_path):
@@ -123,6 +139,35 @@ def test_a_preset_of_the_users_joins_the_recipe_and_overrides_win():
     assert (config.stages, config.rollout.fixed_length) == (["bench"], True)
 
 
+def test_beside_trl_are_rloo_and_grpo_or_what_is_typed(monkeypatch):
+    monkeypatch.setattr("rlhf.cli.bench.find_spec", lambda name: True)
+    for typed, algorithms in (([], ["rloo", "grpo"]), (["algorithm=rloo"], ["rloo"])):
+        arguments = ["bench.peer=trl", *typed]
+        groups = list_groups(read_configuration(arguments), arguments)
+        assert [group.algorithm for group in groups] == algorithms
+        for group in groups:
+            found, _ = list_variants(group)
+            assert [(name, own.bench.peer, own.algorithm) for name, own in found.items()] == [
+                (f"trl {group.algorithm}", "trl", group.algorithm), (group.algorithm, None, group.algorithm),
+            ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("installed", "arguments", "start"),
+    [
+        (False, (), r"bench\.peer=trl: it needs the package trl; pip install 'rlhf\[trl\]'"),
+        (True, ("bench.what=rollout",), r"bench\.what=rollout: TRL's trainers are measured by whole steps"),
+        (True, ("algorithm=dapo",), r"algorithm=dapo: no trainer of TRL's .*algorithm=rloo or algorithm=grpo"),
+        (True, ("lora=r8",), r"lora\.rank=8: TRL's trainers are measured with all weights"),
+        (True, ("zero=2",), r"zero\.stage=2: TRL's trainers are measured with all weights"),
+    ],
+)  # fmt: skip
+def test_what_trl_does_not_do_is_refused(monkeypatch, installed, arguments, start):
+    monkeypatch.setattr("rlhf.cli.bench.find_spec", lambda name: installed or None)
+    with pytest.raises(ConfigError, match=f"^{start}"):
+        list_groups(read_configuration(["bench.peer=trl", *arguments]), ["bench.peer=trl", *arguments])
+
+
 def ways(found):
     return {name: (config.rollout.engine, config.ppo.packing) for name, config in found.items()}
 
@@ -131,7 +176,9 @@ def test_the_baseline_is_what_is_usual_and_comes_first():
     found, _ = list_variants(read_configuration([]))
     assert list(ways(found).items()) == [("baseline", ("hf", "none")), ("ours", ("hybrid", "packed"))]
     found, _ = list_variants(read_configuration(["bench.what=train"]))
-    assert ways(found) == {"baseline": ("hybrid", "none"), "ours": ("hybrid", "packed")}  # on the same rollout
+    assert ways(found) == {"baseline": ("hf", "none"), "ours": ("hybrid", "packed")}
+    assert {name: config.bench.peer for name, config in found.items()} == {"baseline": "deepspeed-chat", "ours": None}
+    assert list(list_variants(read_configuration(["bench.peer=null"]))[0]) == ["ours"]
     found, _ = list_variants(read_configuration(["bench.what=rollout", "bench.engines=[paged,hybrid]"]))
     assert [config.rollout.engine for config in found.values()] == ["hf", "paged", "hybrid"]
 

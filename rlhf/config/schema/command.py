@@ -79,6 +79,7 @@ class Bench:
     lengths: str = key(choices=("fixed", "real"))
     repeats: int = key(COUNT)
     engines: list[str] | None = key(choices=("hybrid", "paged", "deepspeed"))
+    peer: str | None = key(choices=("deepspeed-chat", "trl"), neutral="deepspeed-chat")
 
 
 @dataclass

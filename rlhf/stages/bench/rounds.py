@@ -26,11 +26,14 @@ from rlhf.ppo.report import describe_speed
 from rlhf.runtime.device import copy_gb_s, free, reset_peak
 from rlhf.runtime.distributed import barrier, device, is_main, maximum, start, total, world
 from rlhf.runtime.seeds import uniforms
+from rlhf.stages.bench.deepspeed_chat import DeepSpeedChatTrainer
+from rlhf.stages.bench.generate import generate
 from rlhf.stages.bench.inputs import prompts
 from rlhf.tracking.throughput import Clock, throughput_metrics
 
 # A round: does what is measured once, and returns its figures.
 Round = Callable[[], dict[str, float]]
+Trainer = DeepSpeedPPOTrainer | DeepSpeedChatTrainer
 # Makes the round of a configuration, on models that several share.
 MakeRound = Callable[[Config], Round]
 # Rollouts to come, of which learning rates fall: more than any benchmark does.
@@ -39,11 +42,12 @@ ROLLOUTS = 10**6
 
 @dataclass(frozen=True)
 class Models:
-    """The four models of step 3, and the prompts that all rounds answer."""
+    """The models of step 3, the prompts that all rounds answer, and a peer's step on the same (`bench.peer`)."""
 
     engine: DeepSpeedRLHFEngine
     tokenizer: Tokenizer
     prompts: PromptBatch
+    peer: Round | None = None
 
 
 def train_toy_tokenizer(config: Config) -> Tokenizer:
@@ -68,25 +72,33 @@ def random_models(config: Config, directory: Path) -> Iterator[Models]:
         del built
     free()
     engine = DeepSpeedRLHFEngine(str(directory / "actor"), str(directory / "reward"), tokenizer, ROLLOUTS, config)
+    models = Models(engine, tokenizer, prompts(config, engine.device))
+    if config.bench.peer == "trl":
+        from rlhf.stages.bench.trl import TRLStep
+
+        models = replace(models, peer=TRLStep(config, directory, engine, models.prompts))
     barrier()
     if is_main():
         shutil.rmtree(directory)
     try:
-        yield Models(engine, tokenizer, prompts(config, engine.device))
+        yield models
     finally:
         engine.release()
-        del engine
+        del engine, models
         free()
 
 
 def round_of(config: Config, models: Models) -> Round:
-    """Return a round of `bench.what`, in the configuration's way."""
+    """Return a round of `bench.what`, in the configuration's way or in that of its peer."""
+    if config.bench.peer == "trl":
+        assert models.peer is not None
+        return models.peer
     kinds = {"rollout": rollout_round, "score": score_round, "train": train_round}
     return kinds.get(config.bench.what, step_round)(config, models)
 
 
 def rollout_round(config: Config, models: Models) -> Round:
-    """Return a rollout, by itself."""
+    """Return a rollout, by itself: by the configuration's engine, or the peer's by transformers' generate."""
     batch = models.prompts
     random = uniforms(config.seed, "bench", 0, batch.samples, config.rollout.max_new_tokens)
     draws = torch.from_numpy(random).to(models.engine.device)
@@ -94,10 +106,13 @@ def rollout_round(config: Config, models: Models) -> Round:
     def once() -> dict[str, float]:
         clock = Clock()
         with clock.phase("rollout"):
-            sampler = models.engine.sampler_of(models.engine.actor, config.rollout)
-            sampler.sync()
-            answers = sampler.generate(batch, draws)
-        asked, said = batch.lengths.tolist(), answers.lengths.tolist()
+            if config.bench.peer is None:
+                sampler = models.engine.sampler_of(models.engine.actor, config.rollout)
+                sampler.sync()
+                lengths = sampler.generate(batch, draws).lengths
+            else:
+                lengths = generate(models.engine, config, batch, do_sample=True).said_mask.sum(1)
+        asked, said = batch.lengths.tolist(), lengths.tolist()
         seconds = maximum(clock.seconds["rollout"])
         samples, tokens, flops = total(len(said), sum(said), generation_flops(config.model, asked, said, config.lora))
         figures = {"time/rollout_s": seconds} | throughput_metrics(config, "rollout", seconds, samples, tokens, flops)
@@ -108,13 +123,13 @@ def rollout_round(config: Config, models: Models) -> Round:
 
 def score_round(config: Config, models: Models) -> Round:
     """Scoring a rollout, which is made anew for it each time and not counted."""
-    trainer = DeepSpeedPPOTrainer(models.engine, config)
+    trainer = build_trainer(config, models)
     return lambda: phase_metrics(config, "score", trainer.generate_experience(models.prompts), trainer.clock)
 
 
 def train_round(config: Config, models: Models) -> Round:
     """Make a round of the updates on a rollout that was made once."""
-    trainer = DeepSpeedPPOTrainer(models.engine, config)
+    trainer = build_trainer(config, models)
     made: list[Experience] = []
 
     def once() -> dict[str, float]:
@@ -129,7 +144,7 @@ def train_round(config: Config, models: Models) -> Round:
 
 def step_round(config: Config, models: Models) -> Round:
     """Return a whole step: a rollout, its scoring, its updates."""
-    trainer = DeepSpeedPPOTrainer(models.engine, config)
+    trainer = build_trainer(config, models)
 
     def once() -> dict[str, float]:
         experience = trainer.generate_experience(models.prompts)
@@ -141,7 +156,14 @@ def step_round(config: Config, models: Models) -> Round:
     return once
 
 
-def train(trainer: DeepSpeedPPOTrainer, experience: Experience) -> None:
+def build_trainer(config: Config, models: Models) -> Trainer:
+    """Return our trainer, or the baseline's."""
+    if config.bench.peer is None:
+        return DeepSpeedPPOTrainer(models.engine, config)
+    return DeepSpeedChatTrainer(models.engine, config)
+
+
+def train(trainer: Trainer, experience: Experience) -> None:
     """Run the updates; raises FloatingPointError if they were left out, since that takes no time."""
     trainer.train_rlhf(experience)
     if trainer.metrics["train/nonfinite"]:

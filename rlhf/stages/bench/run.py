@@ -5,6 +5,7 @@ It saves no checkpoints: one that is broken off begins anew.
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def run(config: Config, inputs: dict[str, str], context: Context) -> dict[str, f
 
 def measure_rounds(config: Config, directory: Path) -> Generator[dict[str, float]]:
     """Yield the figures of each round, after one that warms up; of several stages under names of their own."""
+    config = replace(config, bench=replace(config.bench, peer=None))
     for stage, rounds in benchmarked_stages(config).items():
         with rounds(config, directory) as make_round:
             once = make_round(config)

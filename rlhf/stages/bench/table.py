@@ -27,7 +27,7 @@ def spread(variant: dict[str, Any], main: str) -> str:
 def build_table(found: dict[str, Any]) -> Table:
     """Return a row per figure, a column per variant; beside times, how often they go into the baseline's."""
     recipe, variants = found["recipe"], found["variants"]
-    main, base = TIME_OF[recipe["what"]], variants.get(BASELINE, {}).get("median") or {}
+    main = TIME_OF[recipe["what"]]
     title = f"{recipe['what']}: {describe_row(recipe)}, micro-batches of {recipe['micro_batch']}, seed {recipe['seed']}"
     shown = Table(title=title, title_justify="left", caption=found["memory"], caption_justify="left")
     shown.add_column(f"median of {recipe['repeats']}")
@@ -37,13 +37,21 @@ def build_table(found: dict[str, Any]) -> Table:
     names = dict.fromkeys(name for median in measured for name in median)
     order = sorted(KNOWN, key=lambda name: MACHINE_GROUPS.index(name.partition("/")[0]))
     for name in sorted(names, key=lambda name: (name != main, order.index(name))):
-        cells = [cell(variant, name, main, base) for variant in variants.values()]
+        cells = [cell(variant, name, main, beside(found, other)) for other, variant in variants.items()]
         shown.add_row(name, *cells, style="bold" if name == main else None, end_section=name == main)
     return shown
 
 
-def cell(variant: dict[str, Any], name: str, main: str, base: dict[str, float]) -> str:
+def beside(found: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """Return the variant that one is measured beside, if there is one."""
+    variants: dict[str, Any] = found["variants"]
+    other = variants[name].get("beside", None if name == BASELINE else BASELINE)  # older results have none
+    return variants.get(other)
+
+
+def cell(variant: dict[str, Any], name: str, main: str, other: dict[str, Any] | None) -> str:
     """Return a figure of a variant; or, in the main row, why there is none."""
+    base = {} if other is None else other["median"]
     if variant["problem"] is not None:
         return variant["problem"] if name == main else ""
     median = variant["median"]
@@ -51,36 +59,42 @@ def cell(variant: dict[str, Any], name: str, main: str, base: dict[str, float]) 
         return ""
     percent = KNOWN[name].unit == "share"
     text = spread(variant, name) if name == main else f"{100 * median[name]:.1f} %" if percent else f"{median[name]:.4g}"
-    timed = name.startswith("time/") and name != "time/decode_limit_ms" and name in base and median is not base
+    timed = name.startswith("time/") and name != "time/decode_limit_ms" and name in base
     return text + (f"  {base[name] / median[name]:.1f}x" if timed else "")
 
 
 def table(directory: Path) -> str:
-    """Return stored results as Markdown, a row per variant that is compared."""
+    """Return stored results as Markdown, a row per variant of ours."""
     results = [json.loads(file.read_text()) for file in sorted(directory.glob("bench-*.json"))]
-    rows = [row(found, name) for found in results for name in found["variants"] if name != BASELINE]
+    rows = [row(found, name) for found in results for name in found["variants"] if not name.startswith((BASELINE, "trl "))]
     return "\n".join([HEAD, *rows])
 
 
 def row(found: dict[str, Any], name: str) -> str:
     """Return a variant beside the baseline of its run."""
-    recipe, own, base = found["recipe"], found["variants"][name], found["variants"].get(BASELINE)
+    recipe, own, base = found["recipe"], found["variants"][name], beside(found, name)
     main = TIME_OF[recipe["what"]]
     figures = own["median"]
-    what = f"{recipe['what']}: {name}" if recipe["what"] == "stages" else f"{recipe['what']}, {own['how']}"
+    what = f"{recipe['what']}: {name}, {own['how']}" if recipe.get("peer") == "trl" else f"{recipe['what']}, {own['how']}"
+    what = f"{recipe['what']}: {name}" if recipe["what"] == "stages" else what
     known = base is not None and base["problem"] is None and own["problem"] is None
     cells = [
         found["gpus"][0] if found["gpus"] else f"{found['processor']}, {plural(recipe['threads'], 'thread')}",
         what,
         describe_row(recipe),
         own["problem"] or f"{spread(own, main)} s",
-        "–" if base is None else base["problem"] or f"{spread(base, main)} s",
+        "–" if base is None else base["problem"] or f"{spread(base, main)} s{peer(base)}",
         f"{base['median'][main] / figures[main]:.1f}" if known and base is not None else "–",
         next((f"{figures[rate]:.3g}" for rate in rates(recipe["what"]) if rate in figures), "–"),
         limits(figures, recipe["what"]),
         f"{found['date']}, torch {found['packages']['torch']}, transformers {found['packages']['transformers']}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def peer(base: dict[str, Any]) -> str:
+    """Whose the step is that ours is beside, where it is a peer's."""
+    return f" ({base['how'].partition(',')[0]})" if base["how"].startswith("TRL") else ""
 
 
 def describe_row(recipe: dict[str, Any]) -> str:

@@ -4,12 +4,17 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 from support.small import SMALL_BENCH
 
+from rlhf.algo.estimators.gae import advantages_and_returns
 from rlhf.catalog.stage import check_metrics
 from rlhf.cli.prepare import load_config
+from rlhf.models.forward import response_logprobs, response_scores, response_values
 from rlhf.planner.decode import decode_bytes
 from rlhf.runtime.device import copy_gb_s
+from rlhf.stages.bench.deepspeed_chat import DeepSpeedChatTrainer
+from rlhf.stages.bench.generate import generate as plain_generate
 from rlhf.stages.bench.inputs import prompts
 from rlhf.stages.bench.rounds import decode_metrics, random_models, round_of
 
@@ -29,9 +34,10 @@ def models(tmp_path_factory):
         yield found
 
 
+@pytest.mark.parametrize("peer", ["null", "deepspeed-chat"])
 @pytest.mark.parametrize("what", TIMES)
-def test_a_round_tells_what_was_measured_and_nothing_else(models, what):
-    config = load_config(*SMALL, f"bench.what={what}")
+def test_a_round_tells_what_was_measured_and_nothing_else(models, what, peer):
+    config = load_config(*SMALL, f"bench.what={what}", f"bench.peer={peer}")
     once = round_of(config, models)
     for figures in (once(), once()):
         check_metrics("bench", figures)
@@ -47,7 +53,7 @@ def test_a_round_tells_what_was_measured_and_nothing_else(models, what):
 def test_all_answers_are_as_long_as_the_recipe_says(models, engine, monkeypatch):
     lengths = []
     for overrides in ((), ("bench.lengths=real",)):
-        config = load_config(*SMALL, "bench.what=rollout", f"rollout={engine}", *overrides)
+        config = load_config(*SMALL, "bench.what=rollout", "bench.peer=null", f"rollout={engine}", *overrides)
         found, asked = [], replace(models, prompts=prompts(config, models.engine.device))
         sampler = models.engine.sampler_of(models.engine.actor, config.rollout)
         own = sampler.generate
@@ -57,6 +63,64 @@ def test_all_answers_are_as_long_as_the_recipe_says(models, engine, monkeypatch)
         lengths.append((found[0].lengths.tolist(), asked.prompts.limits))
     assert lengths[0] == ([6] * 4, None)
     assert lengths[1][0] == lengths[1][1].tolist()
+
+
+def test_the_baseline_reads_all_columns_and_all_logits_in_a_pass_of_each_model(models, monkeypatch):
+    config = load_config(*SMALL, "bench.lengths=real", "ppo.micro_batch_size=2")
+    asked, engine, read = prompts(config, models.engine.device), models.engine, []
+    for name in ("actor", "ref", "critic", "reward"):
+        model = getattr(engine, name)
+
+        def note(*given, own=model.module.forward, name=name, **inputs):
+            found = own(*given, **inputs)
+            shape = tuple(getattr(found, "logits", found).shape[:2])
+            read.append((name, tuple(inputs["input_ids"].shape), shape))
+            return found
+
+        monkeypatch.setattr(model.module, "forward", note)
+    trainer = DeepSpeedChatTrainer(engine, config)
+    monkeypatch.setattr(trainer, "micro", 2)
+    monkeypatch.setattr("rlhf.stages.bench.deepspeed_chat.generate", quiet(read))
+    experience = trainer.generate_experience(asked)
+    width = 20 + max(asked.limits.tolist())
+    names = ("actor", "ref", "reward", "critic")
+    assert read == [(name, (2, width), (2, width)) for name in names] * 2
+    assert experience.lengths() == list(zip(asked.lengths.tolist(), asked.limits.tolist(), strict=True))
+
+
+def quiet(read):
+    def generate(*given, **named):
+        rollout = plain_generate(*given, **named)
+        read.clear()  # its own passes
+        return rollout
+
+    return generate
+
+
+def test_the_baseline_finds_what_ours_does_and_learns(models):
+    config = load_config(*SMALL, "bench.lengths=real")
+    asked, engine = prompts(config, models.engine.device), models.engine
+    trainer = DeepSpeedChatTrainer(engine, config)
+    experience = trainer.generate_experience(asked)
+    ids, mask, said = *experience.sequences(), experience.mask
+    with torch.no_grad():
+        logprobs, _ = response_logprobs(engine.actor, ids, mask, said.size(1), 1.0)
+        reference, _ = response_logprobs(engine.ref, ids, mask, said.size(1), 1.0)
+        values = response_values(engine.critic, ids, mask, said.size(1))
+        scores = response_scores(engine.reward, ids, mask)
+    for own, theirs in ((logprobs, experience.logprobs * said), (reference, experience.reference_logprobs * said)):
+        torch.testing.assert_close(own, theirs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(values, experience.values, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(scores, experience.scores, atol=1e-4, rtol=1e-4)
+    rewards = torch.zeros_like(logprobs)
+    rewards[torch.arange(4), said.sum(1) - 1] = scores
+    rewards -= config.ppo.kl_coef * (logprobs - reference)
+    advantages, _ = advantages_and_returns(rewards, values, said, config.ppo.gamma, config.ppo.gae_lambda)
+    torch.testing.assert_close(advantages * said, experience.advantages * said, atol=1e-3, rtol=1e-3)
+    steps = engine.actor.global_steps, engine.critic.global_steps
+    trainer.train_rlhf(experience)
+    assert trainer.metrics["train/nonfinite"] == 0.0
+    assert (engine.actor.global_steps, engine.critic.global_steps) == (steps[0] + 1, steps[1] + 1)
 
 
 def test_bandwidth_is_what_is_read_over_the_time(models):
@@ -72,7 +136,7 @@ def test_bandwidth_is_what_is_read_over_the_time(models):
 
 
 def test_updates_that_are_left_out_are_no_measurement(models, monkeypatch):
-    once = round_of(load_config(*SMALL, "bench.what=train"), models)
+    once = round_of(load_config(*SMALL, "bench.what=train", "bench.peer=null"), models)
     monkeypatch.setattr("rlhf.ppo.trainer.first_nonfinite", lambda experience: "a score")
     with pytest.raises(FloatingPointError, match="not finite"):
         once()

@@ -70,6 +70,25 @@ def test_each_engine_and_each_stage_has_a_row(tmp_path):
     assert found[2]["baseline"] == "–" and found[2]["how near the limit"] == "MFU 30 %"
 
 
+PEERS = {
+    "trl rloo": variant("TRL 1.16.0, 4 responses a prompt", 6.0) | {"beside": None},
+    "rloo": variant("hybrid rollouts, packed, 4 responses a prompt", 2.0) | {"beside": "trl rloo"},
+    "trl grpo": variant("TRL 1.16.0, 8 responses a prompt", 10.0) | {"beside": None},
+    "grpo": variant("hybrid rollouts, packed, 8 responses a prompt", 4.0) | {"beside": "trl grpo"},
+}  # fmt: skip
+
+
+def test_each_algorithm_is_beside_its_trainer_of_trl(tmp_path):
+    found = rows(tmp_path, result(PEERS, peer="trl"))
+    assert [(row["what"], row["baseline"], row["times faster"]) for row in found] == [
+        ("step3: rloo, hybrid rollouts, packed, 4 responses a prompt", "6 (6 to 6) s (TRL 1.16.0)", "3.0"),
+        ("step3: grpo, hybrid rollouts, packed, 8 responses a prompt", "10 (10 to 10) s (TRL 1.16.0)", "2.5"),
+    ]  # fmt: skip
+    text = shown(result(PEERS, peer="trl"))
+    main = next(line for line in text.splitlines() if "time/step_s" in line)
+    assert "3.0x" in main and "2.5x" in main and main.count("x ") == 2
+
+
 @pytest.mark.parametrize(("failed", "columns"), [("baseline", ("1 (1 to 1) s", "out of memory")), ("ours", None)])
 def test_a_variant_that_did_not_fit_says_so(tmp_path, failed, columns):
     variants = STEP | {failed: variant("how", 1.0, "out of memory")}
