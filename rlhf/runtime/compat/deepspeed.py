@@ -161,7 +161,7 @@ def restore_loss_scale(engine: Any, state: dict[str, float]) -> None:
 @dataclass(frozen=True)
 class Gradient:
     """The norm of an accumulated gradient over all ranks, without its loss scale; and DeepSpeed's own result, `raw`: a
-    number, or one per parameter group, loss scale included."""
+    number, one per parameter group, loss scale included, or at ZeRO stage 0 a scalar on the device."""
 
     norm: float
     raw: Any
@@ -194,8 +194,25 @@ def measure_gradient(engine: Any) -> Gradient:
         numbers = [float(norm) for norm in groups]
         whole = math.hypot(*numbers) if min(numbers) >= 0 else math.nan  # DeepSpeed says -1 for what is not finite
         return Gradient(whole / float(optimizer.loss_scale), groups)
-    averaged = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
-    return Gradient(float(torch.nn.utils.get_total_norm(averaged)), None)  # stage 0
+    # Stage 0: gradients are alike on all ranks. The sums are those of DeepSpeed's clip_grad_norm_.
+    norms = [gradient.float().norm(2.0) for gradient in averaged_gradients(engine)]
+    norm = torch.stack(norms).pow(2).sum().pow(0.5)
+    return Gradient(float(norm), norm)
+
+
+def averaged_gradients(engine: Any) -> list[Tensor]:
+    """Return the gradients of an engine at ZeRO stage 0."""
+    return [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+
+
+def clip_gradient(engine: Any, gradient: Gradient) -> None:
+    """Clip the gradient at ZeRO stage 0 by the norm that was measured, as DeepSpeed does by one that it measures again; one
+    that is clearly shorter than the bound is left as it is."""
+    longest = float(engine.gradient_clipping())
+    if gradient.norm > 0.999 * longest:
+        scale = (gradient.raw.new_tensor(longest) / (gradient.raw + 1e-6)).clamp(max=1.0)
+        for part in averaged_gradients(engine):
+            part.mul_(scale)
 
 
 @contextmanager
@@ -213,6 +230,8 @@ def with_cached_grad_norm(engine: Any, gradient: Gradient, skip_update: bool) ->
         elif skip_update:
             engine.module.zero_grad(set_to_none=True)  # AdamW passes over what has no gradient
             stack.enter_context(patched(engine, "clip_fp32_gradients", lambda: None))
+        else:
+            stack.enter_context(patched(engine, "clip_fp32_gradients", lambda: clip_gradient(engine, gradient)))
         yield
 
 

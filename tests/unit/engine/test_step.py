@@ -14,6 +14,7 @@ from rlhf.engine.step import accumulate, optimizer_step
 from rlhf.engine.zero import TrainingSpec, backward, set_rates, training_engine
 from rlhf.models.load import new_policy
 from rlhf.models.lora import is_adapter
+from rlhf.runtime.compat import deepspeed as compat
 from rlhf.runtime.distributed import start
 
 pytestmark = pytest.mark.rounding
@@ -223,3 +224,17 @@ def test_without_a_rate_of_their_own_adapters_have_the_stages(make_config, token
     start(config)
     engine = training_engine(new_policy(config.model, config, tokenizer, config.zero, 0.0), config, learning(config))
     assert {group["peak"] for group in engine.optimizer.param_groups} == {1e-3}
+
+
+@pytest.mark.parametrize("clip", [CLIP, 1e-3, 1e3])
+def test_a_norm_is_measured_once_and_clips_as_deepspeeds_own_to_the_bit(make_config, monkeypatch, clip):
+    (engines, *_), (others, *_) = (make_pair(make_config, "0", "fp32", clip) for _ in range(2))
+    for number in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr("deepspeed.runtime.engine.clip_grad_norm_", None)  # which no step calls
+            norms = update(engines, number)
+        with monkeypatch.context() as patch:
+            patch.setattr(compat, "clip_gradient", lambda engine, gradient: type(engine).clip_fp32_gradients(engine))
+            assert update(others, number) == norms
+    weights = ([whole_weight(p) for engine in pair for p in engine.module.parameters()] for pair in (engines, others))
+    assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
