@@ -51,6 +51,29 @@ def copy_gb_s(device: torch.device) -> float:
     return 2 * source.numel() / statistics.median(seconds[1:]) / 1e9
 
 
+def busy_seconds() -> float:
+    """Return a clock's seconds that count the device's work: on a GPU all, on a CPU those that this process had it."""
+    return time.perf_counter() if on_gpu() else time.process_time()
+
+
+@cache
+def matrix_tflops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the rate of the fastest product of two square matrices that the device computes, in TFLOP/s: 2 N^3 operations
+    over its busy seconds, the largest of medians over several N."""
+    rates = []
+    for width in (4096, 8192, 16384) if device.type == "cuda" else (512, 1024, 2048):
+        first, second = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
+        seconds = []
+        for _ in range(COPIES // 2 + 1):
+            synchronize()
+            began = busy_seconds()
+            torch.mm(first, second)
+            synchronize()
+            seconds.append(busy_seconds() - began)
+        rates.append(2 * width**3 / statistics.median(seconds[1:]) / 1e12)
+    return max(rates)
+
+
 def reset_peak() -> None:
     """Forget the largest memory so far: of the GPU, or of the process, where Linux lets it (man proc_pid_clear_refs)."""
     if on_gpu():

@@ -7,24 +7,27 @@ from dataclasses import dataclass, field
 
 from rlhf.config.derive import ranks
 from rlhf.config.schema import Config
-from rlhf.runtime.device import peak_memory_gib, synchronize
+from rlhf.runtime.device import busy_seconds, peak_memory_gib, synchronize
 from rlhf.runtime.distributed import maximum, total
 
 
 @dataclass
 class Clock:
-    """Seconds by phase; on a GPU a phase ends when its kernels have."""
+    """Seconds by phase; on a GPU a phase ends when its kernels have. `busy` are those that the device worked: on a CPU the
+    processor's, to which other programs on the machine add nothing."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    busy: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add the time of the block to phase `name`."""
         synchronize()
-        start = time.perf_counter()
+        start, used = time.perf_counter(), busy_seconds()
         yield
         synchronize()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.busy[name] = self.busy.get(name, 0.0) + busy_seconds() - used
 
 
 def throughput_metrics(

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from rlhf.catalog.metric import SPEED, Metric, rates_of
+from rlhf.catalog.metric import PHASES, SPEED, Metric, rates_of
 from rlhf.stages.ppo.metrics import PHASE_SPEED
 
 # The stages that a benchmark can measure.
@@ -29,6 +29,17 @@ DECODING = (
         "throughput/decode_gb_s over throughput/copy_gb_s: how near a rollout is to the memory's limit",
         "decoding, share of bandwidth", "of bandwidth", format="{:.1%}", final=True, better=1),
 )  # fmt: skip
+MATRICES = (
+    Metric("time/busy_s", "s", "time of a step that the device worked: on a CPU this process's time on the processor"),
+    Metric("throughput/matrix_tflops", "TFLOP/s",
+        "largest rate of torch's product of two matrices in the model's format; on a CPU per second of the processor's"),
+    *(
+        Metric(f"throughput/{phase}_matrix_share", "share",
+            f"operations of the {phase} phase per second of the device's, over throughput/matrix_tflops",
+            f"{phase}, share of the matrix rate", "of matrix rate", format="{:.1%}", better=1)
+        for phase in PHASES
+    ),
+)  # fmt: skip
 STEPS = (
     Metric("time/sft_s", "s", "wall time of a step of supervised fine-tuning, in a benchmark"),
     Metric("time/reward_s", "s", "wall time of a step of reward modelling, in a benchmark"),
@@ -49,4 +60,4 @@ def mark_final(metric: Metric) -> Metric:
     return replace(metric, final=final, axis=AXES.get(metric.name, ""))
 
 
-METRICS = tuple(map(mark_final, (*SPEED[:-1], *DECODING, *PHASE_SPEED, *STEPS, SPEED[-1])))
+METRICS = tuple(map(mark_final, (*SPEED[:-1], *DECODING, *MATRICES, *PHASE_SPEED, *STEPS, SPEED[-1])))

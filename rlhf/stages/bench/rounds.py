@@ -17,13 +17,13 @@ from rlhf.config.schema import Config
 from rlhf.data.encoded import Tokenizer
 from rlhf.data.tokens import PromptBatch
 from rlhf.engine.save import save_model
-from rlhf.models.load import new_policy, new_scorer
+from rlhf.models.load import DTYPES, new_policy, new_scorer
 from rlhf.models.tokenizer import train_tokenizer
 from rlhf.planner.decode import decode_bytes
 from rlhf.planner.flops import generation_flops
 from rlhf.ppo.experience import Experience
 from rlhf.ppo.report import describe_speed
-from rlhf.runtime.device import copy_gb_s, free, reset_peak
+from rlhf.runtime.device import copy_gb_s, free, matrix_tflops, reset_peak
 from rlhf.runtime.distributed import barrier, device, is_main, maximum, start, total, world
 from rlhf.runtime.seeds import uniforms
 from rlhf.stages.bench.deepspeed_chat import DeepSpeedChatTrainer
@@ -61,6 +61,7 @@ def random_models(config: Config, directory: Path) -> Iterator[Models]:
     loads models from a disk, and removed from there. All ranks must call this, with the same `directory`."""
     start(config)
     copy_gb_s(device(config))  # now, while nothing else is in memory
+    matrix_tflops(device(config), DTYPES[config.precision.dtype])
     free()
     reset_peak()
     tokenizer = train_toy_tokenizer(config)
@@ -116,7 +117,7 @@ def rollout_round(config: Config, models: Models) -> Round:
         seconds = maximum(clock.seconds["rollout"])
         samples, tokens, flops = total(len(said), sum(said), generation_flops(config.model, asked, said, config.lora))
         figures = {"time/rollout_s": seconds} | throughput_metrics(config, "rollout", seconds, samples, tokens, flops)
-        return figures | decode_metrics(config, asked, said, seconds, models)
+        return figures | matrix_metrics(config, figures, clock) | decode_metrics(config, asked, said, seconds, models)
 
     return once
 
@@ -150,6 +151,7 @@ def step_round(config: Config, models: Models) -> Round:
         experience = trainer.generate_experience(models.prompts)
         train(trainer, experience)
         figures = describe_speed(config, experience, trainer.clock)
+        figures |= matrix_metrics(config, figures, trainer.clock) | busy_metrics(trainer.clock)
         asked, said = experience.prompt_mask.sum(1).tolist(), experience.mask.sum(1).tolist()
         return figures | decode_metrics(config, asked, said, figures["time/rollout_s"], models)
 
@@ -174,7 +176,25 @@ def phase_metrics(config: Config, name: str, experience: Experience, clock: Cloc
     """Return the figures of one phase."""
     unknown = dict.fromkeys(PHASES, math.inf)
     figures = describe_speed(config, experience, Clock(unknown | clock.seconds))
-    return {key: value for key, value in figures.items() if key.partition("/")[2].startswith(f"{name}_")}
+    figures |= matrix_metrics(config, figures, clock)
+    return {key: value for key, value in figures.items() if key.partition("/")[2].startswith((f"{name}_", "matrix_"))}
+
+
+def busy_metrics(clock: Clock) -> dict[str, float]:
+    """Return the seconds of a step that the device worked."""
+    return {"time/busy_s": maximum(sum(clock.busy.values()))}
+
+
+def matrix_metrics(config: Config, figures: dict[str, float], clock: Clock) -> dict[str, float]:
+    """Return the rate of the device's matrix products, and the share of it that each phase reaches, both over the seconds
+    that the device worked: of a CPU that others use too, wall time would tell how much they do."""
+    rate = matrix_tflops(device(config), DTYPES[config.precision.dtype])
+    found = {"throughput/matrix_tflops": rate}
+    for name in PHASES:
+        if name in clock.busy:
+            operations = figures[f"throughput/{name}_tflops_per_gpu"] * figures[f"time/{name}_s"]
+            found[f"throughput/{name}_matrix_share"] = operations / maximum(clock.busy[name]) / rate
+    return found
 
 
 def decode_metrics(config: Config, asked: list[int], said: list[int], seconds: float, models: Models) -> dict[str, float]:

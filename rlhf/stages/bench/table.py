@@ -84,12 +84,19 @@ def row(found: dict[str, Any], name: str) -> str:
         describe_row(recipe),
         own["problem"] or f"{spread(own, main)} s",
         "–" if base is None else base["problem"] or f"{spread(base, main)} s{peer(base)}",
-        f"{base['median'][main] / figures[main]:.1f}" if known and base is not None else "–",
+        times_as_fast(figures, base["median"], main) if known and base is not None else "–",
         next((f"{figures[rate]:.3g}" for rate in rates(recipe["what"]) if rate in figures), "–"),
         limits(figures, recipe["what"]),
         f"{found['date']}, torch {found['packages']['torch']}, transformers {found['packages']['transformers']}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def times_as_fast(own: dict[str, float], base: dict[str, float], main: str) -> str:
+    """Return how often a variant's time goes into another's; and its time on the processor, where that is known."""
+    busy = "time/busy_s"
+    more = f" ({base[busy] / own[busy]:.1f} by processor time)" if busy in own and busy in base else ""
+    return f"{base[main] / own[main]:.1f}{more}"
 
 
 def peer(base: dict[str, Any]) -> str:
@@ -113,11 +120,15 @@ def rates(what: str) -> tuple[str, ...]:
 
 
 def limits(figures: dict[str, float], what: str) -> str:
-    """Shares of what the device can do: of its memory's bandwidth while sampling, of its arithmetic while training."""
+    """Shares of what the device can do: of its memory's bandwidth while sampling, of its arithmetic while training, of the
+    rate of its matrix products while scoring and training."""
     arithmetic = {"step3": "throughput/train_mfu", "stages": "throughput/mfu"}.get(what, f"throughput/{what}_mfu")
     told = []
     if "throughput/decode_share" in figures and what != "stages":
         told.append(f"decoding {100 * figures['throughput/decode_share']:.0f} % of bandwidth")
     if arithmetic in figures and what != "rollout":
         told.append(f"{'training ' if what == 'step3' else ''}MFU {100 * figures[arithmetic]:.0f} %")
+    for phase, word in (("score", "scoring"), ("train", "training")):
+        if (share := figures.get(f"throughput/{phase}_matrix_share")) is not None:
+            told.append(f"{word} {100 * share:.0f} % of matrix rate")
     return ", ".join(told) or "–"

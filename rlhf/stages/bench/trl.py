@@ -27,7 +27,7 @@ from rlhf.models.heads import last_token, model_inputs
 from rlhf.planner.batches import batches
 from rlhf.ppo.engine import DeepSpeedRLHFEngine
 from rlhf.ppo.report import describe_speed
-from rlhf.runtime.device import synchronize
+from rlhf.runtime.device import busy_seconds, synchronize
 from rlhf.stages.bench.generate import EndBySchedule, last_tokens
 from rlhf.tracking.throughput import Clock
 
@@ -77,7 +77,8 @@ class TRLStep:
         sizes = list(zip(map(len, self.asked), self.said, strict=True))
         read: Any = SimpleNamespace(lengths=lambda: sizes)
         figures = describe_speed(self.config, read, self.clock)
-        return {name: value for name, value in figures.items() if not name.endswith(("tflops_per_gpu", "mfu"))}
+        figures = {name: value for name, value in figures.items() if not name.endswith(("tflops_per_gpu", "mfu"))}
+        return figures | {"time/busy_s": self.watch.busy}
 
     @torch.no_grad()
     def score(self, prompts: list[str], completion_ids: list[list[int]], **unused: Any) -> list[float]:
@@ -132,20 +133,20 @@ class Stopwatch(TrainerCallback):
     """Times from the first micro-batch of a training to the end of its last update."""
 
     def __init__(self) -> None:
-        self.began: float | None = None
-        self.seconds = 0.0
+        self.began: tuple[float, float] | None = None
+        self.seconds = self.busy = 0.0
 
     def on_step_begin(self, *given: Any, **named: Any) -> None:
         """Begin, at the first update."""
         if self.began is None:
             synchronize()
-            self.began = time.perf_counter()
+            self.began = time.perf_counter(), busy_seconds()
 
     def on_step_end(self, *given: Any, **named: Any) -> None:
         """Note the time that has passed."""
         assert self.began is not None
         synchronize()
-        self.seconds = time.perf_counter() - self.began
+        self.seconds, self.busy = time.perf_counter() - self.began[0], busy_seconds() - self.began[1]
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Rounds of step 3 and of its phases on a tiny model."""
 
 import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -16,14 +17,15 @@ from rlhf.runtime.device import copy_gb_s
 from rlhf.stages.bench.deepspeed_chat import DeepSpeedChatTrainer
 from rlhf.stages.bench.generate import generate as plain_generate
 from rlhf.stages.bench.inputs import prompts
-from rlhf.stages.bench.rounds import decode_metrics, random_models, round_of
+from rlhf.stages.bench.rounds import decode_metrics, matrix_metrics, random_models, round_of
+from rlhf.tracking.throughput import Clock
 
 SMALL = (*SMALL_BENCH, "data.max_response_tokens=6", "rollout.max_new_tokens=6")
 TIMES = {
     "rollout": {"time/rollout_s", "time/decode_step_ms", "time/decode_limit_ms"}, "score": {"time/score_s"},
     "train": {"time/train_s"},
 }  # fmt: skip
-TIMES["step3"] = TIMES["rollout"] | TIMES["score"] | TIMES["train"] | {"time/step_s"}
+TIMES["step3"] = TIMES["rollout"] | TIMES["score"] | TIMES["train"] | {"time/step_s", "time/busy_s"}
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,10 @@ def test_a_round_tells_what_was_measured_and_nothing_else(models, what, peer):
         assert all(math.isfinite(value) and value > 0 for value in figures.values())
         assert {name for name in figures if name.startswith("time/")} == TIMES[what]
         assert ("throughput/decode_share" in figures) == ("time/rollout_s" in TIMES[what])
+        shares = {name.removesuffix("_matrix_share") for name in figures if name.endswith("_matrix_share")}
+        measured = ("rollout", "score", "train") if what == "step3" else (what,)
+        assert shares == {f"throughput/{phase}" for phase in measured}
+        assert all(figures[f"{name}_matrix_share"] < 1.0 for name in shares)
     rate = "throughput/samples_per_s" if what == "step3" else f"throughput/{what}_samples_per_s"
     seconds = "time/step_s" if what == "step3" else f"time/{what}_s"
     assert figures[rate] == pytest.approx(4 / figures[seconds])
@@ -121,6 +127,20 @@ def test_the_baseline_finds_what_ours_does_and_learns(models):
     trainer.train_rlhf(experience)
     assert trainer.metrics["train/nonfinite"] == 0.0
     assert (engine.actor.global_steps, engine.critic.global_steps) == (steps[0] + 1, steps[1] + 1)
+
+
+def test_the_share_of_the_matrix_rate_is_of_the_time_that_the_device_worked(models, monkeypatch):
+    monkeypatch.setattr("rlhf.stages.bench.rounds.matrix_tflops", lambda device, dtype: 0.2)
+    clock = Clock({"score": 10.0}, {"score": 2.0})
+    figures = matrix_metrics(load_config(*SMALL), {"throughput/score_tflops_per_gpu": 0.02, "time/score_s": 10.0}, clock)
+    assert figures == {"throughput/matrix_tflops": 0.2, "throughput/score_matrix_share": pytest.approx(0.2 / 2 / 0.2)}
+
+
+def test_a_phase_that_waits_takes_time_but_works_none():
+    clock = Clock()
+    with clock.phase("score"):
+        time.sleep(0.1)
+    assert clock.seconds["score"] >= 0.1 and clock.busy["score"] < 0.05
 
 
 def test_bandwidth_is_what_is_read_over_the_time(models):

@@ -55,6 +55,14 @@ def test_a_row_says_what_was_measured_beside_what_where_and_when(tmp_path):
     assert row["date, versions"] == "2026-11-24, torch 2.13.0, transformers 5.24.0"
 
 
+def test_a_row_tells_processor_time_and_shares_of_the_matrix_rate_where_they_are_known(tmp_path):
+    own = {"time/busy_s": 2.0, "throughput/score_matrix_share": 0.66, "throughput/train_matrix_share": 0.71}
+    variants = {"baseline": variant("", 9.0, **{"time/busy_s": 5.0}), "ours": variant("", 3.0, **own)}
+    (row,) = rows(tmp_path, result(variants))
+    assert row["times faster"] == "3.0 (2.5 by processor time)"
+    assert row["how near the limit"] == "scoring 66 % of matrix rate, training 71 % of matrix rate"
+
+
 def test_each_engine_and_each_stage_has_a_row(tmp_path):
     rollouts = {
         name: {"how": f"{name} rollouts", "problem": None, "median": {"time/rollout_s": seconds}, "rounds": [seconds]}
