@@ -11,8 +11,9 @@ Programs that would run on a GPU run here unchanged, slowly, with a GPU's rules:
     gpu.launches       # operators that a GPU would launch outside of graphs
 
 What a GPU refuses raises GpuError here: host and device tensors in one operator; a wait for the device or a copy from
-pageable memory while a graph is captured; a replay that reads memory which has been freed or moved since; attention
-kernels outside their conditions; a tensor used on one stream before the other stream's work on it is done.
+pageable memory while a graph is captured; a replay that reads memory which has been freed or moved since; any operator on
+memory that was given back; attention kernels outside their conditions; a tensor used on one stream before the other
+stream's work on it is done.
 
 What a GPU does not do is not done: a capture computes nothing (what it wrote is put back, what it made is poisoned), and a
 replay runs no Python, only the recorded operators on the recorded memory.

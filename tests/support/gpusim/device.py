@@ -15,7 +15,18 @@ from support.gpusim.cuda import Stream, functions_of, meta_guard_for_cuda
 from support.gpusim.graphs import Graph
 from support.gpusim.kernels import KERNELS
 from support.gpusim.streams import HOST, StreamOrder
-from support.gpusim.tensors import DeviceTensor, GpuError, map_tensors, memory_of, tensors_in, writes, written
+from support.gpusim.tensors import (
+    DeviceStorage,
+    DeviceTensor,
+    GpuError,
+    is_given_back,
+    is_view,
+    map_tensors,
+    memory_of,
+    tensors_in,
+    writes,
+    written,
+)
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")
@@ -62,6 +73,7 @@ class SimulatedGPU(TorchDispatchMode):
                 self.stack.enter_context(mock.patch.object(owner, name, value, create=True))
         self.stack.enter_context(mock.patch.object(Stream, "gpu", self))
         self.stack.enter_context(mock.patch.object(DeviceTensor, "run", staticmethod(self.call)))
+        self.stack.enter_context(mock.patch.object(DeviceStorage, "note", staticmethod(self.change_memory)))
         self.lifts_cpu_alone = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device=CUDA) is a host tensor that is copied
         return super().__enter__()
@@ -98,6 +110,8 @@ class SimulatedGPU(TorchDispatchMode):
         if not ours and (target is None or target.type != "cuda"):
             return self.call_on_host(func, args, kwargs)
         self.check_places(func, args, ours, host)
+        if not is_view(func) and any(is_given_back(tensor.inner) for tensor in ours):
+            raise GpuError(f"{func} on memory that was given back, in {caller()}")
         leaving, waits = self.host_waits(func, args, kwargs, ours, target)
         if self.capturing is not None and self.stream.number != self.capturing.stream:
             raise GpuError(f"{func} on another stream than the one that is captured")
@@ -167,10 +181,19 @@ class SimulatedGPU(TorchDispatchMode):
 
     def key(self, tensor):
         """Return the number of a tensor's memory, which no other memory ever gets in this simulation."""
-        key = memory_of(tensor)
+        return self.key_of(tensor.untyped_storage())
+
+    def key_of(self, storage):
+        """Return the number of memory."""
+        key = storage._cdata
         if key not in self.known:
-            self.known[key] = StorageWeakRef(tensor.untyped_storage())
+            self.known[key] = StorageWeakRef(storage)
         return key
+
+    def change_memory(self, storage):
+        """Let the stream give memory back, or take it anew; no other may still use it."""
+        self.refuse_in_capture("memory that is given back")
+        self.order.start(self.stream.number, [], [self.key_of(storage)], lambda: f"giving memory back in {caller()}")
 
     def check_places(self, func, args, ours, host):
         """Refuse an operator over tensors of the host and of the GPU."""

@@ -8,9 +8,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from support.gpusim.kernels import KERNELS
-from support.gpusim.tensors import GpuError, bytes_of, map_tensors, memory_of, tensors_in, written
-
-POISON = 0x7F
+from support.gpusim.tensors import POISON, GpuError, bytes_of, map_tensors, memory_of, tensors_in, written
 
 
 class Operand:
@@ -32,6 +30,8 @@ class Operand:
             if self.known.expired():
                 raise GpuError(f"a graph reads freed memory, a tensor {tuple(self.size)} of {self.where}")
             storage = torch.UntypedStorage._new_with_weak_ptr(self.known.cdata)
+            if self.size.numel() > 0 and storage.nbytes() == 0:
+                raise GpuError(f"a graph reads memory that was given back, a tensor {tuple(self.size)} of {self.where}")
         tensor = torch.empty(0, dtype=self.dtype).set_(storage, self.offset, self.size, self.stride)
         if tensor.numel() and tensor.data_ptr() != self.address:
             raise GpuError(f"a graph reads memory that has moved, a tensor {tuple(self.size)} of {self.where}")

@@ -10,10 +10,30 @@ import torch
 from torch import Tensor
 
 CUDA = torch.device("cuda", 0)
+# What memory holds that nobody has written since it was taken.
+POISON = 0x7F
 
 
 class GpuError(RuntimeError):
     """What a GPU would have refused."""
+
+
+class DeviceStorage(torch.UntypedStorage):
+    """The memory of a device tensor's numbers, which says that it lies on the GPU. It can be given back, and taken anew, in
+    place."""
+
+    # What is told of memory that is given back or taken anew: the simulation that is entered now.
+    note: ClassVar[Callable[[torch.UntypedStorage], None] | None] = None
+
+    @property
+    def device(self):
+        return CUDA
+
+    def resize_(self, size):
+        DeviceStorage.note(self)
+        super().resize_(size)
+        with torch._C._DisableTorchDispatch():
+            bytes_of(self).fill_(POISON)
 
 
 class DeviceTensor(torch.Tensor):
@@ -39,6 +59,11 @@ class DeviceTensor(torch.Tensor):
 
     def data_ptr(self):
         return self.inner.data_ptr()
+
+    def untyped_storage(self):
+        storage = self.inner.untyped_storage()
+        storage.__class__ = DeviceStorage
+        return storage
 
     def tolist(self):
         return self.cpu().tolist()
@@ -101,6 +126,17 @@ def writes(func) -> tuple[tuple[int, str], ...]:
     """Return place and name of the arguments that an operator writes."""
     found = enumerate(func._schema.arguments)
     return tuple((place, part.name) for place, part in found if part.alias_info is not None and part.alias_info.is_write)
+
+
+@cache
+def is_view(func) -> bool:
+    """Whether an operator gives another view of an argument, and reads nothing."""
+    return any(part.alias_info is not None and not part.alias_info.is_write for part in func._schema.returns)
+
+
+def is_given_back(tensor: Tensor) -> bool:
+    """Whether a plain tensor's memory was given back."""
+    return tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0
 
 
 def written(func, args, kwargs) -> list[Tensor]:
