@@ -24,7 +24,7 @@ from rlhf.ppo.report import describe_speed
 pytestmark = pytest.mark.rounding
 
 NAMES = sorted({path.stem for path in (ROOT / "conf" / "algorithm").glob("*.yaml")} - {"dpo"})  # a stage of its own
-WITHOUT_REFERENCE = {"dr_grpo", "dapo", "gspo"}
+WITHOUT_REFERENCE = {"dapo", "gspo"}
 
 
 def changed(engine, before):
@@ -154,7 +154,7 @@ def test_the_reference_becomes_the_policy(make_config, models, tokenizer):
         assert not changed(began, start)
 
 
-@pytest.mark.parametrize("name", ["dr_grpo", pytest.param("grpo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["gspo", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_evaluations_measure_the_kl_to_where_the_policy_began(make_config, models, tokenizer, name):
     config = make_config(*SMALL_PPO, f"algorithm={name}", "ppo.learning_rate=1e-3")
     loader, engine, trainer = built(config, models, tokenizer)
