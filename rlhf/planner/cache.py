@@ -11,6 +11,9 @@ from rlhf.config.schema import Config, Rollout
 SLOTS = {"cpu": 32, "cuda": 128}
 # The tokens of prompts that the decode loop reads in one pass, at most.
 PREFILL_TOKENS = 2**14
+# The decode loop packs the weights of models of so many parameters, on a CPU in fp32 (models/step/packed.py): smaller ones
+# lie in the processor's cache, and copies of larger ones take too much memory. It pays for so many rows and steps.
+PACKED_PARAMETERS, PACKED_ROWS, PACKED_STEPS = range(2**24, 2**30), 4, 16
 # Tokens of a page of continuous batching's cache, transformers' default.
 PAGE = 256
 # Samplers that read a prompt once for all its responses, and those that sample with adapters merged into the weights.
@@ -34,6 +37,13 @@ def cached_tokens(rollout: Rollout, device: str, rows: int, tokens: int) -> int:
     if rollout.engine == "hybrid":
         return (next_size(rows) if device == "cuda" else rows) * round_up(tokens, SLOTS[device])
     return rows * (round_up(tokens, PAGE) if rollout.engine == "paged" else tokens)
+
+
+def packs_weights(rollout: Rollout, device: str, is_fp32: bool, parameters: int, rows: int) -> bool:
+    """Whether a rollout of so many rows packs the weights of a model of so many parameters."""
+    is_served = rollout.engine == "hybrid" and rollout.tensor_parallel == 1 and device == "cpu" and is_fp32
+    pays = rows >= PACKED_ROWS and rollout.max_new_tokens >= PACKED_STEPS
+    return is_served and pays and parameters in PACKED_PARAMETERS
 
 
 def copies_read_once(rollout: Rollout) -> int:

@@ -13,7 +13,7 @@ from rlhf.catalog.stage import kind_of
 from rlhf.config.derive import is_reference_shared, max_sequence, measured_stage, ranks, samples_responses_in
 from rlhf.config.keys import get_key
 from rlhf.config.schema import Config, Model, Zero
-from rlhf.planner.cache import cached_tokens, count_prefilled
+from rlhf.planner.cache import cached_tokens, count_prefilled, packs_weights
 
 GIB = 2**30
 # Share of a GPU's memory that is left free: what the allocator cannot use between blocks of unlike sizes.
@@ -154,7 +154,7 @@ class Batch:
 
 def phase_bytes(config: Config, stage: str, batch: Batch) -> dict[str, Bytes]:
     """Bytes on one device by phase and component: weights, gradients, optimizer, activations, logits, cache, graphs,
-    gather, context and reserve."""
+    gather, packed, context and reserve."""
     name = measured_stage(config, stage)
     roles = kind_of(name).roles(config)
     state = add_bytes(state_bytes(role, config) for role in roles)
@@ -305,14 +305,15 @@ def sampling_bytes(config: Config, actor: Role, rows: int) -> tuple[Bytes, float
     per_token = cache_bytes_per_token(actor.model, dtype) / rollout.tensor_parallel
     cache = cached_tokens(rollout, device, rows, prompt + rollout.max_new_tokens) * per_token
     layerwise = actor.zero.stage == 3 and rollout.gather == "layers" and rollout.tensor_parallel == 1
-    prefilled = count_prefilled(rollout, rows, prompt, layerwise)
+    packs = not layerwise and packs_weights(rollout, device, dtype == "fp32", actor.model.num_parameters, rows)
     has_graphs = device == "cuda" and rollout.graphs and rollout.engine == "hybrid"
     return {
-        "activations": prefilled * forward_bytes_per_token(actor.model, dtype),
+        "activations": count_prefilled(rollout, rows, prompt, layerwise) * forward_bytes_per_token(actor.model, dtype),
         "logits": rows * actor.model.vocab_size * (size + 4 * SAMPLING_COPIES),
         "cache": cache,
         "graphs": float(GRAPHS) if has_graphs else 0.0,
         "gather": rollout_gather_bytes(config, actor),
+        "packed": float(packs * weight_bytes(actor.model, dtype)),
     }, cache
 
 

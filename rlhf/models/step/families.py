@@ -18,6 +18,7 @@ from rlhf.models.heads import plain_model
 from rlhf.models.step.layers import (
     Attention,
     Block,
+    Chain,
     Copies,
     FeedForward,
     Linear,
@@ -98,16 +99,9 @@ def activation(name: str) -> Map:
     return ACTIVATIONS[name]
 
 
-def chain(*maps: Map | None) -> Map:
+def chain(*maps: Map | None) -> Chain:
     """Return maps one after another; None is left out."""
-    given = [change for change in maps if change is not None]
-
-    def run(x: Tensor) -> Tensor:
-        for change in given:
-            x = change(x)
-        return x
-
-    return run
+    return Chain(tuple(change for change in maps if change is not None))
 
 
 def embed_positions(tokens: Any, positions: Any, offset: int = 0, project: Map | None = None) -> Any:

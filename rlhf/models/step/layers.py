@@ -40,7 +40,7 @@ class Linear:
 class Apart:
     """Linear layers that read the same input, of weights that lie apart."""
 
-    parts: tuple[Linear, ...]
+    parts: tuple[Map, ...]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the outputs [B, sum of N] of all of them for [B, K]."""
@@ -51,12 +51,25 @@ class Apart:
 class Reordered:
     """A linear layer whose outputs are put into another order."""
 
-    linear: Linear
+    linear: Map
     order: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the outputs [B, N] for [B, K]."""
         return self.linear(x).index_select(1, self.order)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Maps one after another."""
+
+    maps: tuple[Map, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return `x` as the last map gives it."""
+        for change in self.maps:
+            x = change(x)
+        return x
 
 
 class Copies:

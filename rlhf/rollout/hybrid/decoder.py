@@ -23,7 +23,8 @@ from rlhf.models.heads import accepted_inputs, model_inputs
 from rlhf.models.lora import base_model
 from rlhf.models.step.families import make_reader
 from rlhf.models.step.layers import Copies, Reader
-from rlhf.planner.cache import SLOTS, next_size, round_up
+from rlhf.models.step.packed import pack_products
+from rlhf.planner.cache import SLOTS, next_size, packs_weights, round_up
 from rlhf.rollout.base import Part, PromptPart
 from rlhf.rollout.hybrid.agreement import agreement_of
 from rlhf.rollout.hybrid.cache import SlotCache, Target, prompt_cache
@@ -121,6 +122,7 @@ class Decoder:
                     rows, size = self.compact(rows, alive, smaller, step), smaller
             self.play(self.kind(step, size))
         self.keep(found, rows)
+        self.reader = None  # and the weights that were packed for it
         return found
 
     def kind(self, step: int, size: int) -> GraphKey:
@@ -137,7 +139,7 @@ class Decoder:
         lengths, limits, count = part.prompts.lengths, part.prompts.limits, len(part.rows)
         self.longest, self.limited = max(part.lengths), limits is not None
         wanted = not self.together and self.agreement.may_read
-        self.reader = make_reader(self.model, self.slots, self.copies) if wanted else None
+        self.reader = self.make_reader(size) if wanted else None
         self.alive[:size] = torch.arange(size, device=self.device) < count
         self.clock.fill_(-1)  # each step begins where the one before ends: drawing a token counts
         self.draws[:count], self.position[:count] = part.draws, lengths - 1
@@ -146,6 +148,13 @@ class Decoder:
         for tensor in (self.tokens, self.logprobs, self.lengths, self.step_number):
             tensor.zero_()
         self.place.fill_(self.longest - 1)
+
+    def make_reader(self, size: int) -> Reader | None:
+        """Return what reads a token of each of `size` rows, with the weights as they are now; None: transformers' code."""
+        reader, weights = make_reader(self.model, self.slots, self.copies), list(self.model.parameters())
+        parameters, is_fp32 = sum(weight.numel() for weight in weights), weights[0].dtype == torch.float32
+        packs = packs_weights(self.rollout, self.device.type, is_fp32, parameters, size)
+        return pack_products(reader) if reader is not None and packs else reader
 
     def rows_for(self, rows: int) -> int:
         """Return the rows of the batch that is decoded for so many: on a GPU one of few sizes, since each has graphs of its

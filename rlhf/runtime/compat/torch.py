@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rlhf.planner.host import rounds_pinned
 
@@ -39,3 +40,17 @@ def take_pinned_memory_exactly() -> None:
         return
     exact = f"pinned_max_round_threshold_mb:{EXACT_ABOVE_MB},pinned_max_cached_size_mb:{EXACT_ABOVE_MB}"
     torch._C._accelerator_setAllocatorSettings(f"{given},{exact}" if given else exact)
+
+
+def pack_weight(weight: Tensor, rows: int) -> Tensor:
+    """Return a copy of a weight [N, K] in the order in which MKL's products with up to `rows` rows read it. No public
+    function keeps one. Raises AttributeError where torch is built without MKL."""
+    packed: Tensor = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
+    return packed
+
+
+def multiply_packed(x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the product [B, N] of [B, K] with a packed weight, and a bias [N] added. torch asks for the rows that it was
+    packed for, and reads `weight` itself if they are others; MKL serves others too, which models/step/packed.py tries."""
+    product: Tensor = torch.ops.mkl._mkl_linear(x, packed, weight, bias, x.size(0))
+    return product

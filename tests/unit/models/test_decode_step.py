@@ -6,13 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.quick import mark_slow
 from support.rollout_compare import disagreements
-from support.tiny_models import PROMPTS, generate, learning_engine, policy_engine, prompts
+from support.tiny_models import PROMPTS, generate, learning_engine, policy_engine, prompts, sample
 
 from rlhf.models.lora import add_adapters, base_model
-from rlhf.models.step import families, layers
-from rlhf.models.step.layers import Apart, Copies, Linear
+from rlhf.models.step import families, layers, packed
+from rlhf.models.step.layers import Apart, Chain, Copies, Linear, Reordered
+from rlhf.planner import cache
+from rlhf.rollout import create_sampler
 from rlhf.rollout.hybrid import agreement
+from rlhf.rollout.hybrid.decoder import Decoder
 
 pytestmark = pytest.mark.rounding
 
@@ -82,6 +86,54 @@ def test_layers_of_one_input_are_one_product(make_config, tokenizer, rows):
     assert again.data_ptr() == kept.data_ptr() and torch.equal(again, torch.cat([buffer[3:], buffer[:3]]))
     copies.stacks = False
     assert isinstance(copies.stack("large", *turned), Apart)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 32, 300])
+def test_packed_weights_give_the_products_of_the_weights(rows):
+    """Of a weight as it lies in nn.Linear, of one that is turned as GPT-2's are, and of products of several layers."""
+    assert packed.can_pack()
+    x, weight, bias = torch.randn(rows, 96), torch.randn(160, 96), torch.randn(160)
+    plain, turned = Linear(weight, bias), Linear(torch.randn(96, 64).t())
+    several = Apart((plain, turned)), Chain((plain, torch.relu)), Reordered(plain, torch.randperm(160))
+    for product in (plain, turned, *several):
+        found = packed.pack(product)
+        assert found is not product
+        torch.testing.assert_close(found(x), product(x), atol=1e-4, rtol=1e-4)
+    assert packed.pack(torch.relu) is torch.relu
+
+
+@pytest.mark.parametrize("family", mark_slow(("opt", "gpt2", "llama", "gpt-neox"), ("opt", "gpt2")))
+def test_large_models_are_read_from_packed_weights_as_they_are_now(make_config, tokenizer, monkeypatch, family):
+    """Each batch packs them anew, and frees them: an update changes weights."""
+    monkeypatch.setattr(cache, "PACKED_PARAMETERS", range(1, 2**30))
+    read, read_weights = [], Decoder.read_weights
+    monkeypatch.setattr(Decoder, "read_weights", lambda *given: (read.append(given[1]), read_weights(*given))[1])
+    config = make_config(f"model={family}-tiny", "rollout.max_new_tokens=16")
+    numbers = np.random.default_rng(0).random((6, 16), dtype=np.float32)
+    engine, batch = policy_engine(config, tokenizer), prompts(config, tokenizer, PROMPTS * 2)
+    agreement.known.cache_clear()
+    sampler = create_sampler(engine, tokenizer, config.rollout)
+    for _ in "before", "after":
+        found = sample(sampler, batch, numbers)
+        plain = generate(engine, batch, numbers, tokenizer, replace(config.rollout, engine="hf"))
+        assert disagreements(engine, batch, numbers, found, plain, config.rollout, tokenizer.eos_token_id) == []
+        assert sampler.decoder.reader is None
+        with torch.no_grad():
+            for parameter in engine.module.parameters():
+                parameter.mul_(1.5)
+    assert all(isinstance(reader.blocks[0].attention.out, packed.Packed) for reader in read)
+    assert len({id(reader) for reader in read}) == 2 and agreement.agreement_of(engine.module).gap < 1e-5
+
+
+def test_small_models_and_short_rollouts_pack_nothing(make_config):
+    rollout = make_config("rollout.max_new_tokens=64").rollout
+    asked = {"rollout": rollout, "device": "cpu", "is_fp32": True, "parameters": 125_000_000, "rows": 8}
+    assert cache.packs_weights(**asked)
+    for other in (
+        {"device": "cuda"}, {"is_fp32": False}, {"parameters": 165_760}, {"parameters": 2_700_000_000}, {"rows": 3},
+        {"rollout": replace(rollout, max_new_tokens=8)}, {"rollout": replace(rollout, engine="hf")},
+    ):  # fmt: skip
+        assert not cache.packs_weights(**asked | other)
 
 
 @pytest.mark.slow
