@@ -2,8 +2,9 @@
 
 import pytest
 
+from rlhf.planner.auto import choose_layout
 from rlhf.planner.decode import decode_bytes, decoded_weight_bytes
-from rlhf.planner.memory import cache_bytes_per_token
+from rlhf.planner.memory import Batch, cache_bytes_per_token, phase_bytes, weight_bytes
 
 
 def test_weights_are_read_but_for_an_embedding_that_is_no_head(make_config):
@@ -31,3 +32,15 @@ def test_each_live_row_reads_its_own_tokens_at_each_step(make_config, prompts, r
             prompt + step - 1 for prompt in alive
         )
     assert decode_bytes(model, "fp32", prompts, responses) == expected
+
+
+@pytest.mark.parametrize(("words", "is_packed"), [
+    (("model=opt-125m",), True), (("model=opt-125m", "hardware=h100"), False), (("model=opt-tiny",), False),
+    (("model=opt-125m", "rollout=hf"), False),
+])  # fmt: skip
+def test_a_plan_counts_the_weights_that_a_rollout_packs(make_config, words, is_packed):
+    config = choose_layout(make_config("hardware=cpu", "rollout.max_new_tokens=64", *words), "ppo").config
+    phases = phase_bytes(config, "ppo", Batch(8, 8))
+    expected = weight_bytes(config.model, config.precision.dtype) if is_packed else 0
+    assert phases["rollout"]["packed"] == phases["evaluate"]["packed"] == expected
+    assert "packed" not in phases["update"]
