@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
@@ -21,6 +19,7 @@ from rlhf.config.directories import draw_unique_word, make_safe_name, name_sweep
 from rlhf.config.errors import ConfigError, first_line, raise_problems
 from rlhf.config.hydra_errors import unknown_key
 from rlhf.config.keys import keys_of, types_of
+from rlhf.config.overrides import parse_command
 from rlhf.config.recipes import expand_model, register_recipes
 from rlhf.config.rewards import complete_rewards
 from rlhf.config.schema import Config
@@ -71,12 +70,8 @@ def point_name(overrides: list[str], typed_in: list[str]) -> str:
 def fixed_keys(typed_in: list[str]) -> set[str]:
     """Return the keys on the command line (with their +) that have one value; Hydra writes values in its own way
     afterwards."""
-    try:
-        given = [text for text in typed_in if not text.startswith("-")]
-        parsed = OverridesParser.create().parse_overrides(given)
-    except HydraException:
-        return set()
-    return {text.split("=", 1)[0] for text, one in zip(given, parsed, strict=True) if not one.is_sweep_override()}
+    parsed = parse_command(tuple(typed_in)) or []
+    return {word.split("=", 1)[0] for word, one in parsed if not one.is_sweep_override()}
 
 
 def rewrite_words(arguments: list[str]) -> list[str]:

@@ -63,19 +63,14 @@ def name_sweep(name: str, typed_in: list[str]) -> str:
     """Return a directory's name for a sweep: the name that was typed, or the preset's; else, and for a preset with other
     fixed overrides than its own, with a hash of them and of what is swept. So what is typed again finds its directory,
     with more values too, and what is another sweep has another one."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser  # not for who only reads directories
-    from hydra.errors import HydraException
+    from rlhf.config.overrides import parse_command  # Hydra is not for who only reads directories
 
-    words = [word for word in typed_in if not word.startswith("-")]
-    try:
-        overrides = OverridesParser.create().parse_overrides(words)
-    except HydraException:
+    parsed = parse_command(tuple(typed_in))
+    if parsed is None:
         return name
-    keys = [override.key_or_group for override in overrides]
-    swept = [key for key, override in zip(keys, overrides, strict=True) if override.is_sweep_override()]
-    fixed = result_overrides(
-        word for word, override in zip(words, overrides, strict=True) if not override.is_sweep_override()
-    )
+    keys = [override.key_or_group for _, override in parsed]
+    swept = [override.key_or_group for _, override in parsed if override.is_sweep_override()]
+    fixed = result_overrides(word for word, override in parsed if not override.is_sweep_override())
     if "name" in keys or ("sweeps" in keys and not fixed):
         return name
     identity = [*sorted(fixed), *([] if "sweeps" in keys else sorted(swept))]

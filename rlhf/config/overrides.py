@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from decimal import Decimal
+from functools import lru_cache
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, RangeSweep
@@ -30,6 +31,17 @@ def parse(word: str) -> Override:
         return PARSER.parse_overrides([word])[0]
     except (HydraException, RecursionError, ValueError) as error:  # ValueError: thousands of digits
         raise parse_problem(word, error) from error
+
+
+@lru_cache(maxsize=16)
+def parse_command(words: tuple[str, ...]) -> list[tuple[str, Override]] | None:
+    """Return the overrides among the words of a command line, with what was typed; None where one of them cannot be
+    parsed. All points of a sweep ask it of one command, whose words list the values of all of them."""
+    typed = [word for word in words if not word.startswith("-")]
+    try:
+        return list(zip(typed, PARSER.parse_overrides(typed), strict=True))
+    except HydraException:
+        return None
 
 
 def parse_problem(word: str, error: Exception) -> ConfigError:

@@ -19,6 +19,7 @@ from support.quick import mark_slow
 from rlhf.config.command import command_of, read_command
 from rlhf.config.compose import config_root, quote_digits
 from rlhf.config.errors import ConfigError
+from rlhf.config.overrides import parse_command
 from rlhf.config.points import Composer
 
 REFUSED = (HydraException, OmegaConfBaseException, ValueError)
@@ -96,6 +97,18 @@ def test_files_are_read_once_for_a_choice_of_options(composer, monkeypatch):
         for model in ("codegen-tiny", "gptj-tiny"):
             assert composer.compose([f"model={model}", f"seed={seed}"]).seed == seed
     assert len(loads) == 2
+
+
+def test_what_was_typed_is_parsed_once_for_all_points(monkeypatch):
+    """Else the time of a sweep over a list grows with the square of the list's length."""
+    words = ["-m", "ppo.kl_coef=0.1,0.2,0.3,0.4"]
+    monkeypatch.setattr("sys.argv", ["rlhf", *words])
+    parse_command.cache_clear()
+    with Composer(read_command(words)) as composer:
+        for number, point in enumerate(composer.points):
+            composer.compose_job(point, number)
+    found = parse_command.cache_info()
+    assert found.misses == 1 and found.hits >= 2 * 4 - 1  # the names of the sweep, and of the point
 
 
 def test_an_option_that_was_changed_is_read_again(tmp_path):
