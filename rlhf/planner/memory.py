@@ -279,21 +279,35 @@ def sampling_phases(config: Config, stage: str, roles: list[Role], state: Bytes,
     reads_actor = config.ppo.old_logprobs == "actor" or (has_reference(config) and is_reference_shared(config))
     readers = [role for role in roles if role is not actor or reads_actor]
     logits = logits_bytes(actor.model, dtype, batch.micro * new) / 2
+    reused = kept_bytes(config, actor, critics)
     score = {
-        "activations": scoring_bytes(config, readers, batch.micro * (prompt + new)),
-        "logits": 0.0 if all(role.scorer for role in readers) else logits,
+        "activations": scoring_bytes(config, readers, batch.micro * (prompt + new)) + reused["activations"],
+        "logits": (0.0 if all(role.scorer for role in readers) else logits) + reused["logits"],
         "gather": buffers + max(buffer_bytes(role, config) for role in (actor, *critics, *idle)),
     }
     update = training_bytes(config, stage, [actor, *critics], batch.micro, prompt + new, new)
     if config.ppo.ptx_coef > 0:
         texts = training_bytes(config, stage, [actor], batch.micro, max_sequence(config), None)
         update = max(update, texts, key=lambda parts: sum(parts.values()))
+    update |= {name: max(update[name], value) for name, value in reused.items()}
     update["gather"] += buffers
     return {
         "rollout": {**without, "gradients": 0.0, **sampling},
         "score": {**state, "gradients": 0.0, **held, **score},
         "update": {**updating, **held, **update},
         "evaluate": {**without, "weights": without["weights"] + start_bytes(config), "gradients": 0.0, **sampling},
+    }
+
+
+def kept_bytes(config: Config, actor: Role, critics: list[Role]) -> Bytes:
+    """Return what actor and critic keep of scoring a rank's share of a rollout for its update (ppo.reuse_forward)."""
+    ppo, new, dtype = config.ppo, config.rollout.max_new_tokens, config.precision.dtype
+    share = ppo.rollout_batch_size // ranks(config) * ppo.reuse_forward
+    tokens, kept = share * (config.data.max_prompt_tokens + new), critics + [actor] * (ppo.old_logprobs == "actor")
+    each = (activation_bytes_per_token(role.model, dtype, role.recomputed) for role in kept)
+    return {
+        "activations": tokens * sum(each),
+        "logits": logits_bytes(actor.model, dtype, share * new) if actor in kept else 0.0,
     }
 
 

@@ -22,13 +22,11 @@ from rlhf.algo.schedule import learning_rate
 from rlhf.catalog.estimator import load_estimator, needs_of
 from rlhf.config.derive import logged_learning_rate, policy_stage
 from rlhf.config.schema import Config
-from rlhf.data.loaders import balanced_share
 from rlhf.data.tokens import PromptBatch, to_prompt_batch
 from rlhf.engine.save import save_model
 from rlhf.engine.step import optimizer_step
 from rlhf.engine.zero import set_rates
 from rlhf.experiment.resolve import default_eos_penalty_mode
-from rlhf.models.forward import micro_batches
 from rlhf.planner.auto import choose_layout
 from rlhf.ppo.agreement import compare_first_minibatch, compare_sampler
 from rlhf.ppo.draws import Draws
@@ -45,7 +43,7 @@ from rlhf.ppo.experience import (
     tensors_of,
 )  # fmt: skip
 from rlhf.ppo.metrics import UpdateMetrics, ppo_updates
-from rlhf.ppo.passes import LossTerms, policy_gradient, score_alone, score_rollout, text_gradient, value_gradient
+from rlhf.ppo.passes import LossTerms, deal_out, policy_gradient, score_alone, score_rollout, text_gradient, value_gradient
 from rlhf.ppo.ptx import Texts
 from rlhf.ppo.reference import reference_state, refresh_reference, restore_reference
 from rlhf.ppo.report import describe_groups, describe_rollout
@@ -91,6 +89,7 @@ class DeepSpeedPPOTrainer:
         self.metrics: dict[str, float] = {}
         self.clock = Clock()
         self.pending: Experience | None = None
+        self.kept: list[Any] = []  # the passes of scoring that the pending rollout's update goes back through
         directory = inspection or Path(args.output_root) / "nonfinite"
         self.nonfinite = Nonfinite(args.ppo.max_nonfinite, directory, rank())
 
@@ -165,7 +164,9 @@ class DeepSpeedPPOTrainer:
         texts = read_samples(prompts, responses) + (read_samples(*greedy) if greedy else [])
         self.engine.rewards.ask(texts)
         ids, whole, prompt_mask, mask = sequences_of(prompts, responses)
-        read = score_rollout(self.engine, self.args, ids, whole, mask, responses.ended, self.score_responses)
+        self.kept = []
+        kept = self.kept if self.ppo.reuse_forward else None
+        read = score_rollout(self.engine, self.args, ids, whole, mask, responses.ended, self.score_responses, kept)
         logprobs, reference, values, by_models = read
         logprobs = zero_padding(responses.logprobs, mask) if logprobs is None else logprobs
         if greedy is not None:
@@ -233,6 +234,7 @@ class DeepSpeedPPOTrainer:
         Every pass goes over the samples of all ranks in a new order, `ppo.batch_size` at a time. Raises RuntimeError if
         the first mini-batch does not reproduce the rollout's log-probabilities.
         """
+        self.kept = self.kept if experience is self.pending else []
         self.pending = None
         if problem := first_nonfinite(experience):
             with self.clock.phase("train"):
@@ -289,22 +291,18 @@ class DeepSpeedPPOTrainer:
         metrics.rates = self.set_learning_rates()
         torch.manual_seed(torch_seed(args.seed, "ppo dropout", self.updates, rank()))
         lengths = experience.lengths()
-        if ppo.packing == "none":
-            own = order[rank() :: engine.batches.ranks]
-        else:
-            own = balanced_share(order, [sum(lengths[row]) for row in order], rank(), engine.batches.ranks)
         texts, text_count = self.texts.batches(self.updates) if self.texts and "policy" in learners else ([], 0.0)
         # Gradients of actor and critic, micro-batch by micro-batch.
-        models = (model for model in (engine.actor, engine.critic) if model is not None)
-        for number, part in enumerate(micro_batches(own, engine.batches.micro, ppo.packing, *models)):
+        for number, part in enumerate(deal_out(engine, args, experience, order, lengths)):
+            kept = self.kept.pop(0) if self.kept else None
             own_lengths = None if ppo.packing == "none" else [lengths[row] for row in part]
             rows = experience.rows(send_numbers(part, device), own_lengths)
             if "policy" in learners:
-                policy_gradient(engine, args, rows, terms, metrics)
+                policy_gradient(engine, args, rows, terms, metrics, kept)
             if texts:
                 text_gradient(engine, args, texts[number], text_count, metrics)
             if "value" in learners:
-                value_gradient(engine, args, rows, count, metrics)
+                value_gradient(engine, args, rows, count, metrics, kept)
             metrics.add({"tokens": rows.loss_mask.sum()})
         if metrics.is_first and "policy" in learners:
             self.metrics |= compare_first_minibatch(args, self.iteration, *metrics.first_gap())
@@ -394,7 +392,7 @@ class DeepSpeedPPOTrainer:
 
     def skip_rollout(self, experience: Experience, problem: str) -> tuple[float, float]:
         """Count a rollout that is not finite and keep it for inspection; its finite metrics are logged."""
-        counted = self.nonfinite.note(self.iteration, problem, columns_of(experience))
+        counted, self.kept = self.nonfinite.note(self.iteration, problem, columns_of(experience)), []
         self.metrics = {name: value for name, value in self.metrics.items() if math.isfinite(value)}
         self.metrics["train/nonfinite"] = counted
         return math.nan, math.nan

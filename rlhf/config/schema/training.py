@@ -148,6 +148,7 @@ class Ppo(Training):
     entropy_step: float = key(COEFFICIENT, only_with="entropy_target")
     value_clip_range: float = key(above_zero(1e9))
     value_coef: float = key(COEFFICIENT)
+    reuse_forward: bool = key(effect="speed", neutral=False)
     old_logprobs: str = key(choices=("actor", "sampler"), neutral="actor")
     log_ratio_clip: float = key(above_zero(80), unit="nats")
     ratio_tolerance: float | None = key(above_zero(1e3), effect="name", unit="nats")

@@ -15,6 +15,7 @@ def problems(config: Config) -> Iterator[ConfigError]:
     cannot merge."""
     yield from algorithm_problems(config)
     yield from sampler_problems(config)
+    yield from reuse_problems(config)
     given = config.ppo.actor is not None or config.ppo.reward is not None or stage_reward(config) is None
     other = (config.model.path is None) != (config.reward_model.path is None)
     if has_critic(config) and config.ppo.critic == "reward" and not given and other:
@@ -46,6 +47,28 @@ def sampler_problems(config: Config) -> Iterator[ConfigError]:
     if config.rollout.engine == "paged":
         problem = "which responses share a pass of rollout=paged depends on time, so the same run would round otherwise"
         yield refuse("old_logprobs", "sampler", problem, "set it actor, or try rollout=hybrid")
+
+
+def reuse_problems(config: Config) -> Iterator[ConfigError]:
+    """Find settings with which an update cannot go back through the passes of scoring."""
+    ppo, critic = config.ppo, has_critic(config)
+    if not ppo.reuse_forward:
+        return
+    zeros = {"zero": config.zero} | ({"critic_zero": config.critic_zero} if critic else {})
+    loras = {"lora": config.lora} | ({"critic_lora": config.critic_lora} if critic else {})
+    reasons = {
+        "several updates follow a rollout": ppo.update_epochs > 1 or ppo.batch_size != ppo.rollout_batch_size,
+        "dropout makes the two passes different": ppo.dropout > 0 or (critic and ppo.critic_dropout > 0),
+        "ppo.dynamic_sampling draws what no update reads": ppo.dynamic_sampling,
+        "in the critic's warm-up the actor does not learn": ppo.critic_warmup > 0,
+        "with ppo.packing=none the two passes have other widths": ppo.packing == "none",
+        "ppo.offload_idle moves weights in between": ppo.offload_idle is True,
+        "adapters are turned off and on in between": any(lora.rank > 0 for lora in loras.values()),
+        "it is for float32 at ZeRO stage 0": config.precision.dtype != "fp32" or any(z.stage > 0 for z in zeros.values()),
+        "nothing is read in scoring": ppo.old_logprobs == "sampler" and not critic,
+    }
+    for problem in (reason for reason, holds in reasons.items() if holds):
+        yield refuse("reuse_forward", True, problem, "set it false")
 
 
 def unmerged_problems(config: Config, key: str) -> Iterator[ConfigError]:
