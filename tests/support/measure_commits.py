@@ -19,25 +19,26 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BEFORE, ROUNDS, LENGTHS = "8352daf", 3, ("real", "fixed")
-# The shapes of models by today's keys, what these were called then, and the longest prompts and responses.
+# The shapes of models by today's keys, what these were called then; and the sequences of a step, and its longest texts.
 SHAPES: dict[str, dict[str, int]] = {
     "4x128": {"num_hidden_layers": 4, "hidden_size": 128, "head_dim": 32, "intermediate_size": 512},
     "opt-125m": {},
 }
 FORMER = {"num_hidden_layers": "layers", "hidden_size": "width", "head_dim": "head_width", "intermediate_size": "ffn"}
-TOKENS = {"4x128": 128, "opt-125m": 64}
+SIZES = {"4x128": (16, 128), "opt-125m": (8, 64)}
 PHASES = ("rollout", "score", "train")
 
 
 def overrides(shape: str, lengths: str, former: bool) -> list[str]:
     """Return the configuration of a step, in the words of a tree."""
-    most = TOKENS[shape]
+    sequences, most = SIZES[shape]
     words = [f"model={shape}", f"reward_model={shape}"] if shape.startswith("opt") else []
     for key, value in SHAPES[shape].items():
         words += [f"{model}.{FORMER[key] if former else key}={value}" for model in ("model", "reward_model")]
     return words + [
         "+experiments=bench", f"data.max_prompt_tokens={most}", f"data.max_response_tokens={most}",
-        f"rollout.max_new_tokens={most}", "ppo.rollout_batch_size=16", "ppo.batch_size=16", "ppo.micro_batch_size=8",
+        f"rollout.max_new_tokens={most}", f"ppo.rollout_batch_size={sequences}", f"ppo.batch_size={sequences}",
+        "ppo.micro_batch_size=8",
         "launcher.threads=1", f"bench.lengths={lengths}", *([] if former else ["bench.peer=null"]),
     ]  # fmt: skip
 
@@ -109,7 +110,7 @@ def main(former: Path, file: Path, rounds: int, shapes: list[str]) -> None:
         "command": f"OMP_NUM_THREADS=1 python tests/support/measure_commits.py {given}",
         "date": time.strftime("%Y-%m-%d"), "commits": {"before": BEFORE, "today": commit.stdout.strip()},
         "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")}, "rounds": rounds,
-        "sequences": 16, "tokens": TOKENS, "steps": {},
+        "sequences_and_tokens": SIZES, "steps": {},
     }  # fmt: skip
     for shape in shapes:
         for lengths in LENGTHS:
