@@ -16,6 +16,7 @@ VERBS = {
     "chat": "rlhf.cli.chat",
     "serve": "rlhf.cli.serve",
     "bench": "rlhf.cli.bench",
+    "growth": "rlhf.cli.growth",
     "fetch": "rlhf.cli.fetch",
     "push": "rlhf.cli.push",
     "evaluate": "rlhf.cli.evaluate",

@@ -18,6 +18,7 @@ from rlhf.config.command import read_command
 from rlhf.config.keys import leaf_keys
 from rlhf.config.points import Composer
 from rlhf.data.cells import Dropped
+from rlhf.stages.bench.growth import make_table, read_series
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
@@ -59,6 +60,14 @@ def test_the_table_of_speed_is_that_of_the_stored_results():
 def test_the_page_of_performance_holds_the_stored_results_of_a_gpu():
     _, _, stored = (RESULTS.parent / "gpu-h200-2026-11-26.md").read_text().split("\n", 2)
     assert stored.strip() in (ROOT / "docs" / "performance.md").read_text()
+
+
+def test_the_tables_of_growth_are_those_of_the_stored_results():
+    page = (ROOT / "docs" / "growth.md").read_text()
+    results = [json.loads(file.read_text()) for file in sorted(RESULTS.parent.glob("growth-*.json"))]
+    tables = [make_table(read_series(series)) for found in results for series in found["series"]]
+    assert len(tables) >= 7
+    assert [table for table in tables if table not in page] == []
 
 
 def test_readme_is_short():

@@ -67,6 +67,18 @@ def test_after_a_capture_that_fails_all_steps_are_captured_anew(make_config, tok
 
 
 @needs_gpusim
+def test_captures_empty_no_cache_and_end_with_the_second_rollout(make_config, tokenizer):
+    config = make_config("model=opt-tiny", "precision=bf16", "rollout.max_new_tokens=20", *SMALL)
+    with SimulatedGPU() as gpu:
+        sampler = create_sampler(simulated_engine(sharp_policy(config, tokenizer)), tokenizer, config.rollout)
+        captured = []
+        for _ in range(3):  # of eight rows three go on after a while, then two
+            sampler.generate(*ragged_prompts(config.rollout, (9, 8, 7, 6, 5, 4, 3, 2), limits=[20, 20, 12, 4, 4, 4, 4, 4]))
+            captured.append(len(gpu.graphs))
+        assert captured[0] > 1 and captured[1] == captured[2] and gpu.emptied == 0
+
+
+@needs_gpusim
 @pytest.mark.parametrize(("free", "emptied"), [(50, 0), (5, 1)])
 def test_unused_memory_goes_back_before_a_capture_where_little_is_free(free, emptied):
     with SimulatedGPU() as gpu, mock.patch.object(torch.cuda, "mem_get_info", lambda device: (free, 100)):
