@@ -33,6 +33,7 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.config.secrets import mask
 from rlhf.config.terminal import Terminal
+from rlhf.experiment.stage_directory import find_stages
 from rlhf.experiment.store import write_json
 from rlhf.planner.ppo import longest_step
 from rlhf.stages.bench.growth import Row, Series, make_table, make_tables, store_series
@@ -185,8 +186,8 @@ def measure_ranks(words: list[str], values: Iterable[int]) -> Iterator[Series]:
         with tempfile.TemporaryDirectory() as root:
             own = f"hardware.gpus_per_node={value}", f"output_root={root}", "launcher=local", "launcher.threads=1"
             run_program(["+experiments=bench", *BASE, *words, *own])
-            (file,) = Path(root).glob("stages/bench-*/metrics.jsonl")
-            steps = [json.loads(line)["time/step_s"] for line in file.read_text().splitlines()]
+            (stage,) = find_stages(Path(root))
+            steps = [row["time/step_s"] for row in stage.metrics() if row is not None]
         rows.append(Row(value, 1 / value, steps))
     yield Series("Ranks: a step of PPO, its batch shared", "ranks", "share of the batch", WALL, rows)
 

@@ -13,11 +13,12 @@ from rlhf.ppo import passes
 from rlhf.rollout.hybrid.sampler import HybridSampler
 from rlhf.stages.ppo.checks import sampler_problems
 
+pytestmark = pytest.mark.rounding
+
 SAMPLER = "ppo.old_logprobs=sampler"
 SMALL = (*SMALL_PPO, "ppo.batch_size=8", "rollout.max_new_tokens=12", "ppo.max_steps=3")
 
 
-@pytest.mark.rounding
 @pytest.mark.parametrize(
     "options",
     [

@@ -16,6 +16,8 @@ from rlhf.planner.ppo import phase_flops
 from rlhf.ppo import passes
 from rlhf.stages.ppo.checks import reuse_problems
 
+pytestmark = pytest.mark.rounding
+
 REUSE = "ppo.reuse_forward=true"
 SMALL = (*SMALL_PPO, "ppo.batch_size=8", "ppo.micro_batch_size=2", "rollout.max_new_tokens=12")
 LIMITS = [12, 3, 7, 1, 12, 5, 2, 9]
@@ -61,7 +63,6 @@ def test_one_forward_is_two_to_the_bit(make_config, models, tokenizer, monkeypat
         assert kept[1]["policy/ratio_first"] == 0.0
 
 
-@pytest.mark.rounding
 def test_the_update_is_the_usual_one_but_for_rounding(make_config, smooth_models, tokenizer):
     assert_same_update(*(first_step(make_config(*SMALL, *word), smooth_models, tokenizer) for word in ((REUSE,), ())))
 

@@ -84,6 +84,9 @@ def test_a_reply_that_breaks_off_or_is_no_http_is_told(reply, told):
                 with server.accept()[0] as asked:
                     asked.recv(10_000)
                     asked.sendall(reply)
+                    asked.shutdown(socket.SHUT_WR)
+                    while asked.recv(10_000):  # closing beside what is unread would reset the connection
+                        continue
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
