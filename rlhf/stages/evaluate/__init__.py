@@ -65,6 +65,12 @@ def simplify(config: Config) -> Config:
     return without_idle_reward(config) if stage_reward(config) is None else config
 
 
+def phase_flops(config: Config, answers: int) -> dict[str, int]:
+    """Return the operations of a step by phase. The policy reads its answers whoever's log-probabilities it was trained
+    with."""
+    return longest_step(replace(config, ppo=replace(config.ppo, old_logprobs="actor")))
+
+
 def count_records(config: Config, counts: Counts) -> Records:
     """Prompts."""
     from rlhf.evaluation.prompts import read_prompts
@@ -198,8 +204,8 @@ KIND = StageKind(
     roles=roles,
     records=count_records,
     reads=lambda config: "prompts",
-    phase_flops=lambda config, answers: longest_step(config),
-    work=lambda config: Work(1, longest_step(config)["rollout"]),
+    phase_flops=phase_flops,
+    work=lambda config: Work(1, phase_flops(config, 1)["rollout"]),
     uncounted=name_tasks,
     simplify=simplify,
     problems=problems,

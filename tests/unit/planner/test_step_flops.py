@@ -9,6 +9,7 @@ from support.small import SMALL_PPO
 from support.tiny_models import built, generate, learning_engine, policy_engine, prompts
 from torch.utils.flop_counter import FlopCounterMode
 
+from rlhf.catalog.stage import kind_of
 from rlhf.planner.cache import cached_tokens, count_prefilled, list_prompts_read
 from rlhf.planner.flops import generation_flops, training_flops
 from rlhf.planner.ppo import longest_rollout, longest_step, phase_flops
@@ -132,3 +133,9 @@ def test_a_cache_has_the_rows_and_slots_that_the_sampler_makes(make_config):
     assert count_prefilled(rollout, 256, 256, together=False) == 2**14
     assert count_prefilled(rollout, 256, 256, together=True) == 2**16
     assert count_prefilled(replace(rollout, samples_per_prompt=64), 256, 256, together=False) == 5 * 256
+
+
+def test_an_evaluation_reads_its_answers_whoever_has_the_policys_log_probabilities_in_training(make_config):
+    taken, read = (make_config("stage=evaluate", f"ppo.old_logprobs={whose}") for whose in ("sampler", "actor"))
+    count = kind_of("evaluate").phase_flops
+    assert count(taken, 1) == count(read, 1) and longest_step(taken)["score"] < longest_step(read)["score"]
