@@ -14,8 +14,7 @@ from rlhf.config.terminal import open_table_console
 from rlhf.experiment.plan import print_plan
 from rlhf.planner.auto import choose_layout
 from rlhf.planner.cost import Step, add_up
-from rlhf.planner.host import host_bytes
-from rlhf.planner.memory import GIB, Batch, peak_bytes, phase_bytes
+from rlhf.planner.memory import GIB, Batch, host_bytes, peak_bytes, phase_bytes
 from rlhf.planner.plan import plan_stage
 from rlhf.planner.published import BENCHMARK, HOURS, LARGEST
 
