@@ -115,7 +115,7 @@ def describe_plan(plan: GraphPlan) -> dict[str, Any]:
 
 
 def describe_stage(task: Task, plan: StagePlan, reused: bool) -> dict[str, Any]:
-    """One stage of that object; one that is done takes nothing."""
+    """Describe one stage of that object; a stage that is done takes nothing."""
     taken = {"seconds": plan.total_seconds, "gpu_hours": plan.gpu_hours, "dollars": plan.dollars}
     return {
         "stage": task.node.stage,

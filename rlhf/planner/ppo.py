@@ -58,19 +58,16 @@ def phase_flops(
     merging, sampled = (merge_flops(model, config.lora), None) if merged else (0, config.lora)
     rollout = generation_flops(model, prompts, responses, sampled, read)
     judging = count_reward_models(config) * forward_flops(config.reward_model, lengths, 0)
-    scoring = judging
-    reused = 0
-    if ppo.old_logprobs == "actor":
-        scoring += forward_flops(model, lengths, actions, config.lora)
-        reused += forward_flops(model, lengths, actions, config.lora)
+    own = forward_flops(model, lengths, actions, config.lora) if ppo.old_logprobs == "actor" else 0
+    if has_critic(config):
+        own += forward_flops(critic, lengths, 0, config.critic_lora)
+    scoring = judging + own
     if has_reference(config):
         scoring += forward_flops(model, lengths, actions)
     how = config.lora, ppo.gradient_checkpointing, ppo.dropout
     update = ppo.update_epochs * training_flops(model, lengths, actions, *how)
     if has_critic(config):
         learned = config.critic_lora, ppo.critic_gradient_checkpointing, ppo.critic_dropout
-        scoring += forward_flops(critic, lengths, 0, config.critic_lora)
-        reused += forward_flops(critic, lengths, 0, config.critic_lora)
         update += ppo.update_epochs * training_flops(critic, lengths, 0, *learned)
     if "greedy" in needs_of(ppo.estimator):
         scoring += judging // config.rollout.samples_per_prompt
@@ -80,5 +77,5 @@ def phase_flops(
     return {
         "rollout": merging + rollout,
         "score": scoring,
-        "update": update - reused * ppo.reuse_forward,
+        "update": update - own * ppo.reuse_forward,
     }

@@ -74,6 +74,7 @@ def make_panel(view: View) -> Panel | None:
     shown = [max(len(list_done(one.groups[number])) for one in asked) for number in range(len(view.groups))]
     note = NOTE + (MANY.format(most=MOST) if sum(map(bool, shown)) > MOST else "")
     note += BY_HAND if any(one.told for one in asked) else ""
+    note += OLDER.format(most=MOST_ASKED, all=len(found) - len(composed)) if len(asked) < len(found) else ""
     return Panel(
         "evaluation", "Evaluation", drawings, tables, shown, note + (OTHERS if any(one.others for one in asked) else "")
     )

@@ -134,6 +134,14 @@ def test_an_evaluation_by_hand_that_asks_what_the_points_ask_stands_beside_their
     assert {table.name.rpartition("-")[2] for table in panel.tables} == {"evaluation", "wins", "subsets"}
 
 
+def test_sets_of_evaluations_that_are_left_out_are_counted(policies, monkeypatch):
+    for samples in (2, 3):
+        note_question(evaluate(policies, 16 + samples, [(1, 1)] * PROMPTS), "ppo-000000000000", samples=samples)
+    assert "newest" not in evaluation.make_panel(make_view(policies)).note
+    monkeypatch.setattr(evaluation, "MOST_ASKED", 1)
+    assert "Shown are the newest 1 of 2 such sets." in evaluation.make_panel(make_view(policies)).note
+
+
 @pytest.mark.parametrize("damage", ["cut", "gone", "odd"])
 def test_answers_that_are_not_whole_are_not_compared(sweep, damage):
     file = next(sweep.root.glob("stages/evaluate-*1")) / "answers.jsonl"
