@@ -22,7 +22,8 @@ from rlhf.config.rewards import count_reward_models
 from rlhf.config.schema import ZEROS, Config
 from rlhf.planner.batches import rollout_rows, texts_read_together
 from rlhf.planner.constants import load_constants
-from rlhf.planner.memory import GIB, Batch, host_bytes, peak_bytes, phase_bytes
+from rlhf.planner.host import host_bytes
+from rlhf.planner.memory import GIB, Batch, peak_bytes, phase_bytes
 from rlhf.planner.time import step_seconds
 
 # Share of a node's host memory that a layout may take; the rest is the system's and the page cache's.

@@ -1,4 +1,4 @@
-"""How much memory a stage takes, by formula: per role and phase on a device, and on a node's host.
+"""How much of a device's memory a stage takes, by formula, per role and phase.
 
 Micro-batches (rlhf/planner/batches.py), the plan and the choice of a layout (rlhf/planner/auto.py) read these formulas.
 Pure: no torch, no GPU, no weights. All sizes are in bytes unless a name says GiB.
@@ -377,22 +377,3 @@ def add_bytes(parts: Iterable[Bytes]) -> Bytes:
 def peak_bytes(phases: dict[str, Bytes]) -> float:
     """Return the largest sum over a phase's components."""
     return max(sum(parts.values()) for parts in phases.values())
-
-
-def host_bytes(config: Config, stage: str) -> float:
-    """Return what a rank holds of its node's main memory: its process, and what is offloaded, pinned copies included; on
-    the CPU nothing beside its device's memory."""
-    if config.hardware.device == "cpu":
-        return 0.0
-    size, world = bytes_per_element(config.precision.dtype), ranks(config)
-    each = float(PROCESS_OF_GPU)
-    for role in kind_of(measured_stage(config, stage)).roles(config):
-        shares = world if role.zero.stage >= 1 else 1
-        if role.zero.offload_optimizer:  # float32 gradients are summed up there
-            each += (optimizer_bytes_per_parameter(config, role.zero) + 4) * count_trained(role) / shares
-        if role.zero.offload_param:
-            each += size * count_held(role) / shares
-    if samples_responses_in(stage) and config.ppo.offload_idle:
-        roles = kind_of(stage).roles(config)
-        each += sum(sum(state_bytes(role, config).values()) for role in roles[1:])
-    return each

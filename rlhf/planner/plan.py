@@ -9,7 +9,8 @@ from rlhf.config.schema import Config
 from rlhf.planner.auto import HOST_SHARE
 from rlhf.planner.batches import answered_together, largest_micro_batch, rollout_rows, texts_read_together
 from rlhf.planner.constants import Constants, load_constants
-from rlhf.planner.memory import GIB, Batch, Bytes, host_bytes, peak_bytes, phase_bytes
+from rlhf.planner.host import host_bytes
+from rlhf.planner.memory import GIB, Batch, Bytes, peak_bytes, phase_bytes
 from rlhf.planner.storage import disk_bytes, saved_bytes, state_on_disk
 from rlhf.planner.time import Parts, answering_seconds, merge, read_seconds, reading_seconds, step_seconds
 

@@ -14,6 +14,7 @@ from rlhf.config.derive import ranks
 from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.runtime.compat.deepspeed import import_muon, share_partition_groups, skip_shared_memory_kernel
+from rlhf.runtime.compat.torch import take_pinned_memory_exactly
 
 
 def start(config: Config) -> None:
@@ -49,6 +50,7 @@ def join(config: Config) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         # cuDNN's attention plans anew, for tens of milliseconds, at each shape that it has not seen; texts have many.
         torch.backends.cuda.enable_cudnn_sdp(False)
+        take_pinned_memory_exactly()
     else:
         if config.launcher.threads is not None:
             torch.set_num_threads(config.launcher.threads)

@@ -16,7 +16,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers import AutoModelForCausalLM, LogitsProcessorList, PrinterCallback, TrainerCallback
 
 from rlhf.config.derive import policy_stage
@@ -49,6 +48,7 @@ class TRLStep:
         self.said: list[int] = []
         with one_process():
             import trl
+            from datasets import Dataset
 
             name, tokenizer = config.algorithm.upper(), engine.tokenizer
             policy: Any = AutoModelForCausalLM.from_pretrained(directory / "actor", dtype=torch.float32)

@@ -9,7 +9,9 @@ from rlhf.engine.offload import PIECE, OffloadedEngine, split_into_pieces, stora
 from rlhf.engine.state import engine_state
 from rlhf.engine.step import accumulate, optimizer_step
 from rlhf.engine.zero import TrainingSpec, backward, frozen_engine, release, set_rates, training_engine
+from rlhf.planner.host import rounds_pinned
 from rlhf.runtime.compat.deepspeed import local_shard
+from rlhf.runtime.compat.torch import take_pinned_memory_exactly
 from rlhf.runtime.distributed import start
 
 PLAN = Batches(ranks=1, per_rank=4, micro=2, accumulation=2)
@@ -114,3 +116,27 @@ def test_copies_are_of_sizes_that_pinned_memory_has(size):
     assert all(len(piece).bit_count() == 1 for piece in pieces) and (len(last) < PIECE or len(last).bit_count() == 1)
     last[-1] = 7
     assert whole[-1] == 7
+
+
+EXACT = pytest.mark.skipif(rounds_pinned(), reason="torch before 2.13 rounds all pinned memory")
+
+
+@EXACT
+@pytest.mark.parametrize("given", ["", "max_split_size_mb:512"])
+def test_large_pinned_memory_is_taken_exactly_and_not_kept_for_reuse(given):
+    before = torch._C._accelerator_getAllocatorSettings()
+    try:
+        torch._C._accelerator_setAllocatorSettings(given)
+        take_pinned_memory_exactly()
+        told = dict(part.split(":") for part in torch._C._accelerator_getAllocatorSettings().split(","))
+        assert told["pinned_max_round_threshold_mb"] == told["pinned_max_cached_size_mb"]
+        assert ("max_split_size_mb" in told) == bool(given)
+    finally:
+        torch._C._accelerator_setAllocatorSettings(before)
+
+
+@EXACT
+def test_a_users_own_threshold_stays(monkeypatch):
+    monkeypatch.setattr(torch._C, "_accelerator_getAllocatorSettings", lambda: "pinned_max_cached_size_mb:1")
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", pytest.fail)
+    take_pinned_memory_exactly()

@@ -12,9 +12,11 @@ from rlhf.cli.prepare import load_config, resolve_config
 from rlhf.config.points import compose_config
 from rlhf.config.terminal import open_table_console
 from rlhf.experiment.plan import print_plan
+from rlhf.planner import host
 from rlhf.planner.auto import choose_layout
 from rlhf.planner.cost import Step, add_up
-from rlhf.planner.memory import GIB, Batch, host_bytes, peak_bytes, phase_bytes
+from rlhf.planner.host import host_bytes
+from rlhf.planner.memory import GIB, Batch, peak_bytes, phase_bytes
 from rlhf.planner.plan import plan_stage
 from rlhf.planner.published import BENCHMARK, HOURS, LARGEST
 
@@ -46,8 +48,10 @@ def test_a_published_cell_is_planned(cell):
 
 
 @pytest.mark.slow
-def test_published_times_and_largest_models_are_planned():
-    """DeepSpeed-Chat's table of hours: median error at most 20 %, worst at most 50 %; its largest models: 4 of 4."""
+def test_published_times_and_largest_models_are_planned(monkeypatch):
+    """DeepSpeed-Chat's table of hours: median error at most 20 %, worst at most 50 %; its largest models: 4 of 4.
+    OPT-13B on one GPU fits its share of a DGX's main memory where torch pins as much as it is asked for."""
+    monkeypatch.setattr(host, "rounds_pinned", lambda: False)
     errors = [abs(plan_error(*cell)) for cell in HOURS]
     assert statistics.median(errors) <= 0.2 and max(errors) <= 0.5
     assert [planned for _, _, planned in tables.published_largest()] == list(LARGEST.values())
