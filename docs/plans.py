@@ -13,8 +13,8 @@ PAGE = Path(__file__).with_name("plans.md")
 TEXT = """# Hours and prices
 
 These tables are made by `python docs/plans.py`, from the plan alone: but for the published hours no GPU has measured them.
-Main memory is counted as torch 2.13 takes it (docs/memory.md). Prices are those of `conf/hardware`, each with its source and date there. The recipe is DeepSpeed-Chat's benchmark of step 3
-(`{benchmark}`): 264,292 prompts, once.
+Main memory is counted as torch 2.13 takes it (docs/memory.md). Prices are those of `conf/hardware`, each with its source
+and date there. The recipe is DeepSpeed-Chat's benchmark of step 3 (`{benchmark}`): 264,292 prompts, once.
 
 ## DeepSpeed-Chat's published hours beside planned ones
 
