@@ -1,8 +1,8 @@
 """A step of PPO of commit 8352daf beside today's: `python tests/support/measure_commits.py TREE FILE [ROUNDS] [SHAPE...]`,
 where TREE is a checkout of it (`git worktree add --detach TREE 8352daf`), writes a JSON file and prints how often today's
-seconds go into the former ones.
+seconds go into the former ones: of a step as it is, and of one with ppo.reuse_forward.
 
-Each tree has a process of its own, with the models of the benchmark (experiments/bench.yaml) in memory; the two take turns
+Each has a process of its own, with the models of the benchmark (experiments/bench.yaml) in memory; they take turns
 with one step each, after one that warms up, on the same prompts and lengths, one thread each. Seconds are told by the wall
 clock and as processor time, which other programs disturb less.
 """
@@ -16,6 +16,7 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 BEFORE, ROUNDS, LENGTHS = "8352daf", 3, ("real", "fixed")
@@ -27,10 +28,13 @@ SHAPES: dict[str, dict[str, int]] = {
 FORMER = {"num_hidden_layers": "layers", "hidden_size": "width", "head_dim": "head_width", "intermediate_size": "ffn"}
 SIZES = {"4x128": (16, 128), "opt-125m": (8, 64)}
 PHASES = ("rollout", "score", "train")
+# Today's steps, with the keys of each.
+TODAY = {"today": (), "one forward": ("ppo.reuse_forward=true",)}
 
 
-def overrides(shape: str, lengths: str, former: bool) -> list[str]:
-    """Return the configuration of a step, in the words of a tree."""
+def overrides(shape: str, lengths: str, name: str) -> list[str]:
+    """Return the configuration of a step, in the words of its tree."""
+    former = name == BEFORE
     sequences, most = SIZES[shape]
     words = [f"model={shape}", f"reward_model={shape}"] if shape.startswith("opt") else []
     for key, value in SHAPES[shape].items():
@@ -39,7 +43,7 @@ def overrides(shape: str, lengths: str, former: bool) -> list[str]:
         "+experiments=bench", f"data.max_prompt_tokens={most}", f"data.max_response_tokens={most}",
         f"rollout.max_new_tokens={most}", f"ppo.rollout_batch_size={sequences}", f"ppo.batch_size={sequences}",
         "ppo.micro_batch_size=8",
-        "launcher.threads=1", f"bench.lengths={lengths}", *([] if former else ["bench.peer=null"]),
+        "launcher.threads=1", f"bench.lengths={lengths}", *([] if former else ["bench.peer=null", *TODAY[name]]),
     ]  # fmt: skip
 
 
@@ -62,10 +66,10 @@ def serve(words: list[str]) -> None:
 
 
 def measure(trees: dict[str, Path], shape: str, lengths: str, rounds: int) -> dict[str, list[dict[str, float]]]:
-    """Let the trees take turns, so many times after a step that warms up; returns the seconds of each."""
+    """Let the steps, each of a tree, take turns, so many times after one that warms up; returns the seconds of each."""
     workers = {
         name: subprocess.Popen(
-            [sys.executable, __file__, "--serve", *overrides(shape, lengths, name == BEFORE)], cwd=tree, text=True,
+            [sys.executable, __file__, "--serve", *overrides(shape, lengths, name)], cwd=tree, text=True,
             env={**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -91,15 +95,17 @@ def spread(values: list[float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in (("least", min(values)), ("median", middle), ("largest", max(values)))}
 
 
-def report(found: dict[str, list[dict[str, float]]]) -> dict[str, object]:
-    """Return the seconds of each tree, and how often today's go into the former one's, turn by turn."""
-    before, today = found[BEFORE], found["today"]
+def report(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Return the seconds of each step, and how often today's go into the former one's, turn by turn."""
+    seconds = {step: {name: spread([row[name] for row in rows]) for name in rows[0]} for step, rows in found.items()}
     times = {
-        name: spread([first[name] / second[name] for first, second in zip(before, today, strict=True)]) for name in today[0]
+        step: {
+            name: spread([then[name] / now[name] for then, now in zip(found[BEFORE], found[step], strict=True)])
+            for name in found[step][0]
+        }
+        for step in TODAY
     }
-    return {tree: {name: spread([row[name] for row in rows]) for name in rows[0]} for tree, rows in found.items()} | {
-        "times_as_fast": times
-    }
+    return {**seconds, "times_as_fast": times}
 
 
 def main(former: Path, file: Path, rounds: int, shapes: list[str]) -> None:
@@ -114,11 +120,12 @@ def main(former: Path, file: Path, rounds: int, shapes: list[str]) -> None:
     }  # fmt: skip
     for shape in shapes:
         for lengths in LENGTHS:
-            found = measure({BEFORE: former, "today": ROOT}, shape, lengths, rounds)
+            found = measure({BEFORE: former, **dict.fromkeys(TODAY, ROOT)}, shape, lengths, rounds)
             told["steps"][f"{shape}, {lengths} lengths"] = report(found)
             told["machine"] = f"{os.cpu_count()} cores, one thread; load {os.getloadavg()[2]:.1f} over 15 minutes"
             file.write_text(json.dumps(told, indent=2) + "\n")
-            print(shape, lengths, json.dumps(report(found)["times_as_fast"]), flush=True)
+            for step, times in report(found)["times_as_fast"].items():
+                print(shape, lengths, step, json.dumps(times), flush=True)
 
 
 if __name__ == "__main__":
