@@ -44,6 +44,7 @@ from rlhf.config.errors import ConfigError
 from rlhf.config.schema import Config
 from rlhf.config.secrets import mask
 from rlhf.config.terminal import Terminal
+from rlhf.experiment.fingerprint import fingerprint
 from rlhf.experiment.store import write_json
 from rlhf.planner.batches import batches
 from rlhf.stages.bench import measured_stages
@@ -256,7 +257,10 @@ def describe_way(name: str, own: Config) -> str:
     padding = {"none": "padded", "length": "by length", "packed": "packed"}[getattr(own, stage).packing]
     how = f"{engine}, {padding}" if samples and own.bench.what not in ("score", "train") else padding
     how = engine if own.bench.what == "rollout" else how
-    return how + copies * (name == own.algorithm)
+    fewer = ", one forward pass" * own.ppo.reuse_forward + ", the sampler's log-probabilities" * (
+        own.ppo.old_logprobs == "sampler"
+    )
+    return how + fewer * (own.bench.what == "step3") + copies * (name == own.algorithm)
 
 
 def describe_recipe(config: Config) -> dict[str, Any]:
@@ -286,7 +290,8 @@ def describe_memory(config: Config) -> str:
 
 def file_name(config: Config, found: dict[str, Any]) -> str:
     """Return a name that tells what was measured, where and when; other settings on one day get another checksum."""
-    told = f"{found['recipe']} {[variant['how'] for variant in found['variants'].values()]}"
+    ways = [variant["how"] for variant in found["variants"].values()]
+    told = f"{fingerprint(config, 'bench', {})} {found['recipe']} {ways}"
     what = "trl" if config.bench.peer == "trl" else config.bench.what
     words = f"bench-{what}-{config.bench.lengths}-{config.model.name}-{config.hardware.gpu}"
     return f"{words}-{date.today()}-{zlib.crc32(told.encode()):08x}.json".lower().replace(" ", "-")

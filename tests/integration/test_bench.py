@@ -226,11 +226,11 @@ def test_a_stage_that_does_not_fit_says_so_and_the_others_go_on(monkeypatch, bui
 
 
 def test_other_settings_on_one_day_go_into_another_file():
-    names = set()
-    for arguments in ([], ["lora=r8"], ["ppo.micro_batch_size=4"], ["zero=2"], ["rollout=hf"]):
+    names, settings = set(), ("lora=r8", "ppo.micro_batch_size=4", "zero=2", "rollout=hf", "ppo.reuse_forward=true")
+    for arguments in ([], *([word] for word in settings)):
         config = read_configuration(arguments)
         found, _ = list_variants(config)
         how = {name: {"how": str(ways(found)[name])} for name in found}
         names.add(file_name(config, {"recipe": describe_recipe(config), "variants": how}))
-    assert len(names) == 5
+    assert len(names) == 1 + len(settings)
     assert all(name.startswith("bench-step3-fixed-opt-tiny-cpu-2") for name in names)
