@@ -41,6 +41,7 @@ from rlhf.config.checks import check, check_devices, join_or
 from rlhf.config.compose import config_root
 from rlhf.config.derive import policy_stage, ranks
 from rlhf.config.errors import ConfigError
+from rlhf.config.keys import get_key
 from rlhf.config.schema import Config
 from rlhf.config.secrets import mask
 from rlhf.config.terminal import Terminal
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 RESULTS = "experiments/results"
 FLAGS = ("-h", "--help", "--table")
 TRL_ALGORITHMS = ("rloo", "grpo")
+# Work of a step that neither peer's has.
+OURS_ALONE = ("ppo.ptx_coef", "ppo.dynamic_sampling")
 
 
 def main(arguments: list[str]) -> int:
@@ -171,6 +174,8 @@ def list_variants(config: Config) -> tuple[dict[str, Config], dict[str, str]]:
     """Return what is measured, by name, the peer first, which has `bench.peer`; and the engines that cannot serve the
     configuration, with the reason: those that the user names are refused instead. Raises ConfigError."""
     own, rollout = with_peer(config, None), config.bench.what == "rollout"
+    if config.bench.peer is not None and config.bench.what in ("step3", "train"):
+        check_work(config)
     if config.bench.peer == "trl":
         return {f"trl {config.algorithm}": config, config.algorithm: own}, {}
     base = {} if config.bench.peer is None else {BASELINE: with_engine_and_packing(config, "hf", "none")}
@@ -187,6 +192,14 @@ def list_variants(config: Config) -> tuple[dict[str, Config], dict[str, str]]:
             found.pop(engine)
             left_out[engine] = str(error)
     return base | {name: found[name] for name in found if name != "hf"}, left_out
+
+
+def check_work(config: Config) -> None:
+    """Raise ConfigError where a step of ours would do work beside the peer's."""
+    for key in OURS_ALONE:
+        if value := get_key(config, key):
+            fix = "leave it out, or measure ours alone with bench.peer=null"
+            raise ConfigError(key, value, f"a step of bench.peer={config.bench.peer} does no such work", fix)
 
 
 def with_peer(config: Config, peer: str | None) -> Config:

@@ -183,6 +183,12 @@ def test_the_baseline_is_what_is_usual_and_comes_first():
     assert [config.rollout.engine for config in found.values()] == ["hf", "paged", "hybrid"]
 
 
+def test_work_that_the_peer_does_not_do_is_refused():
+    with pytest.raises(ConfigError, match=r"^ppo\.ptx_coef=0\.1: a step of bench\.peer=deepspeed-chat does no such work"):
+        list_variants(read_configuration(["ppo.ptx_coef=0.1"]))
+    assert list(list_variants(read_configuration(["ppo.ptx_coef=0.1", "bench.peer=null"]))[0]) == ["ours"]
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_an_engine_that_the_checks_refuse_is_left_out_unless_it_is_asked_for(monkeypatch, given):
     def check(config):
