@@ -304,7 +304,7 @@ def describe_memory(config: Config) -> str:
 def file_name(config: Config, found: dict[str, Any]) -> str:
     """Return a name that tells what was measured, where and when; other settings on one day get another checksum."""
     ways = [variant["how"] for variant in found["variants"].values()]
-    told = f"{fingerprint(config, 'bench', {})} {found['recipe']} {ways}"
+    told = f"{fingerprint(config, config.stages[0], {})} {found['recipe']} {ways}"
     what = "trl" if config.bench.peer == "trl" else config.bench.what
     words = f"bench-{what}-{config.bench.lengths}-{config.model.name}-{config.hardware.gpu}"
     return f"{words}-{date.today()}-{zlib.crc32(told.encode()):08x}.json".lower().replace(" ", "-")
