@@ -24,6 +24,7 @@ from rlhf.experiment.files import Unreadable, as_float, as_text, read_object
 from rlhf.experiment.lock import find_held, is_lost
 from rlhf.experiment.spec import Spec, stage_directory
 from rlhf.experiment.stopping import EXIT_CHECKPOINTED, EXIT_LOCK_LOST, Pruned, Stopped
+from rlhf.experiment.store import write_json
 from rlhf.launch.worker import CORES, LOCK, PARENT, error_file, free_port, rank_environment
 
 # Variables that each rank has of its own; all others are those of the launching process, or the same for all stages.
@@ -100,14 +101,27 @@ def run_workers(
     relays: list[threading.Thread] = []
     workers = start_workers(spec, console, devices, start, meeting, relays)
     try:
-        codes = watch(workers, spec.config.launcher.grace_s, lambda: over() or is_lost(directory.path))
+        watched = watch(workers, spec.config.launcher.grace_s, lambda: over() or is_lost(directory.path))
+        codes = {meeting.node * len(workers) + number: code for number, code in enumerate(watched)}
+        note_killed(spec, codes)
     finally:
         terminate(workers)
         for thread in relays:
             thread.join(1.0)  # so that the logs are whole
-    if EXIT_LOCK_LOST in codes or is_lost(directory.path):
+    if EXIT_LOCK_LOST in watched or is_lost(directory.path):
         directory.check_lock()
-    raise_on_failure(spec, {meeting.node * len(workers) + number: code for number, code in enumerate(codes)})
+    raise_on_failure(spec, codes)
+
+
+def note_killed(spec: Spec, codes: dict[int, int | None]) -> None:
+    """Note for each of this node's ranks that a signal ended, unasked, that it did: it could not itself, and other nodes see
+    no more than that it has gone."""
+    if stopping.stop_requested.is_set() or is_lost(stage_directory(spec).path):
+        return
+    for rank, code in codes.items():
+        if code is not None and code < 0 and not error_file(spec, rank).is_file():
+            with suppress(OSError):  # a full disk: this node knows by the code
+                write_json(error_file(spec, rank), {"time": time.time(), "error": describe_signal(-code), "killed": True})
 
 
 def raise_on_failure(spec: Spec, codes: dict[int, int | None]) -> None:
@@ -236,11 +250,13 @@ def terminate(workers: Sequence[Worker]) -> None:
 
 
 def find_first_failed(spec: Spec, bad: list[int], noted: list[int]) -> int:
-    """Return the rank that is the root cause: one that was killed and noted nothing, else the one that noted its error
-    first. Other ranks fail because it has gone."""
-    killed = [rank for rank in bad if rank not in noted]
-    times = {rank: as_float(read_note(spec, rank).get("time")) or math.inf for rank in noted}
-    return killed[0] if killed else min(times, key=lambda rank: times[rank])
+    """Return the rank that is the root cause: the one that was killed first, else one that failed and noted nothing, else the
+    one that noted its error first. Other ranks fail because it has gone."""
+    notes = {rank: read_note(spec, rank) for rank in noted}
+    killed, silent = [rank for rank in noted if notes[rank].get("killed")], [rank for rank in bad if rank not in noted]
+    if silent and not killed:
+        return silent[0]
+    return min(killed or noted, key=lambda rank: as_float(notes[rank].get("time")) or math.inf)
 
 
 def read_note(spec: Spec, rank: int) -> dict[str, Any]:
@@ -255,10 +271,12 @@ def find_reason(spec: Spec, rank: int, code: int | None) -> str:
     """Return why a rank failed: the error that it noted, the signal that ended it, or the error in its log."""
     if note := as_text(read_note(spec, rank).get("error")):
         return note
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        return f"it was ended by {name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
-    return last_error(log_file(spec, rank))
+    return describe_signal(-code) if code is not None and code < 0 else last_error(log_file(spec, rank))
+
+
+def describe_signal(number: int) -> str:
+    """Say which signal ended a rank."""
+    return f"it was ended by {signal.Signals(number).name}" + (" (out of memory?)" if number == signal.SIGKILL else "")
 
 
 def last_error(log: Path) -> str:

@@ -24,7 +24,7 @@ from rlhf.experiment.stopping import EXIT_CHECKPOINTED, Stopped
 from rlhf.experiment.sweep import Outcome, Task
 from rlhf.launch.scheduler import local_threads, run_here, share_of_devices
 from rlhf.launch.worker import error_file
-from rlhf.launch.workers import StageFailed, raise_on_failure
+from rlhf.launch.workers import StageFailed, note_killed, raise_on_failure
 
 QUIET = Console(quiet=True)
 
@@ -321,6 +321,15 @@ def test_who_was_killed_is_named_before_those_that_missed_it(spec):
     assert judged(spec, 1, None, 1, -signal.SIGSEGV)[0] == "rank 3 failed: it was ended by SIGSEGV"
 
 
+def test_other_nodes_name_who_was_killed_too(spec):
+    note(spec, 0, 10.0)
+    note_killed(spec, {2: None, 3: -signal.SIGKILL})
+    said = ("rank 3 failed: it was ended by SIGKILL (out of memory?)", "rank-3.log")
+    assert judged(spec, 1, None) == said  # on the node of ranks 0 and 1, which noted its error before
+    with pytest.raises(StageFailed, match=r"rank 3 failed: it was ended by SIGKILL"):
+        raise_on_failure(spec, {2: None, 3: -signal.SIGKILL})
+
+
 def test_who_noted_nothing_is_asked_by_its_log(spec):
     assert judged(spec, 0, 1, None, None) == ("rank 1 failed: RuntimeError: the log of 1", "rank-1.log")
     (Path(spec.directory) / "logs" / "rank-1.log").unlink()
@@ -350,6 +359,11 @@ def test_who_saved_because_it_was_asked_to_is_no_failure(spec, asked):
 def test_who_was_ended_before_it_could_save_is_no_failure_either(spec, asked, number):
     with pytest.raises(Stopped, match="before it could save"):
         raise_on_failure(spec, {0: EXIT_CHECKPOINTED, 1: -number, 2: -number, 3: None})
+
+
+def test_who_was_asked_to_stop_was_not_killed(spec, asked):
+    note_killed(spec, {0: -signal.SIGTERM})
+    assert not error_file(spec, 0).exists()
 
 
 def test_an_error_while_it_was_asked_to_stop_is_one(spec, asked):
