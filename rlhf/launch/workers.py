@@ -114,8 +114,8 @@ def run_workers(
 
 
 def note_killed(spec: Spec, codes: dict[int, int | None]) -> None:
-    """Note for each of this node's ranks that a signal ended, unasked, that it did: it could not itself, and other nodes see
-    no more than that it has gone."""
+    """Note of each of this node's ranks that a signal ended, unasked, that it did: the rank could not, and other nodes see no
+    more than that it has gone."""
     if stopping.stop_requested.is_set() or is_lost(stage_directory(spec).path):
         return
     for rank, code in codes.items():
@@ -250,8 +250,8 @@ def terminate(workers: Sequence[Worker]) -> None:
 
 
 def find_first_failed(spec: Spec, bad: list[int], noted: list[int]) -> int:
-    """Return the rank that is the root cause: the one that was killed first, else one that failed and noted nothing, else the
-    one that noted its error first. Other ranks fail because it has gone."""
+    """Return the rank that is the root cause: the one that was killed first, else one that failed and noted nothing, else
+    the one that noted its error first. Other ranks fail because it has gone."""
     notes = {rank: read_note(spec, rank) for rank in noted}
     killed, silent = [rank for rank in noted if notes[rank].get("killed")], [rank for rank in bad if rank not in noted]
     if silent and not killed:
