@@ -114,8 +114,8 @@ def run_workers(
 
 
 def note_killed(spec: Spec, codes: dict[int, int | None]) -> None:
-    """Note of each of this node's ranks that a signal ended, unasked, that it did: the rank could not, and other nodes see no
-    more than that it has gone."""
+    """Note of each of this node's ranks that a signal ended, unasked, that it did: the rank could not, and other nodes see
+    no more than that it has gone."""
     if stopping.stop_requested.is_set() or is_lost(stage_directory(spec).path):
         return
     for rank, code in codes.items():
