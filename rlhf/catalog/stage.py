@@ -93,7 +93,7 @@ class Counts:
 
     @property
     def labelled(self) -> int:
-        """Responses with a label."""
+        """Count the responses with a label."""
         return self.desirable + self.undesirable
 
     def rows_of(self, name: str) -> int:

@@ -80,7 +80,7 @@ class WinRate:
 
     @property
     def decided(self) -> int:
-        """The comparisons in which one was preferred."""
+        """Count the comparisons in which one answer was preferred."""
         return self.wins + self.losses
 
     def describe(self) -> Record:

@@ -270,10 +270,10 @@ def describe_way(name: str, own: Config) -> str:
     padding = {"none": "padded", "length": "by length", "packed": "packed"}[getattr(own, stage).packing]
     how = f"{engine}, {padding}" if samples and own.bench.what not in ("score", "train") else padding
     how = engine if own.bench.what == "rollout" else how
-    fewer = ", one forward pass" * own.ppo.reuse_forward + ", the sampler's log-probabilities" * (
-        own.ppo.old_logprobs == "sampler"
-    )
-    return how + fewer * (own.bench.what == "step3") + copies * (name == own.algorithm)
+    if own.bench.what == "step3":
+        how += ", one forward pass" if own.ppo.reuse_forward else ""
+        how += ", the sampler's log-probabilities" if own.ppo.old_logprobs == "sampler" else ""
+    return how + copies * (name == own.algorithm)
 
 
 def describe_recipe(config: Config) -> dict[str, Any]:
@@ -294,7 +294,7 @@ def describe_recipe(config: Config) -> dict[str, Any]:
 
 
 def describe_memory(config: Config) -> str:
-    """Whose memory is told."""
+    """Say whose memory is told."""
     return (
         "memory/peak_gib: of the whole process during the variant's first turn" if config.hardware.device == "cpu"
         else "memory/peak_gib: allocated on the GPU during the variant's first turn"

@@ -46,13 +46,13 @@ class GraphPlan:
 
     @property
     def totals(self) -> Totals:
-        """What the stages that are to run take together."""
+        """Add up what the stages that are to run take."""
         steps = [Step(t.key, t.parents, self.plans[t.key]) for t in self.tasks if t.key in self.waiting]
         return add_up(steps, count_slots(self.tasks[0].config))
 
     @property
     def unshared_dollars(self) -> float | None:
-        """The dollars of all points if each ran all its stages itself, those that are done too."""
+        """Return the dollars of all points if each ran all its stages itself, those that are done too."""
         costs = [(len(task.points), self.plans[task.key].dollars) for task in self.tasks]
         return None if any(cost is None for _, cost in costs) else sum(count * (cost or 0.0) for count, cost in costs)
 

@@ -111,7 +111,7 @@ class StageDirectory:
 
     @property
     def metrics_file(self) -> Path:
-        """One JSON object per step."""
+        """Return the path of the metrics, one JSON object per step."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -229,7 +229,8 @@ class StageDirectory:
 
     @property
     def prune_file(self) -> Path:
-        """What a search writes to have a running stage save and leave; it holds the reason. A new attempt removes it."""
+        """Return the path of the file that a search writes to have a running stage save and leave, with the reason in it. A
+        new attempt removes it."""
         return self.path / "prune"
 
     def check_lock(self) -> None:

@@ -43,7 +43,7 @@ class Point:
 
     @property
     def seed(self) -> Any:
-        """The seed, from the configuration or else from the overrides."""
+        """Return the seed, from the configuration or else from the overrides."""
         typed = [given.partition("=")[2] for given in self.overrides if given.startswith("seed=")]
         return self.config.get("seed", typed[-1] if typed else None)
 

@@ -115,7 +115,7 @@ def describe_row(recipe: dict[str, Any]) -> str:
 
 
 def rates(what: str) -> tuple[str, ...]:
-    """Where a variant's sequences per second are."""
+    """Name the metrics in which a variant's sequences per second may be."""
     return ("throughput/samples_per_s", f"throughput/{what}_samples_per_s")
 
 
